@@ -1,0 +1,1 @@
+"""Boomerang local sampling for image datasets, and the releases that are made with it."""

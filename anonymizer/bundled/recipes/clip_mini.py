@@ -1,0 +1,183 @@
+"""Recipe of ``bundled:clip-mini``: a small CLIP of 64 x 64 faces and CIFAR-10 objects that two CPU cores can train.
+
+    python -m anonymizer.bundled.recipes.clip_mini --faces faces.parquet --cifar cifar10.parquet --work DIR --minutes 28
+
+``faces.parquet``: columns ``image`` (encoded bytes), ``age``, ``gender``, ``ethnicity``, ``split`` (``train`` / ``test``);
+``cifar10.parquet``: ``image``, ``label`` (a class name), ``split``. Writes ``DIR/model`` (open_clip's own folder format:
+``open_clip_config.json`` and ``open_clip_model.safetensors`` in fp16) and ``DIR/training.json``; the held-out figures are
+taken by ``clip_mini_figures``. A killed run goes on from its last checkpoint when the same command is given again.
+
+The loss has two terms. Captions: each picture gets one caption that names some of its attributes ("a photo of a young
+woman"); every picture that a caption is true of is a target, in equal parts, so that pictures that share a caption do
+not repel it. Instances: two augmented views of one picture attract and all other pictures repel (NT-Xent; Chen et al.
+2020), so that the embedding tells pictures of one class apart, which is what the similarity score needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from anonymizer.bundled.recipes.clip_mini_data import SIZE, Pictures, caption, load_cifar, load_faces, truth, views
+
+LONGEST_STEP = 5.0  # seconds; a longer one means that the process was paused, and a pause is not training time
+TEMPERATURE = 0.15  # of the instance term
+MODEL_CONFIG: dict[str, Any] = {
+    "embed_dim": 256,
+    "vision_cfg": {"image_size": SIZE, "layers": [1, 2, 2, 1], "width": 32, "head_width": 64},
+    # The simple tokenizer's vocabulary; all but a few dozen rows stay as they were drawn.
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+PREPROCESS: dict[str, Any] = {
+    "size": [SIZE, SIZE],
+    "mode": "RGB",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
+
+
+def new_clip() -> tuple[torch.nn.Module, Any]:
+    """The untrained network (8.8 M parameters, 3.2 M of them the vocabulary) and its tokenizer, both open_clip's own."""
+    import open_clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip-mini.json"
+        path.write_text(json.dumps(MODEL_CONFIG))
+        open_clip.add_model_config(path)
+    model, _, _ = open_clip.create_model_and_transforms("clip-mini")
+    return model.to(memory_format=torch.channels_last), open_clip.get_tokenizer("clip-mini")
+
+
+def caption_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric cross-entropy with all true pairs as targets in equal parts.
+
+    ``images`` (N, D) and ``texts`` (M, D) of unit norm, ``true`` bool (N, M) with a true entry in each row and column.
+    """
+    logits = scale * images @ texts.T  # (N, M)
+    rows, columns = true / true.sum(1, keepdim=True), true / true.sum(0, keepdim=True)
+    to_text = -(rows * logits.log_softmax(1)).sum(1).mean()
+    to_image = -(columns * logits.log_softmax(0)).sum(0).mean()
+    return (to_text + to_image) / 2
+
+
+def instance_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """NT-Xent of two views (B, D) of unit norm."""
+    both = torch.cat([first, second])  # (2B, D)
+    logits = (both @ both.T / TEMPERATURE).fill_diagonal_(float("-inf"))
+    return F.cross_entropy(logits, torch.arange(len(both)).roll(len(first)))
+
+
+def learning_rate(done: float, step: int, peak: float) -> float:
+    """Warm-up over 100 steps, flat, then linear decay over the last 60 % of the time; ``done`` in [0, 1]."""
+    return peak * min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - done) / 0.6))
+
+
+def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Weight decay for matrices and filters only; the vocabulary and all vectors go without."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if p.ndim < 2 or "embedding" in name]
+    decayed = [p for name, p in named if not (p.ndim < 2 or "embedding" in name)]
+    return [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+
+
+def save_model(model: torch.nn.Module, folder: Path) -> None:
+    """open_clip's folder format, loadable as ``local-dir:FOLDER``."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Batch counters are integers and stay so.
+    half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    save_file(half, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def step_loss(
+    model: Any, tokenizer: Any, batches: list[tuple[Pictures, torch.Tensor]], gen: torch.Generator, rng: random.Random
+) -> torch.Tensor:
+    """Both terms on one batch, given as pictures and the rows to take of them."""
+    attributes = torch.cat([pictures.attributes[rows] for pictures, rows in batches])
+    captions, said = zip(*(caption(row, rng) for row in attributes.tolist()), strict=True)
+    true = truth(attributes, torch.tensor(said))
+    pair = [torch.cat([views(pictures.pixels[rows], gen) for pictures, rows in batches]) for _ in range(2)]
+    pixels = torch.cat(pair).contiguous(memory_format=torch.channels_last)  # (2B, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        images, texts = model.encode_image(pixels), model.encode_text(tokenizer(list(captions)))
+    images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+    scale = model.logit_scale.exp().clamp(max=100)
+    captions_term = caption_loss(images, texts, scale, torch.cat([true, true]))
+    return captions_term + 0.5 * instance_loss(*images.chunk(2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faces", required=True)
+    parser.add_argument("--cifar", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="training time in all, over all restarts")
+    parser.add_argument("--batch", type=int, default=144, help="pictures a step, half of them faces; two views of each")
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's choice; 1 where other work shares the cores")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+    faces, objects = load_faces(args.faces, "train"), load_cifar(args.cifar, "train")
+    torch.manual_seed(0)
+    model, tokenizer = new_clip()
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.rate, betas=(0.9, 0.98))
+    gen = torch.Generator().manual_seed(1)
+    step, seconds, smooth = 0, 0.0, 0.0
+    checkpoint = args.work / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        gen.set_state(state["gen"])
+        step, seconds, smooth = state["step"], state["seconds"], state["smooth"]
+
+    def save() -> None:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "gen": gen.get_state()}
+        torch.save(state | {"step": step, "seconds": seconds, "smooth": smooth}, checkpoint.with_suffix(".tmp"))
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
+
+    model.train()
+    while seconds < args.minutes * 60:
+        begun = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(seconds / (args.minutes * 60), step, args.rate)
+        half = args.batch // 2
+        batches = [(part, torch.randint(0, len(part), (half,), generator=gen)) for part in (faces, objects)]
+        loss = step_loss(model, tokenizer, batches, gen, random.Random(step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
+        seconds += min(time.monotonic() - begun, LONGEST_STEP)
+        if step % 20 == 0:
+            print(f"step {step}  {seconds / 60:.1f} min  loss {smooth:.4f}", flush=True)
+        if step % 200 == 0:
+            save()
+    save()
+    save_model(model.eval(), args.work / "model")
+    figures = {"steps": step, "batch": args.batch, "minutes": round(seconds / 60, 1), "training_loss": round(smooth, 4)}
+    (args.work / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The configuration of a run: frozen, strict, and with one fingerprint of all that changes pixels."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from anonymizer.errors import ConfigError
+
+Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Limits(Section):
+    """Bounds on what is decoded; beyond them a record fails with a typed reason."""
+
+    max_bytes: int = Field(64 * 2**20, gt=0, description="bytes of one encoded picture")
+    max_pixels: int = Field(100_000_000, gt=0, description="width x height of one picture")
+    max_frames: int = Field(1000, gt=0, description="frames of an animation; the first one is used")
+
+
+class SourceConfig(Section):
+    """Where the originals lie and what is carried along with them."""
+
+    uri: str = Field(description="folder, file or prefix; any fsspec URI")
+    format: Literal["auto", "folder", "webdataset", "parquet", "listing"] = "auto"
+    image: str = Field("image", description="column of a Parquet file or listing that holds the picture or its path")
+    id: str | None = Field(None, description="column that names a record; without it, file and row do")
+    label: str | None = Field(None, description="'folder', or the column or key to carry as label; none by default")
+    caption: str | None = Field(None, description="column or key to carry as caption; none by default")
+    carry: tuple[str, ...] = Field((), description="further columns to carry into the manifest")
+    where: dict[str, str] = Field({}, description="keep only rows whose column has this value (Parquet, listing)")
+    fit: Literal["crop", "pad"] = Field("crop", description="how a picture of another shape is brought to the model's")
+    limits: Limits = Limits()
+
+
+class OutputConfig(Section):
+    """Where the release goes and what it looks like."""
+
+    uri: str
+    format: Literal["folder", "webdataset", "parquet"] = "folder"
+    image: Literal["png", "jpeg", "webp"] = "png"
+    quality: int = Field(95, ge=1, le=100, description="of jpeg and webp")
+    size: Literal["model", "original"] = Field("model", description="'original' resizes back to the original's size")
+    public_scores: Literal["none", "binned", "exact"] = "binned"
+
+
+class ModelConfig(Section):
+    """Which diffusion model samples, and on what."""
+
+    id: str = Field("bundled:faces-64", description="bundled:NAME, a local folder, or a hub id with a revision")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    allow_pickle: bool = False
+
+
+class BoomerangConfig(Section):
+    """The anonymity level and the sampler of the reverse half."""
+
+    level: float = Field(0.6, description="share of the training schedule, in (0, 1]")
+    sampler: Sampler = "sde-dpm++"
+    steps: int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; none: every step (ddpm only)")
+    samples: int = Field(1, description="outputs for each original; a release takes 1")
+
+    @field_validator("level")
+    @classmethod
+    def _level(cls, value: float) -> float:
+        if not 0 < value <= 1:
+            raise ValueError(f"must be in (0, 1], got {value:g}: level 0 would release the original, 1 is global sampling")
+        return value
+
+    @field_validator("samples")
+    @classmethod
+    def _samples(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError(f"must be 1 in a release, got {value}: several outputs of one original add up for an attacker")
+        return value
+
+
+class MetricsConfig(Section):
+    """Which models score an output against its original; ``none`` leaves a score out."""
+
+    clip: str = Field("bundled:clip-mini", description="bundled:clip-mini, an open_clip 'MODEL/PRETRAINED', or none")
+    lpips: str = Field("st-alex", description="st-alex (offline), alex, vgg, squeeze, 'alex:WEIGHTS_FILE', or none")
+
+
+class RunSettings(Section):
+    """How the work is cut up; nothing here changes a picture's noise."""
+
+    shard_size: int = Field(256, ge=1)
+    batch_size: int = Field(32, ge=1)
+    threads: int = Field(2, ge=1, description="threads that decode and encode beside the model")
+    retries: int = Field(1, ge=0, description="retries of a failed shard")
+
+
+class RunConfig(Section):
+    """Everything a release is made from."""
+
+    source: SourceConfig
+    output: OutputConfig
+    model: ModelConfig = ModelConfig()
+    boomerang: BoomerangConfig = BoomerangConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    run: RunSettings = RunSettings()
+    key_env: str = Field("ANONYMIZER_KEY", description="environment variable with the custodian's key (hex, 32 digits or more)")
+
+    def fingerprint(self, model_digest: str) -> str:
+        """SHA-256 (hex) of what changes pixels: model weights, Boomerang settings, fit, and the output's encoding."""
+        what = {
+            "model": model_digest,
+            "dtype": self.model.dtype,
+            "boomerang": self.boomerang.model_dump(),
+            "fit": self.source.fit,
+            "output": self.output.model_dump(include={"image", "quality", "size"}),
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A configuration file (YAML) with ``a.b=value`` overrides applied; any problem is one line."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config: no file {str(path)!r}: name a YAML file, or use --source and --output") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: cannot read {str(path)!r} ({type(error).__name__}): check the file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"config: {str(path)!r} is not YAML{where}: check indentation and quotes") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config: {str(path)!r} holds no mapping: it needs at least source.uri and output.uri")
+    return build(tree, overrides)
+
+
+def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """A configuration from nested mappings with ``a.b=value`` overrides (values read as YAML)."""
+    tree = _plain(tree)
+    for override in overrides:
+        name, separator, value = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set: got {override!r}: write it as section.key=value")
+        *sections, key = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set: {name!r} goes through {section!r}, which is a value: check the key")
+        node[key] = yaml.safe_load(value)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+
+
+def _plain(node: Any) -> Any:
+    return {k: _plain(v) for k, v in node.items()} if isinstance(node, Mapping) else node
+
+
+def _line(item: Any) -> str:
+    """One pydantic error as 'field: what, value: next step'."""
+    where = [str(part) for part in item["loc"]]
+    name = ".".join(where)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(where[:-1])
+        close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"{name}: unknown key: {hint}"
+    if item["type"] == "missing":
+        return f"{name}: missing: give it in the config or as --set {name}=..."
+    text = item["msg"].removeprefix("Value error, ")
+    return f"{name} {text}" if item["type"] == "value_error" else f"{name}: {text}, got {item['input']!r}"
+
+
+def _known_keys(where: Sequence[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in where:
+        model = model.model_fields[part].annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,67 @@
+"""What can go wrong, and who can mend it.
+
+    AnonymizerError
+    ├── UsageError            the user can mend it before any work starts; the command line exits with 2
+    │   ├── ConfigError       a key or a value of the configuration
+    │   ├── SourceError       the dataset that is to be read
+    │   ├── OutputError       the place that is to be written
+    │   ├── ModelError        a diffusion or scoring model, its device, its dtype
+    │   └── CustodianKeyError the custodian's key
+    ├── RecordError           one record cannot be used; it becomes a row with a reason, the run goes on
+    ├── ShardError            one shard failed; its text never names a record
+    └── IntegrityError        numbers or files that must agree do not; nothing is published (exit 1)
+
+Messages name field, value and next step in one line. ``UsageError`` may name paths that the user typed.
+``RecordError`` and ``ShardError`` never name a record, a path or a value: they may end up in logs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anonymizer.records import Reason
+
+
+class AnonymizerError(Exception):
+    """The root of all errors raised on purpose by this package."""
+
+
+class UsageError(AnonymizerError):
+    """The user's input is at fault; said before any long work starts."""
+
+
+class ConfigError(UsageError):
+    """A key or a value of the configuration is wrong."""
+
+
+class SourceError(UsageError):
+    """The source is missing, empty, or not of the format that was named."""
+
+
+class OutputError(UsageError):
+    """The output cannot be written, or belongs to another run."""
+
+
+class ModelError(UsageError):
+    """A model cannot be found or used as asked."""
+
+
+class CustodianKeyError(UsageError):
+    """The custodian's key is malformed or not the one that this release was begun with."""
+
+
+class RecordError(AnonymizerError):
+    """One record cannot be used. Carries a typed reason and nothing else."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class ShardError(AnonymizerError):
+    """A shard could not be finished; the details are in the restricted half of the release."""
+
+
+class IntegrityError(AnonymizerError):
+    """Counts or files that must agree do not."""

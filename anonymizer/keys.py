@@ -1,0 +1,72 @@
+"""The custodian's key, and what is derived from it: output ids, source digests, noise streams.
+
+Nothing that is derived can be traced back without the key. A run without a key draws a fresh one for each process and
+throws it away: then nobody, its custodian included, can replay the run or link an id to a source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass, field
+from functools import cache
+
+from anonymizer.errors import CustodianKeyError
+
+
+@dataclass(frozen=True)
+class CustodianKey:
+    """A secret of 16 bytes or more; ``lasting`` is false for one that is thrown away with the process."""
+
+    secret: bytes = field(repr=False)
+    lasting: bool = True
+
+    def derive(self, purpose: str, *parts: bytes) -> bytes:
+        """HMAC-SHA256 (32 bytes) of length-prefixed parts, in a domain of its own for each purpose."""
+        mac = hmac.new(self.secret, b"anonymizer/1/" + purpose.encode(), hashlib.sha256)
+        for part in parts:
+            mac.update(len(part).to_bytes(8, "big") + part)
+        return mac.digest()
+
+    def output_id(self, record_id: str) -> str:
+        """The public name of a record's output: 32 hex digits, unrelated to source order."""
+        return self.derive("output-id", record_id.encode())[:16].hex()
+
+    def source_hmac(self, data: bytes) -> str:
+        """A keyed digest of an original's bytes (64 hex digits); a bare hash would be a membership oracle."""
+        return self.derive("source", hashlib.sha256(data).digest()).hex()
+
+    def noise_key(self, record_id: str, data_hmac: str, fingerprint: str) -> bytes:
+        """The 128-bit key of one record's noise.
+
+        It depends on the bytes and on the fingerprint as well: noise that is used for two pictures, or at two levels,
+        could be cancelled by whoever holds both outputs.
+        """
+        return self.derive("noise", record_id.encode(), data_hmac.encode(), fingerprint.encode())[:16]
+
+    @property
+    def check(self) -> str | None:
+        """Tells two lasting keys apart without telling either; none for a fresh key."""
+        return self.derive("check")[:8].hex() if self.lasting else None
+
+
+def load_key(name: str) -> CustodianKey:
+    """The key in the environment variable ``name`` (hex, 32 digits or more), or this process's own fresh one."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return _fresh_key()
+    try:
+        secret = bytes.fromhex(text)
+    except ValueError:
+        secret = b""
+    if len(secret) < 16:
+        # The value is a secret: it is not repeated here.
+        raise CustodianKeyError(f"{name}: not a key: give 32 or more hex digits, for example from `openssl rand -hex 32`")
+    return CustodianKey(secret)
+
+
+@cache
+def _fresh_key() -> CustodianKey:
+    return CustodianKey(secrets.token_bytes(32), lasting=False)

@@ -1,0 +1,151 @@
+"""The ledger: one row for each record read, one Parquet file for each shard, committed in one write."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anonymizer.errors import IntegrityError
+from anonymizer.layout import Release
+from anonymizer.plan import Plan
+from anonymizer.records import Reason, Status
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one record. The columns are documented in docs/formats.md."""
+
+    record_id: str
+    source_uri: str
+    source_hmac: str | None
+    output_id: str | None
+    status: Status
+    reason: Reason | None
+    attempts: int
+    level: float
+    t_boom: int
+    log_snr: float
+    sampler: str
+    steps: int
+    clip_similarity: float | None
+    lpips: float | None
+    identity_distance: float | None
+    model_digest: str
+    config_fingerprint: str
+    code_version: str
+    shard: int
+    started: datetime
+    seconds: float
+    sha256: str | None = None  # of the output, from here on
+    bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    label: str | None = None
+    caption: str | None = None
+    carried: str | None = None  # further columns that the configuration names, as JSON
+
+
+_ARROW = {
+    "attempts": pa.int32(), "level": pa.float64(), "t_boom": pa.int32(), "log_snr": pa.float64(), "steps": pa.int32(),
+    "clip_similarity": pa.float32(), "lpips": pa.float32(), "identity_distance": pa.float32(), "shard": pa.int32(),
+    "started": pa.timestamp("us", "UTC"), "seconds": pa.float64(), "bytes": pa.int64(), "width": pa.int32(),
+    "height": pa.int32(),
+}  # fmt: skip
+SCHEMA = pa.schema([pa.field(f.name, _ARROW.get(f.name, pa.string())) for f in fields(Row)])
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """Counts of one committed shard, and nothing about a record: safe to hand to a scheduler."""
+
+    shard: int
+    read: int
+    released: int
+    quarantined: int
+    failed: int
+    seconds: float
+
+
+class ShardWriter:
+    """Stages the outputs of one shard under a fresh name, and commits them with the shard's ledger file.
+
+    What a killed attempt left behind is never looked at again; assembling removes it.
+    """
+
+    def __init__(self, release: Release, shard: int, metric_models: Mapping[str, str]) -> None:
+        self.release, self.shard, self.metric_models = release, shard, metric_models
+        self.folder = f"shard-{shard:05d}-{secrets.token_hex(6)}"
+
+    def put(self, output_id: str, suffix: str, data: bytes) -> None:
+        (self.release.staging / self.folder / f"{output_id}{suffix}").put(data)
+
+    def quarantine(self, output_id: str, suffix: str, data: bytes) -> None:
+        (self.release.quarantine / f"{output_id}{suffix}").put(data)
+
+    def commit(self, rows: Sequence[Row], expected: int, seconds: float) -> ShardSummary:
+        """Write the ledger file, which makes the shard count; refuses rows that do not account for every record."""
+        counts = Counter(row.status for row in rows)
+        if len(rows) != expected or len({row.record_id for row in rows}) != expected:
+            raise IntegrityError(f"shard {self.shard}: {len(rows)} rows for {expected} records: nothing was committed")
+        metadata = {"metric_models": json.dumps(dict(self.metric_models)), "staging": self.folder}
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, compression="zstd")
+        self.release.shard(self.shard).write(buffer.getvalue().to_pybytes())
+        return ShardSummary(
+            shard=self.shard,
+            read=len(rows),
+            released=counts[Status.RELEASED],
+            quarantined=counts[Status.QUARANTINED],
+            failed=counts[Status.FAILED],
+            seconds=seconds,
+        )
+
+
+def read_shard(release: Release, shard: int) -> pa.Table | None:
+    """The ledger of a committed shard, its schema checked; none if it is not committed."""
+    place = release.shard(shard)
+    if not place.exists():
+        return None
+    table = pq.read_table(pa.BufferReader(place.read()))
+    if not table.schema.equals(SCHEMA):
+        raise IntegrityError(f"ledger of shard {shard}: another schema than this version writes: nothing is published")
+    return table
+
+
+def committed(release: Release, plan: Plan) -> Iterator[tuple[int, pa.Table]]:
+    """Each committed shard's number and ledger, in order."""
+    for shard in range(plan.shards):
+        if (table := read_shard(release, shard)) is not None:
+            yield shard, table
+
+
+def summarize(shard: int, table: pa.Table) -> ShardSummary:
+    counts = Counter(table["status"].to_pylist())
+    return ShardSummary(
+        shard=shard,
+        read=len(table),
+        released=counts[Status.RELEASED],
+        quarantined=counts[Status.QUARANTINED],
+        failed=counts[Status.FAILED],
+        seconds=sum(table["seconds"].to_pylist()),
+    )
+
+
+def reconcile(plan: Plan, summaries: Sequence[ShardSummary]) -> None:
+    """read == released + quarantined + failed, for each shard and in all, and read == planned; or IntegrityError."""
+    missing = set(range(plan.shards)) - {s.shard for s in summaries}
+    if missing:
+        raise IntegrityError(f"{len(missing)} of {plan.shards} shards are not committed: run the same command again to finish them")
+    for s in summaries:
+        if s.read != s.released + s.quarantined + s.failed:
+            raise IntegrityError(f"shard {s.shard}: read {s.read}, accounted for {s.released + s.quarantined + s.failed}: nothing is published")
+    if (total := sum(s.read for s in summaries)) != plan.records:
+        raise IntegrityError(f"release: planned {plan.records} records, the ledger has {total}: nothing is published")

@@ -1,0 +1,52 @@
+"""Keyed noise: (key of a record, attempt, sample, step) -> N(0, I), whatever the batch, order, shard or device.
+
+The generator is Philox 4x64 (Salmon et al., 2011; numpy's implementation): counter-based, under a 128-bit key. The
+256-bit counter holds attempt, sample and step in its upper three words, so streams never overlap. Numbers are drawn on
+the CPU in float32 and moved, so that every device sees the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+FORWARD = 0  # the step that noises x0; the reverse step from t uses step t >= 1
+
+
+class Noise(Protocol):
+    """Anything that Boomerang may draw its noise from."""
+
+    def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
+        """N(0, I) for one step, of the shape, device and dtype of ``like`` (B, ...)."""
+        ...
+
+    def sample(self, number: int) -> Noise:
+        """The same rows' noise for another local sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class KeyedNoise:
+    """Noise of a batch: row i depends on ``keys[i]`` (16 bytes), ``attempt``, ``number`` and the step alone."""
+
+    keys: Sequence[bytes]
+    attempt: int = 0
+    number: int = 0
+
+    def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
+        if len(like) != len(self.keys):
+            raise ValueError(f"keys: {len(self.keys)} for a batch of {len(like)}: give one key for each row")
+        shape = tuple(like.shape[1:])
+        rows = np.empty((len(self.keys), *shape), dtype=np.float32)
+        for row, key in zip(rows, self.keys, strict=True):
+            counter = np.array([0, step, self.number, self.attempt], dtype=np.uint64)
+            bits = np.random.Philox(key=int.from_bytes(key, "little"), counter=counter)
+            np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
+        return torch.from_numpy(rows).to(device=like.device, dtype=like.dtype)
+
+    def sample(self, number: int) -> KeyedNoise:
+        return replace(self, number=number)

@@ -1,0 +1,44 @@
+"""Keeps Pillow's warnings and debug lines, which may quote a picture's metadata, out of logs and of callers' way."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+
+# At DEBUG, Pillow logs the values of TIFF tags: names, places, serial numbers.
+if logging.getLogger("PIL").level == logging.NOTSET:
+    logging.getLogger("PIL").setLevel(logging.WARNING)
+
+_lock = threading.Lock()
+_inside = 0
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Ignore warnings raised by Pillow's own modules.
+
+    ``warnings.catch_warnings`` swaps a process-wide list and so is not safe in threads; here one filter for one module
+    is put in by whoever comes first and taken out by whoever leaves last.
+    """
+    global _inside
+    with _lock:
+        before = list(warnings.filters)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        if _inside == 0:
+            _ours[:] = [item for item in warnings.filters[:1] if item not in before]
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                for item in _ours:
+                    with contextlib.suppress(ValueError):  # someone else restored the list in between
+                        warnings.filters.remove(item)  # type: ignore[attr-defined]
+
+
+_ours: list[object] = []

@@ -1,0 +1,135 @@
+"""Planning: which records there are, how they are cut into shards, and what the run will do to them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import yaml
+
+from anonymizer.backbones import Backbone
+from anonymizer.boomerang import Boomerang
+from anonymizer.config import RunConfig
+from anonymizer.errors import CustodianKeyError, OutputError
+from anonymizer.keys import CustodianKey
+from anonymizer.layout import Release
+from anonymizer.records import Entry, Reason
+from anonymizer.sources import open_source
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do; everything but the pictures. ``steps`` counts network calls for each picture."""
+
+    source: str
+    output: str
+    records: int
+    shards: int
+    shard_size: int
+    level: float
+    t_boom: int
+    T: int
+    log_snr: float
+    sampler: str
+    steps: int
+    model: str
+    model_digest: str
+    fingerprint: str
+    key_check: str | None
+
+
+def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:
+    boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
+    t_boom = boomerang.t_boom(config.boomerang.level)
+    return Plan(
+        source=config.source.uri,
+        output=config.output.uri,
+        records=records,
+        shards=-(-records // config.run.shard_size),
+        shard_size=config.run.shard_size,
+        level=config.boomerang.level,
+        t_boom=t_boom,
+        T=backbone.T,
+        log_snr=boomerang.log_snr(t_boom),
+        sampler=config.boomerang.sampler,
+        steps=len(boomerang.grid(t_boom)) - 1,
+        model=config.model.id,
+        model_digest=backbone.digest,
+        fingerprint=config.fingerprint(backbone.digest),
+        key_check=key.check,
+    )
+
+
+def estimate(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
+    """Seconds of sampling for the whole plan, from one timed network call on a batch."""
+    size = min(config.run.batch_size, max(plan.records, 1))
+    zt = backbone.encode(torch.zeros(size, 3, backbone.size, backbone.size))
+    with torch.inference_mode():
+        backbone.predict(zt, plan.t_boom)  # the first call also prepares
+        begun = time.monotonic()
+        backbone.predict(zt, plan.t_boom).sum().item()
+    return (time.monotonic() - begun) * plan.steps * -(-plan.records // size)
+
+
+def count(config: RunConfig) -> int:
+    """Records in the source, listed without reading a picture."""
+    return sum(1 for _ in open_source(config.source).entries())
+
+
+def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
+    """List the source into ``restricted/plan/``, or take up the plan of a run that was begun before."""
+    if release.plan.exists():
+        return _resume(config, backbone, key, release)
+    if release.public.exists():
+        raise OutputError(f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output")
+    records = 0
+    for shard, entries in enumerate(_chunks(open_source(config.source).entries(), config.run.shard_size)):
+        release.entries(shard).put(json.dumps([_to_json(e) for e in entries]).encode())
+        records += len(entries)
+    plan = describe(config, backbone, key, records)
+    release.config.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
+    release.plan.write(json.dumps(asdict(plan), indent=2).encode())  # last: the plan stands when this file does
+    return plan
+
+
+def read(release: Release) -> Plan:
+    if not release.plan.exists():
+        raise OutputError(f"release {str(release.root)!r}: no restricted/plan.json: it is not a release, or only its public half")
+    return Plan(**json.loads(release.plan.read()))
+
+
+def read_entries(release: Release, shard: int) -> list[Entry]:
+    return [_from_json(item) for item in json.loads(release.entries(shard).read())]
+
+
+def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
+    plan = read(release)
+    asked = describe(config, backbone, key, plan.records)
+    if asked.key_check != plan.key_check:
+        raise CustodianKeyError(f"{config.key_env}: not the key that {config.output.uri!r} was begun with: set that one, or choose another output")
+    for name in ("source", "fingerprint"):
+        if getattr(asked, name) != getattr(plan, name):
+            raise OutputError(
+                f"output.uri {config.output.uri!r}: holds a run with another {name}: use the settings in its "
+                "restricted/config.yaml to finish it, or choose another output"
+            )
+    return plan
+
+
+def _chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+    iterator = iter(entries)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _to_json(entry: Entry) -> dict[str, Any]:
+    return {k: v for k, v in asdict(entry).items() if v is not None}
+
+
+def _from_json(item: dict[str, Any]) -> Entry:
+    return Entry(**(item | {"problem": Reason(item["problem"])} if "problem" in item else item))

@@ -1,0 +1,81 @@
+"""The types that every room hands on: where a record lies, what was read, what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """How a record ended; there is no fourth way."""
+
+    RELEASED = "released"
+    QUARANTINED = "quarantined"
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why a record was not released."""
+
+    EMPTY = "empty"  # zero bytes
+    NOT_AN_IMAGE = "not_an_image"  # no decoder knows it
+    TRUNCATED = "truncated"  # a decoder knows it, and it ends early or is damaged
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_MANY_FRAMES = "too_many_frames"
+    UNSUPPORTED_MODE = "unsupported_mode"  # pixels whose meaning we would have to guess
+    UNREADABLE = "unreadable"  # listed, but the bytes cannot be had (missing, permission, I/O)
+    CHANGED = "changed"  # not the bytes that were there when the run was planned
+    OUTSIDE_SOURCE = "outside_source"  # a link or a path that leaves the source
+    DUPLICATE_ID = "duplicate_id"  # a second record of the same id
+    BAD_METADATA = "bad_metadata"  # a label, caption or carried column that cannot be read
+    NOT_FINITE = "not_finite"  # the model returned NaN or infinity
+    NOT_SCORED = "not_scored"  # a score that the run asks for is missing
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one record lies; listed at planning, without reading a pixel.
+
+    ``record_id`` is unique in a source, printable UTF-8 (other bytes and control characters percent-encoded).
+    ``member`` names a part inside ``uri``: a tar member, a Parquet row, a listing row. ``size`` in bytes where the
+    listing knows it. ``problem`` marks a record that is known to be unusable before it is read.
+    """
+
+    record_id: str
+    uri: str
+    member: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    label: str | None = None
+    problem: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as read: its bytes and what the configuration asked to carry, or the reason why there is nothing."""
+
+    entry: Entry
+    data: bytes = b""
+    label: str | None = None
+    caption: str | None = None
+    columns: Mapping[str, object] = field(default_factory=dict)
+    problem: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How far one output is from its original. ``None``: not asked for. NaN never means 'not asked for'."""
+
+    clip_similarity: float | None = None
+    lpips: float | None = None
+    identity_distance: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate says of one record."""
+
+    status: Status
+    reason: Reason | None = None

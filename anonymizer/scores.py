@@ -1,0 +1,29 @@
+"""What of a score may be public: nothing, a coarse bin, or, when asked for, the figure itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+COLUMNS = ("clip_similarity", "lpips")
+BIN = 0.1  # wide enough that a score singles nobody out, narrow enough to see a trend
+
+
+def public_columns(rows: pa.Table, how: Literal["none", "binned", "exact"]) -> dict[str, pa.Array]:
+    """Score columns for the manifest; a score that was not asked for has no column."""
+    present = [name for name in COLUMNS if rows[name].null_count < len(rows)]
+    if how == "none":
+        return {}
+    if how == "exact":
+        return {name: rows[name] for name in present}
+    return {f"{name}_bin": pa.array([label(v) for v in rows[name].to_pylist()], pa.string()) for name in present}
+
+
+def label(value: float | None) -> str | None:
+    """The bin of a value as text, for example ``0.6-0.7``."""
+    if value is None:
+        return None
+    low = np.floor(value / BIN + 1e-9) * BIN
+    return f"{low:.1f}-{low + BIN:.1f}"

@@ -1,0 +1,157 @@
+"""The command line: ``anonymizer COMMAND``. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from anonymizer.errors import AnonymizerError, UsageError
+
+if TYPE_CHECKING:
+    from anonymizer.config import RunConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Group(click.Group):
+    """Turns our errors into one line and an exit status: 1, the answer is no; 2, bad usage or input."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AnonymizerError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2 if isinstance(error, UsageError) else 1)
+        except KeyboardInterrupt:
+            click.echo("stopped: run the same command again to finish what is left", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="anonymizer")
+def main() -> None:
+    """Release image datasets without releasing the people in them.
+
+    Pictures go through Boomerang (partial noising, then a diffusion model's way back), are scored against their
+    originals, and come out as a documented release. A level is a setting, not a guarantee: measure the risk.
+    """
+
+
+def run_options(command: F) -> F:
+    """CONFIG.yaml, or --source and --output; --set for the rest."""
+    options = [
+        click.argument("config", required=False, type=click.Path(dir_okay=False)),
+        click.option("--source", help="Folder, file or prefix with the originals; any fsspec URI."),
+        click.option("--output", help="Where the release goes; any fsspec URI."),
+        click.option("--level", type=float, help="Anonymity level in (0, 1]: the share of the training schedule."),
+        click.option("--model", help="bundled:NAME, a local folder, or a hub id (then --set model.revision=...)."),
+        click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable."),
+    ]
+
+    @wraps(command)
+    def with_config(
+        config: str | None, source: str | None, output: str | None, level: float | None, model: str | None,
+        overrides: tuple[str, ...], **rest: Any,
+    ) -> Any:  # fmt: skip
+        return command(_config(config, source, output, level, model, overrides), **rest)
+
+    for option in reversed(options):
+        with_config = option(with_config)  # type: ignore[assignment]
+    return with_config  # type: ignore[return-value]
+
+
+def _config(
+    path: str | None, source: str | None, output: str | None, level: float | None, model: str | None, overrides: tuple[str, ...]
+) -> RunConfig:
+    from anonymizer import config
+
+    short = {"source.uri": source, "output.uri": output, "boomerang.level": level, "model.id": model}
+    sets = [f"{name}={json.dumps(value)}" for name, value in short.items() if value is not None] + list(overrides)
+    if path is None and (source is None or output is None):
+        raise UsageError("config: none given: name a CONFIG.yaml, or give --source and --output")
+    return config.build({}, sets) if path is None else config.load(path, sets)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+
+
+@main.command()
+@run_options
+@as_json
+@quiet
+def run(config: RunConfig, as_json: bool, quiet: bool) -> None:
+    """Make a release.
+
+    \b
+    anonymizer run CONFIG.yaml
+    anonymizer run --source photos/ --output release/ --level 0.6
+
+    A run that was stopped is finished by the same command.
+    """
+    from flows import commands
+
+    commands.run(config, as_json=as_json, quiet=quiet)
+
+
+@main.command()
+@run_options
+@as_json
+def plan(config: RunConfig, as_json: bool) -> None:
+    """Say what `run` would do, and how long it would take; writes nothing."""
+    from flows import commands
+
+    commands.plan(config, as_json=as_json)
+
+
+@main.command()
+@click.argument("release")
+@as_json
+def status(release: str, as_json: bool) -> None:
+    """Say how far a release is."""
+    from flows import commands
+
+    commands.status(release, as_json=as_json)
+
+
+@main.command()
+@click.argument("release")
+@click.argument("output_id", required=False)
+@as_json
+def inspect(release: str, output_id: str | None, as_json: bool) -> None:
+    """Show a release's settings and counts, or the manifest row of one OUTPUT_ID."""
+    from flows import commands
+
+    commands.inspect(release, output_id, as_json=as_json)
+
+
+@main.command()
+@click.argument("name", required=False)
+@as_json
+def models(name: str | None, as_json: bool) -> None:
+    """List the bundled models, or print the card of one."""
+    from flows import commands
+
+    commands.models(name, as_json=as_json)
+
+
+@main.command()
+@click.option("--output", default="demo", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--pictures", default=48, show_default=True, type=click.IntRange(4, 1000), help="How many people to invent.")
+@click.option("--level", default=0.6, show_default=True, help="Anonymity level in (0, 1].")
+@quiet
+def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
+    """Invent a dataset of people who do not exist, plant leaks in it, and release it."""
+    from flows import demo
+
+    demo.run(output, pictures, level, quiet=quiet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What the command line prints: progress, tables, one clear summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flows.progress import watched_by
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Bar:
+    """A progress bar fed by the run's watcher."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task = progress.add_task("starting", total=None)
+
+    def begin(self, records: int, done: int) -> None:
+        self.progress.update(self.task, total=records, completed=done)
+
+    def advance(self, records: int) -> None:
+        self.progress.advance(self.task, records)
+
+    def stage(self, name: str) -> None:
+        self.progress.update(self.task, description=name)
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[None]:
+    """Show the progress of runs in this process on standard error, where a person can see it."""
+    if quiet:
+        yield
+        return
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"),
+    )  # fmt: skip
+    with Progress(*columns, console=err, transient=True) as progress, watched_by(Bar(progress)):
+        yield
+
+
+def facts(title: str, rows: Mapping[str, Any]) -> None:
+    """A titled list of names and values."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    out.print(table)
+    out.print()
+
+
+def duration(seconds: float) -> str:
+    """``1 h 02 min``, ``3 min 20 s``, ``12 s``."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
