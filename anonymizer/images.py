@@ -43,6 +43,7 @@ Encoding = Literal["png", "jpeg", "webp"]
 
 SUFFIXES: dict[str, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 MEDIA_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+LIMITS = Limits.model_validate({})
 LARGEST_SIDE: dict[str, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 
 
@@ -62,16 +63,17 @@ FORMATS: dict[str, Format] = {
     "JPEG": Format(lambda b: b.startswith(b"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
     "WEBP": Format(lambda b: b.startswith(b"RIFF") and b[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
     "GIF": Format(lambda b: b.startswith((b"GIF87a", b"GIF89a")), GifImagePlugin.GifImageFile),
-    "TIFF": Format(
-        lambda b: b.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")), TiffImagePlugin.TiffImageFile
-    ),
+    "TIFF": Format(lambda b: b.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")), TiffImagePlugin.TiffImageFile),
     "AVIF": Format(
         lambda b: b[4:8] == b"ftyp" and b[8:12] in (b"avif", b"avis", b"mif1"), AvifImagePlugin.AvifImageFile
     ),
     "BMP": Format(lambda b: b.startswith(b"BM"), BmpImagePlugin.BmpImageFile, telling=False),
-    "PPM": Format(lambda b: b[:1] == b"P" and b[1:2] in b"123456" and b[2:3] in b" \t\r\n#", PpmImagePlugin.PpmImageFile,
-                  telling=False),
-}  # fmt: skip
+    "PPM": Format(
+        lambda b: b[:1] == b"P" and b[1:2] in b"123456" and b[2:3] in b" \t\r\n#",
+        PpmImagePlugin.PpmImageFile,
+        telling=False,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class EncodedPicture:
     height: int
 
 
-def decode(data: bytes, size: int, fit: Fit = "crop", limits: Limits = Limits()) -> Picture:  # noqa: B008 (frozen)
+def decode(data: bytes, size: int, fit: Fit = "crop", limits: Limits = LIMITS) -> Picture:
     """The first frame of an encoded picture as sRGB, upright, opaque (on white), at ``size`` x ``size``.
 
     "crop" scales to cover and keeps the centre; "pad" scales to fit and repeats the edges. Lanczos, antialiased.
@@ -317,7 +319,7 @@ def _through_profile(image: Any, profile: bytes) -> Any:
         if space == "RGB" and image.mode in ("RGB", "L"):
             image = image.convert("RGB")
         elif space == "GRAY" and image.mode in ("L", "F"):
-            image = image if image.mode == "L" else Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8))
+            image = Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8))
         elif not (space == "CMYK" and image.mode == "CMYK"):
             return None
         return ImageCms.profileToProfile(
