@@ -1,0 +1,75 @@
+"""Where originals come from: each format lists its records, then reads them, one ``Record`` for each ``Entry``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol
+
+from anonymizer.config import SourceConfig
+from anonymizer.errors import SourceError
+from anonymizer.records import Entry, Record
+from anonymizer.sources.files import IGNORED_NAMES, PARQUET_SUFFIXES, TAR_SUFFIXES, Location, locate, printable
+from anonymizer.sources.values import check_carry
+
+__all__ = ["IGNORED_NAMES", "Source", "detect_format", "open_source", "printable"]
+
+LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+SIDE_FILES = (".md", ".txt", ".json", ".yaml", ".yml", ".gitattributes", ".gitignore", ".crc", "_success")
+
+
+class Source(Protocol):
+    """A dataset that can be listed and read."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Every record in a stable order, without reading a picture. SourceError if the source cannot be used."""
+        ...
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
+        """One record for each entry, in the same order: its bytes, or the reason why there are none. Streams."""
+        ...
+
+
+def open_source(config: SourceConfig) -> Source:
+    """The source that the configuration names; cheap, and repeated for each shard. SourceError if it is missing."""
+    check_carry(config)
+    location = locate(config.uri)
+    name = detect_format(location) if config.format == "auto" else config.format
+    if name == "webdataset":
+        from anonymizer.sources.webdataset import WebDatasetSource
+
+        return WebDatasetSource(config, location)
+    if name == "parquet":
+        from anonymizer.sources.parquet import ParquetSource
+
+        return ParquetSource(config, location)
+    if name == "listing":
+        from anonymizer.sources.listing import ListingSource
+
+        return ListingSource(config, location)
+    from anonymizer.sources.folder import FolderSource
+
+    return FolderSource(config, location)
+
+
+def detect_format(location: Location) -> str:
+    """The format by what lies there: a file by its suffix; a folder by its first thousand files.
+
+    A folder is tar or Parquet when all of it is, side files such as README.md apart; else it is a folder of pictures.
+    """
+    kinds = {"webdataset": TAR_SUFFIXES, "parquet": PARQUET_SUFFIXES}
+    if location.is_file:
+        for kind, suffixes in (kinds | {"listing": LISTING_SUFFIXES}).items():
+            if location.path.lower().endswith(suffixes):
+                return kind
+        known = ", ".join(TAR_SUFFIXES + PARQUET_SUFFIXES + LISTING_SUFFIXES)
+        raise SourceError(
+            f"source.uri {location.uri!r}: a file of unknown format: set source.format, or name a folder, or a file "
+            f"that ends in {known}"
+        )
+    names = [file.relative.lower() for file in islice(location.files(), 1000)]
+    data = [name for name in names if not name.endswith(SIDE_FILES)]
+    for kind, suffixes in kinds.items():
+        if data and all(name.endswith(suffixes) for name in data):
+            return kind
+    return "folder"

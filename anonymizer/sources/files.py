@@ -1,0 +1,238 @@
+"""Finding and reading files on any fsspec file system, without following links out of the source."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from anonymizer.errors import RecordError, SourceError
+from anonymizer.records import Entry, Reason, Record
+
+# What operating systems and tools leave behind. These, and files that begin with "._" (macOS), are never records; every
+# other file is one, and one that is no picture ends as a failed row.
+IGNORED_NAMES = frozenset(
+    {".DS_Store", ".localized", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", ".gitkeep"}
+)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+IGNORED_FOLDERS = frozenset({".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trashes", ".Spotlight-V100"})
+
+
+@dataclass(frozen=True)
+class File:
+    """A file below a source: where it is, its path relative to the source, its size where the listing knows it."""
+
+    path: str
+    relative: str
+    size: int | None = None
+    problem: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Location:
+    """An existing file or folder on one fsspec file system; ``uri`` is what the user typed."""
+
+    uri: str
+    fs: Any
+    path: str
+    is_file: bool
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def files(self) -> Iterator[File]:
+        """All files, in a stable order: the file itself, or what lies below the folder."""
+        if self.is_file:
+            yield File(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
+        else:
+            yield from _walk_local(self.path, self.uri) if self.is_local else _walk_remote(self.fs, self.path)
+
+    def to_uri(self, path: str) -> str:
+        """A name for the path that ``to_path`` undoes; an absolute path on a local disk."""
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
+    def to_path(self, uri: str) -> str:
+        return uri if self.is_local else str(self.fs._strip_protocol(uri))
+
+    def open(self, path: str) -> Any:
+        """The file, opened for reading bytes; may seek."""
+        return open(path, "rb") if self.is_local else self.fs.open(path, "rb")
+
+    def read(self, path: str, most: int, size: int | None = None) -> bytes:
+        """All bytes of a file; RecordError when it is larger than ``most``, or not ``size`` bytes as it was listed."""
+        if size is not None and size > most:
+            raise RecordError(Reason.TOO_MANY_BYTES)
+        if self.is_local:
+            root = os.path.dirname(self.path) if self.is_file else self.path
+            return _read_local(path, most, size, os.path.realpath(root))
+        return _read_remote(self.fs, path, most, size)
+
+
+def locate(uri: str) -> Location:
+    """What a URI names; SourceError if nothing is there or its file system cannot be used."""
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+        if fs.isfile(path):
+            return Location(uri, fs, path, is_file=True)
+        if fs.isdir(path):
+            return Location(uri, fs, path, is_file=False)
+    except ImportError as error:
+        raise SourceError(f"source.uri {uri!r}: {error}: install it, or name a local folder") from None
+    except Exception as error:  # each file system has errors of its own
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SourceError(f"source.uri {uri!r}: cannot be opened ({text}): check the address and your access") from None
+    raise SourceError(f"source.uri {uri!r}: no such file or folder: check the path")
+
+
+def is_ignored(name: str) -> bool:
+    return name in IGNORED_NAMES or name.startswith("._")
+
+
+def _walk_local(root: str, uri: str) -> Iterator[File]:
+    """Depth first, names sorted. Links are followed inside the root only; a link that leads in a circle is left out."""
+    real_root = os.path.realpath(root)
+    try:
+        stack = [(root, "", real_root, iter(sorted(os.listdir(root))))]
+    except OSError as error:
+        raise SourceError(f"source.uri {uri!r}: cannot be listed ({error.strerror}): check its permissions") from None
+    while stack:
+        folder, prefix, real_folder, names = stack[-1]
+        name = next(names, None)
+        if name is None:
+            stack.pop()
+            continue
+        path, relative, real = os.path.join(folder, name), prefix + name, os.path.join(real_folder, name)
+        if is_ignored(name):
+            continue
+        try:
+            if os.path.islink(path):
+                real = os.path.realpath(path)
+                if not _is_inside(real, real_root):
+                    yield File(path, relative, problem=Reason.OUTSIDE_SOURCE)
+                    continue
+            info = os.stat(path)
+            if stat.S_ISDIR(info.st_mode):
+                if name not in IGNORED_FOLDERS and all(real != open_folder[2] for open_folder in stack):
+                    stack.append((path, relative + "/", real, iter(sorted(os.listdir(path)))))
+            elif stat.S_ISREG(info.st_mode):
+                yield File(path, relative, info.st_size)
+            else:  # a pipe, a socket, a device: never opened
+                yield File(path, relative, problem=Reason.UNREADABLE)
+        except OSError:
+            yield File(path, relative, problem=Reason.UNREADABLE)
+
+
+def _walk_remote(fs: Any, root: str) -> Iterator[File]:
+    base = root.rstrip("/")
+    stack: list[Iterator[dict[str, Any]]] = [iter([{"name": root, "type": "directory"}])]
+    while stack:
+        item = next(stack[-1], None)
+        if item is None:
+            stack.pop()
+            continue
+        path = str(item["name"]).rstrip("/")
+        name = path.rpartition("/")[2]
+        if item["type"] != "directory":
+            if not is_ignored(name):
+                yield File(path, path.removeprefix(base).lstrip("/"), item.get("size"))
+        elif name not in IGNORED_FOLDERS:
+            inside = (i for i in fs.ls(path, detail=True) if str(i["name"]).rstrip("/") != path)  # not its own marker
+            stack.append(iter(sorted(inside, key=lambda i: str(i["name"]))))
+
+
+def read_anywhere(uri: str, most: int) -> bytes:
+    """All bytes of the file that a URI or an absolute path names; RecordError as ``Location.read``."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    return _read_local(path, most, None, "/") if isinstance(fs, LocalFileSystem) else _read_remote(fs, path, most, None)
+
+
+def _is_inside(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def _read_local(path: str, most: int, size: int | None, root: str) -> bytes:
+    if not _is_inside(os.path.realpath(path), root):
+        raise RecordError(Reason.OUTSIDE_SOURCE)
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise RecordError(Reason.UNREADABLE)
+        if size is not None and info.st_size != size:
+            raise RecordError(Reason.CHANGED)
+        if info.st_size > most:
+            raise RecordError(Reason.TOO_MANY_BYTES)
+        data = file.read(info.st_size)
+    if len(data) != info.st_size:
+        raise RecordError(Reason.CHANGED)
+    return data
+
+
+def _read_remote(fs: Any, path: str, most: int, size: int | None) -> bytes:
+    planned = size
+    if size is None:
+        size = fs.info(path).get("size")
+    if size is None:  # a server that does not say: read no more than is allowed
+        with fs.open(path, "rb") as file:
+            data = bytes(file.read(most + 1))
+    elif size > most:
+        raise RecordError(Reason.TOO_MANY_BYTES)
+    elif size == 0:  # a range of nothing is an error to some stores
+        data = b"" if fs.size(path) == 0 else b"?"
+    else:
+        data = bytes(fs.cat_file(path, end=size + 1))
+    if planned is not None and len(data) != planned:
+        raise RecordError(Reason.CHANGED)
+    if len(data) > most:
+        raise RecordError(Reason.TOO_MANY_BYTES)
+    return data
+
+
+def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record]) -> Iterator[Record]:
+    """``read`` of each entry; what it raises becomes the record's problem."""
+    for entry in entries:
+        if entry.problem is not None:
+            yield Record(entry, label=entry.label, problem=entry.problem)
+            continue
+        try:
+            yield read(entry)
+        except RecordError as error:
+            yield Record(entry, label=entry.label, problem=error.reason)
+        except Exception:  # storage libraries raise errors of their own; one record that cannot be had is a row
+            yield Record(entry, label=entry.label, problem=Reason.UNREADABLE)
+
+
+class Ids:
+    """Gives each record an id of its own; a second claim to the same id gets '#2' and a problem."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def claim(self, wanted: str) -> tuple[str, Reason | None]:
+        record_id, count = wanted, 1
+        while record_id in self._taken:
+            count += 1
+            record_id = f"{wanted}#{count}"
+        self._taken.add(record_id)
+        return record_id, None if count == 1 else Reason.DUPLICATE_ID
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Valid, visible UTF-8 for any path or URI: other bytes, control characters and '%' are percent-encoded.
+
+    Two different texts stay different; with ``keep="%"`` texts without odd characters also stay as they are.
+    """
+    return "".join(c if (c.isprintable() and c != "%") or c in keep else _percent(c) for c in text)
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))

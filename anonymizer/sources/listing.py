@@ -1,0 +1,190 @@
+"""A CSV, TSV or JSONL file that names one picture in each row, with labels, captions and other columns beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from anonymizer.config import SourceConfig
+from anonymizer.errors import RecordError, SourceError
+from anonymizer.records import Entry, Reason, Record
+from anonymizer.sources.files import Ids, Location, printable, read_anywhere, read_each
+from anonymizer.sources.values import check_columns, plain, text
+
+# File systems that a row may name; others (archives, caches, references) could lead anywhere.
+PROTOCOLS = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "http", "https"}
+
+
+class ListingSource:
+    """One row, one record; its id is listing and row, or the column ``source.id``.
+
+    A relative path is meant from the listing's folder and must stay inside it; an absolute path or a URI is taken at
+    its word.
+    """
+
+    def __init__(self, config: SourceConfig, location: Location) -> None:
+        if not location.is_file:
+            raise SourceError(f"source.uri {location.uri!r}: a folder: name the CSV or JSONL file in it")
+        self.config, self.location = config, location
+        self.name = printable(location.path.rpartition("/")[2])
+        self.folder = location.path.rpartition("/")[0]
+        self._header: list[str] = []
+        self.is_json = not location.path.lower().endswith((".csv", ".tsv"))
+
+    def entries(self) -> Iterator[Entry]:
+        ids = Ids()
+        config = self.config
+        row, keys = -1, dict[str, None]()
+        with self.location.open(self.location.path) as file:
+            for row, (offset, values) in enumerate(self._rows(file)):
+                keys.update(dict.fromkeys(values))
+                if any(_text(values.get(column)) != wanted for column, wanted in config.where.items()):
+                    continue
+                own = _text(values.get(config.id)) if config.id else f"{self.name}/{row}"
+                image = _text(values.get(config.image))
+                problem = Reason.BAD_METADATA if not own else Reason.EMPTY if not image else None
+                record_id, duplicate = ids.claim(printable(own) if own else f"{self.name}/{row}")
+                uri, outside = self._resolve(image or "")
+                yield Entry(record_id, uri, str(row), offset, problem=problem or outside or duplicate)
+        if row >= 0:
+            check_columns(config, list(keys), repr(self.name))
+        if not len(ids):
+            why = f"none of its {row + 1} rows matches source.where: check its values" if row >= 0 else "no rows in it"
+            raise SourceError(f"source.uri {self.location.uri!r}: {why}")
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
+        if not entries:
+            return
+        if not (self.config.label or self.config.caption or self.config.carry):
+            yield from read_each(entries, lambda entry: Record(entry, self._data(entry)))
+            return
+        try:
+            file = self.location.open(self.location.path)
+        except Exception:  # storage libraries raise errors of their own
+            yield from (Record(entry, problem=entry.problem or Reason.UNREADABLE) for entry in entries)
+            return
+        with file:
+            yield from read_each(entries, lambda entry: self._record(file, entry))
+
+    def _record(self, file: Any, entry: Entry) -> Record:
+        try:
+            _, values = next(self._rows(file, entry.offset or 0), (0, None))
+        except SourceError:
+            values = None
+        config = self.config
+        if values is None or self._resolve(_text(values.get(config.image)) or "")[0] != entry.uri:
+            raise RecordError(Reason.CHANGED)
+        label = text(values.get(config.label)) if config.label else None
+        caption = text(values.get(config.caption)) if config.caption else None
+        columns = {name: plain(values.get(name)) for name in config.carry}
+        return Record(entry, self._data(entry), label, caption, columns)
+
+    def _data(self, entry: Entry) -> bytes:
+        most = self.config.limits.max_bytes
+        if entry.uri.startswith(self.location.to_uri(self.folder).rstrip("/") + "/"):
+            return self.location.read(self.location.to_path(entry.uri), most)
+        return read_anywhere(entry.uri, most)
+
+    def _resolve(self, image: str) -> tuple[str, Reason | None]:
+        """Where a row's picture lies, and whether it may be read."""
+        protocol, separator, _ = image.partition("://")
+        if separator:
+            known = protocol.lower() in PROTOCOLS and "::" not in image
+            return image, None if known else Reason.OUTSIDE_SOURCE
+        path = posixpath.normpath(posixpath.join(self.folder, image))
+        inside = posixpath.isabs(image) or path.startswith(self.folder.rstrip("/") + "/")
+        bad = not inside or "\0" in image
+        return self.location.to_uri(path), Reason.OUTSIDE_SOURCE if bad else None
+
+    def _rows(self, file: Any, offset: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(offset, values) of each row, from the first one or from the one at ``offset``; SourceError if malformed."""
+        lines = _Lines(file, self.name)
+        if self.is_json:
+            yield from self._json_rows(lines, offset)
+        else:
+            yield from self._csv_rows(lines, offset)
+
+    def _json_rows(self, lines: _Lines, offset: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        if offset is not None:
+            lines.seek(offset)
+        while True:
+            start, line = lines.offset, next(lines, None)
+            if line is None:
+                return
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                values = None
+            if not isinstance(values, dict):
+                raise SourceError(f"source.uri: line {lines.number} of {self.name!r} is not a JSON object: correct it")
+            yield start, values
+
+    def _csv_rows(self, lines: _Lines, offset: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        delimiter = "\t" if self.location.path.lower().endswith(".tsv") else ","
+        try:
+            header = self._header
+            if offset is None or not header:
+                header = self._header = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+                if not header:
+                    raise SourceError(f"source.uri: {self.name!r} has no header: its first line must name the columns")
+                check_columns(self.config, header, repr(self.name))
+            if offset is not None:
+                lines.seek(offset)
+            start = lines.offset
+            for fields in csv.reader(lines, delimiter=delimiter, strict=True):
+                if fields:
+                    if len(fields) != len(header):
+                        raise SourceError(
+                            f"source.uri: line {lines.number} of {self.name!r} has {len(fields)} fields, not the "
+                            f"{len(header)} of the header: correct it, or quote what holds a {delimiter!r}"
+                        )
+                    yield start, {k: v or None for k, v in zip(header, fields, strict=True)}
+                start = lines.offset
+        except csv.Error as error:
+            raise SourceError(f"source.uri: line {lines.number} of {self.name!r}: {error}: correct it") from None
+
+
+class _Lines:
+    """Lines of a UTF-8 file as text, with the byte offset of the next one."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self.file, self.name = file, name
+        self.offset = 0
+        self.number = 0
+        self.seek(0)
+
+    def seek(self, offset: int) -> None:
+        self.file.seek(offset)
+        self.offset = offset
+        if offset == 0:
+            if self.file.read(3) == b"\xef\xbb\xbf":  # a byte order mark
+                self.offset = 3
+            self.file.seek(self.offset)
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self.file.readline()
+        if not line:
+            raise StopIteration
+        self.offset += len(line)
+        self.number += 1
+        try:
+            return str(line, "utf-8")
+        except UnicodeDecodeError:
+            raise SourceError(
+                f"source.uri: line {self.number} of {self.name!r} is not UTF-8: save the file as UTF-8"
+            ) from None
+
+
+def _text(value: object) -> str | None:
+    try:
+        return text(value)
+    except RecordError:
+        return None

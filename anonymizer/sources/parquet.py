@@ -1,0 +1,187 @@
+"""Parquet files: pictures as bytes, or as Hugging Face's {bytes, path} struct; everything else by column name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anonymizer.config import SourceConfig
+from anonymizer.errors import RecordError, SourceError
+from anonymizer.records import Entry, Reason, Record
+from anonymizer.sources.files import PARQUET_SUFFIXES, Ids, Location, printable
+from anonymizer.sources.values import check_columns, plain, text, wanted_columns
+
+BATCH_ROWS = 16  # rows of pictures in memory at a time
+
+
+class ParquetSource:
+    """Files below a folder that end in .parquet, or one file; an id is file and row, or the column ``source.id``."""
+
+    def __init__(self, config: SourceConfig, location: Location) -> None:
+        self.config, self.location = config, location
+
+    def entries(self) -> Iterator[Entry]:
+        ids = Ids()
+        rows = 0
+        config = self.config
+        for file in self.location.files():
+            if not file.relative.lower().endswith(PARQUET_SUFFIXES) and not self.location.is_file:
+                continue  # side files such as README.md
+            if file.problem is not None:
+                raise SourceError(
+                    f"source.uri: {printable(file.relative)!r} cannot be read, or is a link out of the source "
+                    f"({file.problem.value}): name the folder of the files themselves"
+                )
+            uri, name = self.location.to_uri(file.path), printable(file.relative)
+            with self._open(file.path, name) as parquet:
+                self._check(parquet.schema_arrow, name)
+                rows += parquet.metadata.num_rows
+                for row, values in self._keys(parquet, name):
+                    if any(_text(values[column]) != wanted for column, wanted in config.where.items()):
+                        continue
+                    own = _text(values[config.id]) if config.id else f"{name}/{row}"
+                    missing = Reason.BAD_METADATA if own is None else None
+                    record_id, duplicate = ids.claim(printable(own) if own is not None else f"{name}/{row}")
+                    yield Entry(record_id, uri, str(row), row, problem=missing or duplicate)
+        if not len(ids):
+            why = f"none of its {rows} rows matches source.where: check its values" if rows else "no rows in it"
+            raise SourceError(f"source.uri {self.location.uri!r}: {why}")
+
+    def _keys(self, parquet: pq.ParquetFile, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Row numbers, with the values that name and choose rows."""
+        columns = list(dict.fromkeys([*([self.config.id] if self.config.id else []), *self.config.where]))
+        if not columns:
+            yield from ((row, {}) for row in range(parquet.metadata.num_rows))
+            return
+        row = 0
+        for batch in parquet.iter_batches(batch_size=8192, columns=columns):
+            for values in batch.to_pylist():
+                yield row, values
+                row += 1
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
+        at = 0
+        while at < len(entries):
+            end = at + 1
+            while end < len(entries) and _follows(entries[end - 1], entries[end]):
+                end += 1
+            yield from self._read_file(entries[at:end])
+            at = end
+
+    def _read_file(self, entries: Sequence[Entry]) -> Iterator[Record]:
+        """Rows of one file, in ascending order; from the first bad page on, the rows that are left are unreadable."""
+        done = 0
+        try:
+            with self._open(self.location.to_path(entries[0].uri), "file") as parquet:
+                names = _class_names(parquet.schema_arrow, self.config.label)
+                for entry, values in _rows(parquet, entries, self._columns(parquet.schema_arrow)):
+                    done += 1
+                    yield self._record(entry, values, names)
+        except SourceError:
+            for entry in entries[done:]:
+                yield Record(entry, problem=entry.problem or Reason.UNREADABLE)
+        else:
+            for entry in entries[done:]:
+                yield Record(entry, problem=entry.problem or Reason.CHANGED)
+
+    def _record(self, entry: Entry, values: dict[str, Any], names: Sequence[str] | None) -> Record:
+        if entry.problem is not None:
+            return Record(entry, problem=entry.problem)
+        config = self.config
+        try:
+            data = values[config.image]
+            data = data["bytes"] if isinstance(data, dict) else data
+            if not data:
+                raise RecordError(Reason.EMPTY)
+            if len(data) > config.limits.max_bytes:
+                raise RecordError(Reason.TOO_MANY_BYTES)
+            label = values[config.label] if config.label else None
+            if names and isinstance(label, int) and 0 <= label < len(names):
+                label = names[label]
+            caption = text(values[config.caption]) if config.caption else None
+            return Record(entry, data, text(label), caption, {name: plain(values[name]) for name in config.carry})
+        except RecordError as error:
+            return Record(entry, problem=error.reason)
+
+    def _columns(self, schema: pa.Schema) -> list[str]:
+        struct = pa.types.is_struct(schema.field(self.config.image).type)
+        return [f"{self.config.image}.bytes" if struct else self.config.image, *wanted_columns(self.config)]
+
+    def _check(self, schema: pa.Schema, name: str) -> None:
+        check_columns(self.config, schema.names, repr(name))
+        image = schema.field(self.config.image).type
+        if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+            image = image.field("bytes").type
+        if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+            raise SourceError(
+                f"source.image: column {self.config.image!r} in {name!r} holds {image}, not pictures: name a column of "
+                "bytes or of {bytes, path}; paths to pictures belong into a CSV or JSONL listing"
+            )
+        for column in [*wanted_columns(self.config), *([self.config.id] if self.config.id else []), *self.config.where]:
+            kind = schema.field(column).type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                raise SourceError(f"source: column {column!r} in {name!r} holds {kind}: name one of text or numbers")
+
+    @contextlib.contextmanager
+    def _open(self, path: str, name: str) -> Iterator[pq.ParquetFile]:
+        with _damage(name), self.location.open(path) as file:
+            yield pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+
+
+def _rows(
+    parquet: pq.ParquetFile, entries: Sequence[Entry], columns: list[str]
+) -> Iterator[tuple[Entry, dict[str, Any]]]:
+    """Each entry with its row's values; only the row groups and batches that are needed."""
+    waiting = list(reversed(entries))
+    first = 0  # row number of the row group
+    for group in range(parquet.metadata.num_row_groups):
+        behind = first + parquet.metadata.row_group(group).num_rows
+        if waiting and _row(waiting[-1]) < behind:
+            at = first
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                while waiting and _row(waiting[-1]) < at + len(batch):
+                    row = _row(waiting[-1]) - at
+                    yield waiting.pop(), batch.slice(row, 1).to_pylist()[0]
+                at += len(batch)
+                if not waiting or _row(waiting[-1]) >= behind:
+                    break
+        first = behind
+
+
+def _follows(one: Entry, other: Entry) -> bool:
+    return other.uri == one.uri and _row(other) > _row(one)
+
+
+def _row(entry: Entry) -> int:
+    return entry.offset or 0
+
+
+def _text(value: object) -> str | None:
+    try:
+        return text(value)
+    except RecordError:
+        return None
+
+
+def _class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
+    """Names behind the numbers of a Hugging Face ClassLabel column."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+@contextlib.contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """Arrow's errors as one line that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError):
+        raise SourceError(f"source.uri: {name!r} is not a Parquet file, or is damaged: replace it") from None

@@ -1,0 +1,95 @@
+"""Values that are carried along: plain, valid text or numbers, or the record says that they cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+
+from anonymizer.config import SourceConfig
+from anonymizer.errors import RecordError, SourceError
+from anonymizer.records import Reason
+from anonymizer.sources.files import printable
+
+# Columns of the manifest and of the released files themselves, which a carried column must not replace.
+RESERVED = frozenset(
+    [
+        "output_id",
+        "file",
+        "member",
+        "sha256",
+        "bytes",
+        "width",
+        "height",
+        "format",
+        "image",
+        "label",
+        "caption",
+        "level",
+        "t_boom",
+        "log_snr",
+        "sampler",
+        "steps",
+        "model",
+        "model_digest",
+        "config_fingerprint",
+        "clip_similarity",
+        "lpips",
+        "identity_distance",
+    ]
+)
+
+
+def plain(value: object) -> str | int | float | bool | None:
+    """The value as JSON knows it; dates and decimals as text. RecordError BAD_METADATA for anything else."""
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, as JSON can spell it
+            raise RecordError(Reason.BAD_METADATA) from None
+        return value
+    if isinstance(value, bool | float) or value is None:
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    raise RecordError(Reason.BAD_METADATA)
+
+
+def text(value: object) -> str | None:
+    """The value as text: true and false as JSON spells them."""
+    value = plain(value)
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def wanted_columns(config: SourceConfig) -> list[str]:
+    """Names that are read for each record besides its picture."""
+    return list(dict.fromkeys(name for name in (config.label, config.caption, *config.carry) if name))
+
+
+def check_carry(config: SourceConfig) -> None:
+    """SourceError if a carried column would replace one of the release's own."""
+    for name in config.carry:
+        if name in RESERVED:
+            hint = f"use source.{name}" if name in ("label", "caption") else "rename it in the source, or leave it out"
+            raise SourceError(f"source.carry: {name!r} is a column of the release itself: {hint}")
+
+
+def check_columns(config: SourceConfig, available: Sequence[str], where: str) -> None:
+    """SourceError if a column that the configuration names is not there; ``where`` says in which file."""
+    asked: Iterable[tuple[str, str | None]] = [
+        ("image", config.image),
+        ("id", config.id),
+        ("label", config.label),
+        ("caption", config.caption),
+        *(("carry", name) for name in config.carry),
+        *(("where", name) for name in config.where),
+    ]
+    for field, name in asked:
+        if name is not None and name not in available:
+            known = ", ".join(printable(column) for column in available)
+            raise SourceError(f"source.{field}: no column {name!r} in {where}: available columns: {known}")

@@ -1,0 +1,266 @@
+"""WebDataset tar archives (plain or gzip): members that share a name up to its first dot are one record.
+
+Nothing is extracted, so a member's name leads nowhere. Members are found again by their offset.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from anonymizer.config import SourceConfig
+from anonymizer.errors import RecordError, SourceError
+from anonymizer.records import Entry, Reason, Record
+from anonymizer.sources.files import TAR_SUFFIXES, Ids, Location, is_ignored, printable
+from anonymizer.sources.values import plain, text, wanted_columns
+
+IMAGE_SUFFIXES = frozenset(
+    ["jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"]
+)
+SIDE_BYTES = 2**20  # a label, caption or json member larger than this is not one
+OTHER_NAMES = {"label": "cls", "caption": "txt"}  # WebDataset's own names for them
+
+
+@dataclass
+class Sample:
+    """Consecutive members of one key; ``images`` holds (name, size, problem)."""
+
+    key: str
+    offset: int
+    images: list[tuple[str, int, Reason | None]] = field(default_factory=list)
+
+
+class WebDatasetSource:
+    """Files below a folder that end in .tar, .tar.gz or .tgz, or one archive; a record's id is archive and key.
+
+    Without ``source.image`` the first picture of a key is its picture, and each further one a record with the problem
+    DUPLICATE_ID; ``source.image: seg.png`` picks one by its extension, and the others are then left aside as asked.
+    """
+
+    def __init__(self, config: SourceConfig, location: Location) -> None:
+        for name in ("id", "where"):
+            if getattr(config, name):
+                raise SourceError(f"source.{name}: works with Parquet and listings, not with tar: leave it out")
+        self.config, self.location = config, location
+        self.chosen = None if config.image == "image" else config.image.lower()
+        self.wanted = [name for name in wanted_columns(config) if (config.label, name) != ("folder", "folder")]
+
+    def entries(self) -> Iterator[Entry]:
+        ids = Ids()
+        held: list[Entry] = []  # damage, until one archive has proved to be one
+        healthy = False
+        for file in self.location.files():
+            if not file.relative.lower().endswith(TAR_SUFFIXES) and not self.location.is_file:
+                continue  # side files such as README.md
+            uri = self.location.to_uri(file.path)
+            for sample in self._samples(file.path) if file.problem is None else [file.problem]:
+                if isinstance(sample, Reason):
+                    held.append(Entry(ids.claim(f"{printable(file.relative)}/(damaged)")[0], uri, problem=sample))
+                else:
+                    healthy = True
+                if healthy:
+                    yield from held
+                    held = []
+                if isinstance(sample, Sample):
+                    yield from self._entries(sample, uri, ids.claim, printable(file.relative))
+        if not healthy:
+            raise SourceError(
+                f"source.uri {self.location.uri!r}: no readable tar archive with members in it: check it with tar -t"
+            )
+
+    def _entries(self, sample: Sample, uri: str, claim: Any, archive: str) -> Iterator[Entry]:
+        name = f"{archive}/{printable(sample.key)}"
+        label = self._folder_label(sample.key)
+        if not sample.images:
+            record_id, _ = claim(name)
+            yield Entry(record_id, uri, printable(sample.key), sample.offset, label=label, problem=Reason.NOT_AN_IMAGE)
+        for member, size, problem in sample.images:
+            record_id, duplicate = claim(name)
+            yield Entry(record_id, uri, member, sample.offset, size, label, problem or duplicate)
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
+        for uri, group in groupby(entries, key=lambda entry: entry.uri):
+            yield from self._read_archive(self.location.to_path(uri), list(group))
+
+    def _read_archive(self, path: str, entries: list[Entry]) -> Iterator[Record]:
+        try:
+            file = self._open(path)
+        except Exception:  # storage libraries raise errors of their own
+            for entry in entries:
+                yield Record(entry, label=entry.label, problem=entry.problem or Reason.UNREADABLE)
+            return
+        with file:
+            for entry in entries:
+                if entry.problem is not None:
+                    yield Record(entry, label=entry.label, problem=entry.problem)
+                    continue
+                try:
+                    yield self._read(file, entry)
+                except RecordError as error:
+                    yield Record(entry, label=entry.label, problem=error.reason)
+                except Exception:  # a damaged archive raises anything at all
+                    yield Record(entry, label=entry.label, problem=Reason.UNREADABLE)
+
+    def _read(self, file: Any, entry: Entry) -> Record:
+        """The members of one key, from its first one on, as far as they are needed."""
+        if entry.size is not None and entry.size > self.config.limits.max_bytes:
+            raise RecordError(Reason.TOO_MANY_BYTES)
+        file.seek(entry.offset)
+        data: bytes | None = None
+        sides: dict[str, bytes | None] = {}
+        key = _key(entry.member or "")[0]
+        for member in _headers(tarfile.TarFile(fileobj=file, mode="r")):
+            name = _clean(member.name)
+            member_key, extension = _key(name)
+            if member_key != key:
+                break
+            if name == entry.member and data is None:
+                if not member.isreg() or member.size != entry.size:
+                    raise RecordError(Reason.CHANGED)
+                data = _content(file, member)
+            elif self.wanted and extension not in IMAGE_SUFFIXES and member.isreg():
+                sides[extension] = _content(file, member) if member.size <= SIDE_BYTES else None
+            if data is not None and not self.wanted:
+                break
+        if data is None:
+            raise RecordError(Reason.CHANGED)
+        values = _Values(sides)
+        label = entry.label if self.config.label in (None, "folder") else text(values[self.config.label])
+        caption = None if self.config.caption is None else text(values[self.config.caption])
+        return Record(entry, data, label, caption, {name: plain(values[name]) for name in self.config.carry})
+
+    def _open(self, path: str) -> Any:
+        file = self.location.open(path)
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        return gzip.GzipFile(fileobj=file) if packed else file
+
+    def _samples(self, path: str) -> Iterator[Sample | Reason]:
+        """Keys of one archive in order; where it is damaged, the reason, and then what can be read behind it."""
+        try:
+            file = self._open(path)
+        except Exception:  # storage libraries raise errors of their own
+            yield Reason.UNREADABLE
+            return
+        sample: Sample | None = None
+        with file:
+            for member in _members(file):
+                if isinstance(member, Reason):
+                    if sample:
+                        yield sample
+                    sample = None
+                    yield member
+                    continue
+                name = _clean(member.name)
+                if member.isdir() or is_ignored(name.rpartition("/")[2]):
+                    continue
+                key, extension = _key(name)
+                if sample is None or sample.key != key:
+                    if sample:
+                        yield sample
+                    sample = Sample(key, member.offset)
+                if extension == self.chosen or (self.chosen is None and extension.rpartition(".")[2] in IMAGE_SUFFIXES):
+                    sample.images.append((name, member.size, _member_problem(member)))
+        if sample:
+            yield sample
+
+    def _folder_label(self, key: str) -> str | None:
+        folder = key.rpartition("/")[0] if self.config.label == "folder" else ""
+        return printable(folder, keep="%") or None
+
+
+class _Values:
+    """Values of a record by name: a member with that extension, else a key of its json member; None if absent."""
+
+    def __init__(self, sides: dict[str, bytes | None]) -> None:
+        self.sides = sides
+        self.json: dict[str, object] = {}
+        if "json" in sides:
+            try:
+                found = json.loads(sides["json"] or b"")
+            except (ValueError, RecursionError):
+                raise RecordError(Reason.BAD_METADATA) from None
+            self.json = found if isinstance(found, dict) else {}
+
+    def __getitem__(self, name: str) -> object:
+        if name in self.json:
+            return self.json[name]
+        extension = name if name in self.sides else OTHER_NAMES.get(name, name)
+        if extension not in self.sides:
+            return None
+        data = self.sides[extension]
+        try:
+            return None if data is None else data.decode().strip()
+        except UnicodeDecodeError:
+            raise RecordError(Reason.BAD_METADATA) from None
+
+
+def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
+        yield member
+
+
+def _members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
+    """Headers of an archive; TRUNCATED wherever something that is not a header stands where one belongs.
+
+    Damage is skipped block by block until a header follows; so are the end marks inside archives that were joined.
+    """
+    expected = 0  # where the next header belongs
+    try:
+        tar = tarfile.TarFile(fileobj=file, mode="r", ignore_zeros=True)
+        for member in _headers(tar):
+            if member.offset > expected and not _is_zero(file, expected, member.offset):
+                yield Reason.TRUNCATED
+            expected = tar.offset
+            yield member
+        if not _is_zero(file, expected, None):
+            yield Reason.TRUNCATED
+    except Exception:  # a damaged archive raises anything at all
+        yield Reason.TRUNCATED
+
+
+def _is_zero(file: Any, start: int, end: int | None) -> bool:
+    """Whether there are only zero bytes, and at least one block of them, from start to end (or the file's end)."""
+    file.seek(start)
+    seen = 0
+    while end is None or start + seen < end:
+        block = file.read(65536 if end is None else min(65536, end - start - seen))
+        if block.strip(b"\0"):
+            return False
+        if not block:
+            break
+        seen += len(block)
+    return seen >= tarfile.BLOCKSIZE
+
+
+def _member_problem(member: tarfile.TarInfo) -> Reason | None:
+    if member.issym() or member.islnk():
+        return Reason.OUTSIDE_SOURCE
+    return None if member.isreg() and not member.issparse() else Reason.UNREADABLE
+
+
+def _content(file: Any, member: tarfile.TarInfo) -> bytes:
+    file.seek(member.offset_data)
+    data = bytes(file.read(member.size))
+    if len(data) != member.size:
+        raise RecordError(Reason.TRUNCATED)
+    return data
+
+
+def _clean(name: str) -> str:
+    while name.startswith("./"):
+        name = name[2:]
+    return name
+
+
+def _key(name: str) -> tuple[str, str]:
+    """WebDataset's convention: ('a/b', 'seg.png') for 'a/b.seg.png'."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".") if not base.startswith(".") else base.rpartition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
