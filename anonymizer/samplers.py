@@ -60,9 +60,9 @@ class Multistep:
 
     def __init__(self, scheduler: Any, grid: Sequence[int], abar: torch.Tensor, stochastic: bool) -> None:
         self.scheduler, self.stochastic = scheduler, stochastic
-        scheduler.set_timesteps(len(grid) - 1)
-        # Our own grid in place of diffusers' spacing, which need not start at t_boom. Its timesteps count from 0.
+        # Our own grid in place of set_timesteps(), whose spacings need not start at t_boom. Its timesteps count from 0.
         visited = torch.tensor(grid[:-1])
+        scheduler.num_inference_steps = len(visited)
         scheduler.timesteps = visited - 1
         scheduler.sigmas = torch.cat([((1 - abar[visited]) / abar[visited]).sqrt(), torch.zeros(1)]).float()
         scheduler.set_begin_index(0)

@@ -1,0 +1,33 @@
+# Two commands do everything: `make demo` and `make test`. Each makes the virtual environment if it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types slow clean
+demo: $(READY)
+	$(VENV)/bin/anonymizer demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -q
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(READY)
+	$(VENV)/bin/mypy
+
+slow: $(READY)
+	$(VENV)/bin/python -m pytest -q -m "slow or fault or scale"
+
+check: lint types test slow
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	@echo "Making $(VENV) (once; a few minutes and several GB, most of it PyTorch) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo
