@@ -76,6 +76,16 @@ FORMATS: dict[str, Format] = {
 }
 
 
+# How Pillow says that a sound file has pixels that it does not know.
+UNSUPPORTED = (
+    "unknown pixel mode",
+    "cannot handle ",
+    "Unsupported BMP pixel",
+    "Unsupported BMP bit",
+    "Unsupported BMP c",
+)
+
+
 @dataclass(frozen=True)
 class Picture:
     """A decoded picture, brought to the model's shape.
@@ -169,8 +179,9 @@ def content_box(width: int, height: int, size: int) -> tuple[int, int, int, int]
 def _problem(error: Exception, otherwise: Reason) -> RecordError:
     if isinstance(error, RecordError):
         return error
-    too_large = isinstance(error, Image.DecompressionBombError | MemoryError)
-    return RecordError(Reason.TOO_MANY_PIXELS if too_large else otherwise)
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return RecordError(Reason.TOO_MANY_PIXELS)
+    return RecordError(Reason.UNSUPPORTED_MODE if str(error).startswith(UNSUPPORTED) else otherwise)
 
 
 def _open(name: str, data: bytes, limits: Limits) -> Any:
@@ -280,8 +291,9 @@ def _plain(image: Any) -> Any:
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
         levels = np.asarray(image).astype(np.float32)
-        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0
-        grey = (65535 - levels if white_is_zero else levels) / 257
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        white = 4095 if tags.get(258) == (12,) else 65535  # bits a sample
+        grey = (white - levels if tags.get(262) == 0 else levels) * (255 / white)  # photometric 0: white is zero
         clear = image.info.get("transparency")
         return Image.fromarray(grey if not isinstance(clear, int) else np.where(levels == clear, 255, grey))
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
