@@ -60,7 +60,8 @@ def assemble(release: Release, config: RunConfig) -> None:
     rows, models = _released(tables)
 
     release.assembling.remove()  # of an earlier attempt that was stopped
-    sink = open_sink(config.output)
+    columns = {n: a.type for n, a in carried.to_arrays(rows["carried"].to_pylist(), config.source.carry).items()}
+    sink = open_sink(config.output, columns)
     placed = list(sink.write(_pictures(release, rows, config), release.assembling.fs, release.assembling.path))
     manifest = _manifest(rows, placed, the_plan, config, models)
     (release.assembling / "manifest.parquet").put(_parquet(manifest))

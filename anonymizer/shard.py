@@ -141,8 +141,9 @@ class _Journey:
 
     def _finish_one(self, item: Decoded, output: torch.Tensor, scores: Scores, started: datetime, seconds: float) -> Row:
         out = self.config.output
+        shape = (item.picture.width, item.picture.height) if item.picture else None
         try:
-            encoded = images.encode(output, item.picture if out.size == "original" else None, out.image, out.quality)
+            encoded = images.encode(output, shape, out.image, out.quality, out.size)
         except RecordError as error:
             return self._row(item, Decision(Status.FAILED, error.reason), attempts=1, started=started, seconds=seconds)
         decision = gate(scores, self.config.metrics)
