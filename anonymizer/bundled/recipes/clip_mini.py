@@ -2,10 +2,11 @@
 
     python -m anonymizer.bundled.recipes.clip_mini --faces faces.parquet --cifar cifar10.parquet --work DIR --minutes 28
 
-``faces.parquet``: columns ``image`` (encoded bytes), ``age``, ``gender``, ``ethnicity``, ``split`` (``train`` / ``test``);
-``cifar10.parquet``: ``image``, ``label`` (a class name), ``split``. Writes ``DIR/model`` (open_clip's own folder format:
-``open_clip_config.json`` and ``open_clip_model.safetensors`` in fp16) and ``DIR/training.json``; the held-out figures are
-taken by ``clip_mini_figures``. A killed run goes on from its last checkpoint when the same command is given again.
+``faces.parquet``: columns ``image`` (encoded bytes), ``age``, ``gender``, ``ethnicity``, ``split`` (``train`` or
+``test``); ``cifar10.parquet``: ``image``, ``label`` (a class name), ``split``. Writes ``DIR/model`` (open_clip's own
+folder format: ``open_clip_config.json`` and ``open_clip_model.safetensors`` in fp16) and ``DIR/training.json``; the
+held-out figures are taken by ``clip_mini_figures``. A killed run goes on from its last checkpoint when the same command
+is given again.
 
 The loss has two terms. Captions: each picture gets one caption that names some of its attributes ("a photo of a young
 woman"); every picture that a caption is true of is a target, in equal parts, so that pictures that share a caption do
@@ -32,7 +33,7 @@ LONGEST_STEP = 5.0  # seconds; a longer one means that the process was paused, a
 TEMPERATURE = 0.15  # of the instance term
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 256,
-    "vision_cfg": {"image_size": SIZE, "layers": [1, 2, 2, 1], "width": 32, "head_width": 64},
+    "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 2, 1], "width": 32, "head_width": 64},
     # The simple tokenizer's vocabulary; all but a few dozen rows stay as they were drawn.
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
@@ -48,7 +49,7 @@ PREPROCESS: dict[str, Any] = {
 
 
 def new_clip() -> tuple[torch.nn.Module, Any]:
-    """The untrained network (8.8 M parameters, 3.2 M of them the vocabulary) and its tokenizer, both open_clip's own."""
+    """The untrained network and its tokenizer, both open_clip's own; a third of the weights is the vocabulary."""
     import open_clip
 
     with tempfile.TemporaryDirectory() as folder:
@@ -106,18 +107,19 @@ def save_model(model: torch.nn.Module, folder: Path) -> None:
 def step_loss(
     model: Any, tokenizer: Any, batches: list[tuple[Pictures, torch.Tensor]], gen: torch.Generator, rng: random.Random
 ) -> torch.Tensor:
-    """Both terms on one batch, given as pictures and the rows to take of them."""
+    """Both terms on one batch, given as pictures and rows of them; the first two thirds get a second view."""
     attributes = torch.cat([pictures.attributes[rows] for pictures, rows in batches])
     captions, said = zip(*(caption(row, rng) for row in attributes.tolist()), strict=True)
     true = truth(attributes, torch.tensor(said))
-    pair = [torch.cat([views(pictures.pixels[rows], gen) for pictures, rows in batches]) for _ in range(2)]
-    pixels = torch.cat(pair).contiguous(memory_format=torch.channels_last)  # (2B, 3, 64, 64)
+    first, second = (torch.cat([views(pictures.pixels[rows], gen) for pictures, rows in batches]) for _ in range(2))
+    paired = len(first) * 2 // 3
+    pixels = torch.cat([first, second[:paired]]).contiguous(memory_format=torch.channels_last)  # (5/3 B, 3, 64, 64)
     with torch.autocast("cpu", torch.bfloat16):
         images, texts = model.encode_image(pixels), model.encode_text(tokenizer(list(captions)))
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
     scale = model.logit_scale.exp().clamp(max=100)
-    captions_term = caption_loss(images, texts, scale, torch.cat([true, true]))
-    return captions_term + 0.5 * instance_loss(*images.chunk(2))
+    captions_term = caption_loss(images, texts, scale, torch.cat([true, true[:paired]]))
+    return captions_term + 0.5 * instance_loss(images[:paired], images[len(first) :])
 
 
 def main() -> None:
@@ -126,7 +128,7 @@ def main() -> None:
     parser.add_argument("--cifar", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True, help="training time in all, over all restarts")
-    parser.add_argument("--batch", type=int, default=144, help="pictures a step, half of them faces; two views of each")
+    parser.add_argument("--batch", type=int, default=168, help="pictures a step, 3 in 7 of them faces")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice; 1 where other work shares the cores")
     args = parser.parse_args()
@@ -158,8 +160,11 @@ def main() -> None:
         begun = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(seconds / (args.minutes * 60), step, args.rate)
-        half = args.batch // 2
-        batches = [(part, torch.randint(0, len(part), (half,), generator=gen)) for part in (faces, objects)]
+        counts = args.batch * 3 // 7, args.batch - args.batch * 3 // 7
+        batches = [
+            (part, torch.randint(0, len(part), (n,), generator=gen))
+            for part, n in zip((faces, objects), counts, strict=True)
+        ]
         loss = step_loss(model, tokenizer, batches, gen, random.Random(step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""What ``bundled:clip-mini`` is trained on: pictures with attributes, captions that are true of them, augmented views."""
+"""What ``bundled:clip-mini`` is trained on: pictures with attributes, captions true of them, augmented views."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ def _pixels(encoded: Sequence[bytes], size: int) -> torch.Tensor:
     return out
 
 
-def wording(age: int, gender: int, ethnicity: int, thing: int, template: str) -> str:
-    """One caption; ``ANY`` leaves an attribute out."""
+def wording(said: Sequence[int], template: str) -> str:
+    """One caption from four codes; ``ANY`` leaves an attribute out."""
+    age, gender, ethnicity, thing = said
     if thing != ANY:
         words = [OBJECTS[thing]]
     else:
@@ -81,14 +82,15 @@ def caption(attributes: Sequence[int], rng: random.Random) -> tuple[str, list[in
     """A caption that is true of a picture with these attributes, and what it mentions (4 codes, or ``ANY``)."""
     age, gender, ethnicity, thing = attributes
     if thing != ANY:
-        return wording(ANY, ANY, ANY, thing, rng.choice(OBJECT_TEMPLATES)), [ANY, ANY, ANY, thing]
+        said = [ANY, ANY, ANY, thing]
+        return wording(said, rng.choice(OBJECT_TEMPLATES)), said
     said = [
         age if rng.random() < 0.5 else ANY,
         gender if rng.random() < 0.8 else ANY,
         ethnicity if rng.random() < 0.6 else ANY,
         ANY,
     ]
-    return wording(*said, rng.choice(FACE_TEMPLATES)), said
+    return wording(said, rng.choice(FACE_TEMPLATES)), said
 
 
 def truth(attributes: torch.Tensor, said: torch.Tensor) -> torch.Tensor:

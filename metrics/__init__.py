@@ -1,0 +1,1 @@
+"""What is measured of an output against its original: functions of pictures and embeddings."""

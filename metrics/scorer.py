@@ -1,0 +1,99 @@
+"""Scores a batch of outputs against its originals, which are embedded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from anonymizer.config import MetricsConfig
+from anonymizer.records import Scores
+from metrics.clip import ClipEmbedder, check_images, cosine_similarity
+from metrics.lpips import PerceptualDistance
+
+NONE = "none"
+KEPT_BYTES = 256 * 2**20  # of perceptual features of originals; beyond it they are computed again
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is kept of a batch of originals: everything that a score needs, on the model's device."""
+
+    images: torch.Tensor  # (B, 3, H, W), where a row that was not finite is grey
+    finite: torch.Tensor  # bool (B,)
+    clip: torch.Tensor | None  # (B, D), unit norm
+    lpips: tuple[list[torch.Tensor], ...] | None  # features, chunk by chunk; none where they would not fit
+
+
+class ReleaseScorer:
+    """CLIP similarity and perceptual distance, each of them optional; fulfils ``anonymizer.shard.Scorer``.
+
+    ``names`` maps each metric column that is filled to the model that fills it, with a digest of its weights.
+    """
+
+    names: Mapping[str, str]
+
+    def __init__(self, clip: ClipEmbedder | None, lpips: PerceptualDistance | None, device: torch.device) -> None:
+        self.clip, self.lpips, self.device = clip, lpips, device
+        models = {"clip_similarity": clip, "lpips": lpips}
+        self.names = {column: model.reported for column, model in models.items() if model is not None}
+
+    @torch.inference_mode()
+    def embed(self, originals: torch.Tensor) -> Reference:
+        """Originals (B, 3, H, W) in [-1, 1], on any device. Raises ValueError for another shape."""
+        images, finite = self._admit(originals)
+        clip = self.clip.embed(images) if self.clip else None
+        return Reference(images, finite, clip, self._features(images))
+
+    @torch.inference_mode()
+    def score(self, reference: Reference, outputs: torch.Tensor) -> list[Scores]:
+        """One row for each output: ``None`` where a metric is not asked for, NaN where a picture is not finite."""
+        if outputs.shape != reference.images.shape:
+            shapes = f"{tuple(outputs.shape)} and {tuple(reference.images.shape)}"
+            raise ValueError(f"outputs and originals must have equal shapes, got {shapes}: score what was embedded")
+        images, finite = self._admit(outputs)
+        valid = finite & reference.finite
+        columns: list[list[float] | list[None]] = [
+            _column(cosine_similarity(reference.clip, self.clip.embed(images)), valid)
+            if self.clip and reference.clip is not None
+            else [None] * len(images),
+            _column(self._distance(reference, images), valid) if self.lpips else [None] * len(images),
+        ]
+        return [Scores(clip_similarity=clip, lpips=lpips) for clip, lpips in zip(*columns, strict=True)]
+
+    def _admit(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """On our device, within the range that an encoder would save, and which rows are finite."""
+        check_images(images)
+        images = images.to(self.device, torch.float32)
+        finite = images.isfinite().flatten(1).all(1)
+        return images.where(finite[:, None, None, None], 0.0).clamp(-1, 1), finite
+
+    def _features(self, images: torch.Tensor) -> tuple[list[torch.Tensor], ...] | None:
+        if self.lpips is None:
+            return None
+        parts = images.split(self.lpips.chunk(images))
+        first = self.lpips.features(parts[0])
+        if sum(f.nbytes for f in first) * len(parts) > KEPT_BYTES:
+            return None
+        return (first, *(self.lpips.features(part) for part in parts[1:]))
+
+    def _distance(self, reference: Reference, images: torch.Tensor) -> torch.Tensor:
+        assert self.lpips is not None
+        if reference.lpips is None:
+            distances: torch.Tensor = self.lpips(reference.images, images)
+            return distances
+        parts = zip(reference.lpips, images.split(self.lpips.chunk(images)), strict=True)
+        return torch.cat([self.lpips.between(kept, self.lpips.features(part)) for kept, part in parts])
+
+
+def build_scorer(config: MetricsConfig, device: str | torch.device, *, allow_pickle: bool = False) -> ReleaseScorer:
+    """The scorer that ``config`` asks for. Raises ModelError with one line where a model cannot be had."""
+    device = torch.device(device)
+    clip = None if config.clip == NONE else ClipEmbedder.load(config.clip, device, allow_pickle=allow_pickle)
+    lpips = None if config.lpips == NONE else PerceptualDistance.load(config.lpips, device)
+    return ReleaseScorer(clip, lpips, device)
+
+
+def _column(values: torch.Tensor, valid: torch.Tensor) -> list[float]:
+    return values.where(valid, float("nan")).tolist()  # type: ignore[no-any-return]
