@@ -148,10 +148,13 @@ def encode(
     """
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ValueError(f"tensor must be (3, H, W), got {tuple(tensor.shape)}: pass one picture")
-    if not bool(torch.isfinite(tensor).all()):
+    pixels = (
+        tensor.detach().to("cpu", torch.float32).numpy()
+    )  # from here without torch, whose threads wait for each other
+    if not np.isfinite(pixels).all():
         raise RecordError(Reason.NOT_FINITE)
-    levels = ((tensor.detach().to("cpu", torch.float32).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    out = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())  # (H, W, 3)
+    levels = ((pixels.clip(-1, 1) + 1) * np.float32(127.5)).round().astype(np.uint8)
+    out = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))  # (H, W, 3)
     if size == "original":
         if shape is None:
             raise ValueError("size 'original' needs the picture's shape: pass (width, height)")
@@ -262,8 +265,8 @@ def _decode(image: Any, size: int, fit: Fit) -> Picture:
         left, top, inner_width, inner_height = content_box(width, height, size)
         sides = ((top, size - top - inner_height), (left, size - left - inner_width), (0, 0))
         pixels = np.pad(pixels, sides, mode="edge")
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
-    return Picture(tensor.div_(127.5).sub_(1), width, height)
+    scaled = pixels.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(127.5) - np.float32(1)  # (3, H, W)
+    return Picture(torch.from_numpy(scaled), width, height)
 
 
 def _orientation(image: Any) -> int:

@@ -29,7 +29,7 @@ class FolderSink:
 
 def folder_name(label: str) -> str:
     """A label as the name of one folder: percent-encoded; cut, with a digest, where file systems would refuse it."""
-    name = quote(label, safe=" ").replace(" ", "%20")
+    name = quote(label, safe="")
     if not name.strip("."):
         name = name.replace(".", "%2E")
     if len(name) > 200:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +48,11 @@ class Location:
     @property
     def is_local(self) -> bool:
         return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def ahead(self) -> int:
+        """How many files to read at a time."""
+        return 0 if self.is_local else 8
 
     def files(self) -> Iterator[File]:
         """All files, in a stable order: the file itself, or what lies below the folder."""
@@ -194,18 +201,37 @@ def _read_remote(fs: Any, path: str, most: int, size: int | None) -> bytes:
     return data
 
 
-def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record]) -> Iterator[Record]:
-    """``read`` of each entry; what it raises becomes the record's problem."""
-    for entry in entries:
-        if entry.problem is not None:
-            yield Record(entry, label=entry.label, problem=entry.problem)
-            continue
+def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], ahead: int = 0) -> Iterator[Record]:
+    """``read`` of each entry, in order; what it raises becomes the record's problem.
+
+    With ``ahead``, as many are read at a time in threads, which hides the latency of a store far away.
+    """
+    if ahead == 0:
+        yield from (_attempt(entry, read) for entry in entries)
+        return
+    with ThreadPoolExecutor(ahead, "reader") as pool:
+        waiting: deque[Future[Record]] = deque()
         try:
-            yield read(entry)
-        except RecordError as error:
-            yield Record(entry, label=entry.label, problem=error.reason)
-        except Exception:  # storage libraries raise errors of their own; one record that cannot be had is a row
-            yield Record(entry, label=entry.label, problem=Reason.UNREADABLE)
+            for entry in entries:
+                waiting.append(pool.submit(_attempt, entry, read))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _attempt(entry: Entry, read: Callable[[Entry], Record]) -> Record:
+    if entry.problem is not None:
+        return Record(entry, label=entry.label, problem=entry.problem)
+    try:
+        return read(entry)
+    except RecordError as error:
+        return Record(entry, label=entry.label, problem=error.reason)
+    except Exception:  # storage libraries raise errors of their own; one record that cannot be had is a row
+        return Record(entry, label=entry.label, problem=Reason.UNREADABLE)
 
 
 class Ids:

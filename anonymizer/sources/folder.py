@@ -33,7 +33,7 @@ class FolderSource:
             raise SourceError(f"source.uri {self.location.uri!r}: no files in it: name the folder of the pictures")
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
-        return read_each(entries, self._read)
+        return read_each(entries, self._read, self.location.ahead)
 
     def _read(self, entry: Entry) -> Record:
         path = self.location.to_path(entry.uri)

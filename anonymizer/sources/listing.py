@@ -59,7 +59,7 @@ class ListingSource:
         if not entries:
             return
         if not (self.config.label or self.config.caption or self.config.carry):
-            yield from read_each(entries, lambda entry: Record(entry, self._data(entry)))
+            yield from read_each(entries, lambda entry: Record(entry, self._data(entry)), self.location.ahead)
             return
         try:
             file = self.location.open(self.location.path)

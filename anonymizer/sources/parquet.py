@@ -74,7 +74,7 @@ class ParquetSource:
             at = end
 
     def _read_file(self, entries: Sequence[Entry]) -> Iterator[Record]:
-        """Rows of one file, in ascending order; from the first bad page on, the rows that are left are unreadable."""
+        """Rows of one file, in ascending order; from a bad page on, what is left of its row group is unreadable."""
         done = 0
         try:
             with self._open(self.location.to_path(entries[0].uri), "file") as parquet:
@@ -89,9 +89,9 @@ class ParquetSource:
             for entry in entries[done:]:
                 yield Record(entry, problem=entry.problem or Reason.CHANGED)
 
-    def _record(self, entry: Entry, values: dict[str, Any], names: Sequence[str] | None) -> Record:
-        if entry.problem is not None:
-            return Record(entry, problem=entry.problem)
+    def _record(self, entry: Entry, values: dict[str, Any] | None, names: Sequence[str] | None) -> Record:
+        if entry.problem is not None or values is None:
+            return Record(entry, problem=entry.problem or Reason.UNREADABLE)
         config = self.config
         try:
             data = values[config.image]
@@ -135,21 +135,24 @@ class ParquetSource:
 
 def _rows(
     parquet: pq.ParquetFile, entries: Sequence[Entry], columns: list[str]
-) -> Iterator[tuple[Entry, dict[str, Any]]]:
-    """Each entry with its row's values; only the row groups and batches that are needed."""
+) -> Iterator[tuple[Entry, dict[str, Any] | None]]:
+    """Each entry with its row's values, None where they are damaged; only the row groups that are needed."""
     waiting = list(reversed(entries))
     first = 0  # row number of the row group
     for group in range(parquet.metadata.num_row_groups):
         behind = first + parquet.metadata.row_group(group).num_rows
         if waiting and _row(waiting[-1]) < behind:
             at = first
-            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                while waiting and _row(waiting[-1]) < at + len(batch):
-                    row = _row(waiting[-1]) - at
-                    yield waiting.pop(), batch.slice(row, 1).to_pylist()[0]
-                at += len(batch)
-                if not waiting or _row(waiting[-1]) >= behind:
-                    break
+            with contextlib.suppress(pa.ArrowException, OSError):
+                for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                    while waiting and _row(waiting[-1]) < at + len(batch):
+                        row = _row(waiting[-1]) - at
+                        yield waiting.pop(), batch.slice(row, 1).to_pylist()[0]
+                    at += len(batch)
+                    if not waiting or _row(waiting[-1]) >= behind:
+                        break
+            while waiting and _row(waiting[-1]) < behind:
+                yield waiting.pop(), None
         first = behind
 
 

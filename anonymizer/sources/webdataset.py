@@ -9,6 +9,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -88,13 +89,13 @@ class WebDatasetSource:
             yield from self._read_archive(self.location.to_path(uri), list(group))
 
     def _read_archive(self, path: str, entries: list[Entry]) -> Iterator[Record]:
-        try:
-            file = self._open(path)
-        except Exception:  # storage libraries raise errors of their own
-            for entry in entries:
-                yield Record(entry, label=entry.label, problem=entry.problem or Reason.UNREADABLE)
-            return
-        with file:
+        with ExitStack() as stack:
+            try:
+                file = self._open(path, stack)
+            except Exception:  # storage libraries raise errors of their own
+                for entry in entries:
+                    yield Record(entry, label=entry.label, problem=entry.problem or Reason.UNREADABLE)
+                return
             for entry in entries:
                 if entry.problem is not None:
                     yield Record(entry, label=entry.label, problem=entry.problem)
@@ -134,21 +135,21 @@ class WebDatasetSource:
         caption = None if self.config.caption is None else text(values[self.config.caption])
         return Record(entry, data, label, caption, {name: plain(values[name]) for name in self.config.carry})
 
-    def _open(self, path: str) -> Any:
-        file = self.location.open(path)
+    def _open(self, path: str, stack: ExitStack) -> Any:
+        file = stack.enter_context(self.location.open(path))
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        return gzip.GzipFile(fileobj=file) if packed else file
+        return stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
 
     def _samples(self, path: str) -> Iterator[Sample | Reason]:
         """Keys of one archive in order; where it is damaged, the reason, and then what can be read behind it."""
-        try:
-            file = self._open(path)
-        except Exception:  # storage libraries raise errors of their own
-            yield Reason.UNREADABLE
-            return
         sample: Sample | None = None
-        with file:
+        with ExitStack() as stack:
+            try:
+                file = self._open(path, stack)
+            except Exception:  # storage libraries raise errors of their own
+                yield Reason.UNREADABLE
+                return
             for member in _members(file):
                 if isinstance(member, Reason):
                     if sample:
