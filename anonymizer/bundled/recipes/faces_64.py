@@ -141,7 +141,7 @@ def main() -> None:
         seconds += min(time.monotonic() - begun, LONGEST_STEP)
         if step % 50 == 0:
             print(f"step {step}  {seconds / 60:.1f} min  loss {smooth:.4f}", flush=True)
-        if step % 500 == 0:
+        if step % 100 == 0:
             save()
     save()
     average.eval()

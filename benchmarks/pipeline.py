@@ -1,0 +1,211 @@
+"""The whole job against the bare loop, and against what a user would write with diffusers, in one run.
+
+    python benchmarks/pipeline.py [--source URI] [--pictures 512] [--repeats 3] [--json FILE]
+
+Three ways to anonymise the same pictures with the same model, level, sampler and number of steps, on this machine:
+
+* job: `flows.release`, from the first shard to the last commit (start-up and assembling are reported apart);
+* bare: Boomerang and the scorer on the same batches, decoded and in memory already, with torch's own noise;
+* script: one picture at a time, as one would write it with diffusers: open, noise, denoise, score, save.
+
+The ways take turns, so that a slow minute hits all of them. Printed: medians and ratios of pictures per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from anonymizer import images
+from anonymizer.boomerang import Boomerang
+from anonymizer.config import RunConfig, build
+from anonymizer.sources import open_source
+from flows import quiet, steps
+from flows.progress import watched_by
+
+
+@dataclass
+class TorchNoise:
+    """What anyone would use: torch's generator, not keyed."""
+
+    def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.randn_like(like)
+
+    def sample(self, number: int) -> TorchNoise:
+        return self
+
+
+class Clock:
+    """Notes when a run enters each stage."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, float] = {}
+
+    def begin(self, records: int, done: int) -> None: ...
+
+    def advance(self, records: int) -> None: ...
+
+    def stage(self, name: str) -> None:
+        self.times[name] = time.monotonic()
+
+
+def job(config: RunConfig) -> dict[str, float]:
+    """Seconds of start-up, of the shards, and of assembling."""
+    from flows.release import release
+
+    clock, begun = Clock(), time.monotonic()
+    with watched_by(clock):
+        result = release(config.model_dump(mode="json"))
+    ended = time.monotonic()
+    if result["released"] != result["read"]:
+        raise SystemExit(f"job: released {result['released']} of {result['read']}: nothing to compare")
+    return {
+        "start-up": clock.times["anonymising"] - begun,
+        "job": clock.times["assembling"] - clock.times["anonymising"],
+        "assembling": ended - clock.times["assembling"],
+    }
+
+
+def bare(config: RunConfig, batches: list[torch.Tensor]) -> float:
+    backbone = steps.backbone_of(config.model)
+    scorer = steps.scorer_of(config.metrics, str(backbone.device))
+    boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
+    begun = time.monotonic()
+    for x0 in batches:
+        outputs = boomerang.sample(x0, config.boomerang.level, TorchNoise())
+        scorer.score(scorer.embed(x0), outputs)
+    return time.monotonic() - begun
+
+
+def script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
+    """Picture by picture with diffusers' scheduler; the models are loaded already."""
+    from diffusers import DPMSolverMultistepScheduler
+    from torch.nn import functional as F
+
+    backbone = steps.backbone_of(config.model)
+    scorer = steps.scorer_of(config.metrics, str(backbone.device))
+    unet, patch, t_boom = backbone.unet, backbone.patch, round(config.boomerang.level * backbone.T)  # type: ignore[attr-defined]
+    betas = 1 - backbone.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), backbone.alphas_cumprod[:-1]])
+    n = config.boomerang.steps or t_boom
+    begun = time.monotonic()
+    for i, data in enumerate(encoded):
+        picture = Image.open(io.BytesIO(data)).convert("RGB").resize((backbone.size, backbone.size), Image.Resampling.LANCZOS)
+        x0 = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, backbone.size, backbone.size, 3)
+        x0 = x0.permute(0, 3, 1, 2) / 127.5 - 1
+        scheduler = DPMSolverMultistepScheduler(
+            backbone.T, trained_betas=betas.tolist(), algorithm_type="sde-dpmsolver++", prediction_type="v_prediction"
+        )
+        scheduler.set_timesteps(timesteps=[round(t_boom * (n - k) / n) - 1 for k in range(n)])
+        with torch.no_grad():
+            z0 = F.pixel_unshuffle(x0, patch)
+            zt = scheduler.add_noise(z0, torch.randn_like(z0), scheduler.timesteps[:1])
+            for t in scheduler.timesteps:
+                zt = scheduler.step(unet(zt, t).sample, t, zt).prev_sample
+            output = F.pixel_shuffle(zt, patch).clamp(-1, 1)
+        scorer.score(scorer.embed(x0), output)
+        levels = ((output[0] + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
+        Image.fromarray(levels).save(folder / f"{i}.png")
+    return time.monotonic() - begun
+
+
+def pictures(source: str | None, count: int, folder: Path) -> str:
+    """A folder with ``count`` pictures from ``source``, or smooth random JPEGs of 200 x 200."""
+    folder.mkdir()
+    if source is None:
+        gen = torch.Generator().manual_seed(0)
+        for i in range(count):
+            small = torch.rand(1, 3, 7, 7, generator=gen)
+            big = torch.nn.functional.interpolate(small, (200, 200), mode="bicubic").clamp(0, 1)[0]
+            Image.fromarray((big * 255).byte().permute(1, 2, 0).contiguous().numpy()).save(folder / f"{i:05d}.jpg", quality=92)
+        return str(folder)
+    reader = open_source(build({"source": {"uri": source}, "output": {"uri": "unused"}}).source)
+    entries = []
+    for entry in reader.entries():
+        entries.append(entry)
+        if len(entries) == count:
+            break
+    for i, record in enumerate(reader.read(entries)):
+        (folder / f"{i:05d}.jpg").write_bytes(record.data)
+    return str(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", help="where pictures are taken from; random smooth JPEGs by default")
+    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--script-pictures", type=int, default=64, help="fewer for the slow way; rates are compared")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--level", type=float, default=0.4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    quiet.prepare()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        source = pictures(args.source, args.pictures, root / "source")
+
+        def config(name: str) -> RunConfig:
+            return build(
+                {
+                    "source": {"uri": source},
+                    "output": {"uri": str(root / name)},
+                    "boomerang": {"level": args.level, "steps": args.steps, "sampler": "sde-dpm++"},
+                }
+            )
+
+        base = config("unused")
+        backbone = steps.backbone_of(base.model)
+        encoded = [path.read_bytes() for path in sorted(Path(source).iterdir())]
+        decoded = [images.decode(data, backbone.size).tensor for data in encoded]
+        size = base.run.batch_size
+        batches = [torch.stack(decoded[i : i + size]) for i in range(0, len(decoded), size)]
+        bare(base, batches[:1])  # warm up
+
+        rates: dict[str, list[float]] = {"job": [], "bare": [], "script": []}
+        apart: dict[str, list[float]] = {"start-up": [], "assembling": []}
+        ways: list[tuple[str, Callable[[int], float]]] = [
+            ("bare", lambda i: len(encoded) / bare(base, batches)),
+            ("job", lambda i: len(encoded) / _job(config(f"release-{i}"), apart)),
+            ("script", lambda i: args.script_pictures / script(base, encoded[: args.script_pictures], root)),
+        ]
+        for i in range(args.repeats):
+            for name, way in ways[i % 3 :] + ways[: i % 3]:
+                rates[name].append(way(i))
+                print(f"{name:>8}: {rates[name][-1]:.2f} pictures/s", flush=True)
+
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    result = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {backbone.device}",
+        "settings": f"{args.pictures} pictures, level {args.level}, {args.steps} steps, batch {size}, {args.repeats} repeats",
+        "pictures_per_second": {name: [round(r, 3) for r in values] for name, values in rates.items()},
+        "job_to_bare": [round(j / b, 3) for j, b in zip(rates["job"], rates["bare"], strict=True)],
+        "median_job_to_bare": round(median["job"] / median["bare"], 3),
+        "median_job_to_script": round(median["job"] / median["script"], 3),
+        "median_seconds_apart": {name: round(statistics.median(values), 2) for name, values in apart.items()},
+    }
+    print(json.dumps(result, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _job(config: RunConfig, apart: dict[str, list[float]]) -> float:
+    seconds = job(config)
+    for name, values in apart.items():
+        values.append(seconds[name])
+    return seconds["job"]
+
+
+if __name__ == "__main__":
+    main()
