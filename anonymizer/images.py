@@ -21,7 +21,6 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageCms,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -30,6 +29,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from anonymizer.colour import resizable, resize_to_srgb
 from anonymizer.config import Limits
 from anonymizer.errors import RecordError
 from anonymizer.metadata import gif_frames, has_metadata
@@ -256,7 +256,7 @@ def _decode(image: Any, size: int, fit: Fit) -> Picture:
         target = content_box(raw_width, raw_height, size)[2:]
     box = tuple(edge / scale for edge in box)
 
-    pixels = _srgb(_plain(image), target, box, image.info.get("icc_profile"))  # (h, w, 3), 0 to 255
+    pixels = resize_to_srgb(resizable(image), target, box, image.info.get("icc_profile"))  # (h, w, 3), 0 to 255
     pixels = _TURN[orientation](pixels)
     width, height = (raw_height, raw_width) if orientation >= 5 else (raw_width, raw_height)
     if fit == "crop":
@@ -287,58 +287,3 @@ _TURN: dict[int, Callable[[Any], Any]] = {  # EXIF orientation -> what turns the
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
 }
-
-
-def _plain(image: Any) -> Any:
-    """The image in a mode that can be resized: L, RGB, CMYK, RGBa (transparent) or F (0 to 255)."""
-    mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
-        levels = np.asarray(image).astype(np.float32)
-        tags = image.tag_v2 if image.format == "TIFF" else {}
-        white = 4095 if tags.get(258) == (12,) else 65535  # bits a sample
-        grey = (white - levels if tags.get(262) == 0 else levels) * (255 / white)  # photometric 0: white is zero
-        clear = image.info.get("transparency")
-        return Image.fromarray(grey if not isinstance(clear, int) else np.where(levels == clear, 255, grey))
-    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        if mode == "RGBa":
-            return image
-        if mode in ("1", "L", "RGB", "P", "PA", "LA", "La", "RGBA"):
-            return image.convert("RGBA").convert("RGBa") if mode != "La" else _plain(image.convert("LA"))
-    if mode in ("L", "RGB", "CMYK"):
-        return image
-    if mode == "1":
-        return image.convert("L")
-    if mode in ("P", "RGBX", "YCbCr", "LAB"):
-        return image.convert("RGB")
-    raise RecordError(Reason.UNSUPPORTED_MODE)
-
-
-def _srgb(image: Any, target: Any, box: Any, profile: bytes | None) -> Any:
-    """Resize, flatten on white and convert to sRGB: (h, w, 3) array of 0 to 255."""
-    small = image.resize(target, Image.Resampling.LANCZOS, box=box)
-    if small.mode == "RGBa":
-        premultiplied = np.asarray(small).astype(np.int16)
-        small = Image.fromarray(np.clip(premultiplied[..., :3] + 255 - premultiplied[..., 3:], 0, 255).astype(np.uint8))
-    if profile and (converted := _through_profile(small, profile)) is not None:
-        return np.asarray(converted)
-    if small.mode == "F":
-        return np.repeat(np.clip(np.asarray(small), 0, 255)[..., None], 3, axis=2)
-    return np.asarray(small.convert("RGB"))
-
-
-def _through_profile(image: Any, profile: bytes) -> Any:
-    """The image in sRGB according to its ICC profile; None when the profile is broken or not about these pixels."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = source.profile.xcolor_space.strip()
-        if space == "RGB" and image.mode in ("RGB", "L"):
-            image = image.convert("RGB")
-        elif space == "GRAY" and image.mode in ("L", "F"):
-            image = Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8))
-        elif not (space == "CMYK" and image.mode == "CMYK"):
-            return None
-        return ImageCms.profileToProfile(
-            image, source, ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode="RGB"
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None

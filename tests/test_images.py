@@ -223,6 +223,15 @@ def test_colours_are_converted_by_their_profile(kind: str) -> None:
     assert np.allclose(levels(decode(data, 16, "crop", LIMITS)), GREEN, atol=3)
 
 
+def test_grey_of_any_depth_is_converted_by_its_profile() -> None:
+    linear = icc_profile(SRGB_RED, SRGB_GREEN, SRGB_BLUE).replace(b"RGB XYZ ", b"GRAYXYZ ").replace(b"rTRC", b"kTRC")
+    linear = linear.replace(struct.pack(">IHH", 1, round(2.2 * 256), 0), struct.pack(">IHH", 1, 256, 0))  # gamma 1
+    wanted = 255 * (1.055 * (100 / 255) ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+    deep = Image.fromarray(np.full((9, 9), 100 * 257, np.uint16))
+    for image in (Image.new("L", (9, 9), 100), deep):
+        assert np.allclose(levels(decode(saved(image, icc_profile=linear), 9, "crop", LIMITS)), wanted, atol=1.5)
+
+
 def test_grey_with_a_colour_profile_stays_grey_and_a_broken_profile_is_ignored() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert np.allclose(

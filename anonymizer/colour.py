@@ -1,0 +1,76 @@
+"""Pixels of any mode that has a clear meaning, as opaque sRGB: palettes, inks, deep greys, transparency, profiles."""
+
+from __future__ import annotations
+
+import functools
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from anonymizer.errors import RecordError
+from anonymizer.records import Reason
+
+
+def resizable(image: Any) -> Any:
+    """The image in a mode that can be resized: L, RGB, CMYK, RGBa (transparent) or F (0 to 255)."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
+        levels = np.asarray(image).astype(np.float32)
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        white = 4095 if tags.get(258) == (12,) else 65535  # bits a sample
+        grey = (white - levels if tags.get(262) == 0 else levels) * (255 / white)  # photometric 0: white is zero
+        clear = image.info.get("transparency")
+        return Image.fromarray(grey if not isinstance(clear, int) else np.where(levels == clear, 255, grey))
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        if mode == "RGBa":
+            return image
+        if mode in ("1", "L", "RGB", "P", "PA", "LA", "La", "RGBA"):
+            return image.convert("RGBA").convert("RGBa") if mode != "La" else resizable(image.convert("LA"))
+    if mode in ("L", "RGB", "CMYK"):
+        return image
+    if mode == "1":
+        return image.convert("L")
+    if mode in ("P", "RGBX", "YCbCr", "LAB"):
+        return image.convert("RGB")
+    raise RecordError(Reason.UNSUPPORTED_MODE)
+
+
+def resize_to_srgb(image: Any, target: Any, box: Any, profile: bytes | None) -> Any:
+    """Resize, flatten on white and convert to sRGB: (h, w, 3) array of 0 to 255."""
+    small = image.resize(target, Image.Resampling.LANCZOS, box=box)
+    if small.mode == "RGBa":
+        premultiplied = np.asarray(small).astype(np.int16)
+        small = Image.fromarray(np.clip(premultiplied[..., :3] + 255 - premultiplied[..., 3:], 0, 255).astype(np.uint8))
+    if profile and (converted := _through_profile(small, profile)) is not None:
+        return np.asarray(converted)
+    if small.mode == "F":
+        return np.repeat(np.clip(np.asarray(small), 0, 255)[..., None], 3, axis=2)
+    return np.asarray(small.convert("RGB"))
+
+
+def _through_profile(image: Any, profile: bytes) -> Any:
+    """The image in sRGB according to its ICC profile; None when the profile is broken or not about these pixels."""
+    try:
+        kept = len(profile) < 2**22
+        space, transform = _transform(profile) if kept else _transform.__wrapped__(profile)
+        if space == "RGB" and image.mode in ("RGB", "L"):
+            return transform.apply(image.convert("RGB"))
+        if space == "GRAY" and image.mode in ("L", "F"):
+            return transform.apply(Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8)))
+        return transform.apply(image) if space == "CMYK" and image.mode == "CMYK" else None
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(profile: bytes) -> tuple[str, Any]:
+    """Colour space of a profile, and what brings it to sRGB; kept, since most pictures of a dataset share a profile."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    intent, mode = ImageCms.Intent.RELATIVE_COLORIMETRIC, {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space)
+    if mode is None:
+        raise ValueError("a colour space that no picture of ours has")
+    srgb = ImageCms.createProfile("sRGB")  # without a cache of pixels, one transform can serve several threads
+    return space, ImageCms.buildTransform(source, srgb, mode, "RGB", intent, ImageCms.Flags.NOCACHE)
