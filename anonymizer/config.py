@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from anonymizer.errors import ConfigError
 
@@ -19,6 +20,15 @@ Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def _address(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"must name a folder, file or prefix, got {value!r}")
+    return value
+
+
+Uri = Annotated[str, AfterValidator(_address)]
 
 
 class Limits(Section):
@@ -32,7 +42,7 @@ class Limits(Section):
 class SourceConfig(Section):
     """Where the originals lie and what is carried along with them."""
 
-    uri: str = Field(description="folder, file or prefix; any fsspec URI")
+    uri: Uri = Field(description="folder, file or prefix; any fsspec URI")
     format: Literal["auto", "folder", "webdataset", "parquet", "listing"] = "auto"
     image: str = Field("image", description="column of a Parquet file or listing that holds the picture or its path")
     id: str | None = Field(None, description="column that names a record; without it, file and row do")
@@ -47,7 +57,7 @@ class SourceConfig(Section):
 class OutputConfig(Section):
     """Where the release goes and what it looks like."""
 
-    uri: str
+    uri: Uri = Field(description="folder or prefix; any fsspec URI")
     format: Literal["folder", "webdataset", "parquet"] = "folder"
     image: Literal["png", "jpeg", "webp"] = "png"
     quality: int = Field(95, ge=1, le=100, description="of jpeg and webp")
@@ -77,14 +87,18 @@ class BoomerangConfig(Section):
     @classmethod
     def _level(cls, value: float) -> float:
         if not 0 < value <= 1:
-            raise ValueError(f"must be in (0, 1], got {value:g}: level 0 would release the original, 1 is global sampling")
+            raise ValueError(
+                f"must be in (0, 1], got {value:g}: level 0 would release the original, 1 is global sampling"
+            )
         return value
 
     @field_validator("samples")
     @classmethod
     def _samples(cls, value: int) -> int:
         if value != 1:
-            raise ValueError(f"must be 1 in a release, got {value}: several outputs of one original add up for an attacker")
+            raise ValueError(
+                f"must be 1 in a release, got {value}: several outputs of one original add up for an attacker"
+            )
         return value
 
 
@@ -113,7 +127,17 @@ class RunConfig(Section):
     boomerang: BoomerangConfig = BoomerangConfig()
     metrics: MetricsConfig = MetricsConfig()
     run: RunSettings = RunSettings()
-    key_env: str = Field("ANONYMIZER_KEY", description="environment variable with the custodian's key (hex, 32 digits or more)")
+    key_env: str = Field(
+        "ANONYMIZER_KEY", description="environment variable with the custodian's key (hex, 32 digits or more)"
+    )
+
+    @field_validator("key_env")
+    @classmethod
+    def _key_env(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or re.fullmatch(r"[0-9A-Fa-f]{16,}", value):
+            # It may be the key itself: it is not repeated here.
+            raise ValueError("must be the name of an environment variable: put the key into that variable, not here")
+        return value
 
     def fingerprint(self, model_digest: str) -> str:
         """SHA-256 (hex) of what changes pixels: model weights, Boomerang settings, fit, and the output's encoding."""
@@ -127,41 +151,86 @@ class RunConfig(Section):
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """A configuration file (YAML) with ``a.b=value`` overrides applied; any problem is one line."""
+def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
+    """A configuration file (YAML), changed as ``build`` does; any problem is one line."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config: no file {str(path)!r}: name a YAML file, or use --source and --output") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: cannot read {str(path)!r} ({type(error).__name__}): check the file") from None
+    return build(parse(text, str(path)), overrides, given)
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """The mapping in a YAML text; ``name`` says where it is from."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"config: {str(path)!r} is not YAML{where}: check indentation and quotes") from None
+        what = f"key {error.args[1]!r} stands twice" if isinstance(error, _DuplicateKeyError) else "is not YAML"
+        step = "remove one of them" if isinstance(error, _DuplicateKeyError) else "check indentation and quotes"
+        raise ConfigError(f"config: {name!r}: {what}{where}: {step}") from None
+    except (RecursionError, ValueError):  # an anchor that holds itself; a date that there is not
+        raise ConfigError(f"config: {name!r} cannot be read as values: write them out, and dates in quotes") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"config: {str(path)!r} holds no mapping: it needs at least source.uri and output.uri")
-    return build(tree, overrides)
+        raise ConfigError(f"config: {name!r} holds no mapping: it needs at least source.uri and output.uri")
+    return tree
 
 
-def build(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """A configuration from nested mappings with ``a.b=value`` overrides (values read as YAML)."""
-    tree = _plain(tree)
+def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
+    """A configuration from nested mappings.
+
+    ``given`` (``a.b`` -> value) goes over them, and ``a.b=value`` overrides (values read as YAML) over both.
+    """
+    changes = dict(given or {})
     for override in overrides:
         name, separator, value = override.partition("=")
         if not separator:
             raise ConfigError(f"--set: got {override!r}: write it as section.key=value")
-        *sections, key = name.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"--set: {name!r} goes through {section!r}, which is a value: check the key")
-        node[key] = yaml.safe_load(value)
+        try:
+            changes[name] = yaml.load(value, Loader=_Loader)
+        except (yaml.YAMLError, ValueError):
+            raise ConfigError(f"--set {name}: the value {value!r} is not YAML: put it in quotes") from None
     try:
+        tree = _plain(tree)
+        for name, value in changes.items():
+            _put(tree, name, value)
         return RunConfig.model_validate(tree)
+    except RecursionError:
+        raise ConfigError("config: holds itself: write the values out instead of using an anchor") from None
     except ValidationError as error:
         raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+
+
+def _put(tree: Any, name: str, value: Any) -> None:
+    *sections, key = name.split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set: {name!r} goes through {section!r}, which is a value: check the key")
+    node[key] = value
+
+
+class _DuplicateKeyError(yaml.YAMLError):
+    """A key that stands twice, of which YAML would silently take the last; carries its place and itself."""
+
+    def __init__(self, mark: Any, key: str) -> None:
+        super().__init__(mark, key)
+        self.problem_mark = mark
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise _DuplicateKeyError(key.start_mark, key.value)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _plain(node: Any) -> Any:
@@ -170,21 +239,37 @@ def _plain(node: Any) -> Any:
 
 def _line(item: Any) -> str:
     """One pydantic error as 'field: what, value: next step'."""
-    where = [str(part) for part in item["loc"]]
+    where = [str(part) for part in item["loc"] if part != "[key]"]
     name = ".".join(where)
     if item["type"] == "extra_forbidden":
-        known = _known_keys(where[:-1])
-        close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"{name}: unknown key: {hint}"
+        return f"{name}: unknown key: {_nearest(where)}"
     if item["type"] == "missing":
         return f"{name}: missing: give it in the config or as --set {name}=..."
     text = item["msg"].removeprefix("Value error, ")
-    return f"{name} {text}" if item["type"] == "value_error" else f"{name}: {text}, got {item['input']!r}"
+    if item["type"] == "value_error":
+        return f"{name} {text}"
+    value = repr(item["input"])
+    hint = ": put it in quotes" if item["type"] == "string_type" else ""
+    return f"{name}: {text}, got {value if len(value) <= 80 else value[:77] + '...'}{hint}"
 
 
-def _known_keys(where: Sequence[str]) -> list[str]:
+def _nearest(where: Sequence[str]) -> str:
+    """What an unknown key was probably meant to be: the same key elsewhere, or the most similar one beside it."""
+    elsewhere = [name for name in known_keys() if name.split(".")[-1] == where[-1]]
+    if len(elsewhere) == 1:
+        return f"did you mean {elsewhere[0]!r}?"
     model: Any = RunConfig
-    for part in where:
+    for part in where[:-1]:
         model = model.model_fields[part].annotation
-    return sorted(model.model_fields)
+    known = sorted(model.model_fields)
+    close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
