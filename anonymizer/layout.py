@@ -26,6 +26,16 @@ class Release:
         return self.public / "manifest.parquet"
 
     @property
+    def is_published(self) -> bool:
+        """The manifest is the last thing that appears in ``public/``."""
+        return self.manifest.exists()
+
+    @property
+    def is_complete(self) -> bool:
+        """Published, reported, and nothing left to tidy up."""
+        return self.is_published and self.report.exists() and not self.staging.exists()
+
+    @property
     def restricted(self) -> Place:
         return self.root / "restricted"
 
@@ -64,8 +74,12 @@ class Release:
         """Details of unexpected errors: they may name records, so they stay here."""
         return self.restricted / "errors"
 
+    @property
+    def plans(self) -> Place:
+        return self.restricted / "plan"
+
     def entries(self, shard: int) -> Place:
-        return self.restricted / "plan" / f"shard-{shard:05d}.json"
+        return self.plans / f"shard-{shard:05d}.json"
 
     def shard(self, shard: int) -> Place:
         """The ledger of one shard; the shard is committed when this file is there."""

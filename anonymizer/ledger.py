@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from anonymizer.errors import IntegrityError
 from anonymizer.layout import Release
-from anonymizer.plan import Plan
+from anonymizer.plan import Plan, read_entries
 from anonymizer.records import Reason, Status
 
 
@@ -58,6 +58,7 @@ _ARROW = {
     "started": pa.timestamp("us", "UTC"), "seconds": pa.float64(), "bytes": pa.int64(), "width": pa.int32(),
     "height": pa.int32(),
 }  # fmt: skip
+METADATA = {b"metric_models", b"staging"}
 SCHEMA = pa.schema([pa.field(f.name, _ARROW.get(f.name, pa.string())) for f in fields(Row)])
 
 
@@ -114,10 +115,18 @@ def read_shard(release: Release, shard: int) -> pa.Table | None:
     place = release.shard(shard)
     if not place.exists():
         return None
-    table = pq.read_table(pa.BufferReader(place.read()))
-    if not table.schema.equals(SCHEMA):
+    try:
+        table = pq.read_table(pa.BufferReader(place.read()))
+    except (pa.ArrowException, OSError):
+        raise IntegrityError(f"ledger of shard {shard}: damaged: {redo(shard)}") from None
+    if not table.schema.equals(SCHEMA) or not set(table.schema.metadata or {}) >= METADATA:
         raise IntegrityError(f"ledger of shard {shard}: another schema than this version writes: nothing is published")
     return table
+
+
+def redo(shard: int) -> str:
+    """The next step where a shard's files cannot be trusted."""
+    return f"remove restricted/ledger/shard-{shard:05d}.parquet and run the same command again"
 
 
 def committed(release: Release, plan: Plan) -> Iterator[tuple[int, pa.Table]]:
@@ -139,13 +148,28 @@ def summarize(shard: int, table: pa.Table) -> ShardSummary:
     )
 
 
-def reconcile(plan: Plan, summaries: Sequence[ShardSummary]) -> None:
-    """read == released + quarantined + failed, for each shard and in all, and read == planned; or IntegrityError."""
-    missing = set(range(plan.shards)) - {s.shard for s in summaries}
+def reconcile(release: Release, plan: Plan, tables: Mapping[int, pa.Table]) -> None:
+    """Every planned record is in the ledger once, and ended in one of three ways; or IntegrityError."""
+    missing = plan.shards - len(tables)
     if missing:
-        raise IntegrityError(f"{len(missing)} of {plan.shards} shards are not committed: run the same command again to finish them")
-    for s in summaries:
+        raise IntegrityError(
+            f"{missing} of {plan.shards} shards are not committed: run the same command again to finish them"
+        )
+    for shard, table in tables.items():
+        s = summarize(shard, table)
         if s.read != s.released + s.quarantined + s.failed:
-            raise IntegrityError(f"shard {s.shard}: read {s.read}, accounted for {s.released + s.quarantined + s.failed}: nothing is published")
-    if (total := sum(s.read for s in summaries)) != plan.records:
-        raise IntegrityError(f"release: planned {plan.records} records, the ledger has {total}: nothing is published")
+            accounted = s.released + s.quarantined + s.failed
+            raise IntegrityError(f"shard {shard}: read {s.read}, accounted for {accounted}: nothing is published")
+        planned = {entry.record_id for entry in read_entries(release, shard)}
+        if s.read != len(planned) or set(table["record_id"].to_pylist()) != planned:
+            raise IntegrityError(
+                f"shard {shard}: planned {len(planned)} records, the ledger has {s.read}, and they are not the same: "
+                f"nothing is published: {redo(shard)}"
+            )
+        if set(table["config_fingerprint"].to_pylist()) != {plan.fingerprint}:
+            raise IntegrityError(f"shard {shard}: made with other settings than planned: {redo(shard)}")
+    if (total := sum(len(table) for table in tables.values())) != plan.records:
+        raise IntegrityError(
+            f"release: planned {plan.records} records, the ledger has {total}: nothing is published: "
+            "restore restricted/plan.json, or choose another output"
+        )

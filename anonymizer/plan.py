@@ -6,18 +6,22 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import reduce
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from anonymizer import config as configuration
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
-from anonymizer.errors import CustodianKeyError, OutputError
+from anonymizer.errors import CustodianKeyError, IntegrityError, OutputError
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import Release
+from anonymizer.place import Place
 from anonymizer.records import Entry, Reason
 from anonymizer.sources import open_source
 
@@ -47,7 +51,7 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     t_boom = boomerang.t_boom(config.boomerang.level)
     return Plan(
-        source=config.source.uri,
+        source=str(Place.of(config.source.uri)),
         output=config.output.uri,
         records=records,
         shards=-(-records // config.run.shard_size),
@@ -58,7 +62,7 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
         log_snr=boomerang.log_snr(t_boom),
         sampler=config.boomerang.sampler,
         steps=len(boomerang.grid(t_boom)) - 1,
-        model=config.model.id,
+        model=public_name(config),
         model_digest=backbone.digest,
         fingerprint=config.fingerprint(backbone.digest),
         key_check=key.check,
@@ -81,12 +85,21 @@ def count(config: RunConfig) -> int:
     return sum(1 for _ in open_source(config.source).entries())
 
 
+def public_name(config: RunConfig) -> str:
+    """What a manifest calls the model: its id, and of a local folder only the last part of the path."""
+    folder = Path(config.model.id).expanduser()
+    return folder.resolve().name if folder.is_dir() else config.model.id
+
+
 def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
     """List the source into ``restricted/plan/``, or take up the plan of a run that was begun before."""
     if release.plan.exists():
         return _resume(config, backbone, key, release)
     if release.public.exists():
-        raise OutputError(f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output")
+        raise OutputError(
+            f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output"
+        )
+    release.plans.remove()  # of a run that was stopped while planning
     records = 0
     for shard, entries in enumerate(_chunks(open_source(config.source).entries(), config.run.shard_size)):
         release.entries(shard).put(json.dumps([_to_json(e) for e in entries]).encode())
@@ -99,26 +112,57 @@ def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Rel
 
 def read(release: Release) -> Plan:
     if not release.plan.exists():
-        raise OutputError(f"release {str(release.root)!r}: no restricted/plan.json: it is not a release, or only its public half")
-    return Plan(**json.loads(release.plan.read()))
+        raise OutputError(
+            f"release {str(release.root)!r}: no restricted/plan.json: it is not a release, or only its public half"
+        )
+    try:
+        return Plan(**json.loads(release.plan.read()))
+    except (ValueError, TypeError):
+        raise IntegrityError(
+            f"release {str(release.root)!r}: restricted/plan.json is damaged, or of another version: restore it"
+        ) from None
 
 
 def read_entries(release: Release, shard: int) -> list[Entry]:
     return [_from_json(item) for item in json.loads(release.entries(shard).read())]
 
 
+# What may change while a run is unfinished: where it runs and how fast; the model's weights are in the fingerprint.
+FREE = (
+    "output.uri",
+    "source.uri",
+    "model.id",
+    "model.revision",
+    "model.device",
+    "model.allow_pickle",
+    "key_env",
+    "run.",
+)
+FINISH = "use the settings in its restricted/config.yaml to finish it, or choose another output"
+
+
 def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
     plan = read(release)
     asked = describe(config, backbone, key, plan.records)
+    output = f"output.uri {config.output.uri!r}"
     if asked.key_check != plan.key_check:
-        raise CustodianKeyError(f"{config.key_env}: not the key that {config.output.uri!r} was begun with: set that one, or choose another output")
-    for name in ("source", "fingerprint"):
-        if getattr(asked, name) != getattr(plan, name):
-            raise OutputError(
-                f"output.uri {config.output.uri!r}: holds a run with another {name}: use the settings in its "
-                "restricted/config.yaml to finish it, or choose another output"
-            )
+        raise CustodianKeyError(
+            f"{config.key_env}: not the key that {output} was begun with: set that one, or choose another output"
+        )
+    begun = configuration.build(configuration.parse(release.config.read().decode(), "restricted/config.yaml"))
+    for name in configuration.known_keys():
+        was, now = _value(begun, name), _value(config, name)
+        if was != now and not name.startswith(FREE):
+            raise OutputError(f"{output}: was begun with {name} {was!r}, not {now!r}: {FINISH}")
+    if asked.source != plan.source:
+        raise OutputError(f"{output}: was begun with another source.uri: {FINISH}")
+    if asked.fingerprint != plan.fingerprint:
+        raise OutputError(f"{output}: was begun with another model than {config.model.id!r}: {FINISH}")
     return plan
+
+
+def _value(config: RunConfig, name: str) -> Any:
+    return reduce(getattr, name.split("."), config)
 
 
 def _chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
-from anonymizer.errors import OutputError
+from anonymizer.place import output_errors
 
-
-@contextlib.contextmanager
-def output_errors() -> Iterator[None]:
-    """An OSError of the storage as an OutputError; names no file, since file names hold ids."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise OutputError(f"output.uri: cannot be written ({why}): check space and access, then run again") from None
+__all__ = ["make_folder", "output_errors"]
 
 
 def make_folder(fs: Any, path: str) -> None:

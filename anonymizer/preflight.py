@@ -1,0 +1,79 @@
+"""What is said about source and output before any long work; nothing is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from anonymizer.config import RunConfig
+from anonymizer.errors import OutputError
+from anonymizer.layout import Release
+from anonymizer.place import Place
+from anonymizer.sources import IGNORED_NAMES, open_source
+
+BEGUN = {"plan", "errors", "config.yaml"}  # what a run that was stopped while planning leaves in restricted/
+
+
+def check(config: RunConfig) -> None:
+    """SourceError if there is nothing to read, OutputError if the release cannot go where it is meant to."""
+    next(iter(open_source(config.source).entries()), None)
+    release = Release.at(config.output.uri)
+    _check_apart(config, Place.of(config.source.uri), release.root)
+    _check_place(config, release.root)
+    if not release.plan.exists():
+        _check_unused(config, release)
+
+
+def _check_apart(config: RunConfig, source: Place, output: Place) -> None:
+    if type(source.fs) is not type(output.fs):
+        return
+    name = f"output.uri {config.output.uri!r}"
+    if _contains(source, output):
+        raise OutputError(f"{name}: lies inside the source: outputs would become inputs: choose a folder outside of it")
+    if _contains(output, source):
+        raise OutputError(f"{name}: holds the source: originals would lie in the release: choose another folder")
+
+
+def _contains(outer: Place, inner: Place) -> bool:
+    """Whether ``inner`` is ``outer`` or lies below it, whatever links and spellings lead there."""
+    if not outer.is_local:
+        return f"{inner.path}/".startswith(f"{outer.path.rstrip('/')}/")
+    real = Path(os.path.realpath(inner.path))
+    return any(_same(folder, Path(outer.path)) for folder in (real, *real.parents))
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there yet
+        return str(one) == os.path.realpath(other)
+
+
+def _check_place(config: RunConfig, root: Place) -> None:
+    if not root.is_local:
+        return
+    path = Path(root.path)
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not nearest.is_dir():
+        what = "is a file" if nearest == path else f"{str(nearest)!r} is a file"
+        raise OutputError(f"output.uri {config.output.uri!r}: {what}: name a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"output.uri {config.output.uri!r}: cannot be written: check the permissions of {str(nearest)!r}"
+        )
+
+
+def _check_unused(config: RunConfig, release: Release) -> None:
+    """An output that is not a release must be empty, apart from what a run leaves that was stopped while planning."""
+    others = [*_names(release.root, {"restricted"}), *_names(release.restricted, BEGUN)]
+    if others:
+        raise OutputError(
+            f"output.uri {config.output.uri!r}: is not empty and no release that was begun here: choose another folder"
+        )
+
+
+def _names(folder: Place, known: set[str]) -> Iterator[str]:
+    for child in folder.children():
+        if child.name not in known | IGNORED_NAMES and not child.name.endswith(".tmp"):
+            yield child.name
