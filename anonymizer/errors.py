@@ -8,11 +8,12 @@
     │   ├── ModelError        a diffusion or scoring model, its device, its dtype
     │   └── CustodianKeyError the custodian's key
     ├── RecordError           one record cannot be used; it becomes a row with a reason, the run goes on
-    ├── ShardError            one shard failed; its text never names a record
+    ├── StepError             a step of a run failed unexpectedly; its text never names a record
+    │   └── ShardError        one shard or more
     └── IntegrityError        numbers or files that must agree do not; nothing is published (exit 1)
 
 Messages name field, value and next step in one line. ``UsageError`` may name paths that the user typed.
-``RecordError`` and ``ShardError`` never name a record, a path or a value: they may end up in logs.
+``RecordError`` and ``StepError`` never name a record, a path or a value: they may end up in logs.
 """
 
 from __future__ import annotations
@@ -59,8 +60,12 @@ class RecordError(AnonymizerError):
         self.reason = reason
 
 
-class ShardError(AnonymizerError):
-    """A shard could not be finished; the details are in the restricted half of the release."""
+class StepError(AnonymizerError):
+    """A step of a run could not be finished; the details are in the restricted half of the release."""
+
+
+class ShardError(StepError):
+    """Shards could not be finished."""
 
 
 class IntegrityError(AnonymizerError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -20,7 +19,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Group(click.Group):
-    """Turns our errors into one line and an exit status: 1, the answer is no; 2, bad usage or input."""
+    """Turns errors into one line and an exit status: 1, the answer is no; 2, bad usage or input."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        run: Callable[..., Any] = super().main
+        if not extra.pop("standalone_mode", True):
+            return run(*args, standalone_mode=False, **extra)
+        try:
+            status = run(*args, standalone_mode=False, **extra)
+            sys.exit(status if isinstance(status, int) else 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "anonymizer"
+            text = " ".join(error.format_message().split()).rstrip(".")
+            click.echo(f"error: {text}: see `{command} --help`", err=True)
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(130)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -67,15 +84,20 @@ def run_options(command: F) -> F:
 
 
 def _config(
-    path: str | None, source: str | None, output: str | None, level: float | None, model: str | None, overrides: tuple[str, ...]
+    path: str | None,
+    source: str | None,
+    output: str | None,
+    level: float | None,
+    model: str | None,
+    overrides: tuple[str, ...],
 ) -> RunConfig:
     from anonymizer import config
 
     short = {"source.uri": source, "output.uri": output, "boomerang.level": level, "model.id": model}
-    sets = [f"{name}={json.dumps(value)}" for name, value in short.items() if value is not None] + list(overrides)
+    given = {name: value for name, value in short.items() if value is not None}
     if path is None and (source is None or output is None):
         raise UsageError("config: none given: name a CONFIG.yaml, or give --source and --output")
-    return config.build({}, sets) if path is None else config.load(path, sets)
+    return config.build({}, overrides, given) if path is None else config.load(path, overrides, given)
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
@@ -143,7 +165,9 @@ def models(name: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.option("--output", default="demo", show_default=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--pictures", default=48, show_default=True, type=click.IntRange(4, 1000), help="How many people to invent.")
+@click.option(
+    "--pictures", default=48, show_default=True, type=click.IntRange(4, 1000), help="How many people to invent."
+)
 @click.option("--level", default=0.6, show_default=True, help="Anonymity level in (0, 1].")
 @quiet
 def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:

@@ -11,49 +11,63 @@ import click
 from anonymizer import assemble
 from anonymizer import plan as planning
 from anonymizer.config import RunConfig
-from anonymizer.errors import UsageError
+from anonymizer.errors import AnonymizerError, UsageError
 from anonymizer.layout import Release
 from flows import show
 
 
 def run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
-    release_once(config, quiet=quiet or as_json)
+    something_to_do = release_once(config, quiet=quiet or as_json)
     place = Release.at(config.output.uri)
     result = assemble.summary(place, planning.read(place))
     if as_json:
         click.echo(json.dumps(asdict(result)))
-        return
-    show.facts(
-        f"Released {result.released} of {result.read} pictures at level {config.boomerang.level:g}",
-        {
-            "released": result.released,
-            "quarantined": result.quarantined,
-            "failed": f"{result.failed}{_reasons(result.reasons)}",
-            "handed out": place.public,
-            "stays with you": place.restricted,
-            "look at": place.report,
-        },
-    )
-    show.out.print("A level is a setting, not a guarantee: similarity scores do not say whether a person can be found again.")
+    else:
+        done = "Released" if something_to_do else "Nothing to do, this release is complete:"
+        show.facts(
+            f"{done} {result.released} of {result.read} pictures at level {config.boomerang.level:g}",
+            {
+                "released": result.released,
+                "quarantined": result.quarantined,
+                "failed": f"{result.failed}{_reasons(result.reasons)}",
+                "handed out": place.public,
+                "stays with you": place.restricted,
+                "look at": place.report,
+            },
+        )
+        show.out.print(
+            "A level is a setting, not a guarantee: similarity scores do not say whether a person can be found again."
+        )
+    if not result.released:
+        raise AnonymizerError("release: no picture could be released: see the reasons in restricted/report.html")
 
 
-def release_once(config: RunConfig, *, quiet: bool) -> None:
-    """Run the release flow in this process, on the user's Prefect server or a temporary one."""
-    from flows import quiet as prefect_settings
-    from flows import steps
+def release_once(config: RunConfig, *, quiet: bool) -> bool:
+    """Run the release flow in this process, on the user's Prefect server or a temporary one.
+
+    Everything that is wrong with the input is said before the flow starts. False where the release is complete already.
+    """
+    from flows import server, steps
 
     with show.progress_bar(quiet):
-        steps.prepare(config)  # everything that is wrong with the input is said before Prefect starts
-        prefect_settings.prepare()
-        from flows.release import release
+        steps.check(config)
+        if Release.at(config.output.uri).is_complete:
+            steps.prepare(config)  # complete, but is it what was asked for?
+            return False
+        with server.available(config.key_env) as ready:
+            steps.prepare(config)  # the models load while the server starts
+            ready()
+            from flows.release import release
 
-        release(config.model_dump(mode="json"))
+            release(config.model_dump(mode="json"))
+    return True
 
 
 def plan(config: RunConfig, *, as_json: bool) -> None:
     from anonymizer.keys import load_key
     from flows import steps
 
+    steps.check(config)
     records = planning.count(config)
     backbone = steps.backbone_of(config.model)
     the_plan = planning.describe(config, backbone, load_key(config.key_env), records)
@@ -70,7 +84,9 @@ def plan(config: RunConfig, *, as_json: bool) -> None:
             "level": f"{the_plan.level:g}: t_boom {the_plan.t_boom} of {the_plan.T}, log-SNR {the_plan.log_snr:+.2f}",
             "sampler": f"{the_plan.sampler}, {the_plan.steps} steps for each picture",
             "shards": f"{the_plan.shards} of up to {the_plan.shard_size} records",
-            "key": "from the environment" if the_plan.key_check else f"none ({config.key_env} is not set): nobody can replay the run",
+            "key": "from the environment"
+            if the_plan.key_check
+            else f"none ({config.key_env} is not set): nobody can replay the run",
             "sampling time": f"about {show.duration(seconds)} on this machine, from one timed network call",
         },
     )
@@ -81,9 +97,14 @@ def status(uri: str, *, as_json: bool) -> None:
     the_plan = planning.read(release)
     result = assemble.summary(release, the_plan)
     if as_json:
-        click.echo(json.dumps(asdict(result) | {"planned": the_plan.records, "planned_shards": the_plan.shards, "public": release.public.exists()}))
+        click.echo(
+            json.dumps(
+                asdict(result)
+                | {"planned": the_plan.records, "planned_shards": the_plan.shards, "public": release.is_published}
+            )
+        )
         return
-    if release.public.exists():
+    if release.is_published:
         stage = "complete"
     elif result.shards == the_plan.shards:
         stage = "all shards committed, not yet assembled: run the same command again"
@@ -135,9 +156,15 @@ def models(name: str | None, *, as_json: bool) -> None:
         click.echo(found[name].text)
         return
     if as_json:
-        click.echo(json.dumps([{"name": f"bundled:{n}", "about": card.about, "bytes": card.bytes} for n, card in found.items()]))
+        click.echo(
+            json.dumps(
+                [{"name": f"bundled:{n}", "about": card.about, "bytes": card.bytes} for n, card in found.items()]
+            )
+        )
         return
-    show.facts("Bundled models", {f"bundled:{n}": f"{card.about} ({card.bytes / 2**20:.1f} MiB)" for n, card in found.items()})
+    show.facts(
+        "Bundled models", {f"bundled:{n}": f"{card.about} ({card.bytes / 2**20:.1f} MiB)" for n, card in found.items()}
+    )
 
 
 def _print_row(title: str, row: dict[str, Any], as_json: bool) -> None:

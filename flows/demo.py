@@ -21,10 +21,7 @@ def run(folder: Path, count: int, level: float, *, quiet: bool) -> None:
     """Make ``folder/source`` and ``folder/release``; a folder of an earlier demo is replaced."""
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
         raise OutputError(f"--output {str(folder)!r}: exists and was not made by a demo: choose another folder")
-    shutil.rmtree(folder, ignore_errors=True)
     source, output = folder / "source", folder / "release"
-    source.mkdir(parents=True)
-    (folder / MARK).touch()
     settings = config.build(
         {
             "source": {"uri": str(source), "label": "folder"},
@@ -33,6 +30,9 @@ def run(folder: Path, count: int, level: float, *, quiet: bool) -> None:
             "run": {"batch_size": 16, "shard_size": 32},
         }
     )
+    shutil.rmtree(folder, ignore_errors=True)
+    source.mkdir(parents=True)
+    (folder / MARK).touch()
     show.out.print(f"Inventing {count} people with the bundled model ...")
     with show.progress_bar(quiet):
         watcher().begin(count, 0)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 
-EPHEMERAL = {
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+TEMPORARY = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
@@ -18,6 +16,7 @@ EPHEMERAL = {
     "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_REPOSSESSOR_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
 }
 ALWAYS = {
     "DO_NOT_TRACK": "1",
@@ -28,6 +27,6 @@ ALWAYS = {
 
 def prepare() -> None:
     """Set what the user has not set; call before Prefect is imported. With a server of the user's, leave it alone."""
-    settings = ALWAYS if os.environ.get("PREFECT_API_URL") else ALWAYS | EPHEMERAL
+    settings = ALWAYS if os.environ.get("PREFECT_API_URL") else ALWAYS | TEMPORARY
     for name, value in settings.items():
         os.environ.setdefault(name, value)

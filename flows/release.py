@@ -14,11 +14,17 @@ from anonymizer.config import RunConfig
 from anonymizer.errors import ShardError
 from flows import steps
 from flows.progress import watcher
+from flows.steps import TELLABLE
 
 TAGS = ["anonymizer", "release"]
 
 
-@flow(name="release", task_runner=ThreadPoolTaskRunner(max_workers=1), persist_result=False, validate_parameters=False)
+@flow(
+    name="release",
+    task_runner=cast(Any, ThreadPoolTaskRunner(max_workers=1)),
+    persist_result=False,
+    validate_parameters=False,
+)
 def release(config: dict[str, Any]) -> dict[str, Any]:
     """Make one release from a configuration (nested mappings, as in the YAML file); returns its counts.
 
@@ -28,12 +34,18 @@ def release(config: dict[str, Any]) -> dict[str, Any]:
     progress = cast(UUID, create_progress_artifact(0.0, key="release-progress", description="shards committed"))
     retries = RunConfig.model_validate(config).run.retries
     shard_task = run_shard.with_options(retries=retries)
-    failed = 0
+    problems: list[BaseException] = []
     for done, future in enumerate(shard_task.map(range(plan["shards"]), config=unmapped(config)), start=1):
-        failed += isinstance(future.result(raise_on_failure=False), Exception)
+        result = future.result(raise_on_failure=False)
+        problems += [result] if isinstance(result, BaseException) else []
         update_progress_artifact(progress, 100.0 * done / plan["shards"])
-    if failed:
-        raise ShardError(f"{failed} of {plan['shards']} shards failed: see restricted/errors/, then run again to finish them")
+    for problem in problems:
+        if isinstance(problem, TELLABLE):  # no space, another key: one line that says more than how many shards failed
+            raise type(problem)(str(problem))
+    if problems:
+        raise ShardError(
+            f"{len(problems)} of {plan['shards']} shards failed: see restricted/errors/, then run again to finish them"
+        )
     summary = finish(config)
     create_markdown_artifact(_markdown(plan, summary), key="release-summary", description="counts of one release")
     return summary
@@ -42,7 +54,7 @@ def release(config: dict[str, Any]) -> dict[str, Any]:
 @task(name="plan", tags=TAGS, persist_result=False)
 def make_plan(config: dict[str, Any]) -> dict[str, Any]:
     watcher().stage("planning")
-    plan = steps.prepare(RunConfig.model_validate(config))
+    plan = steps.prepare_for_scheduler(RunConfig.model_validate(config))
     watcher().begin(plan.records, 0)
     watcher().stage("anonymising")
     return {"shards": plan.shards, "records": plan.records}

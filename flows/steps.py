@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
+from typing import TypeVar
 
-from anonymizer import assemble, ledger, plan, report
+from anonymizer import assemble, ledger, plan, preflight, report
 from anonymizer.backbones import Backbone, load_backbone
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
-from anonymizer.errors import ShardError
+from anonymizer.errors import (
+    AnonymizerError,
+    ConfigError,
+    CustodianKeyError,
+    IntegrityError,
+    ModelError,
+    OutputError,
+    ShardError,
+    StepError,
+)
 from anonymizer.keys import load_key
 from anonymizer.layout import Release
 from anonymizer.ledger import ShardSummary, ShardWriter
 from anonymizer.shard import Scorer, anonymize_shard
+
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=1)
@@ -29,36 +42,73 @@ def scorer_of(metrics: MetricsConfig, device: str) -> Scorer:
     return build_scorer(metrics, device)
 
 
+def check(config: RunConfig) -> None:
+    """What can be told in a moment: key, source, output. Writes nothing."""
+    load_key(config.key_env)
+    preflight.check(config)
+
+
 def prepare(config: RunConfig) -> plan.Plan:
-    """Everything that can go wrong before the work: key, model, scorer, source, output. Writes the plan."""
+    """Everything that can go wrong before the work: key, source, output, model, scorer. Writes the plan."""
+    check(config)
     key, backbone = load_key(config.key_env), backbone_of(config.model)
     scorer_of(config.metrics, str(backbone.device))
     return plan.write(config, backbone, key, Release.at(config.output.uri))
 
 
+def prepare_for_scheduler(config: RunConfig) -> plan.Plan:
+    """``prepare``, with errors that a scheduler may keep."""
+    return _guarded(config, "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config))
+
+
 def run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
     """One shard, unless it is committed already. ShardError tells a scheduler nothing but the shard's number."""
-    release = Release.at(config.output.uri)
-    if (table := ledger.read_shard(release, shard)) is not None:
-        return ledger.summarize(shard, table)
-    try:
-        backbone = backbone_of(config.model)
-        scorer = scorer_of(config.metrics, str(backbone.device))
-        entries = plan.read_entries(release, shard)
-        writer = ShardWriter(release, shard, scorer.names)
-        return anonymize_shard(shard, entries, config, backbone, scorer, load_key(config.key_env), writer, progress)
-    except Exception:
-        details = release.errors / f"shard-{shard:05d}.txt"
-        details.put(traceback.format_exc().encode("utf-8", "backslashreplace"))
-    # Outside the handler, so that no chained exception carries a path or a value to a log or a database.
-    raise ShardError(f"shard {shard}: failed, nothing of it was committed: see restricted/errors/{details.name}")
+    error = ShardError(f"shard {shard}: failed, nothing of it was committed")
+    return _guarded(config, f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress))
 
 
 def finish(config: RunConfig) -> assemble.Summary:
     """Reconcile, assemble ``public/``, write the restricted report."""
+    return _guarded(config, "assemble", StepError("assemble: failed, run again to finish"), lambda: _finish(config))
+
+
+def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
+    release = Release.at(config.output.uri)
+    if (table := ledger.read_shard(release, shard)) is not None:
+        return ledger.summarize(shard, table)
+    backbone = backbone_of(config.model)
+    scorer = scorer_of(config.metrics, str(backbone.device))
+    entries = plan.read_entries(release, shard)
+    writer = ShardWriter(release, shard, scorer.names)
+    return anonymize_shard(shard, entries, config, backbone, scorer, load_key(config.key_env), writer, progress)
+
+
+def _finish(config: RunConfig) -> assemble.Summary:
     release = Release.at(config.output.uri)
     assemble.assemble(release, config)
     the_plan = plan.read(release)
     summary = assemble.summary(release, the_plan)
     report.write_restricted(release, the_plan, config, summary)
     return summary
+
+
+# Errors whose text is about the run and never about a record: a scheduler may keep them.
+TELLABLE = (ConfigError, OutputError, ModelError, CustodianKeyError, IntegrityError)
+
+
+def _guarded(config: RunConfig, step: str, otherwise: StepError, work: Callable[[], T]) -> T:
+    """What ``work`` returns. An error that may hold a path or a value goes to ``restricted/errors/`` instead.
+
+    What is raised instead is new and raised outside the handler, so that it carries no chained exception and no frame
+    of the other to a log or a database.
+    """
+    try:
+        return work()
+    except TELLABLE as error:
+        telling: AnonymizerError = type(error)(str(error))
+    except Exception:
+        with suppress(Exception):  # the disk may be full
+            details = Release.at(config.output.uri).errors / f"{step}.txt"
+            details.put(traceback.format_exc().encode("utf-8", "backslashreplace"))
+        telling = type(otherwise)(f"{otherwise}: see restricted/errors/{step}.txt")
+    raise telling

@@ -1,0 +1,114 @@
+"""A Prefect server for the length of one run, for whoever has none: quick, quiet, telling nobody, gone with the run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryFile
+from typing import IO
+
+from anonymizer.errors import AnonymizerError
+from flows import quiet
+
+URL = "PREFECT_API_URL"
+STARTUP_SECONDS = 180
+
+# Binds before it imports, so that the port is known at once; leaves when its standard input closes, so that it never
+# outlives whoever started it, however that ends.
+SERVER = """
+import os, sys, threading
+import uvicorn
+app = "prefect.server.api.server:create_app"
+config = uvicorn.Config(app, factory=True, host="127.0.0.1", port=0, log_level="critical")
+listener = config.bind_socket()
+print(listener.getsockname()[1], flush=True)
+os.dup2(2, 1)
+threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+uvicorn.Server(config).run(sockets=[listener])
+"""
+
+
+@contextmanager
+def available(secret: str) -> Iterator[Callable[[], None]]:
+    """Start a temporary server, unless Prefect is set up to use another; call what is yielded to wait until it answers.
+
+    The environment variable named ``secret`` is not handed to it. Prefect is imported here and not earlier.
+    """
+    quiet.prepare()
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        yield lambda: None
+        return
+    # Prefect would start a server of its own only when the flow begins, after importing all of it into this process.
+    with TemporaryFile() as log, _process(secret, log) as process:
+        port = int((process.stdout or sys.stdin).readline() or b"0")  # type: ignore[arg-type]
+        url = f"http://127.0.0.1:{port}/api"
+        os.environ[URL] = url
+        _refresh()
+        try:
+            yield lambda: _wait(process, url, log)
+            _drain()
+        finally:
+            del os.environ[URL]
+            _refresh()
+
+
+@contextmanager
+def _process(secret: str, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {name: value for name, value in os.environ.items() if name != secret}
+    environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,  # Ctrl-C is for us: the server is needed to write down how the run ended
+    )
+    with process:  # closes the pipes and waits
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+    begun = time.monotonic()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on this machine
+    while process.poll() is None and time.monotonic() - begun < STARTUP_SECONDS:
+        try:
+            with opener.open(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    log.seek(0)
+    last = log.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+    raise AnonymizerError(
+        f"prefect: the temporary server did not start ({last[0] if last else 'no answer'}): "
+        "run `prefect server start` and set PREFECT_API_URL"
+    )
+
+
+def _refresh() -> None:
+    """Let Prefect read its settings from the environment again."""
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()
+
+
+def _drain() -> None:
+    """Hand in what Prefect still has to report, while there is someone to take it."""
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.drain_all(timeout=10)
