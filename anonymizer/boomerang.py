@@ -6,6 +6,7 @@ Letters are the paper's: ``t`` runs from 1 to T, ``abar[t]`` is the cumulative p
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -51,7 +52,7 @@ class Boomerang:
 
         z0 = self.backbone.encode(x0)
         zt = self.forward(z0, grid[0], noise(FORWARD, z0))
-        for t, s in zip(grid[:-1], grid[1:], strict=True):
+        for t, s in pairwise(grid):
             eps = self.backbone.predict(zt, t, condition)
             eta = noise(t, zt) if stepper.is_stochastic(s) else None
             zt = stepper.step(zt, eps, t, s, eta)

@@ -63,7 +63,9 @@ def load_key(name: str) -> CustodianKey:
         secret = b""
     if len(secret) < 16:
         # The value is a secret: it is not repeated here.
-        raise CustodianKeyError(f"{name}: not a key: give 32 or more hex digits, for example from `openssl rand -hex 32`")
+        raise CustodianKeyError(
+            f"{name}: not a key: give 32 or more hex digits, for example from `openssl rand -hex 32`"
+        )
     return CustodianKey(secret)
 
 

@@ -23,10 +23,10 @@ class Stepper(Protocol):
 
 
 class Ancestral:
-    """Algorithm 1 of the paper; over a sub-grid, beta_t is that of the longer step (Ho et al. 2020, Song et al. 2021)."""
+    """Algorithm 1 of the paper; over a sub-grid, beta_t is that of the longer step (Nichol and Dhariwal 2021)."""
 
     def __init__(self, abar: torch.Tensor, grid: Sequence[int]) -> None:
-        self.abar = abar.tolist()
+        self.abar: list[float] = abar.tolist()
 
     def is_stochastic(self, s: int) -> bool:
         return s > 0
@@ -34,7 +34,7 @@ class Ancestral:
     def step(self, zt: torch.Tensor, eps: torch.Tensor, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         abar_t, abar_s = self.abar[t], self.abar[s]
         beta = 1 - abar_t / abar_s
-        mean = (zt - beta / math.sqrt(1 - abar_t) * eps) / math.sqrt(1 - beta)
+        mean: torch.Tensor = (zt - beta / math.sqrt(1 - abar_t) * eps) / math.sqrt(1 - beta)
         if eta is None:
             return mean
         return mean + math.sqrt((1 - abar_s) / (1 - abar_t) * beta) * eta
@@ -44,14 +44,14 @@ class DDIM:
     """The deterministic step of Song et al. 2021 (eta = 0): predict z0, then go back to s along the same noise."""
 
     def __init__(self, abar: torch.Tensor, grid: Sequence[int]) -> None:
-        self.abar = abar.tolist()
+        self.abar: list[float] = abar.tolist()
 
     def is_stochastic(self, s: int) -> bool:
         return False
 
     def step(self, zt: torch.Tensor, eps: torch.Tensor, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         abar_t, abar_s = self.abar[t], self.abar[s]
-        z0 = (zt - math.sqrt(1 - abar_t) * eps) / math.sqrt(abar_t)
+        z0: torch.Tensor = (zt - math.sqrt(1 - abar_t) * eps) / math.sqrt(abar_t)
         return math.sqrt(abar_s) * z0 + math.sqrt(1 - abar_s) * eps
 
 
@@ -72,14 +72,18 @@ class Multistep:
 
     def step(self, zt: torch.Tensor, eps: torch.Tensor, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         if not self.stochastic:
-            return self.scheduler.step(eps, t - 1, zt, return_dict=False)[0]
+            return self._advance(eps, t, zt)
         # The last step lands on sigma = 0, where the solver's noise term vanishes.
         eta = torch.zeros_like(zt) if eta is None else eta
-        return self.scheduler.step(eps, t - 1, zt, variance_noise=eta, return_dict=False)[0]
+        return self._advance(eps, t, zt, variance_noise=eta)
+
+    def _advance(self, eps: torch.Tensor, t: int, zt: torch.Tensor, **noise: torch.Tensor) -> torch.Tensor:
+        zs: torch.Tensor = self.scheduler.step(eps, t - 1, zt, return_dict=False, **noise)[0]
+        return zs
 
 
 def _betas(abar: torch.Tensor) -> list[float]:
-    return (1 - abar[1:] / abar[:-1]).tolist()
+    return [float(beta) for beta in 1 - abar[1:] / abar[:-1]]
 
 
 def _dpm(abar: torch.Tensor, grid: Sequence[int], algorithm: str) -> Stepper:

@@ -22,8 +22,8 @@ def public_columns(rows: pa.Table, how: Literal["none", "binned", "exact"]) -> d
 
 
 def label(value: float | None) -> str | None:
-    """The bin of a value as text, for example ``0.6-0.7``."""
+    """The bin of a value as text, for example ``0.6 to 0.7``; the upper end is not in it."""
     if value is None:
         return None
-    low = np.floor(value / BIN + 1e-9) * BIN
-    return f"{low:.1f}-{low + BIN:.1f}"
+    step = int(np.floor(value / BIN + 1e-9))
+    return f"{step * BIN:.1f} to {(step + 1) * BIN:.1f}"

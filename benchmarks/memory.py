@@ -29,7 +29,18 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def peak(source: str, output: Path) -> float:
     """Peak resident memory in MiB of one `anonymizer run` (its own process; the Prefect server is another)."""
-    arguments = ["run", "--source", source, "--output", str(output), "--level", "0.4", "--set", "boomerang.steps=1", "--quiet"]
+    arguments = [
+        "run",
+        "--source",
+        source,
+        "--output",
+        str(output),
+        "--level",
+        "0.4",
+        "--set",
+        "boomerang.steps=1",
+        "--quiet",
+    ]
     done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
     return int(done.stdout.rsplit("peak", 1)[1]) / 1024
 

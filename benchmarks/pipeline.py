@@ -100,7 +100,9 @@ def script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
     n = config.boomerang.steps or t_boom
     begun = time.monotonic()
     for i, data in enumerate(encoded):
-        picture = Image.open(io.BytesIO(data)).convert("RGB").resize((backbone.size, backbone.size), Image.Resampling.LANCZOS)
+        picture = (
+            Image.open(io.BytesIO(data)).convert("RGB").resize((backbone.size, backbone.size), Image.Resampling.LANCZOS)
+        )
         x0 = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, backbone.size, backbone.size, 3)
         x0 = x0.permute(0, 3, 1, 2) / 127.5 - 1
         scheduler = DPMSolverMultistepScheduler(
@@ -127,7 +129,9 @@ def pictures(source: str | None, count: int, folder: Path) -> str:
         for i in range(count):
             small = torch.rand(1, 3, 7, 7, generator=gen)
             big = torch.nn.functional.interpolate(small, (200, 200), mode="bicubic").clamp(0, 1)[0]
-            Image.fromarray((big * 255).byte().permute(1, 2, 0).contiguous().numpy()).save(folder / f"{i:05d}.jpg", quality=92)
+            Image.fromarray((big * 255).byte().permute(1, 2, 0).contiguous().numpy()).save(
+                folder / f"{i:05d}.jpg", quality=92
+            )
         return str(folder)
     reader = open_source(build({"source": {"uri": source}, "output": {"uri": "unused"}}).source)
     entries = []
@@ -187,8 +191,9 @@ def main() -> None:
 
     median = {name: statistics.median(values) for name, values in rates.items()}
     result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {backbone.device}",
-        "settings": f"{args.pictures} pictures, level {args.level}, {args.steps} steps, batch {size}, {args.repeats} repeats",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "device": str(backbone.device),
+        "settings": {name: str(getattr(args, name)) for name in ("pictures", "level", "steps", "repeats", "source")},
         "pictures_per_second": {name: [round(r, 3) for r in values] for name, values in rates.items()},
         "job_to_bare": [round(j / b, 3) for j, b in zip(rates["job"], rates["bare"], strict=True)],
         "median_job_to_bare": round(median["job"] / median["bare"], 3),

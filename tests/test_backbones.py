@@ -22,14 +22,23 @@ from anonymizer.noise import FORWARD, KeyedNoise
 def tiny_unet(channels: int = 3, out: int | None = None, **more: object) -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(
-        sample_size=8, in_channels=channels, out_channels=out or channels, block_out_channels=(8, 8), norm_num_groups=4,
-        layers_per_block=1, down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), **more,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=channels,
+        out_channels=out or channels,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        **more,
+    )
 
 
 @pytest.fixture
 def folder(tmp_path: Path):
-    def make(prediction: str = "epsilon", channels: int = 3, clip: bool = False, scheduler: type = DDPMScheduler, **more) -> Path:
+    def make(
+        prediction: str = "epsilon", channels: int = 3, clip: bool = False, scheduler: type = DDPMScheduler, **more
+    ) -> Path:
         schedule = scheduler(1000, prediction_type=prediction, clip_sample=clip, beta_schedule="squaredcos_cap_v2")
         DDPMPipeline(tiny_unet(channels, **more), schedule).save_pretrained(tmp_path / "model")
         return tmp_path / "model"
@@ -45,7 +54,10 @@ def load(path: Path, **more: object):
 def test_predict_returns_the_noise_whatever_the_model_says(folder, prediction):
     path = folder(prediction)
     backbone = load(path)
-    unet, scheduler = UNet2DModel.from_pretrained(path / "unet", low_cpu_mem_usage=False), DDPMScheduler.from_pretrained(path / "scheduler")
+    unet, scheduler = (
+        UNet2DModel.from_pretrained(path / "unet", low_cpu_mem_usage=False),
+        DDPMScheduler.from_pretrained(path / "scheduler"),
+    )
     zt, t = torch.randn(2, 3, 8, 8), 400
     out = unet(zt, t - 1).sample
     abar = scheduler.alphas_cumprod[t - 1]
@@ -98,7 +110,12 @@ def test_a_learned_variance_is_left_out(folder):
 def test_level_one_stays_finite_on_a_cosine_schedule(folder):
     backbone = load(folder("v_prediction"))
     for sampler in ("ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"):
-        assert Boomerang(backbone, sampler, 10).sample(torch.zeros(1, 3, 8, 8), 1.0, KeyedNoise([b"k" * 16])).isfinite().all()
+        assert (
+            Boomerang(backbone, sampler, 10)
+            .sample(torch.zeros(1, 3, 8, 8), 1.0, KeyedNoise([b"k" * 16]))
+            .isfinite()
+            .all()
+        )
 
 
 def test_the_digest_names_the_weights(folder):
@@ -136,7 +153,7 @@ def test_a_model_that_cannot_be_used_is_one_line_that_says_what_to_do(config, li
 
 def test_a_hub_model_without_network_says_which_files_to_place(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="unet/diffusion_pytorch_model.safetensors in a folder"):
+    with pytest.raises(ModelError, match=r"unet/diffusion_pytorch_model\.safetensors in a folder"):
         load_backbone(ModelConfig(id="owner/name", revision="0" * 40))
 
 

@@ -53,7 +53,12 @@ def test_draws_are_standard_normal_and_uncorrelated():
 def test_the_stream_is_philox_as_published():
     # Random123's known answer for philox4x64-10 with an all-zero key and counter 0.
     raw = np.random.Philox(key=0, counter=np.array([2**64 - 1] * 4, dtype=np.uint64)).random_raw(4)
-    assert [hex(int(x)) for x in raw] == ["0x16554d9eca36314c", "0xdb20fe9d672d0fdc", "0xd7e772cee186176b", "0x7e68b68aec7ba23b"]
+    assert [hex(int(x)) for x in raw] == [
+        "0x16554d9eca36314c",
+        "0xdb20fe9d672d0fdc",
+        "0xd7e772cee186176b",
+        "0x7e68b68aec7ba23b",
+    ]
 
 
 def test_a_replay_sees_the_numbers_that_were_drawn():

@@ -16,6 +16,7 @@ from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 
 BUNDLED = "bundled:"
+NEEDED = "scheduler/scheduler_config.json, unet/config.json and unet/diffusion_pytorch_model.safetensors"
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
@@ -46,9 +47,13 @@ def resolve(config: ModelConfig) -> Path:
     if (folder := Path(config.id).expanduser()).is_dir():
         return folder
     if config.id.count("/") != 1 or config.id.startswith((".", "/", "~")):
-        raise ModelError(f"model.id {config.id!r}: no such folder, and not a hub id: give bundled:NAME, a folder, or OWNER/NAME")
+        raise ModelError(
+            f"model.id {config.id!r}: no such folder, and not a hub id: give bundled:NAME, a folder, or OWNER/NAME"
+        )
     if config.revision is None:
-        raise ModelError(f"model.revision: missing for hub model {config.id!r}: pin a commit, so that the model cannot change")
+        raise ModelError(
+            f"model.revision: missing for hub model {config.id!r}: pin a commit, so that the model cannot change"
+        )
     return _from_hub(config)
 
 
@@ -83,9 +88,8 @@ def _from_hub(config: ModelConfig) -> Path:
         return Path(snapshot_download(config.id, revision=config.revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"model.id {config.id!r} at {config.revision!r}: neither on the hub nor in its cache ({type(error).__name__}): "
-            "put model_index.json, scheduler/scheduler_config.json, unet/config.json and "
-            "unet/diffusion_pytorch_model.safetensors in a folder and set model.id to that folder"
+            f"model.id {config.id!r} at {config.revision!r}: neither on the hub nor in its cache "
+            f"({type(error).__name__}): put model_index.json, {NEEDED} in a folder and set model.id to that folder"
         ) from None
 
 
@@ -97,16 +101,22 @@ def _load_parts(config: ModelConfig, folder: Path) -> tuple[Any, Any]:
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"] if index.exists() else "DDPMPipeline"
         if kind not in ("DDPMPipeline", "DDIMPipeline"):
-            raise ModelError(f"model.id {config.id!r}: a {kind} is not supported: use a DDPMPipeline or DDIMPipeline folder")
+            raise ModelError(
+                f"model.id {config.id!r}: a {kind} is not supported: use a DDPMPipeline or DDIMPipeline folder"
+            )
         unet_at, scheduler_at = (name if (folder / name).is_dir() else None for name in ("unet", "scheduler"))
         # The schedule and the prediction type are shared by all schedulers, so DDPM's reads any of their configs.
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder=scheduler_at)
         unet = UNet2DModel.from_pretrained(
-            folder, subfolder=unet_at, torch_dtype=torch.float32, use_safetensors=not config.allow_pickle, low_cpu_mem_usage=False
+            folder,
+            subfolder=unet_at,
+            torch_dtype=torch.float32,
+            use_safetensors=not config.allow_pickle,
+            low_cpu_mem_usage=False,
         )
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise ModelError(
-            f"model.id {config.id!r}: not a usable diffusers folder ({type(error).__name__}): it needs scheduler/scheduler_config.json, "
-            "unet/config.json and unet/diffusion_pytorch_model.safetensors (pickled weights only with model.allow_pickle=true)"
+            f"model.id {config.id!r}: not a usable diffusers folder ({type(error).__name__}): it needs {NEEDED} "
+            "(pickled weights only with model.allow_pickle=true)"
         ) from None
     return unet, scheduler

@@ -19,7 +19,9 @@ class PixelBackbone:
     with the clipped estimate.
     """
 
-    def __init__(self, unet: Any, scheduler: Any, *, name: str, digest: str, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, unet: Any, scheduler: Any, *, name: str, digest: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.patch = math.isqrt(unet.config.in_channels // 3)
         _refuse_other_kinds(name, unet, scheduler, self.patch)
         self.unet = unet.to(device).eval().requires_grad_(False)
@@ -27,7 +29,9 @@ class PixelBackbone:
         self.T = int(scheduler.config.num_train_timesteps)
         self.alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
         self.prediction = scheduler.config.prediction_type
-        self.clip = float(scheduler.config.get("clip_sample_range", 1.0)) if scheduler.config.get("clip_sample") else None
+        self.clip = (
+            float(scheduler.config.get("clip_sample_range", 1.0)) if scheduler.config.get("clip_sample") else None
+        )
         self.channels = int(unet.config.in_channels)
         self.size = int(unet.config.sample_size) * self.patch
 
@@ -58,7 +62,9 @@ class PixelBackbone:
 def _refuse_other_kinds(name: str, unet: Any, scheduler: Any, patch: int) -> None:
     config = unet.config
     if patch < 1 or config.in_channels != 3 * patch**2:
-        raise ModelError(f"model.id {name!r}: {config.in_channels} input channels: an RGB pixel model has 3, 12, 27 or 48")
+        raise ModelError(
+            f"model.id {name!r}: {config.in_channels} input channels: an RGB pixel model has 3, 12, 27 or 48"
+        )
     if config.get("class_embed_type") or config.get("num_class_embeds"):
         raise ModelError(f"model.id {name!r}: class-conditional: choose an unconditional pixel model")
     if not isinstance(config.sample_size, int):

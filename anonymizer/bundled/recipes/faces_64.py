@@ -83,7 +83,11 @@ def save_model(unet: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> Non
     half = deepcopy(unet).half()
     half.save_pretrained(folder / "unet", safe_serialization=True)
     scheduler.save_pretrained(folder / "scheduler")
-    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    index = {
+        "_class_name": "DDPMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -100,7 +104,11 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
 
     data = load_split(args.data, "train")
-    unet = UNet2DModel.from_pretrained(args.start, subfolder="unet", torch_dtype=torch.float32) if args.start else new_unet()
+    unet = (
+        UNet2DModel.from_pretrained(args.start, subfolder="unet", torch_dtype=torch.float32)
+        if args.start
+        else new_unet()
+    )
     scheduler = new_scheduler()
     average = deepcopy(unet).requires_grad_(False)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.rate, weight_decay=0.0, fused=True)

@@ -43,7 +43,9 @@ def draw(sheet: dict[str, torch.Tensor], scale: int = 2) -> Image.Image:
         pen.text((10, r * size + size // 2), name, "black", font, anchor="lm")
         for c, picture in enumerate(pictures):
             levels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
-            out.paste(Image.fromarray(levels).resize((size, size), Image.Resampling.BICUBIC), (MARGIN + c * size, r * size))
+            out.paste(
+                Image.fromarray(levels).resize((size, size), Image.Resampling.BICUBIC), (MARGIN + c * size, r * size)
+            )
     return out
 
 
