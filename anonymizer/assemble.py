@@ -75,7 +75,7 @@ def _publish(release: Release, config: RunConfig) -> None:
     columns = {n: a.type for n, a in carried.to_arrays(rows["carried"].to_pylist(), config.source.carry).items()}
     sink = open_sink(config.output, columns)
     placed = list(sink.write(_pictures(release, rows, config), release.assembling.fs, release.assembling.path))
-    manifest = _manifest(rows, placed, the_plan, config, models)
+    manifest = _manifest(rows, placed, config, models)
     (release.assembling / "manifest.parquet").put(_parquet(manifest))
     report.write_public(release.assembling, the_plan, config, summary(release, the_plan), manifest)
     release.assembling.move_to(release.public, last=release.manifest.name)
@@ -133,9 +133,7 @@ def _staged(place: Place, row: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _manifest(
-    rows: pa.Table, placed: Sequence[Placed], the_plan: plan.Plan, config: RunConfig, models: Mapping[str, str]
-) -> pa.Table:
+def _manifest(rows: pa.Table, placed: Sequence[Placed], config: RunConfig, models: Mapping[str, str]) -> pa.Table:
     if [p.output_id for p in placed] != rows["output_id"].to_pylist():
         raise IntegrityError("release: other pictures were written than the ledger has: nothing is published")
     columns: dict[str, Any] = {
@@ -152,7 +150,7 @@ def _manifest(
     }
     columns |= carried.to_arrays(rows["carried"].to_pylist(), config.source.carry)
     columns |= {name: rows[name] for name in ("level", "t_boom", "log_snr", "sampler", "steps")}
-    columns |= {"model": pa.repeat(the_plan.model, len(rows)), "model_digest": rows["model_digest"]}
+    columns |= {"model": pa.repeat(report.public_model(config.model), len(rows)), "model_digest": rows["model_digest"]}
     columns |= {"config_fingerprint": rows["config_fingerprint"]}
     columns |= scores.public_columns(rows, config.output.public_scores)
     return pa.table(columns).replace_schema_metadata({"metric_models": carried.to_json(models) or "{}"})

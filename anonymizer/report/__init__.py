@@ -1,0 +1,7 @@
+"""The two reports and the dataset card: what was done, how far the outputs moved, what became of every record."""
+
+from anonymizer.report.public import write_public
+from anonymizer.report.restricted import write_restricted
+from anonymizer.report.words import public_model
+
+__all__ = ["public_model", "write_public", "write_restricted"]

@@ -1,0 +1,139 @@
+"""Pictures for a page: released ones read back, originals read again, both as data URIs of bounded size."""
+
+from __future__ import annotations
+
+import base64
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from anonymizer import images, plan
+from anonymizer.config import Limits, RunConfig
+from anonymizer.errors import AnonymizerError, RecordError
+from anonymizer.layout import Release
+from anonymizer.place import Place
+from anonymizer.sources import open_source
+
+LONGEST_SIDE = 256  # pixels of a picture on a page
+MOST_BYTES = 24 * 2**10  # a file that is no larger is shown as it is
+SMALL = 128  # up to here, pixels are enlarged as squares
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on a page."""
+
+    uri: str
+    width: int
+    height: int
+
+    @property
+    def small(self) -> bool:
+        return max(self.width, self.height) <= SMALL
+
+
+def shown(data: bytes, width: int, height: int, suffix: str) -> Shown:
+    """A released picture: its own bytes while they are few, else a copy of at most 256 pixels. Raises RecordError."""
+    if len(data) <= MOST_BYTES and max(width, height) <= LONGEST_SIDE:
+        kind = {v: k for k, v in images.SUFFIXES.items()}[suffix]
+        return _as_uri(data, images.MEDIA_TYPES[kind], width, height)
+    return original(data, width, height, "pad")
+
+
+def original(data: bytes, width: int, height: int, fit: images.Fit, limits: Limits = images.LIMITS) -> Shown:
+    """A picture brought to the shape of a width x height output, at most 256 pixels long. Raises RecordError."""
+    scale = min(1.0, LONGEST_SIDE / max(width, height))
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = images.decode(data, max(shape), fit, limits)
+    size: Literal["model", "original"] = "model" if width == height else "original"
+    kind: images.Encoding = "png" if max(shape) <= SMALL else "jpeg"
+    small = images.encode(picture.tensor, shape, kind, 85, size)
+    return _as_uri(small.data, images.MEDIA_TYPES[kind], small.width, small.height)
+
+
+def released(folder: Place, rows: Sequence[Mapping[str, Any]]) -> dict[str, Shown]:
+    """Output id -> picture, for rows of a manifest whose files lie in ``folder``; what cannot be read is left out."""
+    by_file = defaultdict(list)
+    for row in rows:
+        by_file[row["file"]].append(row)
+    found = {}
+    for file, wanted in by_file.items():
+        try:
+            for row, data in _contents(folder / file, wanted):
+                suffix = images.SUFFIXES[row["format"]]
+                found[row["output_id"]] = shown(data, row["width"], row["height"], suffix)
+        except Exception:  # storage libraries raise errors of their own; a page without a picture is still a page
+            continue
+    return found
+
+
+def originals(
+    release: Release, config: RunConfig, rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Shown | str], str]:
+    """Record id -> its original, or why there is none; and why the source as a whole cannot be read, if so.
+
+    ``rows`` are rows of the ledger. The originals are read again from the source, so they may be gone.
+    """
+    wanted = {row["record_id"]: row for row in rows}
+    found: dict[str, Shown | str] = {}
+    try:
+        entries = [
+            entry
+            for shard in sorted({row["shard"] for row in rows})
+            for entry in plan.read_entries(release, shard)
+            if entry.record_id in wanted
+        ]
+        for record in open_source(config.source).read(entries):
+            name = record.entry.record_id
+            found[name] = record.problem.value if record.problem else _seen(record.data, wanted[name], config)
+    except AnonymizerError as error:
+        return found, str(error)
+    except Exception as error:  # as above
+        return found, f"the source raised {type(error).__name__}"
+    return found, ""
+
+
+def _seen(data: bytes, row: Mapping[str, Any], config: RunConfig) -> Shown | str:
+    """An original as the model saw it."""
+    try:
+        return original(data, row["width"], row["height"], config.source.fit, config.source.limits)
+    except RecordError as error:
+        return error.reason.value
+
+
+def _contents(place: Place, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+    """The encoded bytes of pictures that lie in one file."""
+    if place.name.endswith(".tar"):
+        members = {row["member"]: row for row in rows}
+        with place.fs.open(place.path, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+            for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
+                if member.name in members and (file := tar.extractfile(member)):
+                    yield members.pop(member.name), file.read()
+                    if not members:
+                        return
+    elif place.name.endswith(".parquet"):
+        with place.fs.open(place.path, "rb") as raw:
+            yield from _from_parquet(pq.ParquetFile(raw), sorted(rows, key=lambda row: int(row["member"])))
+    else:
+        for row in rows:
+            yield row, place.read()
+
+
+def _from_parquet(file: Any, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], bytes]]:
+    """Reads one row group at a time, and only those that hold a wanted row."""
+    group, begin, end, column = -1, 0, 0, None
+    for row in rows:
+        while int(row["member"]) >= end:
+            group, begin, column = group + 1, end, None
+            end += file.metadata.row_group(group).num_rows
+        column = file.read_row_group(group, columns=["image"])["image"] if column is None else column
+        yield row, column[int(row["member"]) - begin].as_py()["bytes"]
+
+
+def _as_uri(data: bytes, media_type: str, width: int, height: int) -> Shown:
+    return Shown(f"data:{media_type};base64,{base64.b64encode(data).decode()}", width, height)

@@ -1,0 +1,136 @@
+"""The custodian's page: originals beside outputs, the closest pairs first, and every record that was not released."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from anonymizer.config import RunConfig
+from anonymizer.layout import Release
+from anonymizer.plan import Plan
+from anonymizer.report import figures, pictures
+from anonymizer.report.pages import render
+from anonymizer.report.pictures import Shown
+from anonymizer.report.survey import NAMED, Row, survey
+from anonymizer.report.words import REASONS, SCORES, Fact, Score, day, settings, sizes
+
+if TYPE_CHECKING:
+    from anonymizer.assemble import Summary
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An original beside its output; either is a picture, or the reason why it cannot be shown."""
+
+    record_id: str
+    output_id: str
+    original: Shown | str
+    output: Shown | str
+    scores: Sequence[tuple[Score, str]]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A column that goes from the source into ``public/``: how many rows have one, how many differ."""
+
+    name: str
+    filled: int
+    distinct: int
+
+    @property
+    def telling(self) -> bool:
+        """Whether nearly every picture has a value of its own, as names and numbers of persons do."""
+        return self.distinct > 1 and self.distinct >= self.filled / 2
+
+
+def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: Summary) -> None:
+    """``restricted/report.html``: originals beside outputs, for the custodian's eyes."""
+    found = survey(release, plan)
+    groups = [*found.closest.values(), found.sample]
+    rows = list({row["record_id"]: row for group in groups for row in group}.values())
+    manifest = _manifest(release, config)
+    outputs = pictures.released(release.public, _manifest_rows(manifest, rows))
+    originals, gone = pictures.originals(release, config, rows)
+
+    def pairs(group: Sequence[Row]) -> list[Pair]:
+        return [_pair(row, originals, outputs, "gone" if gone else "not read") for row in group]
+
+    size = "" if manifest is None else sizes(manifest)
+    release.report.write(
+        render(
+            "restricted.html.j2",
+            summary=summary,
+            plan=plan,
+            started=day(found.started) if found.started else "",
+            settings=[
+                *settings(plan, config, config.model.id, found.models, size),
+                *_more(plan, summary, found.versions),
+            ],
+            closest=[(SCORES[name], pairs(group)) for name, group in found.closest.items()],
+            sample=pairs(found.sample),
+            gone=gone,
+            histograms=[(SCORES[n], h) for n, values in found.values.items() if (h := figures.of_values(values))],
+            not_released=found.not_released,
+            reasons=REASONS,
+            named=NAMED,
+            carried=_carried(manifest, config),
+        )
+    )
+
+
+def _pair(row: Row, originals: Mapping[str, Shown | str], outputs: Mapping[str, Shown], missing: str) -> Pair:
+    return Pair(
+        record_id=row["record_id"],
+        output_id=row["output_id"],
+        original=originals.get(row["record_id"], missing),
+        output=outputs.get(row["output_id"], "not found"),
+        scores=[(score, f"{row[name]:.3f}") for name, score in SCORES.items() if row[name] is not None],
+    )
+
+
+def _more(plan: Plan, summary: Summary, versions: Sequence[str]) -> list[Fact]:
+    """What only the custodian is told."""
+    kept = Fact("Key", "set", "who holds it can replay the run")
+    lost = Fact("Key", "thrown away", "nobody can replay the run")
+    each = f"; {summary.seconds / summary.released:.2g} s for each picture" if summary.released else ""
+    return [
+        kept if plan.key_check else lost,
+        Fact("Work", f"{summary.seconds:,.0f} s", f"of sampling and scoring{each}"),
+        Fact("Shards", f"{summary.shards:,}", f"of up to {plan.shard_size:,} records"),
+        Fact("Version", ", ".join(versions), "of the program that made the pictures"),
+        Fact("Source", plan.source),
+        Fact("Release", plan.output),
+    ]
+
+
+def _manifest(release: Release, config: RunConfig) -> pa.Table | None:
+    """The columns of the manifest that this page needs; none where the public half is not here."""
+    wanted = ["output_id", "file", "member", "format", "width", "height", "label", "caption", *config.source.carry]
+    if not release.manifest.exists():
+        return None
+    with release.manifest.fs.open(release.manifest.path, "rb") as file:
+        return pq.read_table(file, columns=list(dict.fromkeys(wanted)))
+
+
+def _manifest_rows(manifest: pa.Table | None, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    if manifest is None:
+        return []
+    wanted = pa.array([row["output_id"] for row in rows], pa.string())
+    found: list[dict[str, Any]] = manifest.filter(pc.is_in(manifest["output_id"], value_set=wanted)).to_pylist()
+    return found
+
+
+def _carried(manifest: pa.Table | None, config: RunConfig) -> list[Carried]:
+    if manifest is None:
+        return []
+    columns = [(name, manifest[name]) for name in ("label", "caption", *config.source.carry)]
+    return [
+        Carried(name, len(column) - column.null_count, pc.count_distinct(column).as_py())
+        for name, column in columns
+        if column.null_count < len(column)
+    ]
