@@ -259,6 +259,27 @@ def test_every_layout_shows_its_pictures_and_says_how_to_load_them(tmp_path: Pat
     assert "license" not in front and front["size_categories"] == ["n<1K"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its tars open
+@pytest.mark.parametrize("layout", ["folder", "webdataset", "parquet"])
+def test_the_code_on_the_card_runs(tmp_path: Path, ideal: Any, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    release, _ = release_of(tmp_path, ideal, output={"format": layout})
+    monkeypatch.chdir(release.public.path)
+    blocks = re.findall(r"```python\n(.*?)```", text(release, "public/README.md"), re.DOTALL)
+    assert len(blocks) == 3
+    found: dict[str, Any] = {}
+    for block in blocks:
+        if "load_dataset" not in block:  # not among our dependencies
+            exec(block, found)
+    assert len(found["manifest"]) == 6
+    if layout == "folder":
+        assert found["picture"].size == (8, 8)
+        found["picture"].close()
+    elif layout == "webdataset":
+        assert len(list(found["pictures"])) == 6
+    else:
+        assert found["part"].num_rows == 6
+
+
 @pytest.mark.parametrize("how", ["none", "binned", "exact"])
 def test_columns_are_documented_once_and_completely(tmp_path: Path, ideal: Any, how: str) -> None:
     release, _ = release_of(tmp_path, ideal, output={"public_scores": how})
