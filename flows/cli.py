@@ -164,7 +164,13 @@ def models(name: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--output", default="demo", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    default="demo",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A new folder, or one of an earlier demo, which is replaced.",
+)
 @click.option(
     "--pictures", default=48, show_default=True, type=click.IntRange(4, 1000), help="How many people to invent."
 )
