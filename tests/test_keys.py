@@ -1,0 +1,107 @@
+"""The custodian's key: what is derived from it, and what it never gives away."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from running import HEX, KEY, handed_out, manifest, people, released, rows, run, settings
+
+from anonymizer import keys
+from anonymizer.errors import CustodianKeyError
+from anonymizer.keys import CustodianKey, load_key
+
+NAME = "ANONYMIZER_TEST_KEY"
+
+
+@pytest.mark.parametrize("value", ["0123456789", "ab" * 15, "xy" * 16, "ab" * 16 + "a", "ключ" * 16, "0x" + "ab" * 16])
+def test_a_malformed_key_is_refused_without_repeating_it(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(NAME, value)
+    with pytest.raises(CustodianKeyError) as caught:
+        load_key(NAME)
+    assert str(caught.value).startswith(f"{NAME}: not a key: give 32 or more hex digits")
+    assert value not in str(caught.value)
+    assert value not in repr(caught.value)
+    assert caught.value.__context__ is None or value not in str(caught.value.__context__)
+
+
+def test_a_key_is_read_from_its_variable_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NAME, f" {HEX.upper()}\n")
+    key = load_key(NAME)
+    assert key == KEY
+    assert key.lasting
+    assert HEX not in repr(key).lower()
+    assert repr(KEY.secret) not in repr(key)
+
+
+def test_without_a_key_each_process_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(NAME, raising=False)
+    one = load_key(NAME)
+    assert load_key(NAME) is one  # retries within the process give the same pictures
+    assert not one.lasting
+    assert one.check is None
+    keys._fresh_key.cache_clear()
+    assert load_key(NAME).secret != one.secret
+
+
+def test_what_is_derived_is_an_hmac_in_a_domain_of_its_own() -> None:
+    message = b"anonymizer/1/output-id" + (3).to_bytes(8, "big") + b"a/b"
+    expected = hmac.new(KEY.secret, message, hashlib.sha256).digest()
+    assert KEY.derive("output-id", b"a/b") == expected
+    assert KEY.output_id("a/b") == expected[:16].hex()
+
+
+@given(st.lists(st.binary(max_size=4), max_size=3), st.lists(st.binary(max_size=4), max_size=3))
+def test_parts_cannot_be_shifted_into_each_other(one: list[bytes], other: list[bytes]) -> None:
+    assert (KEY.derive("p", *one) == KEY.derive("p", *other)) == (one == other)
+
+
+def test_derived_values_differ_by_purpose_record_data_settings_and_key() -> None:
+    other = CustodianKey(bytes(32))
+    values = [KEY.derive(purpose, b"x")[:16] for purpose in ("output-id", "source", "noise", "check", "person")]
+    values += [KEY.noise_key(*parts) for parts in (("a", "b", "c"), ("b", "b", "c"), ("a", "c", "c"), ("a", "b", "d"))]
+    values += [other.noise_key("a", "b", "c"), other.derive("output-id", b"x")[:16]]
+    assert all(a != b for a, b in combinations(values, 2))
+    assert KEY.source_hmac(b"data") != hashlib.sha256(b"data").hexdigest()
+    assert KEY.check != other.check
+
+
+def test_the_same_key_replays_the_same_pictures_byte_for_byte(tmp_path: Path) -> None:
+    source = people(tmp_path / "in")
+    one, other = (run(settings(source, tmp_path / name)) for name in ("one", "other"))
+    assert handed_out(one)[0] == handed_out(other)[0]
+    assert handed_out(one)[1].equals(handed_out(other)[1])
+
+
+def test_another_key_gives_other_pictures_names_and_digests(tmp_path: Path) -> None:
+    source = people(tmp_path / "in")
+    fresh = CustodianKey(b"f" * 32, lasting=False)
+    one, other = run(settings(source, tmp_path / "one")), run(settings(source, tmp_path / "other"), key=fresh)
+    assert not set(released(one).values()) & set(released(other).values())
+    for column in ("output_id", "source_hmac"):
+        assert not {row[column] for row in rows(one)} & {row[column] for row in rows(other)}
+
+
+def test_output_ids_say_nothing_about_source_order(tmp_path: Path) -> None:
+    """Under a random order of n, the rank correlation has a standard deviation of 1 / sqrt(n - 1)."""
+    count = 400
+    ids = [KEY.output_id(f"{i:05d}.png") for i in range(count)]
+    ranks = {output_id: rank for rank, output_id in enumerate(sorted(ids))}
+    differences = sum((i - ranks[output_id]) ** 2 for i, output_id in enumerate(ids))
+    rho = 1 - 6 * differences / (count * (count**2 - 1))
+    assert abs(rho) < 4 / (count - 1) ** 0.5
+    release = run(settings(people(tmp_path / "in", 6), tmp_path / "out"))
+    shown = manifest(release)["output_id"].to_pylist()
+    assert shown == sorted(shown)
+
+
+def test_equal_pictures_get_noise_of_their_own(tmp_path: Path) -> None:
+    source = people(tmp_path / "in", 1)
+    (source / "a" / "copy.png").write_bytes((source / "a" / "person 0.png").read_bytes())
+    release = run(settings(source, tmp_path / "out"))
+    assert len(set(released(release).values())) == 2
