@@ -46,7 +46,10 @@ class Boomerang:
 
     @torch.inference_mode()
     def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object = None) -> torch.Tensor:
-        """One local sample for each row of ``x0`` (B, 3, H, W) in [-1, 1]; the same shape and range come back."""
+        """One local sample for each row of ``x0`` (B, 3, H, W) in [-1, 1]; the same shape and range come back.
+
+        Where the model returns NaN or infinity the sample is NaN, so that nobody takes it for a picture.
+        """
         grid = self.grid(self.t_boom(level))
         stepper = make_stepper(self.sampler, self.abar, grid)
 
@@ -56,7 +59,8 @@ class Boomerang:
             eps = self.backbone.predict(zt, t, condition)
             eta = noise(t, zt) if stepper.is_stochastic(s) else None
             zt = stepper.step(zt, eps, t, s, eta)
-        return self.backbone.decode(zt).clamp(-1, 1)
+        x = self.backbone.decode(zt)
+        return x.clamp(-1, 1).masked_fill(~x.isfinite(), math.nan)
 
     def samples(self, x0: torch.Tensor, level: float, noise: Noise, n: int, condition: object = None) -> torch.Tensor:
         """``n`` distinct local samples for each row: (B, n, 3, H, W)."""

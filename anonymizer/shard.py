@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -28,7 +28,8 @@ from anonymizer.policy import gate
 from anonymizer.records import Decision, Entry, Reason, Record, Scores, Status
 from anonymizer.sources import open_source, printable
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Scorer(Protocol):
@@ -94,7 +95,9 @@ def anonymize_shard(
 class _Journey:
     """The steps of one shard, in the order in which a record meets them."""
 
-    def __init__(self, shard: int, config: RunConfig, backbone: Backbone, scorer: Scorer, key: CustodianKey, writer: ShardWriter):
+    def __init__(
+        self, shard: int, config: RunConfig, backbone: Backbone, scorer: Scorer, key: CustodianKey, writer: ShardWriter
+    ):
         self.config, self.backbone, self.scorer, self.key, self.writer = config, backbone, scorer, key, writer
         self.boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
         self.fingerprint = config.fingerprint(backbone.digest)
@@ -122,24 +125,35 @@ class _Journey:
             return Decoded(slim, hmac, problem=error.reason)
         return Decoded(slim, hmac, picture)
 
-    def sample(self, batch: Sequence[Decoded]) -> tuple[Sequence[Decoded], torch.Tensor, Sequence[Scores], datetime, float]:
+    def sample(
+        self, batch: Sequence[Decoded]
+    ) -> tuple[Sequence[Decoded], torch.Tensor, Sequence[Scores], datetime, float]:
         """Outputs (B, 3, H, W) on the CPU, their scores, and the seconds that each record took."""
         started, begun = datetime.now(UTC), time.monotonic()
-        x0 = torch.stack([item.picture.tensor for item in batch if item.picture]).to(self.backbone.device)  # (B, 3, H, W)
-        noise = KeyedNoise([self.key.noise_key(i.record.entry.record_id, i.source_hmac or "", self.fingerprint) for i in batch])
-        outputs = self.boomerang.sample(x0, self.config.boomerang.level, noise)
+        x0 = torch.stack([item.picture.tensor for item in batch if item.picture])  # (B, 3, H, W)
+        x0 = x0.to(self.backbone.device)
+        outputs = self.boomerang.sample(x0, self.config.boomerang.level, KeyedNoise([self._noise_key(i) for i in batch]))
         scores = self.scorer.score(self.scorer.embed(x0), outputs)
         return batch, outputs.cpu(), scores, started, (time.monotonic() - begun) / len(batch)
 
     def finish(
-        self, batch: Sequence[Decoded], outputs: torch.Tensor, scores: Sequence[Scores], started: datetime, seconds: float
+        self,
+        batch: Sequence[Decoded],
+        outputs: torch.Tensor,
+        scores: Sequence[Scores],
+        started: datetime,
+        seconds: float,
     ) -> list[Row]:
         return [self._finish_one(*item, started, seconds) for item in zip(batch, outputs, scores, strict=True)]
 
     def failed(self, item: Decoded) -> Row:
-        return self._row(item, Decision(Status.FAILED, item.problem), attempts=0, started=datetime.now(UTC), seconds=0.0)
+        return self._row(
+            item, Decision(Status.FAILED, item.problem), attempts=0, started=datetime.now(UTC), seconds=0.0
+        )
 
-    def _finish_one(self, item: Decoded, output: torch.Tensor, scores: Scores, started: datetime, seconds: float) -> Row:
+    def _finish_one(
+        self, item: Decoded, output: torch.Tensor, scores: Scores, started: datetime, seconds: float
+    ) -> Row:
         out = self.config.output
         shape = (item.picture.width, item.picture.height) if item.picture else None
         try:
@@ -166,9 +180,12 @@ class _Journey:
             height=encoded.height,
         )
 
+    def _noise_key(self, item: Decoded) -> bytes:
+        return self.key.noise_key(item.record.entry.record_id, item.source_hmac or "", self.fingerprint)
+
     def _row(self, item: Decoded, decision: Decision, **rest: Any) -> Row:
         record = item.record
-        nothing = dict.fromkeys(("output_id", "clip_similarity", "lpips", "identity_distance"))
+        nothing: dict[str, Any] = dict.fromkeys(("output_id", "clip_similarity", "lpips", "identity_distance"))
         return Row(
             record_id=record.entry.record_id,
             source_uri=printable(record.entry.uri),
@@ -183,7 +200,9 @@ class _Journey:
         )
 
 
-def _ahead(function: Callable[[A], B], items: Iterable[A], pool: ThreadPoolExecutor, depth: int) -> Iterator[B]:
+def _ahead(
+    function: Callable[[A], B], items: Iterable[A], pool: ThreadPoolExecutor, depth: int
+) -> Generator[B, None, None]:
     """``function`` of each item, in order, at most ``depth`` of them being worked on or waiting."""
     waiting: deque[Future[B]] = deque()
     for item in items:
@@ -205,5 +224,3 @@ def _batches(items: Iterable[Decoded], size: int) -> Iterator[tuple[list[Decoded
             good, bad = [], []
     if good or bad:
         yield good, bad
-
-

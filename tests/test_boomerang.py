@@ -205,3 +205,12 @@ def test_zero_steps_are_refused(ideal):
 def test_an_unknown_sampler_is_named(ideal):
     with pytest.raises(ValueError, match="unknown 'euler'"):
         Boomerang(ideal, "euler").sample(torch.zeros(1, 3, 8, 8), 0.5, KeyedNoise(keys(1)))
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_comes_back_as_nan_and_spoils_no_other_row(ideal, bad):
+    x0 = gaussian(3, ideal)
+    x0[1] = bad
+    out = Boomerang(ideal, "ddim", 5).sample(x0, 0.5, KeyedNoise(keys(3)))
+    assert out[1].isnan().all()
+    assert out[[0, 2]].isfinite().all()
