@@ -8,9 +8,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-# At DEBUG, Pillow logs the values of TIFF tags: names, places, serial numbers.
+# At DEBUG, Pillow logs the values of TIFF tags: names, places, serial numbers; at ERROR, numbers from broken headers.
 if logging.getLogger("PIL").level == logging.NOTSET:
-    logging.getLogger("PIL").setLevel(logging.WARNING)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 _lock = threading.Lock()
 _inside = 0
