@@ -179,6 +179,15 @@ def parse(text: str, name: str) -> dict[str, Any]:
     return tree
 
 
+def dump(config: RunConfig) -> str:
+    """The YAML text that ``parse`` and ``build`` make the same configuration of.
+
+    In ASCII: with ``allow_unicode`` PyYAML writes some line separators as they are and reads them back as others.
+    """
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
 def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
     """A configuration from nested mappings.
 

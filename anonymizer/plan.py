@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from anonymizer import config as configuration
 from anonymizer.backbones import Backbone
@@ -105,7 +104,7 @@ def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Rel
         release.entries(shard).put(json.dumps([_to_json(e) for e in entries]).encode())
         records += len(entries)
     plan = describe(config, backbone, key, records)
-    release.config.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).encode())
+    release.config.write(configuration.dump(config).encode())
     release.plan.write(json.dumps(asdict(plan), indent=2).encode())  # last: the plan stands when this file does
     return plan
 

@@ -57,8 +57,9 @@ def assert_nothing_is_published(release: Release, config: Any, match: str) -> No
 
 def test_the_schema_has_the_designed_columns_with_types() -> None:
     designed = (
-        "record_id, source_uri, source_hmac, output_id, status, reason, attempts, level, t_boom, log_snr, sampler, steps, "
-        "clip_similarity, lpips, identity_distance, model_digest, config_fingerprint, code_version, shard, started, seconds"
+        "record_id, source_uri, source_hmac, output_id, status, reason, attempts, level, t_boom, log_snr, sampler, "
+        "steps, clip_similarity, lpips, identity_distance, model_digest, config_fingerprint, code_version, shard, "
+        "started, seconds"
     )
     assert ledger.SCHEMA.names[: len(designed.split(", "))] == designed.split(", ")
     assert ledger.SCHEMA.names == [field.name for field in fields(Row)]
