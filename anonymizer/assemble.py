@@ -150,7 +150,7 @@ def _manifest(rows: pa.Table, placed: Sequence[Placed], config: RunConfig, model
     }
     columns |= carried.to_arrays(rows["carried"].to_pylist(), config.source.carry)
     columns |= {name: rows[name] for name in ("level", "t_boom", "log_snr", "sampler", "steps")}
-    columns |= {"model": pa.repeat(report.public_model(config.model), len(rows)), "model_digest": rows["model_digest"]}
+    columns |= {"model": pa.repeat(config.model.public_name, len(rows)), "model_digest": rows["model_digest"]}
     columns |= {"config_fingerprint": rows["config_fingerprint"]}
     columns |= scores.public_columns(rows, config.output.public_scores)
     return pa.table(columns).replace_schema_metadata({"metric_models": carried.to_json(models) or "{}"})

@@ -74,6 +74,13 @@ class ModelConfig(Section):
     device: str = "auto"
     allow_pickle: bool = False
 
+    @property
+    def public_name(self) -> str:
+        """What a manifest calls the model: where a folder lies is nobody's business, and its digest names it."""
+        hub = self.revision is not None and self.id.count("/") == 1 and not self.id.startswith((".", "/", "~"))
+        known = self.id.startswith("bundled:") or (hub and not Path(self.id).is_dir())
+        return self.id if known else "a local model"
+
 
 class BoomerangConfig(Section):
     """The anonymity level and the sampler of the reverse half."""

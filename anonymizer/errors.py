@@ -56,7 +56,7 @@ class RecordError(AnonymizerError):
     """One record cannot be used. Carries a typed reason and nothing else."""
 
     def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.value)
+        super().__init__(reason)
         self.reason = reason
 
 

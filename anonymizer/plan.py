@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
         log_snr=boomerang.log_snr(t_boom),
         sampler=config.boomerang.sampler,
         steps=len(boomerang.grid(t_boom)) - 1,
-        model=public_name(config),
+        model=config.model.public_name,
         model_digest=backbone.digest,
         fingerprint=config.fingerprint(backbone.digest),
         key_check=key.check,
@@ -82,12 +81,6 @@ def estimate(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
 def count(config: RunConfig) -> int:
     """Records in the source, listed without reading a picture."""
     return sum(1 for _ in open_source(config.source).entries())
-
-
-def public_name(config: RunConfig) -> str:
-    """What a manifest calls the model: its id, and of a local folder only the last part of the path."""
-    folder = Path(config.model.id).expanduser()
-    return folder.resolve().name if folder.is_dir() else config.model.id
 
 
 def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:

@@ -132,7 +132,8 @@ class _Journey:
         started, begun = datetime.now(UTC), time.monotonic()
         x0 = torch.stack([item.picture.tensor for item in batch if item.picture])  # (B, 3, H, W)
         x0 = x0.to(self.backbone.device)
-        outputs = self.boomerang.sample(x0, self.config.boomerang.level, KeyedNoise([self._noise_key(i) for i in batch]))
+        noise = KeyedNoise([self._noise_key(item) for item in batch])
+        outputs = self.boomerang.sample(x0, self.config.boomerang.level, noise)
         scores = self.scorer.score(self.scorer.embed(x0), outputs)
         return batch, outputs.cpu(), scores, started, (time.monotonic() - begun) / len(batch)
 

@@ -45,7 +45,7 @@ class Bar:
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[None]:
     """Show the progress of runs in this process on standard error, where a person can see it."""
-    if quiet:
+    if quiet or not err.is_terminal:  # elsewhere it would leave an empty line behind
         yield
         return
     columns = (

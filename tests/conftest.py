@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,3 +41,35 @@ class IdealGaussian:
 @pytest.fixture
 def ideal() -> IdealGaussian:
     return IdealGaussian()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder of an untrained network for pictures of 8 x 8; a file's worth of weights."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    unet = UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    unet.save_pretrained(folder / "unet")
+    DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2", clip_sample=True).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One temporary Prefect server for all tests that run flows; where it keeps what it was told."""
+    from flows import quiet, server
+
+    home = tmp_path_factory.mktemp("prefect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(server.URL, raising=False)
+        for name, value in (quiet.ALWAYS | quiet.TEMPORARY | {"PREFECT_HOME": str(home)}).items():
+            patch.setenv(name, value)
+        with server.available("ANONYMIZER_KEY") as ready:
+            ready()
+            yield home

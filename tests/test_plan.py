@@ -70,8 +70,8 @@ def test_what_is_no_release_is_told(tmp_path: Path) -> None:
 def test_a_local_models_path_is_not_what_a_manifest_prints(tmp_path: Path, source: Path) -> None:
     (tmp_path / "secret project" / "my-model").mkdir(parents=True)
     config = settings(source, tmp_path / "out", model={"id": str(tmp_path / "secret project" / "my-model")})
-    assert plan.describe(config, IdealGaussian(), KEY, 5).model == "my-model"
-    assert plan.public_name(settings(source, tmp_path / "out")) == "bundled:faces-64"
+    assert plan.describe(config, IdealGaussian(), KEY, 5).model == "a local model"
+    assert settings(source, tmp_path / "out").model.public_name == "bundled:faces-64"
 
 
 # -- source and output ------------------------------------------------------------------------------------------------

@@ -129,9 +129,9 @@ def test_public_half_says_nothing_of_source_records_or_places(
 
 def test_a_model_in_a_local_folder_is_not_named_in_public(tmp_path: Path, ideal: Any) -> None:
     release, run = release_of(tmp_path, ideal, model={"id": "/srv/jane/models/faces"})
-    assert report.public_model(run.model) == "a local model"
-    assert report.public_model(config.ModelConfig(id="owner/name", revision="abc")) == "owner/name"
-    assert report.public_model(config.ModelConfig(id="owner/name")) == "a local model"  # a folder: hub ids are pinned
+    assert run.model.public_name == "a local model"
+    assert config.ModelConfig(id="owner/name", revision="abc").public_name == "owner/name"
+    assert config.ModelConfig(id="owner/name").public_name == "a local model"  # a folder: hub ids are pinned
     for path in Path(release.public.path).rglob("*"):
         assert path.is_dir() or b"/srv/jane" not in path.read_bytes(), path.name
     assert "/srv/jane" not in str(manifest(release).to_pylist())

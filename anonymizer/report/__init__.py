@@ -2,6 +2,5 @@
 
 from anonymizer.report.public import write_public
 from anonymizer.report.restricted import write_restricted
-from anonymizer.report.words import public_model
 
-__all__ = ["public_model", "write_public", "write_restricted"]
+__all__ = ["write_public", "write_restricted"]

@@ -17,7 +17,7 @@ from anonymizer.place import Place
 from anonymizer.plan import Plan
 from anonymizer.report import figures, pictures
 from anonymizer.report.pages import render
-from anonymizer.report.words import CARRIED, MANIFEST, SCORES, Fact, Score, day, public_model, settings, sizes
+from anonymizer.report.words import CARRIED, MANIFEST, SCORES, Fact, Score, day, settings, sizes
 
 if TYPE_CHECKING:
     from anonymizer.assemble import Summary
@@ -70,7 +70,7 @@ def write_public(folder: Place, plan: Plan, config: RunConfig, summary: Summary,
 
 
 def _facts(plan: Plan, config: RunConfig, summary: Summary, manifest: pa.Table) -> Facts:
-    model = public_model(config.model)
+    model = config.model.public_name
     named = carried.from_json((manifest.schema.metadata or {}).get(b"metric_models", b"{}").decode())
     how = config.output.public_scores
     models = {name: str(value) for name, value in named.items() if how != "none"}

@@ -10,7 +10,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer.config import ModelConfig, RunConfig
+from anonymizer.config import RunConfig
 from anonymizer.plan import Plan
 from anonymizer.records import Reason
 
@@ -126,12 +126,6 @@ def sizes(pictures: pa.Table) -> str:
     return (
         f"{low} {TIMES} {least}" if (low, least) == (high, most) else f"{low} {TIMES} {least} to {high} {TIMES} {most}"
     )
-
-
-def public_model(model: ModelConfig) -> str:
-    """The model's name as it may be public: a folder of this machine is nobody's business, and its digest names it."""
-    hub = model.revision is not None and model.id.count("/") == 1 and not model.id.startswith((".", "/", "~"))
-    return model.id if hub or model.id.startswith("bundled:") else "a local model"
 
 
 def day(when: datetime) -> str:
