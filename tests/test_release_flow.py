@@ -1,0 +1,270 @@
+"""The release flow on a temporary Prefect server: what it returns, what it retries, what it writes down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+from conftest import IdealGaussian
+from prefect_database import query, wait_for
+from running import GARBAGE, HEX, Broken, PlainScorer, folder_of, handed_out, people, rows, run, settings
+
+from anonymizer import ledger
+from anonymizer.config import RunConfig
+from anonymizer.errors import AnonymizerError, IntegrityError, OutputError, ShardError, StepError
+from anonymizer.layout import Release
+from anonymizer.place import Place
+from flows import quiet, server, steps
+from flows.progress import watched_by
+
+
+@pytest.fixture
+def flow(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Run the flow with a model and scores in closed form, under a key."""
+    from flows.release import release
+
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+
+    def run_it(config: RunConfig, backbone: Any = None, scorer: Any = None) -> dict[str, Any]:
+        backbone, scorer = backbone or IdealGaussian(), scorer or PlainScorer()
+        monkeypatch.setattr(steps, "backbone_of", lambda model: backbone)
+        monkeypatch.setattr(steps, "scorer_of", lambda metrics, device: scorer)
+        return release(config.model_dump(mode="json"))
+
+    return run_it
+
+
+class Failing(IdealGaussian):
+    """Fails for the shards whose turn it is, in order of the attempts."""
+
+    def __init__(self, *attempts: bool) -> None:
+        super().__init__()
+        self.attempts = list(attempts)
+
+    def encode(self, images: Any) -> Any:
+        if self.attempts and self.attempts.pop(0):
+            raise RuntimeError("the model is unwell")
+        return images
+
+
+class Watching:
+    def __init__(self) -> None:
+        self.total, self.done, self.stages = 0, 0, list[str]()
+
+    def begin(self, records: int, done: int) -> None:
+        self.total = records
+
+    def advance(self, records: int) -> None:
+        self.done += records
+
+    def stage(self, name: str) -> None:
+        self.stages.append(name)
+
+
+def test_the_flow_makes_the_same_release_as_the_functions_without_it(tmp_path: Path, flow: Any) -> None:
+    source = people(tmp_path / "in", 5)
+    folder_of(source, {"bad.png": GARBAGE})
+    watching = Watching()
+    with watched_by(watching):
+        summary = flow(settings(source, tmp_path / "out"))
+    counts = {name: summary[name] for name in ("read", "released", "quarantined", "failed", "shards", "reasons")}
+    assert counts == {
+        "read": 6, "released": 5, "quarantined": 0, "failed": 1, "shards": 3, "reasons": {"not_an_image": 1},
+    }  # fmt: skip
+    release, plain = Release.at(str(tmp_path / "out")), run(settings(source, tmp_path / "plain"))
+    assert handed_out(release)[0] == handed_out(plain)[0]
+    assert handed_out(release)[1].equals(handed_out(plain)[1])
+    assert release.is_complete
+    assert (watching.total, watching.done) == (6, 6)
+    assert watching.stages == ["planning", "anonymising", "assembling"]
+
+
+def test_progress_and_summary_are_artifacts_and_runs_are_tagged(tmp_path: Path, flow: Any, prefect_home: Path) -> None:
+    config = settings(people(tmp_path / "in", 3), tmp_path / "out")
+    flow(config)
+    (run_id,) = [i for i, p in query(prefect_home, "SELECT id, parameters FROM flow_run") if config.output.uri in p]
+    found = dict(query(prefect_home, "SELECT key, data FROM artifact WHERE flow_run_id = ?", run_id))
+    assert float(found["release-progress"]) == 100
+    assert "| released | 3 |" in json.loads(found["release-summary"])
+    assert "2 shards." in json.loads(found["release-summary"])
+
+    def names() -> set[str]:
+        return {name for (name,) in query(prefect_home, "SELECT name FROM task_run WHERE flow_run_id = ?", run_id)}
+
+    assert wait_for(lambda: {"shard-0", "shard-1"} <= names())
+    tags = query(prefect_home, "SELECT tags FROM task_run WHERE flow_run_id = ? AND name = 'shard-0'", run_id)
+    assert set(json.loads(tags[0][0])) >= {"anonymizer", "release", "shard"}
+
+
+def test_a_shard_that_fails_once_is_tried_again(tmp_path: Path, flow: Any) -> None:
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out")
+    assert flow(config, Failing(True, False))["released"] == 2
+    assert "the model is unwell" in (tmp_path / "out/restricted/errors/shard-00000.txt").read_text()
+
+
+def test_other_shards_go_on_when_one_fails_and_a_second_run_finishes(tmp_path: Path, flow: Any) -> None:
+    config = settings(people(tmp_path / "in", 6), tmp_path / "out", "run.retries=0")
+    with pytest.raises(ShardError) as caught:
+        flow(config, Failing(False, True, False))
+    assert str(caught.value) == "1 of 3 shards failed: see restricted/errors/, then run again to finish them"
+    release = Release.at(config.output.uri)
+    assert [ledger.read_shard(release, shard) is not None for shard in range(3)] == [True, False, True]
+    assert not release.public.exists()
+    first = IdealGaussian()
+    assert flow(config, first)["released"] == 6
+    assert len(first.calls) == config.boomerang.steps  # one shard of one batch, and not the others again
+    assert handed_out(release)[0] == handed_out(run(settings(tmp_path / "in", tmp_path / "plain")))[0]
+
+
+def test_a_disk_that_fills_up_is_named_and_the_run_resumed(
+    tmp_path: Path, flow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", "run.retries=0")
+    original = Place.put
+
+    def full(place: Place, data: bytes) -> None:
+        if "staging" in place.path or "errors" in place.path:
+            raise OutputError("output.uri: cannot be written (No space left on device): check space and access")
+        original(place, data)
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="No space left on device"):
+        patch.setattr(Place, "put", full)
+        flow(config)
+    assert flow(config)["released"] == 2
+
+
+@pytest.mark.parametrize("step", ["plan", "assemble"])
+def test_what_goes_wrong_in_any_step_is_kept_from_the_scheduler(
+    tmp_path: Path, flow: Any, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def leaking(*args: Any) -> None:
+        raise ValueError("/home/alice/patient 7.png")
+
+    monkeypatch.setattr("anonymizer.plan.write" if step == "plan" else "anonymizer.assemble.assemble", leaking)
+    with pytest.raises(StepError) as caught:
+        flow(settings(people(tmp_path / "in", 2), tmp_path / "out"))
+    assert f"see restricted/errors/{step}.txt" in str(caught.value)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "alice" not in repr(error)
+        error = error.__cause__ or error.__context__
+    assert "alice" in (tmp_path / f"out/restricted/errors/{step}.txt").read_text()
+
+
+def test_an_error_that_is_about_the_run_keeps_its_text_and_no_chain(tmp_path: Path) -> None:
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out")
+
+    def tampered() -> None:
+        try:
+            raise KeyError("alice")
+        except KeyError as error:
+            raise IntegrityError("counts disagree") from error
+
+    with pytest.raises(IntegrityError, match="counts disagree") as caught:
+        steps._guarded(config, "x", StepError("x"), tampered)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_a_full_disk_does_not_hide_which_step_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(place: Place, data: bytes) -> None:
+        raise OutputError("no space")
+
+    monkeypatch.setattr(Place, "put", full)
+    with pytest.raises(StepError, match="shard 3"):
+        steps._guarded(settings(tmp_path, tmp_path / "out"), "x", ShardError("shard 3"), lambda: 1 / 0)
+
+
+def test_nobody_is_told_about_runs() -> None:
+    assert quiet.ALWAYS["DO_NOT_TRACK"] == "1"
+    assert quiet.TEMPORARY["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert quiet.TEMPORARY["PREFECT_LOGGING_TO_API_ENABLED"] == "false"
+
+
+def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in quiet.ALWAYS | quiet.TEMPORARY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(server.URL, "http://prefect.example/api")
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    quiet.prepare()
+    assert os.environ["DO_NOT_TRACK"] == "0"
+    assert not [name for name in quiet.TEMPORARY if name in os.environ]
+
+
+def test_what_broke_before_is_read_from_the_ledger(tmp_path: Path, flow: Any) -> None:
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", "run.retries=0")
+    with pytest.raises(ShardError):
+        flow(config, Broken())
+    flow(config)
+    assert [row["status"] for row in rows(Release.at(config.output.uri))] == ["released"] * 2
+
+
+# -- the temporary server ---------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(server, "SERVER", "print(1, flush=True); raise SystemExit('no luck')")
+    with open(tmp_path / "log", "w+b") as log, server._process("KEY", log) as process:
+        process.wait(20)
+        with pytest.raises(AnonymizerError, match=r"did not start \(no luck\): run `prefect server start`"):
+            server._wait(process, "http://127.0.0.1:1/api", log)
+
+
+HOLD = """
+import os, sys, time
+from flows import server
+with server.available("SECRET") as ready:
+    ready()
+    print(os.environ["PREFECT_API_URL"], flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.fault
+def test_the_server_goes_when_its_run_is_killed(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    environment |= {"PREFECT_HOME": str(tmp_path), "SECRET": "planted-secret"}
+    command = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        url = child.stdout.readline().strip()
+        assert answers(url)
+        child.send_signal(signal.SIGKILL)
+    assert wait_for(lambda: not answers(url))
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+@pytest.mark.slow
+def test_the_server_never_sees_the_key(tmp_path: Path) -> None:
+    """Linux shows a process's environment as a file."""
+    code = (
+        "import os, sys; from flows import server\n"
+        "with server.available('SECRET') as ready:\n"
+        "    import subprocess\n"
+        "    ready()\n"
+        "    children = open(f'/proc/self/task/{os.getpid()}/children').read().split()\n"
+        "    for pid in children:\n"
+        "        assert b'planted-secret' not in open(f'/proc/{pid}/environ', 'rb').read()\n"
+        "    print('children', len(children))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    environment |= {"PREFECT_HOME": str(tmp_path), "SECRET": "planted-secret"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "children 1"
+    assert done.stderr == ""
