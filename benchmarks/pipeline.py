@@ -4,7 +4,7 @@
 
 Three ways to anonymise the same pictures with the same model, level, sampler and number of steps, on this machine:
 
-* job: `flows.release`, from the first shard to the last commit (start-up and assembling are reported apart);
+* job: `anonymizer run`, from the first shard to the last commit (start-up and assembling are reported apart);
 * bare: Boomerang and the scorer on the same batches, decoded and in memory already, with torch's own noise;
 * script: one picture at a time, as one would write it with diffusers: open, noise, denoise, score, save.
 
@@ -27,11 +27,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from anonymizer import images
+from anonymizer import assemble, images, plan
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig, build
+from anonymizer.layout import Release
 from anonymizer.sources import open_source
-from flows import quiet, steps
+from flows import commands, steps
 from flows.progress import watched_by
 
 
@@ -62,14 +63,14 @@ class Clock:
 
 def job(config: RunConfig) -> dict[str, float]:
     """Seconds of start-up, of the shards, and of assembling."""
-    from flows.release import release
-
     clock, begun = Clock(), time.monotonic()
     with watched_by(clock):
-        result = release(config.model_dump(mode="json"))
+        commands.release_once(config, quiet=True)
     ended = time.monotonic()
-    if result["released"] != result["read"]:
-        raise SystemExit(f"job: released {result['released']} of {result['read']}: nothing to compare")
+    place = Release.at(config.output.uri)
+    result = assemble.summary(place, plan.read(place))
+    if result.released != result.read:
+        raise SystemExit(f"job: released {result.released} of {result.read}: nothing to compare")
     return {
         "start-up": clock.times["anonymising"] - begun,
         "job": clock.times["assembling"] - clock.times["anonymising"],
@@ -154,7 +155,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    quiet.prepare()
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
