@@ -30,21 +30,25 @@ class CustodianKey:
             mac.update(len(part).to_bytes(8, "big") + part)
         return mac.digest()
 
-    def output_id(self, record_id: str) -> str:
-        """The public name of a record's output: 32 hex digits, unrelated to source order."""
-        return self.derive("output-id", record_id.encode())[:16].hex()
+    def output_id(self, record_id: str, data_hmac: str, fingerprint: str) -> str:
+        """The public name of a record's output: 32 hex digits, unrelated to source order.
+
+        Another picture under the same name, or other settings, give another id: ids of two releases agree only where
+        the outputs do.
+        """
+        return self.derive("output-id", record_id.encode(), data_hmac.encode(), fingerprint.encode())[:16].hex()
 
     def source_hmac(self, data: bytes) -> str:
         """A keyed digest of an original's bytes (64 hex digits); a bare hash would be a membership oracle."""
         return self.derive("source", hashlib.sha256(data).digest()).hex()
 
-    def noise_key(self, record_id: str, data_hmac: str, fingerprint: str) -> bytes:
-        """The 128-bit key of one record's noise.
+    def noise_key(self, data_hmac: str, fingerprint: str) -> bytes:
+        """The 128-bit key of one original's noise.
 
-        It depends on the bytes and on the fingerprint as well: noise that is used for two pictures, or at two levels,
-        could be cancelled by whoever holds both outputs.
+        It depends on the original's bytes, so that copies of one original get one output and not two that add up; and
+        on the fingerprint, since noise that is used at two levels could be cancelled by whoever holds both outputs.
         """
-        return self.derive("noise", record_id.encode(), data_hmac.encode(), fingerprint.encode())[:16]
+        return self.derive("noise", data_hmac.encode(), fingerprint.encode())[:16]
 
     @property
     def check(self) -> str | None:
@@ -61,10 +65,10 @@ def load_key(name: str) -> CustodianKey:
         secret = bytes.fromhex(text)
     except ValueError:
         secret = b""
-    if len(secret) < 16:
+    if len(secret) < 16 or len(set(secret)) < 4:
         # The value is a secret: it is not repeated here.
         raise CustodianKeyError(
-            f"{name}: not a key: give 32 or more hex digits, for example from `openssl rand -hex 32`"
+            f"{name}: not a key: give 32 or more random hex digits, for example from `openssl rand -hex 32`"
         )
     return CustodianKey(secret)
 
