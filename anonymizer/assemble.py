@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from anonymizer import carried, images, ledger, plan, report, scores
 from anonymizer.config import RunConfig
-from anonymizer.errors import IntegrityError
+from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.records import Status
@@ -54,57 +55,92 @@ def summary(release: Release, the_plan: plan.Plan) -> Summary:
 
 
 def assemble(release: Release, config: RunConfig) -> None:
-    """Write the public half and show it; does nothing where it is shown already. IntegrityError if counts disagree."""
-    if not release.is_published:
-        _publish(release, config)
-    release.staging.remove()
+    """Write the public half and show it; does nothing where it is shown already.
 
-
-def _publish(release: Release, config: RunConfig) -> None:
-    if release.public.exists():
-        if release.public.is_local:
-            raise IntegrityError("release: public/ has lost its manifest: restore it, or choose another output")
-        release.public.remove()  # of an earlier attempt that was stopped while copying
-    release.assembling.remove()
+    IntegrityError if counts disagree, or if what is shown is not what the ledger speaks of.
+    """
     the_plan = plan.read(release)
     tables = dict(ledger.committed(release, the_plan))
     ledger.reconcile(release, the_plan, tables)
+    _quarantine(release, config, tables)
     rows, models = _released(tables)
-    _tidy_quarantine(release, tables.values())
+    if not release.is_published:
+        attempt = release.assembling / secrets.token_hex(6)
+        try:
+            _make_room(release)
+            _write_public(attempt, release, the_plan, config, rows, models)
+            attempt.move_to(release.public, last=release.manifest.name)
+        except (IntegrityError, OutputError):
+            if not release.is_published:  # nobody else was quicker
+                raise
+    _check_published(release, rows)
+    release.assembling.remove()
+    release.staging.remove()
 
+
+def _quarantine(release: Release, config: RunConfig, tables: Mapping[int, pa.Table]) -> None:
+    """The outputs that the gate held back, and nothing else, in ``restricted/quarantine/``."""
+    suffix = images.SUFFIXES[config.output.image]
+    held = _ending(tables, Status.QUARANTINED)
+    there = {place.name for place in release.quarantine.children()}
+    for row in held.to_pylist():
+        name = f"{row['output_id']}{suffix}"
+        if name not in there:
+            (release.quarantine / name).put(_staged(release, row, suffix))
+    for stale in there - {f"{output_id}{suffix}" for output_id in held["output_id"].to_pylist()}:
+        (release.quarantine / stale).remove()
+
+
+def _write_public(
+    folder: Place, release: Release, the_plan: plan.Plan, config: RunConfig, rows: pa.Table, models: Mapping[str, str]
+) -> None:
+    """Pictures, manifest, card and report of the public half."""
     columns = {n: a.type for n, a in carried.to_arrays(rows["carried"].to_pylist(), config.source.carry).items()}
     sink = open_sink(config.output, columns)
-    placed = list(sink.write(_pictures(release, rows, config), release.assembling.fs, release.assembling.path))
+    placed = list(sink.write(_pictures(release, rows, config), folder.fs, folder.path))
     manifest = _manifest(rows, placed, config, models)
-    (release.assembling / "manifest.parquet").put(_parquet(manifest))
-    report.write_public(release.assembling, the_plan, config, summary(release, the_plan), manifest)
-    release.assembling.move_to(release.public, last=release.manifest.name)
+    (folder / release.manifest.name).put(_parquet(manifest))
+    report.write_public(folder, the_plan, config, summary(release, the_plan), manifest)
+    if not {item.file for item in placed} <= set(folder.files()):
+        raise IntegrityError("release: pictures vanished while it was written: run the same command again")
 
 
-def _tidy_quarantine(release: Release, tables: Iterable[pa.Table]) -> None:
-    """Remove what attempts that were stopped have put there; the rows of the ledger keep theirs."""
-    held: set[str] = set()
-    for table in tables:
-        kept = table.filter(pc.equal(table["status"], Status.QUARANTINED.value))
-        held.update(kept["output_id"].drop_null().to_pylist())
-    for place in release.quarantine.children():
-        if place.name.partition(".")[0] not in held:
-            place.remove()
+def _make_room(release: Release) -> None:
+    """No public half without a manifest: on a disk somebody took it, elsewhere an attempt was stopped while copying."""
+    if release.public.exists():
+        if release.public.is_local:
+            raise IntegrityError("release: public/ has lost its manifest: restore it, or choose another output")
+        release.public.remove()
+
+
+def _check_published(release: Release, rows: pa.Table) -> None:
+    with release.manifest.fs.open(release.manifest.path, "rb") as file:
+        shown = pq.read_table(file, columns=["output_id", "sha256"])
+    if not shown.equals(rows.select(["output_id", "sha256"])):
+        raise IntegrityError(
+            "release: public/ does not hold what the ledger speaks of: restore both from one copy, or choose another "
+            "output"
+        )
+
+
+def _ending(tables: Mapping[int, pa.Table], status: Status) -> pa.Table:
+    """Rows of all shards that ended so, each with its shard's staging folder."""
+    parts = []
+    for table in tables.values():
+        kept = table.filter(pc.equal(table["status"], status.value)).replace_schema_metadata()
+        parts.append(kept.append_column("staging", pa.repeat(table.schema.metadata[b"staging"].decode(), len(kept))))
+    return pa.concat_tables(parts)
 
 
 def _released(tables: Mapping[int, pa.Table]) -> tuple[pa.Table, Mapping[str, str]]:
-    """Released rows of all shards in output order, each with its staging folder; and the scores' models."""
-    parts: list[pa.Table] = []
+    """Released rows of all shards in output order; and the scores' models."""
     models: dict[str, str] | None = None
     for shard, table in tables.items():
-        metadata = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
-        own = json.loads(metadata["metric_models"])
+        own = json.loads(table.schema.metadata[b"metric_models"])
         if models not in (None, own):
             raise IntegrityError(f"shard {shard}: scored by other models than the rest: {ledger.redo(shard)}")
         models = own
-        kept = table.filter(pc.equal(table["status"], Status.RELEASED.value)).replace_schema_metadata()
-        parts.append(kept.append_column("staging", pa.repeat(metadata["staging"], len(kept))))
-    rows = pa.concat_tables(parts).sort_by("output_id")
+    rows = _ending(tables, Status.RELEASED).sort_by("output_id")
     if len(pc.unique(rows["output_id"])) != len(rows):
         raise IntegrityError("release: two records share an output id: nothing is published")
     return rows, models or {}
@@ -114,15 +150,15 @@ def _pictures(release: Release, rows: pa.Table, config: RunConfig) -> Iterator[R
     suffix = images.SUFFIXES[config.output.image]
     for batch in rows.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
-            data = _staged(release.staging / row["staging"] / f"{row['output_id']}{suffix}", row)
+            data = _staged(release, row, suffix)
             columns = carried.from_json(row["carried"])
             yield ReleasedPicture(row["output_id"], data, suffix, row["label"], row["caption"], columns)
 
 
-def _staged(place: Place, row: Mapping[str, Any]) -> bytes:
+def _staged(release: Release, row: Mapping[str, Any], suffix: str) -> bytes:
     """The bytes that the ledger speaks of, and no others."""
     try:
-        data = place.read()
+        data: bytes = (release.staging / row["staging"] / f"{row['output_id']}{suffix}").read()
     except OSError:
         data = b""
     if hashlib.sha256(data).hexdigest() != row["sha256"]:

@@ -33,7 +33,7 @@ class Release:
     @property
     def is_complete(self) -> bool:
         """Published, reported, and nothing left to tidy up."""
-        return self.is_published and self.report.exists() and not self.staging.exists()
+        return self.is_published and self.report.exists() and not self.staging.exists() and not self.assembling.exists()
 
     @property
     def restricted(self) -> Place:
@@ -56,13 +56,18 @@ class Release:
         return self.restricted / "ledger"
 
     @property
+    def lock(self) -> Place:
+        """Held by the run that works on this release, on a disk."""
+        return self.restricted / ".lock"
+
+    @property
     def staging(self) -> Place:
         """Outputs of committed shards, until the release is assembled."""
         return self.restricted / "staging"
 
     @property
     def assembling(self) -> Place:
-        """The public half while it is being made; it becomes ``public`` in one move."""
+        """Where the public half is made, in a folder for each attempt; one of them becomes ``public`` in one move."""
         return self.restricted / "assembling"
 
     @property

@@ -77,7 +77,8 @@ class ShardSummary:
 class ShardWriter:
     """Stages the outputs of one shard under a fresh name, and commits them with the shard's ledger file.
 
-    What a killed attempt left behind is never looked at again; assembling removes it.
+    Of several attempts at one shard, the first to commit counts. What a killed one left behind is never looked at
+    again; assembling removes it.
     """
 
     def __init__(self, release: Release, shard: int, metric_models: Mapping[str, str]) -> None:
@@ -85,13 +86,14 @@ class ShardWriter:
         self.folder = f"shard-{shard:05d}-{secrets.token_hex(6)}"
 
     def put(self, output_id: str, suffix: str, data: bytes) -> None:
+        """Stage one output, released or held back."""
         (self.release.staging / self.folder / f"{output_id}{suffix}").put(data)
 
-    def quarantine(self, output_id: str, suffix: str, data: bytes) -> None:
-        (self.release.quarantine / f"{output_id}{suffix}").put(data)
-
     def commit(self, rows: Sequence[Row], expected: int, seconds: float) -> ShardSummary:
-        """Write the ledger file, which makes the shard count; refuses rows that do not account for every record."""
+        """Write the ledger file, which makes the shard count; refuses rows that do not account for every record.
+
+        Where another attempt was first, this one is thrown away and the other's counts are returned.
+        """
         counts = Counter(row.status for row in rows)
         if len(rows) != expected or len({row.record_id for row in rows}) != expected:
             raise IntegrityError(f"shard {self.shard}: {len(rows)} rows for {expected} records: nothing was committed")
@@ -99,7 +101,10 @@ class ShardWriter:
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
-        self.release.shard(self.shard).write(buffer.getvalue().to_pybytes())
+        if not self.release.shard(self.shard).create(buffer.getvalue().to_pybytes()):
+            (self.release.staging / self.folder).remove()
+            if (first := read_shard(self.release, self.shard)) is not None:
+                return summarize(self.shard, first)
         return ShardSummary(
             shard=self.shard,
             read=len(rows),

@@ -71,11 +71,32 @@ class Place:
         """Whole or not at all: a rename on a disk; an object store's put is atomic by itself. OutputError if not."""
         with output_errors():
             if self.is_local:
-                self._write_local(data)
+                with self._scratch(data) as (scratch, target):
+                    scratch.replace(target)
             else:
                 self.fs.pipe_file(self.path, data)
 
-    def _write_local(self, data: bytes) -> None:
+    def create(self, data: bytes) -> bool:
+        """``write`` where nothing lies yet; false, and nothing is changed, where something does.
+
+        Of several that try at once, one succeeds: on a disk that knows hard links; elsewhere as far as a look tells.
+        """
+        with output_errors():
+            try:
+                if self.is_local:
+                    with self._scratch(data) as (scratch, target):
+                        _link(scratch, target)
+                elif self.exists():
+                    return False
+                else:
+                    self.fs.pipe_file(self.path, data)
+            except FileExistsError:
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def _scratch(self, data: bytes) -> Iterator[tuple[Path, Path]]:
+        """A file beside the target that holds ``data``, on the disk, and the target."""
         target = Path(self.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -84,9 +105,15 @@ class Place:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            scratch.replace(target)
+            yield scratch, target
         finally:
             scratch.unlink(missing_ok=True)
+
+    def make_private(self) -> None:
+        """A new folder on a disk is for its owner alone; one that is there stays as it is. OutputError if it fails."""
+        if self.is_local and not self.exists():
+            with output_errors():
+                Path(self.path).mkdir(mode=0o700, parents=True)
 
     def put(self, data: bytes) -> None:
         """A write that something else commits later; cheaper than ``write``. OutputError if it fails."""
@@ -104,8 +131,13 @@ class Place:
 
     def remove(self) -> None:
         if self.exists():
-            with output_errors():
+            with output_errors(), contextlib.suppress(FileNotFoundError):  # somebody else may be removing it as well
                 self.fs.rm(self.path, recursive=True)
+
+    def files(self) -> list[str]:
+        """Paths of all files below, relative to this folder, sorted."""
+        self.fs.invalidate_cache()
+        return sorted(path.removeprefix(self.path).lstrip("/") for path in self.fs.find(self.path))
 
     def move_to(self, other: Place, last: str) -> None:
         """Rename on a disk; elsewhere copy file by file, the one named ``last`` at the end, and delete."""
@@ -113,8 +145,19 @@ class Place:
             if self.is_local:
                 Path(self.path).rename(other.path)
                 return
-            inside = sorted(path.removeprefix(self.path) for path in self.fs.find(self.path))
-            for name in sorted(inside, key=lambda name: name == f"/{last}"):
-                self.fs.makedirs(f"{other.path}{name}".rpartition("/")[0], exist_ok=True)
-                self.fs.cp_file(f"{self.path}{name}", f"{other.path}{name}")
+            for name in sorted(self.files(), key=lambda name: name == last):
+                self.fs.makedirs(f"{other.path}/{name}".rpartition("/")[0], exist_ok=True)
+                self.fs.cp_file(f"{self.path}/{name}", f"{other.path}/{name}")
         self.remove()
+
+
+def _link(scratch: Path, target: Path) -> None:
+    """A hard link fails where the target is there; a disk without hard links gets a rename after a look."""
+    try:
+        target.hardlink_to(scratch)
+    except FileExistsError:
+        raise
+    except OSError:
+        if target.exists():
+            raise FileExistsError from None
+        scratch.replace(target)

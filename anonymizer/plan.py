@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,12 +17,14 @@ from anonymizer import config as configuration
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
-from anonymizer.errors import CustodianKeyError, IntegrityError, OutputError
+from anonymizer.errors import ConfigError, CustodianKeyError, IntegrityError, OutputError
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.records import Entry, Reason
 from anonymizer.sources import open_source
+
+MOST_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,10 @@ class Plan:
 
 
 def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:
+    """The plan of a run. ConfigError for a level so low that it would release the originals."""
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     t_boom = boomerang.t_boom(config.boomerang.level)
+    _refuse_too_low(config.boomerang.level, boomerang, t_boom)
     return Plan(
         source=str(Place.of(config.source.uri)),
         output=config.output.uri,
@@ -65,6 +70,33 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
         fingerprint=config.fingerprint(backbone.digest),
         key_check=key.check,
     )
+
+
+def _refuse_too_low(level: float, boomerang: Boomerang, t_boom: int) -> None:
+    if (log_snr := boomerang.log_snr(t_boom)) > MOST_LOG_SNR:
+        T = boomerang.backbone.T
+        lowest = next(t for t in range(t_boom, T + 1) if boomerang.log_snr(t) <= MOST_LOG_SNR or t == T) / T
+        raise ConfigError(
+            f"boomerang.level: {level:g} adds next to no noise with this model (t_boom {t_boom} of {T}, log-SNR "
+            f"{log_snr:+.1f}) and would release the originals: choose {math.ceil(lowest * 1000) / 1000:g} or more"
+        )
+
+
+def cautions(config: RunConfig, plan: Plan) -> list[str]:
+    """What whoever hands the release out should know of its settings."""
+    found = []
+    if plan.log_snr > 0:
+        found.append(
+            f"log-SNR {plan.log_snr:+.2f}: more of an original's signal is kept than noise is added: expect people "
+            "to be recognised"
+        )
+    if config.output.public_scores == "exact":
+        found.append(
+            "output.public_scores exact: a score is a fact about an original, and whoever holds a candidate can compare"
+        )
+    if config.output.size == "original":
+        found.append("output.size original: width and height of each original are published with its output")
+    return found
 
 
 def estimate(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
@@ -91,6 +123,8 @@ def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Rel
         raise OutputError(
             f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output"
         )
+    describe(config, backbone, key, 0)  # refuses what it refuses before anything is written
+    release.restricted.make_private()
     release.plans.remove()  # of a run that was stopped while planning
     records = 0
     for shard, entries in enumerate(_chunks(open_source(config.source).entries(), config.run.shard_size)):
@@ -145,7 +179,7 @@ def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: R
     for name in configuration.known_keys():
         was, now = _value(begun, name), _value(config, name)
         if was != now and not name.startswith(FREE):
-            raise OutputError(f"{output}: was begun with {name} {was!r}, not {now!r}: {FINISH}")
+            raise OutputError(f"{output}: was begun with {name} {_shown(was)}, not {_shown(now)}: {FINISH}")
     if asked.source != plan.source:
         raise OutputError(f"{output}: was begun with another source.uri: {FINISH}")
     if asked.fingerprint != plan.fingerprint:
@@ -155,6 +189,10 @@ def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: R
 
 def _value(config: RunConfig, name: str) -> Any:
     return reduce(getattr, name.split("."), config)
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else repr(value)
 
 
 def _chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:

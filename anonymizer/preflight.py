@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from anonymizer.config import RunConfig
 from anonymizer.errors import OutputError
@@ -12,7 +15,26 @@ from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.sources import IGNORED_NAMES, open_source
 
-BEGUN = {"plan", "errors", "config.yaml"}  # what a run that was stopped while planning leaves in restricted/
+BEGUN = {".lock", "plan", "errors", "config.yaml"}  # what a run that was stopped while planning leaves in restricted/
+
+
+@contextmanager
+def alone(config: RunConfig) -> Iterator[None]:
+    """No second run works on this output meanwhile, where it lies on a disk. OutputError if one does."""
+    release = Release.at(config.output.uri)
+    if not release.root.is_local:
+        yield
+        return
+    release.restricted.make_private()
+    # One object for each path in this process, so that whoever holds it may take it again.
+    lock = FileLock(release.lock.path, timeout=0, is_singleton=True, thread_local=False)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise OutputError(
+            f"output.uri {config.output.uri!r}: another run is working on it: wait for it, or choose another output"
+        ) from None
 
 
 def check(config: RunConfig) -> None:
@@ -29,6 +51,8 @@ def _check_apart(config: RunConfig, source: Place, output: Place) -> None:
     if type(source.fs) is not type(output.fs):
         return
     name = f"output.uri {config.output.uri!r}"
+    if _contains(source, output) and _contains(output, source):
+        raise OutputError(f"{name}: is the source: choose a folder outside of it")
     if _contains(source, output):
         raise OutputError(f"{name}: lies inside the source: outputs would become inputs: choose a folder outside of it")
     if _contains(output, source):
@@ -52,6 +76,8 @@ def _same(one: Path, other: Path) -> bool:
 
 def _check_place(config: RunConfig, root: Place) -> None:
     if not root.is_local:
+        if set(root.path) & set("*?["):  # a store would read it as a pattern, and remove what it fits
+            raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
         return
     path = Path(root.path)
     nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))

@@ -22,8 +22,8 @@ def public_columns(rows: pa.Table, how: Literal["none", "binned", "exact"]) -> d
 
 
 def label(value: float | None) -> str | None:
-    """The bin of a value as text, for example ``0.6 to 0.7``; the upper end is not in it."""
+    """The bin of a value as text, for example ``0.6 to 0.7``; the upper end is not in it, but for a score of 1."""
     if value is None:
         return None
-    step = int(np.floor(value / BIN + 1e-9))
+    step = 9 if abs(value - 1) < 1e-6 else int(np.floor(value / BIN + 1e-9))
     return f"{step * BIN:.1f} to {(step + 1) * BIN:.1f}"

@@ -162,9 +162,9 @@ class _Journey:
         except RecordError as error:
             return self._row(item, Decision(Status.FAILED, error.reason), attempts=1, started=started, seconds=seconds)
         decision = gate(scores, self.config.metrics)
-        output_id = self.key.output_id(item.record.entry.record_id)
-        put = self.writer.put if decision.status is Status.RELEASED else self.writer.quarantine
-        put(output_id, images.SUFFIXES[out.image], encoded.data)
+        digest = item.source_hmac or ""
+        output_id = self.key.output_id(item.record.entry.record_id, digest, self.fingerprint)
+        self.writer.put(output_id, images.SUFFIXES[out.image], encoded.data)
         return self._row(
             item,
             decision,
@@ -182,7 +182,7 @@ class _Journey:
         )
 
     def _noise_key(self, item: Decoded) -> bytes:
-        return self.key.noise_key(item.record.entry.record_id, item.source_hmac or "", self.fingerprint)
+        return self.key.noise_key(item.source_hmac or "", self.fingerprint)
 
     def _row(self, item: Decoded, decision: Decision, **rest: Any) -> Row:
         record = item.record

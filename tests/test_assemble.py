@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -20,7 +21,6 @@ from conftest import IdealGaussian
 from running import (
     GARBAGE,
     HEX,
-    KEY,
     PlainScorer,
     Unscored,
     begin,
@@ -42,6 +42,7 @@ from running import (
 from anonymizer import assemble, plan, report
 from anonymizer.config import RunConfig
 from anonymizer.errors import IntegrityError, OutputError
+from anonymizer.keys import CustodianKey
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.records import Scores
@@ -93,11 +94,11 @@ POINTS: dict[str, tuple[Any, str, Any, bool]] = {
     "at the first staged picture": (Place, "put", named("staging/"), False),
     "after the first staged picture": (Place, "put", named("staging/"), True),
     "after a picture went into quarantine": (Place, "put", named("quarantine/"), True),
-    "between staging and commit": (Place, "write", named("ledger/shard-00001"), False),
-    "right after a commit": (Place, "write", named("ledger/shard-00001"), True),
+    "between staging and commit": (Place, "create", named("ledger/shard-00001"), False),
+    "right after a commit": (Place, "create", named("ledger/shard-00001"), True),
     "between the last commit and assembling": (assemble, "assemble", lambda *args: True, False),
     "in the middle of assembling": (report, "write_public", lambda *args: True, False),
-    "when the manifest is there": (Place, "put", named("assembling/manifest"), True),
+    "when the manifest is there": (Place, "put", named("manifest.parquet"), True),
     "before public/ appears": (Place, "move_to", lambda *args: True, False),
     "after public/ appeared": (Place, "move_to", lambda *args: True, True),
     "while tidying up": (Place, "remove", named("restricted/staging"), False),
@@ -225,8 +226,9 @@ def test_columns_that_are_asked_for_are_carried_to_the_right_picture(tmp_path: P
     assert "secret" not in table.column_names
     assert table["age"].type == pa.int64()
     label_of = {row["output_id"]: row for row in table.to_pylist()}
+    ids = {row["record_id"]: row["output_id"] for row in rows(release)}
     for i in range(5):
-        row = label_of[KEY.output_id(f"r{i}")]
+        row = label_of[ids[f"r{i}"]]
         assert (row["label"], row["age"]) == ("abcde"[i], i)
 
 
@@ -341,12 +343,69 @@ def test_a_run_that_was_killed_is_finished_with_the_same_pictures(tmp_path: Path
     assert len(rows(release)) == plan.read(release).records == 9
 
 
-def test_a_shard_that_is_committed_twice_counts_once(tmp_path: Path, source: Path, undisturbed: Release) -> None:
-    """Two workers may take the same shard; the later commit replaces the earlier, with the same pictures."""
+# -- two at once ------------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_is_done_twice_counts_once_and_the_first_commit_stands(
+    tmp_path: Path, source: Path, undisturbed: Release
+) -> None:
     config = settings(source, tmp_path / "out")
-    begin(config)
-    for shard in (0, 0, 1, 1, 2, 3):
-        one_shard(config, shard, scorer=Unscored(Scores()))
-    release = Release.at(config.output.uri)
+    release = begin(config)
+    first = [one_shard(config, shard, scorer=Unscored(Scores())) for shard in range(4)]
+    ledger = [release.shard(shard).read() for shard in range(4)]
+    other = CustodianKey(b"another key of another process!!")
+    again = [one_shard(config, shard, scorer=Unscored(Scores()), key=other) for shard in range(4)]
+    assert [release.shard(shard).read() for shard in range(4)] == ledger
+    assert [(s.read, s.released, s.quarantined, s.failed) for s in again] == [
+        (s.read, s.released, s.quarantined, s.failed) for s in first
+    ]
+    assert len(list(release.staging.children())) == 4
     assemble.assemble(release, config)
     assert handed_out(release)[0] == handed_out(undisturbed)[0]
+
+
+def test_a_worker_that_is_late_changes_nothing_that_is_published(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "out")
+    release = finish(config)
+    before = tree(release.root.path)
+    one_shard(config, 0, scorer=Unscored(Scores()), key=CustodianKey(b"another key of another process!!"))
+    finish(config)
+    assert tree(release.root.path) == before
+
+
+@pytest.mark.parametrize("moment", ["writing pictures", "about to show"])
+def test_two_that_assemble_at_once_publish_one_whole_release(
+    tmp_path: Path, source: Path, undisturbed: Release, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    config = settings(source, tmp_path / "out")
+    release = begin(config)
+    for shard in range(4):
+        one_shard(config, shard, scorer=Unscored(Scores()))
+    owner, name = {"writing pictures": (Place, "put"), "about to show": (Place, "move_to")}[moment]
+    original = getattr(owner, name)
+    others = [True]
+
+    def interrupted(place: Place, *args: Any, **rest: Any) -> Any:
+        if others and "assembling" in place.path:
+            others.clear()
+            assemble.assemble(release, config)  # the other is quicker, and tidies up
+        return original(place, *args, **rest)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    assemble.assemble(release, config)
+    assert handed_out(release)[0] == handed_out(undisturbed)[0]
+    assert handed_out(release)[1].equals(handed_out(undisturbed)[1])
+    assert {p.name for p in release.restricted.children()} == {p.name for p in undisturbed.restricted.children()}
+
+
+def test_a_public_half_that_is_not_of_this_ledger_is_said(tmp_path: Path, source: Path, undisturbed: Release) -> None:
+    other = run(settings(source, tmp_path / "other"), key=CustodianKey(b"another key of another process!!"))
+    Path(undisturbed.manifest.path).write_bytes(other.manifest.read())
+    with pytest.raises(IntegrityError, match="does not hold what the ledger speaks of"):
+        finish(settings(source, undisturbed.root.path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_the_restricted_half_is_for_its_owner_alone(undisturbed: Release) -> None:
+    assert stat.S_IMODE(os.stat(undisturbed.restricted.path).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(undisturbed.public.path).st_mode) & 0o055 == 0o055

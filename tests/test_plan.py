@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from running import GARBAGE, KEY, begin, folder_of, handed_out, people, run, set
 from anonymizer import plan, preflight
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
-from anonymizer.errors import CustodianKeyError, IntegrityError, OutputError, SourceError, UsageError
+from anonymizer.errors import ConfigError, CustodianKeyError, IntegrityError, OutputError, SourceError, UsageError
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import Release
 from anonymizer.place import Place
@@ -74,6 +76,30 @@ def test_a_local_models_path_is_not_what_a_manifest_prints(tmp_path: Path, sourc
     assert settings(source, tmp_path / "out").model.public_name == "bundled:faces-64"
 
 
+@pytest.mark.parametrize("level", [0.0001, 0.001, 0.01, 0.03])
+def test_a_level_that_would_release_the_originals_is_refused(tmp_path: Path, source: Path, level: float) -> None:
+    """The lowest level that is named in the message is the lowest one that is taken."""
+    config = settings(source, tmp_path / "out", boomerang={"level": level})
+    with pytest.raises(ConfigError, match="would release the originals: choose") as caught:
+        begin(config)
+    assert not (tmp_path / "out").exists()
+    lowest = float(str(caught.value).split("choose ")[1].split(" ")[0])
+    boomerang = Boomerang(IdealGaussian())
+    assert boomerang.log_snr(boomerang.t_boom(lowest)) <= 4 < boomerang.log_snr(boomerang.t_boom(lowest) - 1)
+    plan.describe(settings(source, tmp_path / "out", boomerang={"level": lowest}), IdealGaussian(), KEY, 5)
+
+
+def test_settings_that_give_more_away_are_named(tmp_path: Path, source: Path) -> None:
+    def cautions(*overrides: str) -> list[str]:
+        config = settings(source, tmp_path / "out", *overrides)
+        return [line.split(":")[0] for line in plan.cautions(config, plan.describe(config, IdealGaussian(), KEY, 5))]
+
+    assert cautions() == []
+    assert cautions("boomerang.level=0.2") == ["log-SNR +0.66"]
+    more = ["output.public_scores exact", "output.size original"]
+    assert cautions("output.public_scores=exact", "output.size=original") == more
+
+
 # -- source and output ------------------------------------------------------------------------------------------------
 
 
@@ -85,10 +111,22 @@ def test_a_new_or_empty_output_is_fine(tmp_path: Path, source: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "in"]
 
 
-@pytest.mark.parametrize("where", ["in", "in/out", "in/a/b/c", "in/../in/out", "link", "link/out"])
+@pytest.mark.parametrize("where", ["in/out", "in/a/b/c", "in/../in/out", "link/out"])
 def test_an_output_inside_the_source_is_refused(tmp_path: Path, source: Path, where: str) -> None:
     (tmp_path / "link").symlink_to(source)
     assert "lies inside the source: outputs would become inputs" in refused(settings(source, tmp_path / where))
+
+
+@pytest.mark.parametrize("where", ["in", "in/", "in/../in", "link"])
+def test_an_output_that_is_the_source_is_refused(tmp_path: Path, source: Path, where: str) -> None:
+    (tmp_path / "link").symlink_to(source)
+    assert "is the source: choose a folder outside of it" in refused(settings(source, f"{tmp_path}/{where}"))
+
+
+@pytest.mark.parametrize("name", ["out*", "a/[b]/out", "what?"])
+def test_a_pattern_is_no_name_on_a_store_and_a_name_on_a_disk(tmp_path: Path, source: Path, name: str) -> None:
+    assert "holds a pattern" in refused(settings(source, f"memory://bucket/{name}"))
+    preflight.check(settings(source, tmp_path / name))
 
 
 @pytest.mark.parametrize("where", ["out/public", "out/x/y", "link/x"])
@@ -206,7 +244,7 @@ def test_how_the_work_is_done_may_change_while_a_run_is_unfinished(tmp_path: Pat
         ("boomerang.sampler=ddim", "boomerang.sampler 'sde-dpm++', not 'ddim'"),
         ("output.image=jpeg", "output.image 'png', not 'jpeg'"),
         ("output.format=parquet", "output.format 'folder', not 'parquet'"),
-        ("source.label=folder", "source.label None, not 'folder'"),
+        ("source.label=folder", "source.label none, not 'folder'"),
         ("metrics.lpips=none", "metrics.lpips 'st-alex', not 'none'"),
         ("source.limits.max_pixels=5", "source.limits.max_pixels 100000000, not 5"),
         ("output.public_scores=exact", "output.public_scores 'binned', not 'exact'"),
@@ -252,6 +290,32 @@ def test_a_run_without_a_key_may_be_finished_by_another_process(tmp_path: Path, 
     config = settings(source, tmp_path / "out")
     begin(config, key=CustodianKey(b"a" * 16, lasting=False))
     begin(config, key=CustodianKey(b"b" * 16, lasting=False))
+
+
+def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(tmp_path: Path, source: Path) -> None:
+    config = settings(source, tmp_path / "out")
+    other = [sys.executable, "-c", SECOND, str(tmp_path / "out" / "restricted" / ".lock")]
+    with preflight.alone(config), preflight.alone(config):  # whoever holds it may take it again
+        assert subprocess.run(other, capture_output=True, text=True).stdout == "busy\n"
+    with subprocess.Popen([*other, "hold"], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "free\n"
+        with pytest.raises(OutputError, match="another run is working on it"), preflight.alone(config):
+            raise AssertionError
+        holder.kill()
+    with preflight.alone(config):  # a killed run holds nothing
+        preflight.check(config)
+
+
+SECOND = """
+import sys, time
+from filelock import FileLock, Timeout
+try:
+    with FileLock(sys.argv[1], timeout=0):
+        print("free", flush=True)
+        time.sleep(60 if len(sys.argv) > 2 else 0)
+except Timeout:
+    print("busy", flush=True)
+"""
 
 
 def test_a_run_that_was_stopped_while_planning_is_planned_anew(tmp_path: Path, source: Path) -> None:

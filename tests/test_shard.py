@@ -40,6 +40,7 @@ from running import (
 from anonymizer import images, ledger
 from anonymizer.boomerang import Boomerang
 from anonymizer.layout import Release
+from anonymizer.ledger import ShardWriter
 from anonymizer.noise import KeyedNoise
 from anonymizer.records import Scores
 
@@ -121,6 +122,35 @@ def test_batch_and_shard_size_do_not_change_a_records_picture(batch_size: int, s
         assert handed_out(one)[1].equals(handed_out(other)[1])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_decoding_waits_for_the_model_so_that_memory_stays_flat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Never more pictures in memory than two batches waiting, one on the model, and three being encoded."""
+    batch_size, ahead = 2, []
+    decoded, written = [], []
+    decode, put = images.decode, ShardWriter.put
+
+    def decoding(*args: Any) -> Any:
+        decoded.append(1)
+        ahead.append(len(decoded) - len(written))
+        return decode(*args)
+
+    def putting(*args: Any) -> None:
+        put(*args)
+        written.append(1)
+
+    monkeypatch.setattr(images, "decode", decoding)
+    monkeypatch.setattr(ShardWriter, "put", putting)
+    config = settings(
+        people(tmp_path / "in", 40), tmp_path / "out",
+        run={"batch_size": batch_size, "shard_size": 40, "threads": threads},
+    )  # fmt: skip
+    run(config)
+    assert len(decoded) == 40
+    assert max(ahead) <= (2 + 1 + 3) * batch_size
+
+
 def test_order_and_company_do_not_change_a_records_picture(tmp_path: Path) -> None:
     items = [{"image": f"p{i}.png", "id": f"r{i}"} for i in range(5)]
     root = folder_of(tmp_path / "in", {f"p{i}.png": picture(i) for i in range(5)})
@@ -141,7 +171,7 @@ def test_an_output_is_the_boomerang_of_its_original_under_the_records_noise(tmp_
     config = settings(source, tmp_path / "out")
     release, ideal = run(config), IdealGaussian()
     x0 = images.decode(picture(5), ideal.size).tensor[None]
-    key = KEY.noise_key("one.png", KEY.source_hmac(picture(5)), config.fingerprint(ideal.digest))
+    key = KEY.noise_key(KEY.source_hmac(picture(5)), config.fingerprint(ideal.digest))
     output = Boomerang(ideal, config.boomerang.sampler, 2).sample(x0, 0.4, KeyedNoise([key]))
     (row,) = rows(release)
     name = manifest(release)["file"][0].as_py()

@@ -51,8 +51,10 @@ class Carried:
 def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: Summary) -> None:
     """``restricted/report.html``: originals beside outputs, for the custodian's eyes."""
     found = survey(release, plan)
-    groups = [*found.closest.values(), found.sample]
-    rows = list({row["record_id"]: row for group in groups for row in group}.values())
+    closest = found.closest
+    shown = bool(closest) and all(len(group) == summary.released for group in closest.values())
+    sample = [] if shown else found.sample  # of a small release the closest pairs are all pairs
+    rows = list({row["record_id"]: row for group in [*closest.values(), sample] for row in group}.values())
     manifest = _manifest(release, config)
     outputs = pictures.released(release.public, _manifest_rows(manifest, rows))
     originals, gone = pictures.originals(release, config, rows)
@@ -71,8 +73,8 @@ def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: S
                 *settings(plan, config, config.model.id, found.models, size),
                 *_more(plan, summary, found.versions),
             ],
-            closest=[(SCORES[name], pairs(group)) for name, group in found.closest.items()],
-            sample=pairs(found.sample),
+            closest=[(SCORES[name], pairs(group)) for name, group in closest.items()],
+            sample=pairs(sample),
             gone=gone,
             histograms=[(SCORES[n], h) for n, values in found.values.items() if (h := figures.of_values(values))],
             not_released=found.not_released,
