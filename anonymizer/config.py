@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from anonymizer.errors import ConfigError
 
+KEY_ENV = "must be the name of an environment variable: put the key into that variable, not here"
 Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"]
 
 
@@ -22,28 +31,47 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+# A user name with a password after it, and not a host with a port. Two protocols write ORG:REPO@VERSION there.
+CREDENTIALS = re.compile(r"(?<!\bgithub)(?<!\bgit)://[^/:@]*:(?!\d+(?:/|$))[^@]*@")
+
+
 def _address(value: str) -> str:
+    if CREDENTIALS.search(value):  # neither repeated here nor stored with the run
+        raise ValueError(
+            "holds a password, which would be stored with the run: leave it out of the address, and give it in the "
+            "environment or in fsspec's own config file (~/.config/fsspec/)"
+        )
     if not value.strip() or "\0" in value:
         raise ValueError(f"must name a folder, file or prefix, got {value!r}")
     return value
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python would take for 0 or 1
+        raise ValueError(f"must be a number, got {str(value).lower()}")
+    return value
+
+
 Uri = Annotated[str, AfterValidator(_address)]
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
 
 
 class Limits(Section):
     """Bounds on what is decoded; beyond them a record fails with a typed reason."""
 
-    max_bytes: int = Field(64 * 2**20, gt=0, description="bytes of one encoded picture")
-    max_pixels: int = Field(100_000_000, gt=0, description="width x height of one picture")
-    max_frames: int = Field(1000, gt=0, description="frames of an animation; the first one is used")
+    max_bytes: Int = Field(64 * 2**20, gt=0, description="bytes of one encoded picture")
+    max_pixels: Int = Field(100_000_000, gt=0, description="width x height of one picture")
+    max_frames: Int = Field(1000, gt=0, description="frames of an animation; the first one is used")
 
 
 class SourceConfig(Section):
     """Where the originals lie and what is carried along with them."""
 
     uri: Uri = Field(description="folder, file or prefix; any fsspec URI")
-    format: Literal["auto", "folder", "webdataset", "parquet", "listing"] = "auto"
+    format: Literal["auto", "folder", "webdataset", "parquet", "listing"] = Field(
+        "auto", description="auto (by what lies there), folder, webdataset, parquet, or listing (CSV, JSONL)"
+    )
     image: str = Field("image", description="column of a Parquet file or listing that holds the picture or its path")
     id: str | None = Field(None, description="column that names a record; without it, file and row do")
     label: str | None = Field(None, description="'folder', or the column or key to carry as label; none by default")
@@ -58,26 +86,35 @@ class OutputConfig(Section):
     """Where the release goes and what it looks like."""
 
     uri: Uri = Field(description="folder or prefix; any fsspec URI")
-    format: Literal["folder", "webdataset", "parquet"] = "folder"
-    image: Literal["png", "jpeg", "webp"] = "png"
-    quality: int = Field(95, ge=1, le=100, description="of jpeg and webp")
-    size: Literal["model", "original"] = Field("model", description="'original' resizes back to the original's size")
-    public_scores: Literal["none", "binned", "exact"] = "binned"
+    format: Literal["folder", "webdataset", "parquet"] = Field("folder", description="folder, webdataset or parquet")
+    image: Literal["png", "jpeg", "webp"] = Field("png", description="png, jpeg or webp")
+    quality: Int = Field(95, ge=1, le=100, description="of jpeg and webp")
+    size: Literal["model", "original"] = Field(
+        "model", description="model, or original: resized to the original's size, which is then published"
+    )
+    public_scores: Literal["none", "binned", "exact"] = Field(
+        "binned", description="none, binned, or exact, which are facts about originals"
+    )
 
 
 class ModelConfig(Section):
     """Which diffusion model samples, and on what."""
 
     id: str = Field("bundled:faces-64", description="bundled:NAME, a local folder, or a hub id with a revision")
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    allow_pickle: bool = False
+    revision: str | None = Field(None, description="commit of a hub model; needed for one, so that it cannot change")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="float32, bfloat16 or float16")
+    device: str = Field("auto", description="auto (a GPU where there is one), cpu, or cuda:N")
+    allow_pickle: bool = Field(False, description="whether pickled weights are loaded; they can run code")
+
+    @property
+    def is_hub_id(self) -> bool:
+        """Whether the id reads as OWNER/NAME; a folder of that name may still be meant."""
+        return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.id) is not None
 
     @property
     def public_name(self) -> str:
         """What a manifest calls the model: where a folder lies is nobody's business, and its digest names it."""
-        hub = self.revision is not None and self.id.count("/") == 1 and not self.id.startswith((".", "/", "~"))
+        hub = self.revision is not None and self.is_hub_id
         known = self.id.startswith("bundled:") or (hub and not Path(self.id).is_dir())
         return self.id if known else "a local model"
 
@@ -85,10 +122,10 @@ class ModelConfig(Section):
 class BoomerangConfig(Section):
     """The anonymity level and the sampler of the reverse half."""
 
-    level: float = Field(0.6, description="share of the training schedule, in (0, 1]")
-    sampler: Sampler = "sde-dpm++"
-    steps: int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; none: every step (ddpm only)")
-    samples: int = Field(1, description="outputs for each original; a release takes 1")
+    level: Float = Field(0.6, description="share of the training schedule, in (0, 1]")
+    sampler: Sampler = Field("sde-dpm++", description="ddpm (the paper's), ddim, dpm++, sde-dpm++ or unipc")
+    steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; none: every step (ddpm only)")
+    samples: Int = Field(1, description="outputs for each original; a release takes 1")
 
     @field_validator("level")
     @classmethod
@@ -119,10 +156,10 @@ class MetricsConfig(Section):
 class RunSettings(Section):
     """How the work is cut up; nothing here changes a picture's noise."""
 
-    shard_size: int = Field(256, ge=1)
-    batch_size: int = Field(32, ge=1)
-    threads: int = Field(2, ge=1, description="threads that decode and encode beside the model")
-    retries: int = Field(1, ge=0, description="retries of a failed shard")
+    shard_size: Int = Field(256, ge=1, description="records committed at once; what a stopped run can lose")
+    batch_size: Int = Field(32, ge=1, description="pictures that the model sees at once")
+    threads: Int = Field(2, ge=1, description="threads that decode and encode beside the model")
+    retries: Int = Field(1, ge=0, description="retries of a failed shard")
 
 
 class RunConfig(Section):
@@ -143,8 +180,21 @@ class RunConfig(Section):
     def _key_env(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or re.fullmatch(r"[0-9A-Fa-f]{16,}", value):
             # It may be the key itself: it is not repeated here.
-            raise ValueError("must be the name of an environment variable: put the key into that variable, not here")
+            raise ValueError(KEY_ENV)
         return value
+
+    @property
+    def cautions(self) -> list[str]:
+        """What these settings give away beyond the pictures; for a summary to say."""
+        found = []
+        if self.output.public_scores == "exact":
+            found.append(
+                "output.public_scores is exact: exact scores are facts about originals, and whoever holds a candidate "
+                "can compare: binned or none tell less"
+            )
+        if self.output.size == "original":
+            found.append("output.size is original: the exact size of each original is published: model publishes none")
+        return found
 
     def fingerprint(self, model_digest: str) -> str:
         """SHA-256 (hex) of what changes pixels: model weights, Boomerang settings, fit, and the output's encoding."""
@@ -203,12 +253,13 @@ def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping
     changes = dict(given or {})
     for override in overrides:
         name, separator, value = override.partition("=")
-        if not separator:
-            raise ConfigError(f"--set: got {override!r}: write it as section.key=value")
+        if not separator or not all(name.split(".")):
+            raise ConfigError(f"--set: got {_shown(override)}: write it as section.key=value")
         try:
             changes[name] = yaml.load(value, Loader=_Loader)
         except (yaml.YAMLError, ValueError):
-            raise ConfigError(f"--set {name}: the value {value!r} is not YAML: put it in quotes") from None
+            got = "" if name == "key_env" else f" {_shown(value)}"
+            raise ConfigError(f"--set {name}: the value{got} is not YAML: put it in quotes") from None
     try:
         tree = _plain(tree)
         for name, value in changes.items():
@@ -261,25 +312,76 @@ def _line(item: Any) -> str:
         return f"{name}: unknown key: {_nearest(where)}"
     if item["type"] == "missing":
         return f"{name}: missing: give it in the config or as --set {name}=..."
+    if name == "key_env":  # whatever stands there may be the key itself
+        return f"{name} {KEY_ENV}"
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{name} {text}"
-    value = repr(item["input"])
+    got = _shown(item["input"])
+    if item["type"] == "model_type":
+        return f"{name}: is a section, got {got}: {_inside(where, item['input'])}"
+    if item["type"] == "dict_type":
+        return f"{name}: is a mapping, got {got}: write {name}.COLUMN: VALUE"
+    if item["type"] == "tuple_type":
+        return f"{name}: is a list, got {got}: put it in square brackets"
     hint = ": put it in quotes" if item["type"] == "string_type" else ""
-    return f"{name}: {text}, got {value if len(value) <= 80 else value[:77] + '...'}{hint}"
+    return f"{name}: {text}, got {got}{hint}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it may be repeated: short, and not if it holds a password."""
+    if CREDENTIALS.search(text := "nothing" if value is None else repr(value)):
+        return "an address with a password"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _inside(where: Sequence[str], value: Any) -> str:
+    """What to write instead of a value that stands where a section belongs."""
+    fields, name = _section(where).model_fields, ".".join(where)
+    key = next(iter(fields))
+    if isinstance(value, str) and key in ("uri", "id"):
+        return f"write {name}.{key}: {value if _shown(value) == repr(value) else '...'}"
+    return f"its keys are {', '.join(fields)}"
+
+
+# What is looked for under another name than ours, and what it is called here.
+ELSEWHERE = {
+    "columns": "source.carry",
+    "source.columns": "source.carry",
+    "source.path": "source.uri",
+    "output.path": "output.uri",
+    "model.name": "model.id",
+}
 
 
 def _nearest(where: Sequence[str]) -> str:
-    """What an unknown key was probably meant to be: the same key elsewhere, or the most similar one beside it."""
-    elsewhere = [name for name in known_keys() if name.split(".")[-1] == where[-1]]
-    if len(elsewhere) == 1:
-        return f"did you mean {elsewhere[0]!r}?"
+    """What an unknown key was probably meant to be: the same key elsewhere, or the most similar one beside it.
+
+    At the top, where a section may have been forgotten, all keys are compared.
+    """
+    *sections, key = where
+    beside = sorted(_section(sections).model_fields)
+    leaves: dict[str, list[str]] = {}
+    for known in known_keys():
+        leaves.setdefault(known.split(".")[-1], []).append(known)
+    if meant := leaves.get(key) or [*filter(None, [ELSEWHERE.get(".".join(where))])]:
+        return f"did you mean {_either(meant)}?"
+    close = difflib.get_close_matches(key, [*beside, *(() if sections else leaves)], n=1, cutoff=0.5)
+    if not close:
+        return f"known keys: {', '.join(beside)}"
+    return f"did you mean {_either(close if close[0] in beside else leaves[close[0]])}?"
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def _section(where: Sequence[str]) -> type[BaseModel]:
     model: Any = RunConfig
-    for part in where[:-1]:
+    for part in where:
         model = model.model_fields[part].annotation
-    known = sorted(model.model_fields)
-    close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    found: type[BaseModel] = model
+    return found
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import begin, people, settings
 
-from anonymizer.config import build, dump, known_keys, load, parse
+from anonymizer.config import ModelConfig, build, dump, known_keys, load, parse
 from anonymizer.errors import ConfigError
 
 LEAST: dict[str, Any] = {"source": {"uri": "in"}, "output": {"uri": "out"}}
@@ -46,7 +46,10 @@ def test_source_and_output_are_all_that_must_be_given() -> None:
         ("output.batch_size=4", "output.batch_size: unknown key: did you mean 'run.batch_size'?"),
         ("source.limits.max_byte=4", "source.limits.max_byte: unknown key: did you mean 'max_bytes'?"),
         ("run.zzz=1", "run.zzz: unknown key: known keys: batch_size, retries, shard_size, threads"),
-        ("=1", "unknown key"),
+        ("stps=4", "stps: unknown key: did you mean 'boomerang.steps'?"),
+        ("uri=x", "uri: unknown key: did you mean 'source.uri' or 'output.uri'?"),
+        ("source.columns=[a]", "source.columns: unknown key: did you mean 'source.carry'?"),
+        ("source.path=x", "source.path: unknown key: did you mean 'source.uri'?"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(override: str, hint: str) -> None:
@@ -66,12 +69,25 @@ def test_an_unknown_key_names_the_nearest_known_one(override: str, hint: str) ->
         ("output.uri=2024", "output.uri: Input should be a valid string, got 2024: put it in quotes"),
         ("source.uri=' '", "source.uri must name a folder, file or prefix, got ' '"),
         ("source.where={day: 2024-01-01}", "put it in quotes"),
-        ("source=4", "source: Input should be a valid dictionary"),
-        ("source=", "source: Input should be a valid dictionary"),
+        ("source=4", "source: is a section, got 4: its keys are uri, format, image"),
+        ("source=", "source: is a section, got nothing: its keys are uri, format, image"),
+        ("source=photos/", "source: is a section, got 'photos/': write source.uri: photos/"),
+        ("model=bundled:faces-64", "model: is a section, got 'bundled:faces-64': write model.id: bundled:faces-64"),
+        ("metrics=none", "metrics: is a section, got 'none': its keys are clip, lpips"),
+        ("source.limits=4", "source.limits: is a section, got 4: its keys are max_bytes, max_pixels, max_frames"),
+        ("source.where=4", "source.where: is a mapping, got 4: write source.where.COLUMN: VALUE"),
+        ("source.carry=age", "source.carry: is a list, got 'age': put it in square brackets"),
         ("source.uri.x=4", "--set: 'source.uri.x' goes through 'uri', which is a value"),
         ("run.batch_size=many", "run.batch_size: Input should be a valid integer"),
         ("run.threads=[", "--set run.threads: the value '[' is not YAML"),
         ("run.threads", "--set: got 'run.threads': write it as section.key=value"),
+        ("=3", "--set: got '=3': write it as section.key=value"),
+        ("source.=3", "--set: got 'source.=3': write it as section.key=value"),
+        ("boomerang.level=true", "boomerang.level must be a number, got true"),
+        ("boomerang.steps=yes", "boomerang.steps must be a number, got true"),
+        ("run.retries=false", "run.retries must be a number, got false"),
+        ("output.quality=on", "output.quality must be a number, got true"),
+        ("source.limits.max_frames=true", "source.limits.max_frames must be a number, got true"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_field_value_and_next_step(override: str, line: str) -> None:
@@ -159,6 +175,62 @@ def test_a_key_where_its_variables_name_belongs_is_not_repeated(value: str) -> N
     line = error(LEAST | {"key_env": value})
     assert line.startswith("key_env must be the name of an environment variable")
     assert not value or value not in line
+
+
+@pytest.mark.parametrize("value", [12345678901234567890123456789012, 0.125, True, None, ["ab" * 16], {"a": "ab" * 16}])
+def test_a_key_that_is_not_even_text_is_not_repeated(value: Any) -> None:
+    expected = "key_env must be the name of an environment variable: put the key into that variable, not here"
+    assert error(LEAST | {"key_env": value}) == expected
+
+
+def test_a_key_that_is_no_yaml_is_not_repeated() -> None:
+    assert "deadbeef" not in error(LEAST, "key_env=[deadbeef")
+    assert "deadbeef" not in error(LEAST, "key_env.x=deadbeef")
+
+
+# -- passwords --------------------------------------------------------------------------------------------------------
+
+PASSWORD = "hunter2"
+
+
+@pytest.mark.parametrize("key", ["source.uri", "output.uri"])
+@pytest.mark.parametrize("uri", ["s3://me:{}@host/x", "ftp://:{}/a@host", "simplecache::sftp://me:{}@host:22/x"])
+def test_an_address_with_a_password_is_refused_and_not_repeated(key: str, uri: str) -> None:
+    line = error(LEAST, f"{key}={uri.format(PASSWORD)}")
+    assert line.startswith(f"{key} holds a password, which would be stored with the run")
+    assert "environment" in line
+    assert PASSWORD not in line
+
+
+@pytest.mark.parametrize(
+    "override", ["source={}", "source=[{}]", "source.uri=[{}]", "output.format={}", "{}", "a={}x: ["]
+)
+def test_an_address_with_a_password_is_not_repeated_wherever_it_stands(override: str) -> None:
+    assert PASSWORD not in error(LEAST, override.format(f"s3://me:{PASSWORD}@host/x"))
+
+
+@pytest.mark.parametrize(
+    "uri", ["hdfs://host:8020/me@home", "sftp://me@host/x", "github://org:repo@v1/x", "s3://bucket/a:b@c", "C:\\a@b"]
+)
+def test_an_address_without_a_password_is_none_with_one(uri: str) -> None:
+    assert build(LEAST, (), {"source.uri": uri}).source.uri == uri
+
+
+# -- cautions ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_give_more_away_than_pictures_say_so() -> None:
+    assert build(LEAST).cautions == []
+    scores, size = build(LEAST, ("output.public_scores=exact", "output.size=original")).cautions
+    assert scores.startswith("output.public_scores is exact: exact scores are facts about originals")
+    assert "exact size of each original is published" in size
+
+
+def test_only_owner_and_name_are_a_hub_id() -> None:
+    for name in ("google/ddpm-celebahq-256", "a/b.c_d"):
+        assert ModelConfig(id=name).is_hub_id
+    for name in ("nodir/", "./a/b", "/a/b", "~/a", "a/b/c", "a\\b", "name", "../x", "a/.b", "owner/two words"):
+        assert not ModelConfig(id=name).is_hub_id
 
 
 # -- fingerprint ------------------------------------------------------------------------------------------------------
