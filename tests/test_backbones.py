@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from anonymizer.backbones import load_backbone
@@ -138,6 +142,10 @@ def test_bundled_models_are_there_and_load():
     [
         ({"id": "bundled:cats"}, "unknown bundled model 'bundled:cats': known: bundled:faces-64"),
         ({"id": "/no/such/folder"}, "no such folder"),
+        ({"id": "nodir/"}, "model.id 'nodir/': no such folder"),
+        ({"id": "some\\folder"}, "no such folder"),
+        ({"id": "./owner/name"}, "no such folder"),
+        ({"id": "owner/name"}, "(there is no such folder)"),
         ({"id": "owner/name"}, "model.revision: missing for hub model 'owner/name'"),
         ({"device": "cuda:99"}, "model.device: 'cuda:99' cannot be used"),
         ({"device": "warp"}, "model.device: 'warp' cannot be used"),
@@ -167,6 +175,41 @@ def test_pickled_weights_are_refused_unless_asked_for(folder):
     assert load(path, allow_pickle=True).size == 8
 
 
+def test_a_pickle_is_not_touched_where_there_are_safetensors(folder):
+    path = folder()
+    (path / "unet/diffusion_pytorch_model.bin").write_bytes(b"no weights at all")
+    assert load(path, allow_pickle=True).size == 8
+
+
+def test_loading_leaves_standard_error_to_us(folder, tmp_path):
+    """diffusers logs to the standard error of the process, so a process of its own tells."""
+    pickled, empty = folder(), tmp_path / "empty"
+    empty.mkdir()
+    unet = UNet2DModel.from_pretrained(pickled / "unet", low_cpu_mem_usage=False)
+    shutil.rmtree(pickled / "unet")
+    unet.save_pretrained(pickled / "unet", safe_serialization=False)
+    code = (
+        "import sys; from anonymizer.backbones import load_backbone; from anonymizer.config import ModelConfig\n"
+        "from anonymizer.errors import ModelError\n"
+        "load_backbone(ModelConfig(id=sys.argv[1], device='cpu', allow_pickle=True))\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: load_backbone(ModelConfig(id=path, device='cpu'))\n"
+        "    except ModelError: print('refused')\n"
+        "import logging; print(logging.getLogger('diffusers').level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, pickled, empty], capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (["refused", "refused", str(logging.WARNING)], "")
+
+
+def test_weights_that_lack_a_part_are_refused_and_not_drawn_at_random(folder):
+    path = folder() / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["conv_in.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ModelError, match="the weights lack 1 of the tensors"):
+        load(path.parents[1])
+
+
 @pytest.mark.parametrize(
     ("edit", "line"),
     [
@@ -183,6 +226,24 @@ def test_models_of_another_kind_are_refused(folder, edit, line):
     unet.save_pretrained(path / "unet")
     with pytest.raises(ModelError, match=line):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "line"),
+    [
+        ({"rescale_betas_zero_snr": True}, r"leaves no signal or no noise at step 1000 \(alphas_cumprod 0\)"),
+        ({"trained_betas": [0.0] + [0.01] * 999}, "at step 1 "),
+        ({"trained_betas": [0.01] * 10 + [float("nan")] * 990}, "at step 11 "),
+        ({"thresholding": True}, "dynamic thresholding is not supported"),
+    ],
+)
+def test_schedules_that_boomerang_cannot_follow_are_refused(folder, edit, line):
+    path = folder()
+    config = path / "scheduler/scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | edit))
+    with pytest.raises(ModelError, match=line) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_pipeline_is_named(folder):

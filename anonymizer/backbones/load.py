@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,13 +49,14 @@ def resolve(config: ModelConfig) -> Path:
         return known[name]
     if (folder := Path(config.id).expanduser()).is_dir():
         return folder
-    if config.id.count("/") != 1 or config.id.startswith((".", "/", "~")):
+    if not config.is_hub_id:
         raise ModelError(
             f"model.id {config.id!r}: no such folder, and not a hub id: give bundled:NAME, a folder, or OWNER/NAME"
         )
     if config.revision is None:
         raise ModelError(
-            f"model.revision: missing for hub model {config.id!r}: pin a commit, so that the model cannot change"
+            f"model.revision: missing for hub model {config.id!r} (there is no such folder): pin a commit, so that the "
+            "model cannot change"
         )
     return _from_hub(config)
 
@@ -105,18 +109,37 @@ def _load_parts(config: ModelConfig, folder: Path) -> tuple[Any, Any]:
                 f"model.id {config.id!r}: a {kind} is not supported: use a DDPMPipeline or DDIMPipeline folder"
             )
         unet_at, scheduler_at = (name if (folder / name).is_dir() else None for name in ("unet", "scheduler"))
-        # The schedule and the prediction type are shared by all schedulers, so DDPM's reads any of their configs.
-        scheduler = DDPMScheduler.from_pretrained(folder, subfolder=scheduler_at)
-        unet = UNet2DModel.from_pretrained(
-            folder,
-            subfolder=unet_at,
-            torch_dtype=torch.float32,
-            use_safetensors=not config.allow_pickle,
-            low_cpu_mem_usage=False,
-        )
+        with _quiet():
+            # The schedule and the prediction type are shared by all schedulers, so DDPM's reads any of their configs.
+            scheduler = DDPMScheduler.from_pretrained(folder, subfolder=scheduler_at)
+            unet, found = UNet2DModel.from_pretrained(
+                folder,
+                subfolder=unet_at,
+                torch_dtype=torch.float32,
+                use_safetensors=None if config.allow_pickle else True,  # None: pickles, where there is nothing else
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise ModelError(
             f"model.id {config.id!r}: not a usable diffusers folder ({type(error).__name__}): it needs {NEEDED} "
             "(pickled weights only with model.allow_pickle=true)"
         ) from None
+    if missing := found["missing_keys"]:  # diffusers would have drawn them at random
+        raise ModelError(
+            f"model.id {config.id!r}: the weights lack {len(missing)} of the tensors that unet/config.json asks for: "
+            "save the model again"
+        )
     return unet, scheduler
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """diffusers writes about missing and pickled files on standard error, which our own line says better."""
+    log = logging.getLogger("diffusers")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

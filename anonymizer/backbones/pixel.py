@@ -72,3 +72,15 @@ def _refuse_other_kinds(name: str, unet: Any, scheduler: Any, patch: int) -> Non
     if scheduler.config.prediction_type not in ("epsilon", "sample", "v_prediction"):
         kind = scheduler.config.prediction_type
         raise ModelError(f"model.id {name!r}: prediction_type {kind!r}: epsilon, sample and v_prediction are supported")
+    if scheduler.config.get("thresholding"):
+        raise ModelError(
+            f"model.id {name!r}: thresholding: dynamic thresholding is not supported: choose a model that is sampled "
+            "without it"
+        )
+    abar = scheduler.alphas_cumprod
+    if not ((abar > 0) & (abar < 1)).all():  # Boomerang divides by the square roots of both
+        at = int(((abar > 0) & (abar < 1)).int().argmin()) + 1
+        raise ModelError(
+            f"model.id {name!r}: its schedule leaves no signal or no noise at step {at} (alphas_cumprod "
+            f"{float(abar[at - 1]):g}): choose a model without a zero-terminal-SNR schedule (rescale_betas_zero_snr)"
+        )
