@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 TEMPORARY = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -26,7 +28,35 @@ ALWAYS = {
 
 
 def prepare() -> None:
-    """Set what the user has not set; call before Prefect is imported. With a server of the user's, leave it alone."""
-    settings = ALWAYS if os.environ.get("PREFECT_API_URL") else ALWAYS | TEMPORARY
-    for name, value in settings.items():
+    """Set what holds with any server, where the user has not set it; call before Prefect is imported."""
+    for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
+
+
+def chosen() -> set[str]:
+    """What the user has set, in the environment, a profile or a file; as names of environment variables."""
+    from prefect.settings import get_current_settings
+
+    return set(get_current_settings().to_environment_variables(exclude_unset=True))
+
+
+@contextmanager
+def settings(values: Mapping[str, str]) -> Iterator[None]:
+    """Let these hold for Prefect, here and in what is started here, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    _refresh()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
+        _refresh()
+
+
+def _refresh() -> None:
+    """Let Prefect read its settings from the environment again."""
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()

@@ -9,27 +9,33 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryFile
 from typing import IO
 
 from anonymizer.errors import AnonymizerError
-from flows import quiet
+from flows import database, quiet
+from flows.database import Database
 
 URL = "PREFECT_API_URL"
 STARTUP_SECONDS = 180
 
-# Binds before it imports, so that the port is known at once; leaves when its standard input closes, so that it never
-# outlives whoever started it, however that ends.
+# Binds before it imports, so that the port is known at once; leaves when its standard input closes, and takes the
+# folders along that it was given, so that nothing outlives whoever started it, however that ends.
 SERVER = """
-import os, sys, threading
+import os, shutil, sys, threading
 import uvicorn
 app = "prefect.server.api.server:create_app"
 config = uvicorn.Config(app, factory=True, host="127.0.0.1", port=0, log_level="critical")
 listener = config.bind_socket()
 print(listener.getsockname()[1], flush=True)
 os.dup2(2, 1)
-threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+def leave():
+    sys.stdin.buffer.read()
+    for folder in sys.argv[1:]:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+threading.Thread(target=leave, daemon=True).start()
 uvicorn.Server(config).run(sockets=[listener])
 """
 
@@ -46,26 +52,31 @@ def available(secret: str) -> Iterator[Callable[[], None]]:
     if PREFECT_API_URL.value():
         yield lambda: None
         return
+    chosen = quiet.chosen()
+    unset = {name: value for name, value in quiet.TEMPORARY.items() if name not in chosen}
+    own = nullcontext(None) if database.SETTING in chosen else database.of_its_own()
     # Prefect would start a server of its own only when the flow begins, after importing all of it into this process.
-    with TemporaryFile() as log, _process(secret, log) as process:
+    with quiet.settings(unset), own as kept, TemporaryFile() as log, _process(secret, kept, log) as process:
         port = int((process.stdout or sys.stdin).readline() or b"0")  # type: ignore[arg-type]
         url = f"http://127.0.0.1:{port}/api"
-        os.environ[URL] = url
-        _refresh()
-        try:
-            yield lambda: _wait(process, url, log)
+
+        def ready() -> None:
+            _wait(process, url, log)
+            if kept:
+                kept.keep_empty()
+
+        with quiet.settings({URL: url}):
+            yield ready
             _drain()
-        finally:
-            del os.environ[URL]
-            _refresh()
 
 
 @contextmanager
-def _process(secret: str, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _process(secret: str, kept: Database | None, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     environment = {name: value for name, value in os.environ.items() if name != secret}
     environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    environment |= {database.SETTING: kept.url} if kept else {}
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
+        [sys.executable, "-c", SERVER, *([str(kept.path.parent)] if kept else [])],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -98,13 +109,6 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
         f"prefect: the temporary server did not start ({last[0] if last else 'no answer'}): "
         "run `prefect server start` and set PREFECT_API_URL"
     )
-
-
-def _refresh() -> None:
-    """Let Prefect read its settings from the environment again."""
-    from prefect.context import refresh_global_settings_context
-
-    refresh_global_settings_context()
 
 
 def _drain() -> None:

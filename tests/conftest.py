@@ -63,12 +63,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One temporary Prefect server for all tests that run flows; where it keeps what it was told."""
-    from flows import quiet, server
+    from flows import database, quiet, server
 
     home = tmp_path_factory.mktemp("prefect")
+    place = {"PREFECT_HOME": str(home), database.SETTING: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(server.URL, raising=False)
-        for name, value in (quiet.ALWAYS | quiet.TEMPORARY | {"PREFECT_HOME": str(home)}).items():
+        for name, value in (quiet.ALWAYS | quiet.TEMPORARY | place).items():
             patch.setenv(name, value)
         with server.available("ANONYMIZER_KEY") as ready:
             ready()

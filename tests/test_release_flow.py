@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,14 +18,14 @@ from urllib.error import URLError
 import pytest
 from conftest import IdealGaussian
 from prefect_database import query, wait_for
-from running import GARBAGE, HEX, Broken, PlainScorer, folder_of, handed_out, people, rows, run, settings
+from running import GARBAGE, HEX, Broken, PlainScorer, folder_of, handed_out, people, rows, run, settings, tree
 
 from anonymizer import ledger
 from anonymizer.config import RunConfig
 from anonymizer.errors import AnonymizerError, IntegrityError, OutputError, ShardError, StepError
 from anonymizer.layout import Release
 from anonymizer.place import Place
-from flows import quiet, server, steps
+from flows import database, quiet, server, steps
 from flows.progress import watched_by
 
 
@@ -103,6 +105,18 @@ def test_progress_and_summary_are_artifacts_and_runs_are_tagged(tmp_path: Path, 
     assert wait_for(lambda: {"shard-0", "shard-1"} <= names())
     tags = query(prefect_home, "SELECT tags FROM task_run WHERE flow_run_id = ? AND name = 'shard-0'", run_id)
     assert set(json.loads(tags[0][0])) >= {"anonymizer", "release", "shard"}
+    ((own,),) = query(prefect_home, "SELECT tags FROM flow_run WHERE id = ?", run_id)
+    assert set(json.loads(own)) == {"anonymizer", "release"}
+
+
+def test_tags_of_whoever_starts_a_run_stay_on_it(tmp_path: Path, flow: Any, prefect_home: Path) -> None:
+    from prefect import tags
+
+    config = settings(people(tmp_path / "in", 1), tmp_path / "out")
+    with tags("monthly"):
+        flow(config)
+    (own,) = [t for t, p in query(prefect_home, "SELECT tags, parameters FROM flow_run") if config.output.uri in p]
+    assert set(json.loads(own)) == {"anonymizer", "release", "monthly"}
 
 
 def test_a_shard_that_fails_once_is_tried_again(tmp_path: Path, flow: Any) -> None:
@@ -200,6 +214,44 @@ def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert not [name for name in quiet.TEMPORARY if name in os.environ]
 
 
+PROFILE = """
+active = "work"
+[profiles.work]
+"""
+SETTINGS = """
+import os
+before = set(os.environ)
+from flows import server
+with server.available("SECRET") as ready:
+    ready()
+    from prefect.settings import get_current_settings as now
+    print(now().api.url, now().logging.level, now().logging.to_api.enabled, sorted(set(os.environ) - before))
+"""
+
+
+def in_a_process_of_its_own(code: str, home: Path, **more: str) -> str:
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PREFECT") and n not in quiet.ALWAYS}
+    environment |= {"PREFECT_HOME": str(home), "TMPDIR": str(home), **more}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_a_server_that_a_profile_names_is_used_and_its_settings_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "profiles.toml").write_text(f'{PROFILE}PREFECT_API_URL = "http://127.0.0.1:1/api"\n')
+    told = in_a_process_of_its_own(SETTINGS, tmp_path)
+    assert told == f"http://127.0.0.1:1/api INFO True {sorted(quiet.ALWAYS)}"
+
+
+@pytest.mark.slow
+def test_what_a_profile_sets_holds_with_a_temporary_server_too(tmp_path: Path) -> None:
+    (tmp_path / "profiles.toml").write_text(f'{PROFILE}PREFECT_LOGGING_LEVEL = "ERROR"\n')
+    told = in_a_process_of_its_own(SETTINGS, tmp_path).split(" ", 3)
+    assert told[0].startswith("http://127.0.0.1:")
+    assert told[1:3] == ["ERROR", "False"]
+    assert "PREFECT_LOGGING_LEVEL" not in told[3]
+
+
 def test_what_broke_before_is_read_from_the_ledger(tmp_path: Path, flow: Any) -> None:
     config = settings(people(tmp_path / "in", 2), tmp_path / "out", "run.retries=0")
     with pytest.raises(ShardError):
@@ -213,7 +265,7 @@ def test_what_broke_before_is_read_from_the_ledger(tmp_path: Path, flow: Any) ->
 
 def test_a_server_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "SERVER", "print(1, flush=True); raise SystemExit('no luck')")
-    with open(tmp_path / "log", "w+b") as log, server._process("KEY", log) as process:
+    with open(tmp_path / "log", "w+b") as log, server._process("KEY", None, log) as process:
         process.wait(20)
         with pytest.raises(AnonymizerError, match=r"did not start \(no luck\): run `prefect server start`"):
             server._wait(process, "http://127.0.0.1:1/api", log)
@@ -232,14 +284,16 @@ with server.available("SECRET") as ready:
 @pytest.mark.fault
 def test_the_server_goes_when_its_run_is_killed(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    environment |= {"PREFECT_HOME": str(tmp_path), "SECRET": "planted-secret"}
+    environment |= {"PREFECT_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "SECRET": "planted-secret"}
     command = [sys.executable, "-c", HOLD]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         url = child.stdout.readline().strip()
         assert answers(url)
+        assert list(tmp_path.glob("anonymizer-prefect-*"))
         child.send_signal(signal.SIGKILL)
     assert wait_for(lambda: not answers(url))
+    assert wait_for(lambda: not list(tmp_path.glob("anonymizer-prefect-*")))
 
 
 def answers(url: str) -> bool:
@@ -263,8 +317,47 @@ def test_the_server_never_sees_the_key(tmp_path: Path) -> None:
         "        assert b'planted-secret' not in open(f'/proc/{pid}/environ', 'rb').read()\n"
         "    print('children', len(children))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    environment |= {"PREFECT_HOME": str(tmp_path), "SECRET": "planted-secret"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == "children 1"
-    assert done.stderr == ""
+    assert in_a_process_of_its_own(code, tmp_path, SECRET="planted-secret") == "children 1"
+
+
+RUN = """
+from flows import server
+with server.available("SECRET") as ready:
+    ready()
+    from prefect import flow
+    @flow(name="planted-flow")
+    def one(uri): return 1
+    one("planted-address")
+"""
+
+
+@pytest.mark.slow
+def test_nothing_of_a_run_stays_in_the_users_prefect(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_bytes(b"the user's own")
+    for _ in range(2):  # the second begins with what the first has kept
+        in_a_process_of_its_own(RUN, tmp_path)
+        files = tree(tmp_path)
+        assert files["prefect.db"] == b"the user's own"
+        (empty,) = (name for name in files if name.startswith("anonymizer-empty-"))
+        assert set(files) <= {"prefect.db", "memo_store.toml", empty}
+        assert not [name for name, data in files.items() if b"planted" in data]
+    with closing(sqlite3.connect(tmp_path / empty)) as kept:
+        names = [name for (name,) in kept.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        filled = [name for name in names if kept.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]]
+    assert filled == ["alembic_version"]
+
+
+def test_a_database_that_the_user_names_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fixture names one; so does whoever wants to keep what Prefect is told."""
+    monkeypatch.setattr(server, "SERVER", "import os; print(os.environ['PREFECT_SERVER_DATABASE_CONNECTION_URL'])")
+    monkeypatch.setenv(database.SETTING, "sqlite+aiosqlite:////mine.db")
+    with open(tmp_path / "log", "w+b") as log, server._process("KEY", None, log) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b"sqlite+aiosqlite:////mine.db\n"
+
+
+def test_a_home_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").touch()
+    one = database.Database(tmp_path / "prefect.db", tmp_path / "no/such/folder/empty.db")
+    one.keep_empty()
+    assert not one.empty.exists()

@@ -1,0 +1,52 @@
+"""Where a temporary Prefect server writes: a database of its own, in a folder that goes with it.
+
+Prefect takes some seconds to set up an empty one, so the first is kept beside its settings, and later ones are copies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+SETTING = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+
+
+@dataclass(frozen=True)
+class Database:
+    """One SQLite file for one server, and where the empty one that it is a copy of is kept."""
+
+    path: Path
+    empty: Path
+
+    @property
+    def url(self) -> str:
+        return f"sqlite+aiosqlite:///{self.path}"
+
+    def keep_empty(self) -> None:
+        """Keep a copy, unless there is one; call before the server is told anything."""
+        scratch = self.empty.with_suffix(f".{os.getpid()}.tmp")
+        with suppress(OSError, sqlite3.Error):  # a folder that cannot be written costs seconds, and no run
+            if not self.empty.exists():
+                with closing(sqlite3.connect(self.path)) as ours, closing(sqlite3.connect(scratch)) as copy:
+                    ours.backup(copy)
+                scratch.replace(self.empty)
+
+
+@contextmanager
+def of_its_own() -> Iterator[Database]:
+    """A database that nobody else uses, gone with its folder."""
+    from prefect import __version__
+    from prefect.settings import PREFECT_HOME
+
+    empty = Path(PREFECT_HOME.value()) / f"anonymizer-empty-{__version__}.db"
+    with TemporaryDirectory(prefix="anonymizer-prefect-", ignore_cleanup_errors=True) as folder:
+        database = Database(Path(folder) / "prefect.db", empty)
+        with suppress(OSError):
+            shutil.copyfile(empty, database.path)
+        yield database
