@@ -40,7 +40,8 @@ class Entry:
 
     ``record_id`` is unique in a source, printable UTF-8 (other bytes and control characters percent-encoded).
     ``member`` names a part inside ``uri``: a tar member, a Parquet row, a listing row. ``size`` in bytes where the
-    listing knows it. ``problem`` marks a record that is known to be unusable before it is read.
+    listing knows it. ``problem`` marks a record that is known to be unusable before it is read. ``mark`` is what tells
+    a row of a table from one that has taken its place since: a digest of the row, or the version of its file.
     """
 
     record_id: str
@@ -50,6 +51,7 @@ class Entry:
     size: int | None = None
     label: str | None = None
     problem: Reason | None = None
+    mark: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,20 @@ from typing import Protocol
 from anonymizer.config import SourceConfig
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Record
-from anonymizer.sources.files import IGNORED_NAMES, PARQUET_SUFFIXES, TAR_SUFFIXES, Location, locate, printable
+from anonymizer.sources.files import (
+    IGNORED_NAMES,
+    PARQUET_SUFFIXES,
+    TAR_SUFFIXES,
+    Location,
+    is_side_file,
+    locate,
+    printable,
+)
 from anonymizer.sources.values import check_carry
 
 __all__ = ["IGNORED_NAMES", "Source", "detect_format", "open_source", "printable"]
 
 LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-SIDE_FILES = (".md", ".txt", ".json", ".yaml", ".yml", ".gitattributes", ".gitignore", ".crc", "_success")
 
 
 class Source(Protocol):
@@ -53,9 +60,9 @@ def open_source(config: SourceConfig) -> Source:
 
 
 def detect_format(location: Location) -> str:
-    """The format by what lies there: a file by its suffix; a folder by its first thousand files.
+    """The format by what lies there: a file by its suffix; a folder by its first thousand files, side files apart.
 
-    A folder is tar or Parquet when all of it is, side files such as README.md apart; else it is a folder of pictures.
+    A folder is tar or Parquet when all of them are; else it is a folder of pictures.
     """
     kinds = {"webdataset": TAR_SUFFIXES, "parquet": PARQUET_SUFFIXES}
     if location.is_file:
@@ -67,9 +74,9 @@ def detect_format(location: Location) -> str:
             f"source.uri {location.uri!r}: a file of unknown format: set source.format, or name a folder, or a file "
             f"that ends in {known}"
         )
-    names = [file.relative.lower() for file in islice(location.files(), 1000)]
-    data = [name for name in names if not name.endswith(SIDE_FILES)]
+    data = (file.relative.lower() for file in location.files() if not is_side_file(file.relative))
+    names = list(islice(data, 1000))
     for kind, suffixes in kinds.items():
-        if data and all(name.endswith(suffixes) for name in data):
+        if names and all(name.endswith(suffixes) for name in names):
             return kind
     return "folder"

@@ -7,7 +7,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
@@ -23,6 +23,10 @@ IGNORED_NAMES = frozenset(
 )
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+# What may stand beside tar and Parquet files without being data: how a name may end.
+SIDE_FILES = (".md", ".txt", ".json", ".yaml", ".yml", ".gitattributes", ".gitignore", ".crc", "_success", "_metadata")
+# What file systems call the thing that changes when a file does; the first one that they know counts.
+VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "modified", "created")
 IGNORED_FOLDERS = frozenset({".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trashes", ".Spotlight-V100"})
 
 
@@ -68,6 +72,15 @@ class Location:
     def to_path(self, uri: str) -> str:
         return uri if self.is_local else str(self.fs._strip_protocol(uri))
 
+    def version(self, path: str) -> str:
+        """What changes when the file does: its size, and when it was written or what its store knows it by."""
+        if self.is_local:
+            info = os.stat(path)
+            return f"{info.st_size} {info.st_mtime_ns}"
+        self.fs.invalidate_cache(self.fs._parent(path))  # as it is now, not as it was listed
+        known = self.fs.info(path)
+        return f"{known.get('size')} {next((known[name] for name in VERSIONS if known.get(name)), '')}"
+
     def open(self, path: str) -> Any:
         """The file, opened for reading bytes; may seek."""
         return open(path, "rb") if self.is_local else self.fs.open(path, "rb")
@@ -100,6 +113,19 @@ def locate(uri: str) -> Location:
 
 def is_ignored(name: str) -> bool:
     return name in IGNORED_NAMES or name.startswith("._")
+
+
+def is_side_file(name: str) -> bool:
+    return name.lower().endswith(SIDE_FILES)
+
+
+def data_files(location: Location, suffixes: tuple[str, ...]) -> Iterator[File]:
+    """The file itself, or the files of a folder that end so; any other, side files apart, is marked NOT_AN_IMAGE."""
+    for file in location.files():
+        if location.is_file or file.relative.lower().endswith(suffixes):
+            yield file
+        elif not is_side_file(file.relative):
+            yield replace(file, problem=Reason.NOT_AN_IMAGE)
 
 
 def _walk_local(root: str, uri: str) -> Iterator[File]:
@@ -223,33 +249,37 @@ def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], ahead: 
                 future.cancel()
 
 
+def unusable(entry: Entry, problem: Reason | None = None) -> Record:
+    """The record of an entry that cannot be used: for the reason known at planning, or else for this one."""
+    return Record(entry, label=entry.label, problem=entry.problem or problem)
+
+
 def _attempt(entry: Entry, read: Callable[[Entry], Record]) -> Record:
     if entry.problem is not None:
-        return Record(entry, label=entry.label, problem=entry.problem)
+        return unusable(entry)
     try:
         return read(entry)
     except RecordError as error:
-        return Record(entry, label=entry.label, problem=error.reason)
+        return unusable(entry, error.reason)
     except Exception:  # storage libraries raise errors of their own; one record that cannot be had is a row
-        return Record(entry, label=entry.label, problem=Reason.UNREADABLE)
+        return unusable(entry, Reason.UNREADABLE)
 
 
 class Ids:
-    """Gives each record an id of its own; a second claim to the same id gets '#2' and a problem."""
+    """Gives each record an id of its own; a second claim to the same id gets '%#2' behind it, and a problem.
+
+    ``printable`` never leaves a '%#' in a text, so the id that a duplicate gets is one that no record can have.
+    """
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self._taken)
+        self._claims: dict[str, int] = {}
 
     def claim(self, wanted: str) -> tuple[str, Reason | None]:
-        record_id, count = wanted, 1
-        while record_id in self._taken:
-            count += 1
-            record_id = f"{wanted}#{count}"
-        self._taken.add(record_id)
-        return record_id, None if count == 1 else Reason.DUPLICATE_ID
+        count = self._claims[wanted] = self._claims.get(wanted, 0) + 1
+        return (wanted, None) if count == 1 else (f"{wanted}%#{count}", Reason.DUPLICATE_ID)
+
+    def __len__(self) -> int:
+        return len(self._claims)
 
 
 def printable(text: str, keep: str = "") -> str:

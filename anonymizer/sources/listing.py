@@ -6,13 +6,14 @@ import csv
 import json
 import posixpath
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 from anonymizer.config import SourceConfig
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
-from anonymizer.sources.files import Ids, Location, printable, read_anywhere, read_each
-from anonymizer.sources.values import check_columns, plain, text
+from anonymizer.sources.files import Ids, Location, printable, read_anywhere, read_each, unusable
+from anonymizer.sources.values import check_columns, mark, plain, text, text_or_none
 
 # File systems that a row may name; others (archives, caches, references) could lead anywhere.
 PROTOCOLS = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "http", "https"}
@@ -32,6 +33,7 @@ class ListingSource:
         self.name = printable(location.path.rpartition("/")[2])
         self.folder = location.path.rpartition("/")[0]
         self._header: list[str] = []
+        self._lock = Lock()  # one thread at a time reads a row; their pictures are read side by side
         self.is_json = not location.path.lower().endswith((".csv", ".tsv"))
 
     def entries(self) -> Iterator[Entry]:
@@ -41,14 +43,15 @@ class ListingSource:
         with self.location.open(self.location.path) as file:
             for row, (offset, values) in enumerate(self._rows(file)):
                 keys.update(dict.fromkeys(values))
-                if any(_text(values.get(column)) != wanted for column, wanted in config.where.items()):
+                if any(text_or_none(values.get(column)) != wanted for column, wanted in config.where.items()):
                     continue
-                own = _text(values.get(config.id)) if config.id else f"{self.name}/{row}"
-                image = _text(values.get(config.image))
+                own = text_or_none(values.get(config.id)) if config.id else f"{self.name}/{row}"
+                image = text_or_none(values.get(config.image))
                 problem = Reason.BAD_METADATA if not own else Reason.EMPTY if not image else None
                 record_id, duplicate = ids.claim(printable(own) if own else f"{self.name}/{row}")
                 uri, outside = self._resolve(image or "")
-                yield Entry(record_id, uri, str(row), offset, problem=problem or outside or duplicate)
+                problem = problem or outside or duplicate
+                yield Entry(record_id, uri, str(row), offset, problem=problem, mark=mark(values))
         if row >= 0:
             check_columns(config, list(keys), repr(self.name))
         if not len(ids):
@@ -58,29 +61,32 @@ class ListingSource:
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
         if not entries:
             return
-        if not (self.config.label or self.config.caption or self.config.carry):
-            yield from read_each(entries, lambda entry: Record(entry, self._data(entry)), self.location.ahead)
-            return
         try:
             file = self.location.open(self.location.path)
         except Exception:  # storage libraries raise errors of their own
-            yield from (Record(entry, problem=entry.problem or Reason.UNREADABLE) for entry in entries)
+            yield from (unusable(entry, Reason.UNREADABLE) for entry in entries)
             return
+        self._header = []  # as it is now
         with file:
-            yield from read_each(entries, lambda entry: self._record(file, entry))
+            yield from read_each(entries, lambda entry: self._record(file, entry), self.location.ahead)
 
     def _record(self, file: Any, entry: Entry) -> Record:
-        try:
-            _, values = next(self._rows(file, entry.offset or 0), (0, None))
-        except SourceError:
-            values = None
-        config = self.config
-        if values is None or self._resolve(_text(values.get(config.image)) or "")[0] != entry.uri:
-            raise RecordError(Reason.CHANGED)
+        config, values = self.config, self._planned_row(file, entry)
         label = text(values.get(config.label)) if config.label else None
         caption = text(values.get(config.caption)) if config.caption else None
         columns = {name: plain(values.get(name)) for name in config.carry}
         return Record(entry, self._data(entry), label, caption, columns)
+
+    def _planned_row(self, file: Any, entry: Entry) -> dict[str, Any]:
+        """The row of an entry; RecordError CHANGED if another one stands there now."""
+        try:
+            with self._lock:
+                _, values = next(self._rows(file, entry.offset or 0), (0, None))
+        except SourceError:
+            values = None
+        if values is None or mark(values) != entry.mark:
+            raise RecordError(Reason.CHANGED)
+        return values
 
     def _data(self, entry: Entry) -> bytes:
         most = self.config.limits.max_bytes
@@ -108,8 +114,7 @@ class ListingSource:
             yield from self._csv_rows(lines, offset)
 
     def _json_rows(self, lines: _Lines, offset: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
-        if offset is not None:
-            lines.seek(offset)
+        lines.seek(offset or 0)
         while True:
             start, line = lines.offset, next(lines, None)
             if line is None:
@@ -129,9 +134,15 @@ class ListingSource:
         try:
             header = self._header
             if offset is None or not header:
+                lines.seek(0)
                 header = self._header = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
                 if not header:
                     raise SourceError(f"source.uri: {self.name!r} has no header: its first line must name the columns")
+                if self.config.image not in header:  # perhaps it is no header but data, which no error may name
+                    raise SourceError(
+                        f"source.image: no column {self.config.image!r} among the {len(header)} of {self.name!r}: name "
+                        "the column of the paths; the first line must name the columns"
+                    )
                 check_columns(self.config, header, repr(self.name))
             if offset is not None:
                 lines.seek(offset)
@@ -156,7 +167,6 @@ class _Lines:
         self.file, self.name = file, name
         self.offset = 0
         self.number = 0
-        self.seek(0)
 
     def seek(self, offset: int) -> None:
         self.file.seek(offset)
@@ -181,10 +191,3 @@ class _Lines:
             raise SourceError(
                 f"source.uri: line {self.number} of {self.name!r} is not UTF-8: save the file as UTF-8"
             ) from None
-
-
-def _text(value: object) -> str | None:
-    try:
-        return text(value)
-    except RecordError:
-        return None

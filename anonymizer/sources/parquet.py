@@ -13,55 +13,64 @@ import pyarrow.parquet as pq
 from anonymizer.config import SourceConfig
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
-from anonymizer.sources.files import PARQUET_SUFFIXES, Ids, Location, printable
-from anonymizer.sources.values import check_columns, plain, text, wanted_columns
+from anonymizer.sources.files import PARQUET_SUFFIXES, Ids, Location, data_files, printable, unusable
+from anonymizer.sources.values import check_columns, mark, plain, text, text_or_none, wanted_columns
 
 BATCH_ROWS = 16  # rows of pictures in memory at a time
 
 
 class ParquetSource:
-    """Files below a folder that end in .parquet, or one file; an id is file and row, or the column ``source.id``."""
+    """Files below a folder that end in .parquet, or one file; an id is file and row, or the column ``source.id``.
+
+    A row is read only if it is the one that was planned: its id and its ``source.where`` are the same, or, where there
+    are no ids to tell, the file has not been written since.
+    """
 
     def __init__(self, config: SourceConfig, location: Location) -> None:
         self.config, self.location = config, location
+        self.keys = list(dict.fromkeys([*([config.id] if config.id else []), *config.where]))  # name and choose rows
 
     def entries(self) -> Iterator[Entry]:
         ids = Ids()
-        rows = 0
+        rows = chosen = 0
         config = self.config
-        for file in self.location.files():
-            if not file.relative.lower().endswith(PARQUET_SUFFIXES) and not self.location.is_file:
-                continue  # side files such as README.md
+        for file in data_files(self.location, PARQUET_SUFFIXES):
+            uri, name = self.location.to_uri(file.path), printable(file.relative)
+            if file.problem is Reason.NOT_AN_IMAGE:
+                yield Entry(ids.claim(name)[0], uri, problem=file.problem)
+                continue
             if file.problem is not None:
                 raise SourceError(
-                    f"source.uri: {printable(file.relative)!r} cannot be read, or is a link out of the source "
+                    f"source.uri: {name!r} cannot be read, or is a link out of the source "
                     f"({file.problem.value}): name the folder of the files themselves"
                 )
-            uri, name = self.location.to_uri(file.path), printable(file.relative)
+            with _damage(name):
+                version = self.location.version(file.path)  # before the rows are read, lest they be older than it
             with self._open(file.path, name) as parquet:
                 self._check(parquet.schema_arrow, name)
                 rows += parquet.metadata.num_rows
                 for row, values in self._keys(parquet, name):
-                    if any(_text(values[column]) != wanted for column, wanted in config.where.items()):
+                    if any(text_or_none(values[column]) != wanted for column, wanted in config.where.items()):
                         continue
-                    own = _text(values[config.id]) if config.id else f"{name}/{row}"
+                    chosen += 1
+                    own = text_or_none(values[config.id]) if config.id else f"{name}/{row}"
                     missing = Reason.BAD_METADATA if own is None else None
                     record_id, duplicate = ids.claim(printable(own) if own is not None else f"{name}/{row}")
-                    yield Entry(record_id, uri, str(row), row, problem=missing or duplicate)
-        if not len(ids):
+                    found = mark(values) if config.id else version
+                    yield Entry(record_id, uri, str(row), row, problem=missing or duplicate, mark=found)
+        if not chosen:
             why = f"none of its {rows} rows matches source.where: check its values" if rows else "no rows in it"
             raise SourceError(f"source.uri {self.location.uri!r}: {why}")
 
     def _keys(self, parquet: pq.ParquetFile, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Row numbers, with the values that name and choose rows."""
-        columns = list(dict.fromkeys([*([self.config.id] if self.config.id else []), *self.config.where]))
-        if not columns:
+        if not self.keys:
             yield from ((row, {}) for row in range(parquet.metadata.num_rows))
             return
         row = 0
-        for batch in parquet.iter_batches(batch_size=8192, columns=columns):
+        for batch in parquet.iter_batches(batch_size=8192, columns=self.keys):
             for values in batch.to_pylist():
-                yield row, values
+                yield row, {key: values[key] for key in self.keys}
                 row += 1
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
@@ -75,24 +84,31 @@ class ParquetSource:
 
     def _read_file(self, entries: Sequence[Entry]) -> Iterator[Record]:
         """Rows of one file, in ascending order; from a bad page on, what is left of its row group is unreadable."""
+        if all(entry.problem for entry in entries):  # not a Parquet file, it may be
+            yield from map(unusable, entries)
+            return
         done = 0
+        path = self.location.to_path(entries[0].uri)
         try:
-            with self._open(self.location.to_path(entries[0].uri), "file") as parquet:
-                names = _class_names(parquet.schema_arrow, self.config.label)
-                for entry, values in _rows(parquet, entries, self._columns(parquet.schema_arrow)):
-                    done += 1
-                    yield self._record(entry, values, names)
+            with self._open(path, "file") as parquet:
+                schema = parquet.schema_arrow
+                same = self.config.id is not None or self.location.version(path) == entries[0].mark
+                if same and self._is_usable(schema):
+                    names = _class_names(schema, self.config.label)
+                    for entry, values in _rows(parquet, entries, self._columns(schema)):
+                        done += 1
+                        yield self._record(entry, values, names)
         except SourceError:
-            for entry in entries[done:]:
-                yield Record(entry, problem=entry.problem or Reason.UNREADABLE)
+            yield from (unusable(entry, Reason.UNREADABLE) for entry in entries[done:])
         else:
-            for entry in entries[done:]:
-                yield Record(entry, problem=entry.problem or Reason.CHANGED)
+            yield from (unusable(entry, Reason.CHANGED) for entry in entries[done:])
 
     def _record(self, entry: Entry, values: dict[str, Any] | None, names: Sequence[str] | None) -> Record:
         if entry.problem is not None or values is None:
-            return Record(entry, problem=entry.problem or Reason.UNREADABLE)
+            return unusable(entry, Reason.UNREADABLE)
         config = self.config
+        if config.id and mark({key: values[key] for key in self.keys}) != entry.mark:
+            return unusable(entry, Reason.CHANGED)
         try:
             data = values[config.image]
             data = data["bytes"] if isinstance(data, dict) else data
@@ -106,11 +122,19 @@ class ParquetSource:
             caption = text(values[config.caption]) if config.caption else None
             return Record(entry, data, text(label), caption, {name: plain(values[name]) for name in config.carry})
         except RecordError as error:
-            return Record(entry, problem=error.reason)
+            return unusable(entry, error.reason)
 
     def _columns(self, schema: pa.Schema) -> list[str]:
         struct = pa.types.is_struct(schema.field(self.config.image).type)
-        return [f"{self.config.image}.bytes" if struct else self.config.image, *wanted_columns(self.config)]
+        image = f"{self.config.image}.bytes" if struct else self.config.image
+        return list(dict.fromkeys([image, *wanted_columns(self.config), *(self.keys if self.config.id else [])]))
+
+    def _is_usable(self, schema: pa.Schema) -> bool:
+        try:
+            self._check(schema, "file")
+        except SourceError:
+            return False
+        return True
 
     def _check(self, schema: pa.Schema, name: str) -> None:
         check_columns(self.config, schema.names, repr(name))
@@ -122,7 +146,7 @@ class ParquetSource:
                 f"source.image: column {self.config.image!r} in {name!r} holds {image}, not pictures: name a column of "
                 "bytes or of {bytes, path}; paths to pictures belong into a CSV or JSONL listing"
             )
-        for column in [*wanted_columns(self.config), *([self.config.id] if self.config.id else []), *self.config.where]:
+        for column in [*wanted_columns(self.config), *self.keys]:
             kind = schema.field(column).type
             if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 raise SourceError(f"source: column {column!r} in {name!r} holds {kind}: name one of text or numbers")
@@ -162,13 +186,6 @@ def _follows(one: Entry, other: Entry) -> bool:
 
 def _row(entry: Entry) -> int:
     return entry.offset or 0
-
-
-def _text(value: object) -> str | None:
-    try:
-        return text(value)
-    except RecordError:
-        return None
 
 
 def _class_names(schema: pa.Schema, column: str | None) -> list[str] | None:

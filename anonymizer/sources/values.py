@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
+from difflib import get_close_matches
+from hashlib import blake2b
 
 from anonymizer.config import SourceConfig
 from anonymizer.errors import RecordError, SourceError
@@ -66,6 +69,20 @@ def text(value: object) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
+def text_or_none(value: object) -> str | None:
+    """The value as text; None too for what cannot be read as one."""
+    try:
+        return text(value)
+    except RecordError:
+        return None
+
+
+def mark(values: Mapping[str, object]) -> str:
+    """A digest by which a row is known again: names and values, in order; nested values count as empty."""
+    row = [(name, text_or_none(value)) for name, value in values.items()]
+    return blake2b(json.dumps(row).encode(), digest_size=8).hexdigest()
+
+
 def wanted_columns(config: SourceConfig) -> list[str]:
     """Names that are read for each record besides its picture."""
     return list(dict.fromkeys(name for name in (config.label, config.caption, *config.carry) if name))
@@ -80,7 +97,8 @@ def check_carry(config: SourceConfig) -> None:
 
 
 def check_columns(config: SourceConfig, available: Sequence[str], where: str) -> None:
-    """SourceError if a column that the configuration names is not there; ``where`` says in which file."""
+    """SourceError if a column that the configuration names is not there, or twice; ``where`` says in which file."""
+    found = Counter(available)
     asked: Iterable[tuple[str, str | None]] = [
         ("image", config.image),
         ("id", config.id),
@@ -90,6 +108,10 @@ def check_columns(config: SourceConfig, available: Sequence[str], where: str) ->
         *(("where", name) for name in config.where),
     ]
     for field, name in asked:
-        if name is not None and name not in available:
-            known = ", ".join(printable(column) for column in available)
-            raise SourceError(f"source.{field}: no column {name!r} in {where}: available columns: {known}")
+        if name is None or found[name] == 1:
+            continue
+        if found[name] > 1:
+            raise SourceError(f"source.{field}: {found[name]} columns {name!r} in {where}: rename all but one")
+        near = ", ".join(repr(printable(column)) for column in get_close_matches(name, found, n=3, cutoff=0.6))
+        hint = f"did you mean {near}?" if near else "check its spelling"
+        raise SourceError(f"source.{field}: no column {name!r} among the {len(available)} of {where}: {hint}")
