@@ -23,6 +23,7 @@ from anonymizer.config import SourceConfig
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Reason, Record
 from anonymizer.sources import IGNORED_NAMES, Source, open_source, printable
+from anonymizer.sources.files import Ids
 
 
 def source(uri: object, **options: Any) -> Source:
@@ -262,7 +263,7 @@ def test_long_and_odd_names_in_a_tar_work(tmp_path: Path) -> None:
 def test_several_pictures_under_one_key_are_all_accounted_for(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     path.write_bytes(tar(("1.jpg", b"photo"), ("1.seg.png", b"mask"), ("2.jpg", b"photo"), ("2.seg.png", b"mask")))
-    assert problems(taken(path)) == {"s.tar/1#2": Reason.DUPLICATE_ID, "s.tar/2#2": Reason.DUPLICATE_ID}
+    assert problems(taken(path)) == {"s.tar/1%#2": Reason.DUPLICATE_ID, "s.tar/2%#2": Reason.DUPLICATE_ID}
     assert [record.data for record in taken(path, image="seg.png").values()] == [b"mask", b"mask"]
 
 
@@ -287,7 +288,7 @@ def test_members_that_are_no_pictures_links_and_devices_have_their_reasons(tmp_p
         "s.tar/link": Reason.OUTSIDE_SOURCE,
         "s.tar/hard": Reason.OUTSIDE_SOURCE,
         "s.tar/pipe": Reason.UNREADABLE,
-        "s.tar/good#2": Reason.DUPLICATE_ID,
+        "s.tar/good%#2": Reason.DUPLICATE_ID,
     }
 
 
@@ -348,9 +349,102 @@ def test_a_tar_that_changes_after_planning_is_told(tmp_path: Path) -> None:
     assert [record.problem for record in source(tmp_path).read(entries)] == [Reason.UNREADABLE] * 2
 
 
+def test_other_files_beside_tars_or_parquet_are_failed_rows(tmp_path: Path, memory: Any) -> None:
+    data = tar(("1.png", b"1"))
+    write(tmp_path / "tar", **{"b.tar": data, "sub__a.jpg": b"jpg", "z.zip": b"zip", "README.md": b"", "c.idx": b""})
+    os.mkfifo(tmp_path / "tar" / "pipe")
+    (tmp_path / "tar" / "out.jpg").symlink_to(tmp_path)
+    no = Reason.NOT_AN_IMAGE
+    records = taken(tmp_path / "tar", format="webdataset")
+    assert problems(records) == dict.fromkeys(["c.idx", "out.jpg", "pipe", "sub/a.jpg", "z.zip"], no)
+    assert records["b.tar/1"].data == b"1"
+    write(tmp_path / "pq", **{"z.jpg": b"jpg", "a.zip": b"zip", "_SUCCESS": b"", "_common_metadata": b""})
+    pq.write_table(pa.table({"image": [b"1"]}), tmp_path / "pq" / "p.parquet")
+    os.mkfifo(tmp_path / "pq" / "pipe")
+    records = taken(tmp_path / "pq", format="parquet")
+    assert problems(records) == dict.fromkeys(["a.zip", "pipe", "z.jpg"], no)
+    assert records["p.parquet/0"].data == b"1"
+    memory.pipe({"/set/b.tar": data, "/set/x.jpg": b"jpg"})
+    assert problems(taken("memory://set", format="webdataset")) == {"x.jpg": no}
+
+
+def test_other_files_alone_are_no_archives(tmp_path: Path) -> None:
+    write(tmp_path, **{"a.jpg": b"jpg"})
+    assert "no readable tar archive" in error(tmp_path, format="webdataset")
+    assert "no rows in it" in error(tmp_path, format="parquet")
+
+
+def test_a_picture_behind_a_thousand_tars_is_told(memory: Any) -> None:
+    memory.pipe({f"/set/{n:04d}.tar": tar(("1.png", b"1")) for n in range(1001)} | {"/set/z.jpg": b"jpg"})
+    assert problems(taken("memory://set")) == {"z.jpg": Reason.NOT_AN_IMAGE}
+
+
+def test_tars_behind_a_thousand_side_files_are_found_out(memory: Any) -> None:
+    memory.pipe({f"/set/a/{n}.json": b"{}" for n in range(1001)} | {"/set/b.tar": tar(("1.png", b"1"))})
+    assert list(taken("memory://set")) == ["b.tar/1"]
+
+
 def test_a_member_over_the_limit_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(tar(("1.png", b"1" * 100), ("2.png", b"2")))
     assert problems(taken(tmp_path / "s.tar", limits={"max_bytes": 99})) == {"s.tar/1": Reason.TOO_MANY_BYTES}
+
+
+def extension(kind: bytes, payload: bytes, **more: Any) -> bytes:
+    """A header that says something of the next one, as tarfile itself would not write it."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, more.get("size", len(payload))
+    return info.tobuf(tarfile.GNU_FORMAT) + payload + bytes(-len(payload) % 512)
+
+
+LARGE = 8 * 2**20
+PLAIN = {n: tar((f"{n}.png", b"%d" % n), form=tarfile.USTAR_FORMAT)[:1024] for n in range(1, 4)}
+SMALL = extension(tarfile.XHDTYPE, b"13 comment=x\n")
+BOMBS = {
+    "pax": extension(tarfile.XHDTYPE, b"%d comment=" % LARGE + b"x" * LARGE),
+    "pax global": extension(tarfile.XGLTYPE, b"%d comment=" % LARGE + b"x" * LARGE),
+    "pax solaris": extension(tarfile.SOLARIS_XHDTYPE, b"%d comment=" % LARGE + b"x" * LARGE),
+    "long name": extension(tarfile.GNUTYPE_LONGNAME, b"x" * LARGE),
+    "long link": extension(tarfile.GNUTYPE_LONGLINK, b"x" * LARGE),
+    "behind another": SMALL + extension(tarfile.GNUTYPE_LONGNAME, b"x" * LARGE),
+    "a chain": extension(tarfile.XHDTYPE, b"x" * 2**19) * (LARGE // 2**19),
+    "a chain of empty ones": extension(tarfile.XHDTYPE, b"") * (2**20 // 512),
+    "globals": extension(tarfile.XGLTYPE, b"%d x=" % 2**19 + b"x" * (2**19 - 9)) * (LARGE // 2**19),
+    "negative": extension(tarfile.GNUTYPE_LONGNAME, b"x" * 512, size=-512),
+    "backwards": extension(tarfile.REGTYPE, b"", size=-512 * 3),
+    "sparse": extension(tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n")
+    + extension(tarfile.REGTYPE, b"99999999\n" + b"1234567890\n" * (LARGE // 11)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_headers_that_fill_the_memory_are_damage(tmp_path: Path, bomb: str) -> None:
+    (tmp_path / "s.tar").write_bytes(PLAIN[1] + BOMBS[bomb] + PLAIN[2] + PLAIN[3] + bytes(1024))
+    (tmp_path / "z.tar.gz").write_bytes(gzip.compress(BOMBS[bomb] + PLAIN[1] + PLAIN[2] + PLAIN[3] + bytes(1024), 1))
+    for name in ("s.tar", "z.tar.gz"):
+        tracemalloc.start()
+        records = taken(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < LARGE * 3 / 4
+        tracemalloc.stop()
+        assert set(problems(records)) == {f"{name}/(damaged)"}
+        assert {record.data for record in records.values()} == {b"1", b"2", b"3", b""}
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_as_large_as_tools_write_them_are_read(tmp_path: Path, form: int) -> None:
+    info, data = member("folder/" * 500 + "1.png", b"one")
+    info.pax_headers = {"SCHILY.xattr.user.note": "x" * 60_000} if form == tarfile.PAX_FORMAT else {}
+    (tmp_path / "s.tar").write_bytes(tar((info, data), ("2.png", b"two"), form=form))
+    assert [record.data for record in taken(tmp_path / "s.tar").values()] == [b"one", b"two"]
+
+
+def test_a_global_header_is_no_damage(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", pax_headers={"comment": "a commit"}) as archive:
+        for n in range(2):
+            info, data = member(f"{n}.png", b"%d" % n)
+            archive.addfile(info, io.BytesIO(data))
+    (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes() * 2)
+    assert [record.data for record in taken(tmp_path / "s.tar").values() if not record.problem] == [b"0", b"1"]
+    assert set(problems(taken(tmp_path / "s.tar")).values()) == {Reason.DUPLICATE_ID}
 
 
 @settings(max_examples=150, deadline=None)
@@ -404,7 +498,7 @@ def test_rows_are_chosen_by_where_and_named_by_id(tmp_path: Path) -> None:
     assert problems(records) == {"r": Reason.EMPTY, "t.parquet/4": Reason.BAD_METADATA}
     records = taken(tmp_path, id="name", where={"age": "4"})
     assert list(records) == ["q"]
-    assert problems(taken(tmp_path, id="name"))["q#2"] is Reason.DUPLICATE_ID
+    assert problems(taken(tmp_path, id="name"))["q%#2"] is Reason.DUPLICATE_ID
     assert "none of its 5 rows matches source.where" in error(tmp_path, where={"split": "none"})
 
 
@@ -445,9 +539,9 @@ def test_values_that_are_carried_are_plain(tmp_path: Path) -> None:
 def test_parquet_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table(TABLE | {"list": [[1]] * 5}), path)
-    message = error(path, image="picture")
-    assert "source.image: no column 'picture'" in message and "available columns: image, label, text" in message
-    assert "source.label: no column 'x'" in error(path, label="x")
+    message = error(path, image="imag")
+    assert message == "source.image: no column 'imag' among the 7 of 't.parquet': did you mean 'image'?"
+    assert error(path, label="x") == "source.label: no column 'x' among the 7 of 't.parquet': check its spelling"
     assert "source.where: no column 'x'" in error(path, where={"x": "1"})
     assert "holds list" in error(path, carry=["list"])
     assert "holds string, not pictures" in error(path, image="text")
@@ -474,13 +568,73 @@ def test_a_damaged_parquet_page_costs_its_row_group_only(tmp_path: Path) -> None
 
 def test_a_parquet_file_that_shrinks_after_planning_is_told(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"image": [b"1", b"2", b"3"]}), path)
-    entries = list(source(path).entries())
-    pq.write_table(pa.table({"image": [b"1"]}), path)
-    assert [record.problem for record in source(path).read(entries)] == [None, Reason.CHANGED, Reason.CHANGED]
+    pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "name": [1, 2, 3]}), path)
+    entries, named = list(source(path).entries()), list(source(path, id="name").entries())
+    pq.write_table(pa.table({"image": [b"1"], "name": [1]}), path)
+    assert [record.problem for record in source(path).read(entries)] == [Reason.CHANGED] * 3
+    found = [record.problem for record in source(path, id="name").read(named)]
+    assert found == [None, Reason.CHANGED, Reason.CHANGED]
     path.with_name("other.parquet").write_bytes(path.read_bytes())
     path.unlink()
     assert [record.problem for record in source(tmp_path).read(entries)] == [Reason.UNREADABLE] * 3
+
+
+CHANGES = {
+    "inserted": [("new", "x"), ("one", "a"), ("two", "b"), ("six", "c")],
+    "reordered": [("two", "b"), ("one", "a"), ("six", "c")],
+    "dropped": [("two", "b"), ("six", "c")],
+}
+
+
+def people(rows: list[tuple[str, str]], **more: list[Any]) -> pa.Table:
+    return pa.table({"image": [b"%s" % who.encode() for who, _ in rows], "who": [w for w, _ in rows]} | more)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("options", [{}, {"id": "who"}])
+def test_rows_that_move_in_a_parquet_file_after_planning_are_told(
+    tmp_path: Path, memory: Any, change: str, options: dict[str, str]
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(people([("one", "a"), ("two", "b"), ("six", "c")]), path)
+    memory.put_file(str(path), "/set/t.parquet")
+    entries = {uri: list(source(uri, **options).entries()) for uri in (path, "memory://set")}
+    pq.write_table(people(CHANGES[change]), path)
+    memory.put_file(str(path), "/set/t.parquet")
+    for uri, planned in entries.items():
+        found = list(source(uri, **options).read(planned))
+        assert [record.entry for record in found] == planned
+        if options:  # a row that still stands where it stood is known by its id
+            assert all(r.problem is Reason.CHANGED or r.data.decode() == r.entry.record_id for r in found)
+            assert Reason.CHANGED in [record.problem for record in found]
+        else:
+            assert [record.problem for record in found] == [Reason.CHANGED] * 3
+
+
+def test_a_row_that_no_longer_matches_where_is_told(tmp_path: Path) -> None:
+    path, rows = tmp_path / "t.parquet", [("one", ""), ("two", "")]
+    pq.write_table(people(rows, consent=["yes", "yes"]), path)
+    options: dict[str, Any] = {"id": "who", "where": {"consent": "yes"}}
+    entries = list(source(path, **options).entries())
+    pq.write_table(people(rows, consent=["yes", "no"]), path)
+    assert [record.problem for record in source(path, **options).read(entries)] == [None, Reason.CHANGED]
+
+
+def test_a_parquet_file_that_loses_its_columns_after_planning_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(people([("one", "a")]), path)
+    entries = list(source(path, id="who").entries())
+    for table in (pa.table({"who": ["one"]}), pa.table({"image": [b"one"]}), pa.table({"image": ["x"], "who": ["x"]})):
+        pq.write_table(table, path)
+        assert [record.problem for record in source(path, id="who").read(entries)] == [Reason.CHANGED]
+
+
+def test_a_parquet_file_that_is_copied_elsewhere_is_known_by_its_ids(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(people([("one", "a")]), path)
+    entries = list(source(path, id="who").entries())
+    os.utime(path, (1, 1))
+    assert [record.data for record in source(path, id="who").read(entries)] == [b"one"]
 
 
 def test_memory_stays_flat_while_parquet_is_read(tmp_path: Path) -> None:
@@ -566,7 +720,7 @@ def test_a_listing_that_cannot_be_used_is_one_clear_line(pictures: Path) -> None
     for text, message in {
         "": "has no header: its first line must name the columns",
         "image\n": "no rows in it",
-        "file,age\na,1\n": "source.image: no column 'image' in 'l.csv': available columns: file, age",
+        "file,age\na,1\n": "source.image: no column 'image' among the 2 of 'l.csv': name the column of the paths",
         "image,age\na,1\nb,2,3\n": "line 3 of 'l.csv' has 3 fields, not the 2 of the header",
         'image\n"a\n': "line 2 of 'l.csv': unexpected end of data",
         "image\n" + "a" * 200_000: "line 2 of 'l.csv': field larger than field limit",
@@ -578,7 +732,7 @@ def test_a_listing_that_cannot_be_used_is_one_clear_line(pictures: Path) -> None
     (pictures / "l.jsonl").write_text('{"image": "a"}\n[1]\n')
     assert "line 2 of 'l.jsonl' is not a JSON object" in error(pictures / "l.jsonl")
     (pictures / "l.jsonl").write_text('{"image": "a"}\n{"image": "a", "age": 3}\n')
-    assert "no column 'sex' in 'l.jsonl': available columns: image, age" in error(pictures / "l.jsonl", label="sex")
+    assert "no column 'sex' among the 2 of 'l.jsonl': check its spelling" in error(pictures / "l.jsonl", label="sex")
     assert "a folder: name the CSV" in error(pictures, format="listing")
 
 
@@ -588,6 +742,104 @@ def test_a_listing_that_changes_after_planning_is_told(pictures: Path) -> None:
     (pictures / "l.csv").write_text("image,n\nsub/b,1\nsub/b,2\n")
     found = [record.problem for record in source(pictures / "l.csv", carry=["n"]).read(entries)]
     assert found[0] is Reason.CHANGED
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("options", [{}, {"id": "who"}, {"carry": ["who"]}])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_rows_that_move_in_a_listing_after_planning_are_told(
+    tmp_path: Path, change: str, options: dict[str, Any], suffix: str
+) -> None:
+    def listing(rows: list[tuple[str, str]]) -> None:
+        lines = [json.dumps({"who": who, "image": file}) for who, file in rows]
+        lines = lines if suffix == "jsonl" else ["who,image", *(f"{who},{file}" for who, file in rows)]
+        path.write_text("\n".join(lines))
+
+    path = write(tmp_path, a=b"a", b=b"b", c=b"c", x=b"x") / f"l.{suffix}"
+    listing([("one", "a"), ("two", "b"), ("six", "c")])
+    entries = list(source(path, **options).entries())
+    listing(CHANGES[change])
+    found = [record.problem or record.data for record in source(path, **options).read(entries)]
+    still = [b"c"] if change == "reordered" else [Reason.CHANGED]
+    assert found == [Reason.CHANGED, Reason.CHANGED, *still]
+
+
+def test_a_row_of_a_listing_that_is_cut_or_renamed_after_planning_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, a=b"a", b=b"b") / "l.csv"
+    text = "sex,words,image\nmale,she,a\nfemale,he,b\n"
+    for options in ({"id": "words"}, {"label": "sex"}, {"where": {"sex": "female"}}, dict[str, Any]()):
+        path.write_text(text)
+        last = list(source(path, **options).entries())[-1:]
+        for now in (text.replace("male,she", "ma"), text.replace("sex,words", "words,sex"), "sex,image\nfemale,b\n"):
+            path.write_text(now)
+            assert [record.problem for record in source(path, **options).read(last)] == [Reason.CHANGED]
+        path.write_text(text)
+        one = source(path, **options)
+        assert [record.data for record in one.read(last)] == [b"b"]
+        path.write_text(text.replace("sex,words", "words,sex"))
+        assert [record.problem for record in one.read(last)] == [Reason.CHANGED], "the header is read anew"
+
+
+def test_rows_of_a_listing_far_away_are_read_side_by_side(memory: Any) -> None:
+    rows = range(200)
+    memory.pipe({f"/set/{n}.png": b"%d" % n for n in rows})
+    memory.pipe_file("/set/l.csv", b"image,n\n" + b"".join(b'%d.png,"%d\n"\n' % (n, n) for n in rows))
+    found = taken("memory://set/l.csv", carry=["n"]).values()
+    assert [(record.data, record.columns["n"]) for record in found] == [(b"%d" % n, f"{n}\n") for n in rows]
+
+
+def test_a_listing_without_a_header_is_told_without_its_data(pictures: Path) -> None:
+    path = pictures / "l.csv"
+    path.write_text("images/Abel.png,Abel,imag\nimages/b.png,Eve,x\n")
+    for options in ({}, {"label": "label"}, {"id": "id"}):
+        assert not any(word in error(path, **options) for word in ("Abel", "images"))
+
+
+def test_an_unknown_column_among_very_many_is_a_short_line(pictures: Path) -> None:
+    path = pictures / "l.csv"
+    names = ["image", "labels", "label1", "label2", "label3", *(f"feature{n:06d}" for n in range(100_000))]
+    path.write_text(",".join(names) + "\n" + ",".join("a" for _ in names) + "\n")
+    message = error(path, label="label")
+    assert "no column 'label' among the 100005 of 'l.csv': did you mean 'labels', 'label3', 'label2'?" in message
+    assert len(message) < 200
+
+
+def test_two_columns_of_one_name_are_refused_if_asked_for(pictures: Path) -> None:
+    path = pictures / "l.csv"
+    path.write_text("image,sex,sex,age\na,f,m,3\n")
+    assert "source.label: 2 columns 'sex' in 'l.csv': rename all but one" in error(path, label="sex")
+    for options in ({"carry": ["sex"]}, {"id": "sex"}, {"where": {"sex": "f"}}, {"image": "sex"}):
+        assert "2 columns 'sex' in 'l.csv'" in error(path, **options)
+    assert [record.data for record in taken(path, carry=["age"]).values()] == [b"a-picture"]
+    table = pa.Table.from_arrays([pa.array([b"1"]), pa.array(["f"]), pa.array(["m"])], ["image", "sex", "sex"])
+    pq.write_table(table, pictures / "t.parquet")
+    assert "source.label: 2 columns 'sex' in 't.parquet'" in error(pictures / "t.parquet", label="sex")
+    assert [record.data for record in taken(pictures / "t.parquet").values()] == [b"1"]
+
+
+@pytest.mark.parametrize("ids", [["a", "a", "a#2"], ["a#2", "a", "a"], ["a", "a", "a%#2", "a%2523"]])
+def test_only_a_second_claim_to_an_id_is_a_duplicate(pictures: Path, ids: list[str]) -> None:
+    path = pictures / "l.jsonl"
+    path.write_text("".join(json.dumps({"image": "a", "id": own}) + "\n" for own in ids))
+    records = taken(path, id="id")
+    assert problems(records) == {"a%#2": Reason.DUPLICATE_ID}
+    assert {printable(own) for own in ids} <= set(records), "each record keeps its own id"
+
+
+@given(st.lists(st.text("a#%23", max_size=6), max_size=30))
+def test_ids_stay_apart_and_first_claims_are_kept(wanted: list[str]) -> None:
+    ids, seen = Ids(), set[str]()
+    given_out = [ids.claim(printable(own)) for own in wanted]
+    assert len({record_id for record_id, _ in given_out}) == len(wanted)
+    for own, (record_id, problem) in zip(wanted, given_out, strict=True):
+        assert problem is (Reason.DUPLICATE_ID if own in seen else None)
+        assert own in seen or record_id == printable(own)
+        seen.add(own)
+
+
+def test_very_many_duplicates_take_no_longer_than_others() -> None:
+    ids = Ids()
+    assert len({ids.claim("a") for _ in range(100_000)}) == 100_000
 
 
 @settings(max_examples=100, deadline=None)

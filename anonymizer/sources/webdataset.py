@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,13 +18,14 @@ from typing import Any
 from anonymizer.config import SourceConfig
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
-from anonymizer.sources.files import TAR_SUFFIXES, Ids, Location, is_ignored, printable
+from anonymizer.sources.files import TAR_SUFFIXES, Ids, Location, data_files, is_ignored, printable, read_each, unusable
 from anonymizer.sources.values import plain, text, wanted_columns
 
 IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"]
 )
 SIDE_BYTES = 2**20  # a label, caption or json member larger than this is not one
+HEADER_BYTES = 2**20  # a member's headers, with its long name and its attributes, that are larger than this are damage
 OTHER_NAMES = {"label": "cls", "caption": "txt"}  # WebDataset's own names for them
 
 
@@ -53,22 +55,21 @@ class WebDatasetSource:
 
     def entries(self) -> Iterator[Entry]:
         ids = Ids()
-        held: list[Entry] = []  # damage, until one archive has proved to be one
+        held: list[Entry] = []  # damage and files that are no archives, until one archive has proved to be one
         healthy = False
-        for file in self.location.files():
-            if not file.relative.lower().endswith(TAR_SUFFIXES) and not self.location.is_file:
-                continue  # side files such as README.md
-            uri = self.location.to_uri(file.path)
+        for file in data_files(self.location, TAR_SUFFIXES):
+            uri, name = self.location.to_uri(file.path), printable(file.relative)
             for sample in self._samples(file.path) if file.problem is None else [file.problem]:
                 if isinstance(sample, Reason):
-                    held.append(Entry(ids.claim(f"{printable(file.relative)}/(damaged)")[0], uri, problem=sample))
+                    bad = f"{name}/(damaged)" if file.problem is None else name
+                    held.append(Entry(ids.claim(bad)[0], uri, problem=sample))
                 else:
                     healthy = True
                 if healthy:
                     yield from held
                     held = []
                 if isinstance(sample, Sample):
-                    yield from self._entries(sample, uri, ids.claim, printable(file.relative))
+                    yield from self._entries(sample, uri, ids.claim, name)
         if not healthy:
             raise SourceError(
                 f"source.uri {self.location.uri!r}: no readable tar archive with members in it: check it with tar -t"
@@ -89,23 +90,16 @@ class WebDatasetSource:
             yield from self._read_archive(self.location.to_path(uri), list(group))
 
     def _read_archive(self, path: str, entries: list[Entry]) -> Iterator[Record]:
+        if all(entry.problem for entry in entries):  # not an archive, it may be
+            yield from map(unusable, entries)
+            return
         with ExitStack() as stack:
             try:
                 file = self._open(path, stack)
             except Exception:  # storage libraries raise errors of their own
-                for entry in entries:
-                    yield Record(entry, label=entry.label, problem=entry.problem or Reason.UNREADABLE)
+                yield from (unusable(entry, Reason.UNREADABLE) for entry in entries)
                 return
-            for entry in entries:
-                if entry.problem is not None:
-                    yield Record(entry, label=entry.label, problem=entry.problem)
-                    continue
-                try:
-                    yield self._read(file, entry)
-                except RecordError as error:
-                    yield Record(entry, label=entry.label, problem=error.reason)
-                except Exception:  # a damaged archive raises anything at all
-                    yield Record(entry, label=entry.label, problem=Reason.UNREADABLE)
+            yield from read_each(entries, lambda entry: self._read(file, entry))
 
     def _read(self, file: Any, entry: Entry) -> Record:
         """The members of one key, from its first one on, as far as they are needed."""
@@ -115,7 +109,7 @@ class WebDatasetSource:
         data: bytes | None = None
         sides: dict[str, bytes | None] = {}
         key = _key(entry.member or "")[0]
-        for member in _headers(tarfile.TarFile(fileobj=file, mode="r")):
+        for member in _Archive(file):
             name = _clean(member.name)
             member_key, extension = _key(name)
             if member_key != key:
@@ -201,10 +195,57 @@ class _Values:
             raise RecordError(Reason.BAD_METADATA) from None
 
 
-def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
-        yield member
+class _Window:
+    """A file as tarfile may read it for one member: no further than HEADER_BYTES behind ``start``."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.start = file, 0
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, size: int) -> Any:
+        if size < 0 or self.tell() + size > self.start + HEADER_BYTES:
+            raise tarfile.ReadError("the headers of a member are too large")
+        return self.file.read(size)
+
+
+class _Archive(tarfile.TarFile):
+    """Members from where the file stands, in order, none of them remembered; each begins at the first of its headers.
+
+    Ends at whatever is no header; with ``ignore_zeros`` at the end of the file, and what is no header is skipped.
+    """
+
+    firstmember: tarfile.TarInfo | None
+    pax_headers: dict[str, str]
+
+    def __init__(self, file: Any, ignore_zeros: bool = False) -> None:
+        self.window = _Window(file)
+        super().__init__(fileobj=self.window, mode="r", ignore_zeros=ignore_zeros)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        return iter(self.next, None)
+
+    def next(self) -> tarfile.TarInfo | None:
+        first, self.firstmember = self.firstmember, None
+        return first or self._next()
+
+    def _next(self) -> tarfile.TarInfo | None:
+        while True:
+            start = self.window.start = self.offset
+            self.window.seek(start)
+            self.pax_headers.clear()  # of an earlier member: whoever begins to read here would not know of them
+            try:
+                member = self.tarinfo.fromtarfile(self)
+                if member.size < 0 or self.offset <= start:
+                    raise tarfile.ReadError("a negative size")
+            except (OSError, EOFError, zlib.error):  # nothing behind this can be read
+                raise
+            except Exception:  # a damaged header raises anything at all
+                self.offset = self.window.tell()
+                if self.offset == start or not self.ignore_zeros:
+                    return None
+            else:
+                member.offset = start
+                return member
 
 
 def _members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
@@ -214,8 +255,8 @@ def _members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
     """
     expected = 0  # where the next header belongs
     try:
-        tar = tarfile.TarFile(fileobj=file, mode="r", ignore_zeros=True)
-        for member in _headers(tar):
+        tar = _Archive(file, ignore_zeros=True)
+        for member in tar:
             if member.offset > expected and not _is_zero(file, expected, member.offset):
                 yield Reason.TRUNCATED
             expected = tar.offset
