@@ -183,19 +183,6 @@ class RunConfig(Section):
             raise ValueError(KEY_ENV)
         return value
 
-    @property
-    def cautions(self) -> list[str]:
-        """What these settings give away beyond the pictures; for a summary to say."""
-        found = []
-        if self.output.public_scores == "exact":
-            found.append(
-                "output.public_scores is exact: exact scores are facts about originals, and whoever holds a candidate "
-                "can compare: binned or none tell less"
-            )
-        if self.output.size == "original":
-            found.append("output.size is original: the exact size of each original is published: model publishes none")
-        return found
-
     def fingerprint(self, model_digest: str) -> str:
         """SHA-256 (hex) of what changes pixels: model weights, Boomerang settings, fit, and the output's encoding."""
         what = {

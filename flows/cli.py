@@ -63,7 +63,7 @@ def main() -> None:
 def run_options(command: F) -> F:
     """CONFIG.yaml, or --source and --output; --set for the rest."""
     options = [
-        click.argument("config", required=False, type=click.Path(dir_okay=False)),
+        click.argument("config", required=False),
         click.option("--source", help="Folder, file or prefix with the originals; any fsspec URI."),
         click.option("--output", help="Where the release goes; any fsspec URI."),
         click.option("--level", type=float, help="Anonymity level in (0, 1]: the share of the training schedule."),
@@ -97,7 +97,21 @@ def _config(
     given = {name: value for name, value in short.items() if value is not None}
     if path is None and (source is None or output is None):
         raise UsageError("config: none given: name a CONFIG.yaml, or give --source and --output")
+    if path is not None:
+        _refuse_source(path)
     return config.build({}, overrides, given) if path is None else config.load(path, overrides, given)
+
+
+def _refuse_source(path: str) -> None:
+    """A source that stands where a configuration belongs; an address may hold a password and is not repeated."""
+    name = "an address" if "://" in path else repr(path)
+    if Path(path).is_dir():
+        what = "is a directory"
+    elif "://" in path or Path(path).suffix.lower() not in ("", ".yaml", ".yml", ".json"):
+        what = "is not a YAML file"
+    else:
+        return
+    raise UsageError(f"config: {name} {what}: if it holds the pictures, give it as --source, and a folder as --output")
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
@@ -125,11 +139,15 @@ def run(config: RunConfig, as_json: bool, quiet: bool) -> None:
 @main.command()
 @run_options
 @as_json
-def plan(config: RunConfig, as_json: bool) -> None:
-    """Say what `run` would do, and how long it would take; writes nothing."""
+@quiet
+def plan(config: RunConfig, as_json: bool, quiet: bool) -> None:
+    """Say what `run` would do, and for how long.
+
+    Writes nothing, and refuses what `run` would refuse.
+    """
     from flows import commands
 
-    commands.plan(config, as_json=as_json)
+    commands.plan(config, as_json=as_json, quiet=quiet)
 
 
 @main.command()
@@ -147,20 +165,26 @@ def status(release: str, as_json: bool) -> None:
 @click.argument("output_id", required=False)
 @as_json
 def inspect(release: str, output_id: str | None, as_json: bool) -> None:
-    """Show a release's settings and counts, or the manifest row of one OUTPUT_ID."""
-    from flows import commands
+    """Show a release's settings, or one output.
 
-    commands.inspect(release, output_id, as_json=as_json)
+    With an OUTPUT_ID, its row of the manifest.
+    """
+    from flows import catalog
+
+    catalog.inspect(release, output_id, as_json=as_json)
 
 
 @main.command()
 @click.argument("name", required=False)
 @as_json
 def models(name: str | None, as_json: bool) -> None:
-    """List the bundled models, or print the card of one."""
-    from flows import commands
+    """List the bundled models, or print the card of one.
 
-    commands.models(name, as_json=as_json)
+    A folder in diffusers' format or a hub id works wherever a bundled model does.
+    """
+    from flows import catalog
+
+    catalog.models(name, as_json=as_json)
 
 
 @main.command()
@@ -177,7 +201,11 @@ def models(name: str | None, as_json: bool) -> None:
 @click.option("--level", default=0.6, show_default=True, help="Anonymity level in (0, 1].")
 @quiet
 def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
-    """Invent a dataset of people who do not exist, plant leaks in it, and release it."""
+    """Release an invented dataset full of leaks.
+
+    Invents people who do not exist, plants leaks in their pictures, releases them, and looks for each leak in the
+    result.
+    """
     from flows import demo
 
     demo.run(output, pictures, level, quiet=quiet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -11,17 +11,20 @@ import click
 from anonymizer import assemble
 from anonymizer import plan as planning
 from anonymizer.config import RunConfig
-from anonymizer.errors import AnonymizerError, UsageError
+from anonymizer.errors import AnonymizerError
+from anonymizer.keys import load_key
 from anonymizer.layout import Release
 from flows import show
 
 
 def run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     something_to_do = release_once(config, quiet=quiet or as_json)
-    place = Release.at(config.output.uri)
-    result = assemble.summary(place, planning.read(place))
+    place = _place(config)
+    the_plan = planning.read(place)
+    result = assemble.summary(place, the_plan)
+    cautions = planning.cautions(config, the_plan)
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        click.echo(json.dumps(asdict(result) | {"cautions": cautions}))
     else:
         done = "Released" if something_to_do else "Nothing to do, this release is complete:"
         show.facts(
@@ -35,7 +38,8 @@ def run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
                 "look at": place.report,
             },
         )
-        show.out.print(
+        show.cautions(cautions)
+        show.line(
             "A level is a setting, not a guarantee: similarity scores do not say whether a person can be found again."
         )
     if not result.released:
@@ -51,8 +55,8 @@ def release_once(config: RunConfig, *, quiet: bool) -> bool:
 
     with show.progress_bar(quiet):
         steps.check(config)
-        if Release.at(config.output.uri).is_complete:
-            steps.prepare(config)  # complete, but is it what was asked for?
+        if _place(config).is_complete:
+            _taken_up(config)  # complete, but is it what was asked for?
             return False
         with server.available(config.key_env) as ready:
             steps.prepare(config)  # the models load while the server starts
@@ -63,17 +67,25 @@ def release_once(config: RunConfig, *, quiet: bool) -> bool:
     return True
 
 
-def plan(config: RunConfig, *, as_json: bool) -> None:
-    from anonymizer.keys import load_key
+def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     from flows import steps
 
-    steps.check(config)
-    records = planning.count(config)
-    backbone = steps.backbone_of(config.model)
-    the_plan = planning.describe(config, backbone, load_key(config.key_env), records)
-    seconds = planning.estimate(config, backbone, the_plan)
+    place = _place(config)
+    with show.progress_bar(quiet or as_json):
+        steps.check(config)
+        backbone = steps.backbone_of(config.model)
+        steps.scorer_of(config.metrics, str(backbone.device))
+        if place.plan.exists():
+            the_plan = _taken_up(config)
+            done = assemble.summary(place, the_plan).read
+        else:
+            the_plan = planning.describe(config, backbone, load_key(config.key_env), planning.count(config))
+            done = 0
+        seconds = planning.estimate(config, backbone, replace(the_plan, records=the_plan.records - done))
+    cautions = planning.cautions(config, the_plan)
     if as_json:
-        click.echo(json.dumps(asdict(the_plan) | {"estimated_seconds": seconds}))
+        told = asdict(the_plan) | {"done": done, "estimated_seconds": seconds, "cautions": cautions}
+        click.echo(json.dumps(told))
         return
     show.facts(
         f"Plan for {the_plan.records} records",
@@ -81,8 +93,9 @@ def plan(config: RunConfig, *, as_json: bool) -> None:
             "source": the_plan.source,
             "output": f"{the_plan.output} (nothing was written)",
             "model": f"{the_plan.model}, {backbone.size} x {backbone.size}, on {backbone.device}",
-            "level": f"{the_plan.level:g}: t_boom {the_plan.t_boom} of {the_plan.T}, log-SNR {the_plan.log_snr:+.2f}",
-            "sampler": f"{the_plan.sampler}, {the_plan.steps} steps for each picture",
+            "level": show.level(the_plan.level, f"{the_plan.t_boom} of {the_plan.T}", the_plan.log_snr),
+            "sampler": show.sampler(the_plan.sampler, the_plan.steps),
+            "records": f"{done} of {the_plan.records} done",
             "shards": f"{the_plan.shards} of up to {the_plan.shard_size} records",
             "key": "from the environment"
             if the_plan.key_check
@@ -90,6 +103,7 @@ def plan(config: RunConfig, *, as_json: bool) -> None:
             "sampling time": f"about {show.duration(seconds)} on this machine, from one timed network call",
         },
     )
+    show.cautions(cautions)
 
 
 def status(uri: str, *, as_json: bool) -> None:
@@ -123,55 +137,15 @@ def status(uri: str, *, as_json: bool) -> None:
     )
 
 
-def inspect(uri: str, output_id: str | None, *, as_json: bool) -> None:
-    import pyarrow.parquet as pq
+def _taken_up(config: RunConfig) -> planning.Plan:
+    """The plan of a release that was begun, if these settings may finish it; writes nothing."""
+    from flows import steps
 
-    release = Release.at(uri)
-    if not release.manifest.exists():
-        raise UsageError(f"release {uri!r}: no public/manifest.parquet: see `anonymizer status {uri}`")
-    with release.manifest.fs.open(release.manifest.path, "rb") as file:
-        manifest = pq.read_table(file)
-    if output_id is not None:
-        rows = [row for row in manifest.to_pylist() if row["output_id"] == output_id]
-        if not rows:
-            raise UsageError(f"output_id {output_id!r}: not in the manifest of {uri!r}: ids are 32 hex digits")
-        _print_row(f"Output {output_id}", rows[0], as_json)
-        return
-    one = manifest.slice(0, 1).to_pylist()[0] if len(manifest) else {}
-    common = ("level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest", "config_fingerprint", "format")
-    facts: dict[str, Any] = {"pictures": len(manifest), "columns": ", ".join(manifest.column_names)}
-    facts |= {name: one[name] for name in common if name in one}
-    facts |= {"score models": (manifest.schema.metadata or {}).get(b"metric_models", b"{}").decode()}
-    _print_row(f"Release {uri}", facts, as_json)
+    return planning.write(config, steps.backbone_of(config.model), load_key(config.key_env), _place(config))
 
 
-def models(name: str | None, *, as_json: bool) -> None:
-    from anonymizer.bundled import cards
-
-    found = cards()
-    if name is not None:
-        name = name.removeprefix("bundled:")
-        if name not in found:
-            raise UsageError(f"model {name!r}: not bundled: known: {', '.join(sorted(found))}")
-        click.echo(found[name].text)
-        return
-    if as_json:
-        click.echo(
-            json.dumps(
-                [{"name": f"bundled:{n}", "about": card.about, "bytes": card.bytes} for n, card in found.items()]
-            )
-        )
-        return
-    show.facts(
-        "Bundled models", {f"bundled:{n}": f"{card.about} ({card.bytes / 2**20:.1f} MiB)" for n, card in found.items()}
-    )
-
-
-def _print_row(title: str, row: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(row, default=str))
-    else:
-        show.facts(title, row)
+def _place(config: RunConfig) -> Release:
+    return Release.at(config.output.uri)
 
 
 def _reasons(reasons: Any) -> str:

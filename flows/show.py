@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,15 +58,32 @@ def progress_bar(quiet: bool) -> Iterator[None]:
 
 def facts(title: str, rows: Mapping[str, Any]) -> None:
     """A titled list of names and values."""
-    table = Table(
-        title=Text(title), title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
-    )
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))  # as it is: a path may look like markup
+    line(title, style="bold")
     out.print(table)
     out.print()
+
+
+def cautions(texts: Sequence[str]) -> None:
+    """What should be known before anything is handed out, a line for each."""
+    for text in texts:
+        line(f"Caution: {text}.", style="yellow")
+
+
+def line(text: str, style: str = "") -> None:
+    out.print(Text(text, style))
+
+
+def level(share: float, t_boom: int | str, log_snr: float) -> str:
+    return f"{share:g}: t_boom {t_boom}, log-SNR {log_snr:+.2f}"
+
+
+def sampler(name: str, steps: int) -> str:
+    return f"{name}, {steps} steps for each picture"
 
 
 def duration(seconds: float) -> str:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from running import GARBAGE, HEX, begin, folder_of, manifest, one_shard, people, run, settings, tree
 
+from anonymizer.backbones import load_backbone
 from anonymizer.layout import Release
 from flows.cli import main
 
@@ -120,8 +124,42 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     told = json.loads(cli(*arguments, "--json").stdout)
     assert (told["records"], told["shards"], told["t_boom"], told["steps"]) == (6, 3, 400, 2)
     assert told["estimated_seconds"] > 0
+    assert "Plan for 6 records" in cli(*arguments, "-q").stdout
     assert tree(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def test_plan_of_a_release_that_was_begun_says_what_is_left(
+    tmp_path: Path, source: Path, cli: Cli, tiny_model: Path
+) -> None:
+    arguments = ["--source", source, "--output", tmp_path / "out", "--level", "0.4", *options(tiny_model)]
+    config = settings(
+        source, tmp_path / "out", metrics={"clip": "none", "lpips": "none"}, model={"id": str(tiny_model)}
+    )
+    begin(config, load_backbone(config.model))
+    one_shard(config, 0)
+    before = tree(tmp_path)
+    changed = ["--set", "run.batch_size=2"]
+    told = json.loads(cli("plan", *arguments, *changed, "--json").stdout)
+    assert (told["records"], told["done"]) == (6, 2)
+    assert "2 of 6 done" in cli("plan", *arguments).stdout
+    other = one_line(cli("plan", *arguments, "--set", "output.image=jpeg"))
+    assert "was begun with output.image" in other
+    assert other == one_line(cli("run", *arguments, "--set", "output.image=jpeg"))
+    assert tree(tmp_path) == before
+
+
+def test_settings_that_give_away_more_than_pictures_are_said(
+    tmp_path: Path, source: Path, cli: Cli, tiny_model: Path, prefect_home: Path
+) -> None:
+    given_away = ["output.public_scores=exact", "output.size=original"]
+    arguments = ["--source", source, "--output", tmp_path / "out", *options(tiny_model, *given_away)]
+    for command in ("plan", "run"):
+        shown = cli(command, *arguments).stdout
+        assert "Caution: output.public_scores exact: a score is a fact about an original" in shown
+        assert "Caution: output.size original: width and height of each original are published" in shown
+        assert len(json.loads(cli(command, *arguments, "--json").stdout)["cautions"]) == 2
+    assert "Caution" not in cli("plan", *arguments[:2], "--output", tmp_path / "new", *options(tiny_model)).stdout
 
 
 def test_status_says_how_far_a_release_is(tmp_path: Path, source: Path, cli: Cli) -> None:
@@ -153,13 +191,59 @@ def test_status_says_how_far_a_release_is(tmp_path: Path, source: Path, cli: Cli
 def test_inspect_shows_a_release_and_one_of_its_pictures(release: Release, cli: Cli) -> None:
     out = release.root.path
     shown = json.loads(cli("inspect", out, "--json").stdout)
-    assert (shown["pictures"], shown["level"], shown["t_boom"]) == (5, 0.4, 400)
+    assert (shown["released"], shown["level"], shown["t_boom"]) == (5, 0.4, 400)
     row = manifest(release).to_pylist()[2]
     assert json.loads(cli("inspect", out, row["output_id"], "--json").stdout) == row
     assert row["sha256"] in cli("inspect", out, row["output_id"]).stdout
     assert "not in the manifest" in one_line(cli("inspect", out, "0" * 32))
+    one = {name: str(value) for name, value in row.items() if value is not None}
+    assert one["log_snr"] not in cli("inspect", out, row["output_id"]).stdout
+    for words in ([out], [out, row["output_id"]]):
+        said = cli("inspect", *words).stdout
+        assert f"{row['log_snr']:+.2f}" in said
+        assert "None" not in said
+    assert "caption" not in cli("inspect", out, row["output_id"]).stdout  # nobody asked for one
+    assert "0.4: t_boom 400, log-SNR" in cli("inspect", out).stdout
     release.public.remove()
     assert "no public/manifest.parquet: see `anonymizer status" in one_line(cli("inspect", out))
+
+
+def test_inspect_and_status_name_things_alike(release: Release, cli: Cli) -> None:
+    names = {}
+    for command in ("status", "inspect"):
+        shown = cli(command, release.root.path).stdout.splitlines()
+        assert shown[0].split() == ["Release", release.root.path]
+        names[command] = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in shown[1:] if "  " in line}
+    assert names["status"]["released"] == names["inspect"]["released"] == "5"
+    for name in ("records", "shards", "quarantined", "failed"):
+        assert name in names["status"]
+    assert set(json.loads(cli("inspect", release.root.path, "--json").stdout)) >= {
+        "released",
+        "columns",
+        "score_models",
+    }
+
+
+def test_inspect_says_where_outputs_differ(release: Release, cli: Cli) -> None:
+    table = manifest(release)
+    levels = pa.array([0.4, 0.4, 0.4, 0.4, 0.6])
+    pq.write_table(table.set_column(table.column_names.index("level"), "level", levels), release.manifest.path)
+    assert "level" not in json.loads(cli("inspect", release.root.path, "--json").stdout)
+    assert "differs: see the manifest" in cli("inspect", release.root.path).stdout
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: b"", lambda d: d[:-30], lambda d: b"x" * len(d), lambda d: d[:9] + d[40:]]
+)
+def test_inspect_of_a_damaged_manifest_is_one_line(release: Release, cli: Cli, damage: Any) -> None:
+    path = Path(release.manifest.path)
+    path.write_bytes(damage(path.read_bytes()))
+    assert "public/manifest.parquet is damaged" in one_line(cli("inspect", release.root.path), status=1)
+
+
+def test_inspect_of_another_table_is_one_line(release: Release, cli: Cli) -> None:
+    pq.write_table(pa.table({"a": [1]}), release.manifest.path)
+    assert "or of another version" in one_line(cli("inspect", release.root.path), status=1)
 
 
 def test_models_lists_what_comes_with_the_package(cli: Cli) -> None:
@@ -169,6 +253,7 @@ def test_models_lists_what_comes_with_the_package(cli: Cli) -> None:
     for model in listed:
         assert model["name"] in cli("models").stdout
         assert cli("models", model["name"]).stdout.startswith(("#", "---"))
+    assert "--model FOLDER" in cli("models").stdout
     assert "model 'cats': not bundled: known: " in one_line(cli("models", "cats"))
 
 
@@ -178,6 +263,25 @@ def test_help_and_version(cli: Cli) -> None:
         assert shown.exit_code == 0
         assert shown.stdout.startswith("Usage: ")
     assert cli("--version").exit_code == 0
+
+
+def test_nothing_is_cut_off_in_the_list_of_commands(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = cli("--help").stdout.partition("Commands:")[2]
+    assert "..." not in listed
+    for name in main.commands:
+        assert re.search(rf"^  {name} +[A-Z].*\.$", listed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", [["models"], ["models", "faces-64"], ["inspect", "nowhere"]])
+def test_looking_things_up_needs_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys; from flows.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: print('HEAVY', sorted({'torch', 'prefect', 'diffusers', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("HEAVY []")
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -190,6 +294,16 @@ BAD: dict[str, tuple[list[str], str]] = {
     "source of unknown format": (["run", "--source", "IN/bad.jpg", "--output", "out"], "a file of unknown format"),
     "missing config": (["run", "none.yaml"], "config: no file 'none.yaml'"),
     "config is a folder": (["run", "IN"], "is a directory"),
+    "source as config": (["run", "IN"], "config: 'IN' is a directory: if it holds the pictures, give it as --source"),
+    "source as config of plan": (["plan", "IN/"], "is a directory: if it holds the pictures, give it as --source"),
+    "Parquet file as config": (
+        ["plan", "a.parquet"],
+        "config: 'a.parquet' is not a YAML file: if it holds the pictures",
+    ),
+    "address as config": (["plan", "s3://a:b@c/d"], "config: an address is not a YAML file: if it holds the pictures"),
+    "password in an address": (["run", "--source", "s3://a:b@c/", "--output", "o"], "source.uri holds a password"),
+    "source as a section": (["run", "GOOD", "--set", "source=IN"], "source: is a section, got 'IN': write source.uri"),
+    "level that is true": (["run", "GOOD", "--set", "boomerang.level=true"], "boomerang.level must be a number"),
     "config is no YAML": (["run", "IN/bad.jpg"], "config: "),
     "unknown key": (["run", "GOOD", "--set", "run.batchsize=2"], "unknown key: did you mean 'batch_size'?"),
     "unknown option": (["run", "GOOD", "--levle", "0.4"], "No such option"),
@@ -203,6 +317,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "level nan": (["run", "GOOD", "--level", "nan"], "boomerang.level must be in (0, 1], got nan"),
     "samples 3": (["run", "GOOD", "--set", "boomerang.samples=3"], "boomerang.samples must be 1 in a release, got 3"),
     "unknown model": (["run", "GOOD", "--model", "bundled:cats"], "unknown bundled model 'bundled:cats': known: "),
+    "missing scoring weights": (["run", "GOOD", "--set", "metrics.lpips=alex:none.pth"], "metrics.lpips: no file"),
+    "plan without scoring weights": (
+        ["plan", "GOOD", "--set", "metrics.lpips=alex:none.pth"],
+        "metrics.lpips: no file",
+    ),
+    "plan of unknown scores": (["plan", "GOOD", "--set", "metrics.clip=resnet"], "metrics.clip: 'resnet': write MODEL"),
+    "model folder that is not there": (["run", "GOOD", "--model", "none/"], "model.id 'none/': no such folder"),
     "missing model folder": (["run", "GOOD", "--model", "./none"], "no such folder, and not a hub id"),
     "folder that is no model": (["run", "GOOD", "--model", "EMPTY"], "not a usable diffusers folder"),
     "hub model without revision": (["run", "GOOD", "--model", "a/b"], "model.revision: missing for hub model 'a/b'"),

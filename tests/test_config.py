@@ -216,16 +216,6 @@ def test_an_address_without_a_password_is_none_with_one(uri: str) -> None:
     assert build(LEAST, (), {"source.uri": uri}).source.uri == uri
 
 
-# -- cautions ---------------------------------------------------------------------------------------------------------
-
-
-def test_settings_that_give_more_away_than_pictures_say_so() -> None:
-    assert build(LEAST).cautions == []
-    scores, size = build(LEAST, ("output.public_scores=exact", "output.size=original")).cautions
-    assert scores.startswith("output.public_scores is exact: exact scores are facts about originals")
-    assert "exact size of each original is published" in size
-
-
 def test_only_owner_and_name_are_a_hub_id() -> None:
     for name in ("google/ddpm-celebahq-256", "a/b.c_d"):
         assert ModelConfig(id=name).is_hub_id
