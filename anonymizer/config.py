@@ -78,7 +78,7 @@ class SourceConfig(Section):
     caption: str | None = Field(None, description="column or key to carry as caption; none by default")
     carry: tuple[str, ...] = Field((), description="further columns to carry into the manifest")
     where: dict[str, str] = Field({}, description="keep only rows whose column has this value (Parquet, listing)")
-    fit: Literal["crop", "pad"] = Field("crop", description="how a picture of another shape is brought to the model's")
+    fit: Literal["crop", "pad"] = Field("crop", description="crop or pad: how any other shape is made square")
     limits: Limits = Limits()
 
 
@@ -88,7 +88,7 @@ class OutputConfig(Section):
     uri: Uri = Field(description="folder or prefix; any fsspec URI")
     format: Literal["folder", "webdataset", "parquet"] = Field("folder", description="folder, webdataset or parquet")
     image: Literal["png", "jpeg", "webp"] = Field("png", description="png, jpeg or webp")
-    quality: Int = Field(95, ge=1, le=100, description="of jpeg and webp")
+    quality: Int = Field(95, ge=1, le=100, description="of jpeg and webp, 1 to 100")
     size: Literal["model", "original"] = Field(
         "model", description="model, or original: resized to the original's size, which is then published"
     )
@@ -124,8 +124,8 @@ class BoomerangConfig(Section):
 
     level: Float = Field(0.6, description="share of the training schedule, in (0, 1]")
     sampler: Sampler = Field("sde-dpm++", description="ddpm (the paper's), ddim, dpm++, sde-dpm++ or unipc")
-    steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; none: every step (ddpm only)")
-    samples: Int = Field(1, description="outputs for each original; a release takes 1")
+    steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; null: every step")
+    samples: Int = Field(1, description="outputs for each original; a release takes 1 only")
 
     @field_validator("level")
     @classmethod

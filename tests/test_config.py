@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from running import begin, people, settings
 
-from anonymizer.config import ModelConfig, build, dump, known_keys, load, parse
+from anonymizer.config import ModelConfig, RunConfig, build, dump, known_keys, load, parse
 from anonymizer.errors import ConfigError
 
 LEAST: dict[str, Any] = {"source": {"uri": "in"}, "output": {"uri": "out"}}
@@ -281,3 +283,34 @@ def test_a_config_cannot_be_changed_afterwards() -> None:
         *sections, key = name.split(".")
         with pytest.raises(ValueError, match="frozen"):
             setattr(reduce(getattr, sections, config), key, 1)
+
+
+# -- documentation ----------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+ROW = re.compile(r"^\| `([a-z_.]+)` \| (required|`.*?`) \| (.+) \|$", re.MULTILINE)
+
+
+def field(name: str) -> Any:
+    model: Any = RunConfig
+    *sections, key = name.split(".")
+    for section in sections:
+        model = model.model_fields[section].annotation
+    return model.model_fields[key]
+
+
+def test_the_documentation_has_every_setting_with_its_default_and_meaning() -> None:
+    rows = {name: (default, meaning) for name, default, meaning in ROW.findall((ROOT / "docs/commands.md").read_text())}
+    assert list(rows) == list(known_keys())
+    for name, (default, meaning) in rows.items():
+        assert meaning == field(name).description
+        if field(name).is_required():
+            assert default == "required"
+        else:
+            written = yaml.safe_load(default.strip("`"))
+            assert (tuple(written) if isinstance(written, list) else written) == field(name).default, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deployments/examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_a_configuration(path: Path) -> None:
+    assert load(path).source.uri
