@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from anonymizer import assemble
+from anonymizer import assemble, report
 from anonymizer import plan as planning
 from anonymizer.config import RunConfig
 from anonymizer.errors import AnonymizerError
@@ -33,6 +33,8 @@ def run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
                 "released": result.released,
                 "quarantined": result.quarantined,
                 "failed": f"{result.failed}{_reasons(result.reasons)}",
+                "closest": ", ".join(f"{name} {bin}" for name, bin in report.closest(place, the_plan).items())
+                or "none",
                 "handed out": place.public,
                 "stays with you": place.restricted,
                 "look at": place.report,

@@ -12,6 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from anonymizer import preflight
 from anonymizer.config import RunConfig
 from anonymizer.errors import ShardError
 from flows import steps
@@ -33,6 +34,11 @@ def release(config: dict[str, Any]) -> dict[str, Any]:
     Prefect sees the configuration, shard numbers and counts. It never sees a picture, an id or a key.
     """
     _tag_run()
+    with preflight.alone(RunConfig.model_validate(config)):
+        return _release(config)
+
+
+def _release(config: dict[str, Any]) -> dict[str, Any]:
     plan = make_plan(config)
     progress = cast(UUID, create_progress_artifact(0.0, key="release-progress", description="shards committed"))
     retries = RunConfig.model_validate(config).run.retries

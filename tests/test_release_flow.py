@@ -119,6 +119,21 @@ def test_tags_of_whoever_starts_a_run_stay_on_it(tmp_path: Path, flow: Any, pref
     assert set(json.loads(own)) == {"anonymizer", "release", "monthly"}
 
 
+def test_a_second_run_on_one_output_is_refused_and_spoils_nothing(tmp_path: Path, flow: Any) -> None:
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out")
+    (tmp_path / "out" / "restricted").mkdir(parents=True)
+    lock = tmp_path / "out" / "restricted" / ".lock"
+    holder = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match="another run is working on it"):
+            flow(config)
+        assert not (tmp_path / "out" / "restricted" / "plan.json").exists()
+    assert flow(config)["released"] == 2
+
+
 def test_a_shard_that_fails_once_is_tried_again(tmp_path: Path, flow: Any) -> None:
     config = settings(people(tmp_path / "in", 2), tmp_path / "out")
     assert flow(config, Failing(True, False))["released"] == 2

@@ -2,5 +2,6 @@
 
 from anonymizer.report.public import write_public
 from anonymizer.report.restricted import write_restricted
+from anonymizer.report.survey import closest
 
-__all__ = ["write_public", "write_restricted"]
+__all__ = ["closest", "write_public", "write_restricted"]

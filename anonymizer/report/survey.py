@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer import carried, ledger
+from anonymizer import carried, ledger, scores
 from anonymizer.layout import Release
 from anonymizer.plan import Plan
 from anonymizer.records import Status
@@ -78,6 +78,12 @@ def survey(release: Release, plan: Plan) -> Survey:
         started=min(started, default=None),
         versions=sorted(versions),
     )
+
+
+def closest(release: Release, plan: Plan) -> dict[str, str]:
+    """Name of a score -> the bin of the released output that is closest to its original by it."""
+    found = survey(release, plan).closest
+    return {SCORES[name].title: str(scores.label(rows[0][name])) for name, rows in found.items()}
 
 
 def _least(
