@@ -71,7 +71,8 @@ def _manifest(uri: str) -> tuple[Any, dict[str, str]]:
     if not release.manifest.exists():
         raise UsageError(f"release {uri!r}: no public/manifest.parquet: see `anonymizer status {uri}`")
     try:
-        manifest = pq.read_table(pa.BufferReader(release.manifest.read()))
+        # Arrow's threads, where it uses any, may abort a process that ends right after.
+        manifest = pq.read_table(pa.BufferReader(release.manifest.read()), use_threads=False, pre_buffer=False)
         manifest.validate(full=True)
         manifest.column("output_id")
         models: dict[str, str] = json.loads((manifest.schema.metadata or {}).get(b"metric_models", b"{}"))

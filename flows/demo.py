@@ -38,7 +38,7 @@ def run(folder: Path, count: int, level: float, *, quiet: bool) -> None:
         watcher().begin(count, 0)
         watcher().stage("inventing")
         names = demo_data.make(source, count, steps.backbone_of(settings.model), watcher().advance)
-    show.out.print("Releasing them (a temporary Prefect server is started; it takes a moment) ...\n")
+    show.out.print("Releasing them (starting Prefect takes a moment) ...\n")
     commands.run(settings, as_json=False, quiet=quiet)
     show.out.print()
     show.out.print(_leaks(source, output, names))
