@@ -11,9 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from anonymizer import carried, images, ledger, plan, report, scores
+from anonymizer import carried, images, ledger, parquet, plan, report, scores
 from anonymizer.config import RunConfig
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.layout import Release
@@ -99,7 +98,7 @@ def _write_public(
     sink = open_sink(config.output, columns)
     placed = list(sink.write(_pictures(release, rows, config), folder.fs, folder.path))
     manifest = _manifest(rows, placed, config, models)
-    (folder / release.manifest.name).put(_parquet(manifest))
+    (folder / release.manifest.name).put(parquet.to_bytes(manifest))
     report.write_public(folder, the_plan, config, summary(release, the_plan), manifest)
     if not {item.file for item in placed} <= set(folder.files()):
         raise IntegrityError("release: pictures vanished while it was written: run the same command again")
@@ -114,8 +113,7 @@ def _make_room(release: Release) -> None:
 
 
 def _check_published(release: Release, rows: pa.Table) -> None:
-    with release.manifest.fs.open(release.manifest.path, "rb") as file:
-        shown = pq.read_table(file, columns=["output_id", "sha256"])
+    shown = parquet.read(release.manifest, ["output_id", "sha256"])
     if not shown.equals(rows.select(["output_id", "sha256"])):
         raise IntegrityError(
             "release: public/ does not hold what the ledger speaks of: restore both from one copy, or choose another "
@@ -190,9 +188,3 @@ def _manifest(rows: pa.Table, placed: Sequence[Placed], config: RunConfig, model
     columns |= {"config_fingerprint": rows["config_fingerprint"]}
     columns |= scores.public_columns(rows, config.output.public_scores)
     return pa.table(columns).replace_schema_metadata({"metric_models": carried.to_json(models) or "{}"})
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    return bytes(buffer.getvalue().to_pybytes())

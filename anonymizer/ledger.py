@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from anonymizer import parquet
 from anonymizer.errors import IntegrityError
 from anonymizer.layout import Release
 from anonymizer.plan import Plan, read_entries
@@ -99,9 +99,7 @@ class ShardWriter:
             raise IntegrityError(f"shard {self.shard}: {len(rows)} rows for {expected} records: nothing was committed")
         metadata = {"metric_models": json.dumps(dict(self.metric_models)), "staging": self.folder}
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
-        if not self.release.shard(self.shard).create(buffer.getvalue().to_pybytes()):
+        if not self.release.shard(self.shard).create(parquet.to_bytes(table)):
             (self.release.staging / self.folder).remove()
             if (first := read_shard(self.release, self.shard)) is not None:
                 return summarize(self.shard, first)
@@ -121,7 +119,7 @@ def read_shard(release: Release, shard: int) -> pa.Table | None:
     if not place.exists():
         return None
     try:
-        table = pq.read_table(pa.BufferReader(place.read()))
+        table = parquet.read(place)
     except (pa.ArrowException, OSError):
         raise IntegrityError(f"ledger of shard {shard}: damaged: {redo(shard)}") from None
     if not table.schema.equals(SCHEMA) or not set(table.schema.metadata or {}) >= METADATA:

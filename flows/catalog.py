@@ -63,16 +63,15 @@ def models(name: str | None, *, as_json: bool) -> None:
 def _manifest(uri: str) -> tuple[Any, dict[str, str]]:
     """The manifest, whole and valid, and which models made its scores."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    from anonymizer import parquet
     from anonymizer.layout import Release
 
     release = Release.at(uri)
     if not release.manifest.exists():
         raise UsageError(f"release {uri!r}: no public/manifest.parquet: see `anonymizer status {uri}`")
     try:
-        # Arrow's threads, where it uses any, may abort a process that ends right after.
-        manifest = pq.read_table(pa.BufferReader(release.manifest.read()), use_threads=False, pre_buffer=False)
+        manifest = parquet.read(release.manifest)
         manifest.validate(full=True)
         manifest.column("output_id")
         models: dict[str, str] = json.loads((manifest.schema.metadata or {}).get(b"metric_models", b"{}"))

@@ -186,6 +186,7 @@ def test_a_source_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     assert "a file of unknown format" in error(tmp_path / "one")
     assert "a file: name the folder" in error(tmp_path / "one", format="folder")
     assert "'label' is a column of the release itself" in error(tmp_path, carry=["label"])
+    assert "'lpips_bin' is a column of the release itself" in error(tmp_path, carry=["lpips_bin"])
 
 
 # Tar

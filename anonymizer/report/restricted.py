@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from anonymizer import parquet
 from anonymizer.config import RunConfig
 from anonymizer.layout import Release
 from anonymizer.plan import Plan
@@ -115,8 +115,7 @@ def _manifest(release: Release, config: RunConfig) -> pa.Table | None:
     wanted = ["output_id", "file", "member", "format", "width", "height", "label", "caption", *config.source.carry]
     if not release.manifest.exists():
         return None
-    with release.manifest.fs.open(release.manifest.path, "rb") as file:
-        return pq.read_table(file, columns=list(dict.fromkeys(wanted)))
+    return parquet.read(release.manifest, list(dict.fromkeys(wanted)))
 
 
 def _manifest_rows(manifest: pa.Table | None, rows: Sequence[Row]) -> list[dict[str, Any]]:

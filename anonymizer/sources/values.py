@@ -38,8 +38,11 @@ RESERVED = frozenset(
         "model_digest",
         "config_fingerprint",
         "clip_similarity",
+        "clip_similarity_bin",
         "lpips",
+        "lpips_bin",
         "identity_distance",
+        "identity_distance_bin",
     ]
 )
 
