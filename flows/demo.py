@@ -37,7 +37,8 @@ def run(folder: Path, count: int, level: float, *, quiet: bool) -> None:
     with show.progress_bar(quiet):
         watcher().begin(count, 0)
         watcher().stage("inventing")
-        names = demo_data.make(source, count, steps.backbone_of(settings.model), watcher().advance)
+        backbone, progress = steps.backbone_of(settings.model), watcher().advance
+        names = steps.apart(lambda: demo_data.make(source, count, backbone, progress))
     show.out.print("Releasing them (starting Prefect takes a moment) ...\n")
     commands.run(settings, as_json=False, quiet=quiet)
     show.out.print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from typing import TypeVar
@@ -32,14 +33,24 @@ T = TypeVar("T")
 @lru_cache(maxsize=1)
 def backbone_of(model: ModelConfig) -> Backbone:
     """The model, loaded once for each process."""
-    return load_backbone(model)
+    return apart(lambda: load_backbone(model))
 
 
 @lru_cache(maxsize=1)
 def scorer_of(metrics: MetricsConfig, device: str) -> Scorer:
     from metrics.scorer import build_scorer
 
-    return build_scorer(metrics, device)
+    return apart(lambda: build_scorer(metrics, device))
+
+
+def apart(work: Callable[[], T]) -> T:
+    """What ``work`` returns, done in a thread that ends with it.
+
+    OpenMP keeps a team for every thread that has computed, and once all teams together outnumber the cores it lets
+    their members sleep at each barrier instead of spinning: shards, in threads of their own, would take a tenth longer.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def check(config: RunConfig) -> None:

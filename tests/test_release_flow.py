@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
@@ -117,6 +118,13 @@ def test_tags_of_whoever_starts_a_run_stay_on_it(tmp_path: Path, flow: Any, pref
         flow(config)
     (own,) = [t for t, p in query(prefect_home, "SELECT tags, parameters FROM flow_run") if config.output.uri in p]
     assert set(json.loads(own)) == {"anonymizer", "release", "monthly"}
+
+
+def test_models_are_loaded_in_a_thread_that_ends_so_that_shards_have_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(steps, "load_backbone", lambda model: threads.append(threading.current_thread()))
+    steps.backbone_of.__wrapped__(RunConfig.model_validate({"source": {"uri": "a"}, "output": {"uri": "b"}}).model)
+    assert threads and threads[0] is not threading.main_thread() and not threads[0].is_alive()
 
 
 def test_a_second_run_on_one_output_is_refused_and_spoils_nothing(tmp_path: Path, flow: Any) -> None:
