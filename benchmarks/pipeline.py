@@ -8,7 +8,8 @@ Three ways to anonymise the same pictures with the same model, level, sampler an
 * bare: Boomerang and the scorer on the same batches, decoded and in memory already, with torch's own noise;
 * script: one picture at a time, as one would write it with diffusers: open, noise, denoise, score, save.
 
-The ways take turns, so that a slow minute hits all of them. Printed: medians and ratios of pictures per second.
+The ways take turns, so that a slow minute hits all of them, each in a process of its own, as commands and scripts are.
+Printed: medians and ratios of pictures per second.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -34,6 +38,8 @@ from anonymizer.layout import Release
 from anonymizer.sources import open_source
 from flows import commands, steps
 from flows.progress import watched_by
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,10 +84,14 @@ def job(config: RunConfig) -> dict[str, float]:
     }
 
 
-def bare(config: RunConfig, batches: list[torch.Tensor]) -> float:
+def bare(config: RunConfig, encoded: list[bytes]) -> float:
     backbone = steps.backbone_of(config.model)
     scorer = steps.scorer_of(config.metrics, str(backbone.device))
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
+    decoded = [images.decode(data, backbone.size).tensor for data in encoded]
+    size = config.run.batch_size
+    batches = [torch.stack(decoded[i : i + size]) for i in range(0, len(decoded), size)]
+    boomerang.sample(batches[0], config.boomerang.level, TorchNoise())  # warm up
     begun = time.monotonic()
     for x0 in batches:
         outputs = boomerang.sample(x0, config.boomerang.level, TorchNoise())
@@ -169,21 +179,14 @@ def main() -> None:
                 }
             )
 
-        base = config("unused")
-        backbone = steps.backbone_of(base.model)
-        encoded = [path.read_bytes() for path in sorted(Path(source).iterdir())]
-        decoded = [images.decode(data, backbone.size).tensor for data in encoded]
-        size = base.run.batch_size
-        batches = [torch.stack(decoded[i : i + size]) for i in range(0, len(decoded), size)]
-        bare(base, batches[:1])  # warm up
-
         rates: dict[str, list[float]] = {"job": [], "bare": [], "script": []}
         apart: dict[str, list[float]] = {"start-up": [], "assembling": []}
         ways: list[tuple[str, Callable[[int], float]]] = [
-            ("bare", lambda i: len(encoded) / bare(base, batches)),
-            ("job", lambda i: len(encoded) / _job(config(f"release-{i}"), apart)),
-            ("script", lambda i: args.script_pictures / script(base, encoded[: args.script_pictures], root)),
+            ("bare", lambda i: args.pictures / _alone(bare, config("unused"), _encoded(source))),
+            ("job", lambda i: args.pictures / _noted(_alone(job, config(f"release-{i}")), apart)),
+            ("script", lambda i: some / _alone(script, config("unused"), _encoded(source)[:some], root)),
         ]
+        some = args.script_pictures
         for i in range(args.repeats):
             for name, way in ways[i % 3 :] + ways[: i % 3]:
                 rates[name].append(way(i))
@@ -192,7 +195,6 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in rates.items()}
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "device": str(backbone.device),
         "settings": {name: str(getattr(args, name)) for name in ("pictures", "level", "steps", "repeats", "source")},
         "pictures_per_second": {name: [round(r, 3) for r in values] for name, values in rates.items()},
         "job_to_bare": [round(j / b, 3) for j, b in zip(rates["job"], rates["bare"], strict=True)],
@@ -205,8 +207,17 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _job(config: RunConfig, apart: dict[str, list[float]]) -> float:
-    seconds = job(config)
+def _encoded(source: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(Path(source).iterdir())]
+
+
+def _alone(way: Callable[..., T], *arguments: Any) -> T:
+    """What ``way`` returns, from a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(way, *arguments).result()
+
+
+def _noted(seconds: dict[str, float], apart: dict[str, list[float]]) -> float:
     for name, values in apart.items():
         values.append(seconds[name])
     return seconds["job"]

@@ -108,13 +108,13 @@ TELLABLE = (ConfigError, OutputError, ModelError, CustodianKeyError, IntegrityEr
 
 
 def _guarded(config: RunConfig, step: str, otherwise: StepError, work: Callable[[], T]) -> T:
-    """What ``work`` returns. An error that may hold a path or a value goes to ``restricted/errors/`` instead.
+    """What ``work`` returns, done apart. An error that may hold a path or a value goes to ``restricted/errors/``.
 
-    What is raised instead is new and raised outside the handler, so that it carries no chained exception and no frame
-    of the other to a log or a database.
+    What is raised in its place is new and raised outside the handler, so that it carries no chained exception and no
+    frame of the other to a log or a database.
     """
     try:
-        return work()
+        return apart(work)
     except TELLABLE as error:
         telling: AnonymizerError = type(error)(str(error))
     except Exception:
