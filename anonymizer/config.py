@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -25,6 +25,9 @@ from anonymizer.errors import ConfigError
 
 KEY_ENV = "must be the name of an environment variable: put the key into that variable, not here"
 Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"]
+
+
+C = TypeVar("C", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -195,6 +198,33 @@ class RunConfig(Section):
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
+Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
+
+
+class AuditConfig(Section):
+    """What an audit of one release tries, and with what at hand. Nothing here goes into ``public/``."""
+
+    release: Uri = Field(description="the release, with its restricted half")
+    identity: str | None = Field(
+        None, description="what tells people apart in the source: 'folder', or a column; none: each record is a person"
+    )
+    attributes: tuple[str, ...] = Field((), description="columns of the source that an attacker may want to read off")
+    others: SourceConfig | None = Field(None, description="other photos of the same people; its label names the person")
+    outsiders: SourceConfig | None = Field(None, description="photos of people who are not in the release")
+    training: SourceConfig | None = Field(None, description="pictures that the diffusion model was trained on")
+    attacks: tuple[Attack, ...] = Field(get_args(Attack), description="attacks to try")
+    skip: tuple[Attack, ...] = Field((), description="attacks to leave out")
+    features: tuple[str, ...] = Field(
+        ("pixels", "lpips", "clip", "imagenet", "dlib"),
+        description="what pictures are compared by: these, or arcface:FILE.onnx",
+    )
+    sample: int = Field(300, ge=1, description="records that are attacked, drawn by chance; figures say how many")
+    pairs: int = Field(256, ge=0, description="pairs that attackers who learn make for themselves")
+    outputs: int = Field(8, ge=1, le=16, description="outputs of one original that an attacker may see")
+    averaged: int = Field(40, ge=1, description="originals for which he sees that many")
+    device: str = "auto"
+
+
 def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
     """A configuration file (YAML), changed as ``build`` does; any problem is one line."""
     try:
@@ -233,7 +263,14 @@ def dump(config: RunConfig) -> str:
 
 
 def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
-    """A configuration from nested mappings.
+    """The configuration of a run from nested mappings, changed as in ``build_as``."""
+    return build_as(RunConfig, tree, overrides, given)
+
+
+def build_as(
+    kind: type[C], tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> C:
+    """A configuration of some kind from nested mappings.
 
     ``given`` (``a.b`` -> value) goes over them, and ``a.b=value`` overrides (values read as YAML) over both.
     """
@@ -251,11 +288,11 @@ def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping
         tree = _plain(tree)
         for name, value in changes.items():
             _put(tree, name, value)
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except RecursionError:
         raise ConfigError("config: holds itself: write the values out instead of using an anchor") from None
     except ValidationError as error:
-        raise ConfigError("; ".join(_line(item) for item in error.errors())) from None
+        raise ConfigError("; ".join(_line(item, kind) for item in error.errors())) from None
 
 
 def _put(tree: Any, name: str, value: Any) -> None:
@@ -291,12 +328,12 @@ def _plain(node: Any) -> Any:
     return {k: _plain(v) for k, v in node.items()} if isinstance(node, Mapping) else node
 
 
-def _line(item: Any) -> str:
+def _line(item: Any, kind: type[BaseModel]) -> str:
     """One pydantic error as 'field: what, value: next step'."""
     where = [str(part) for part in item["loc"] if part != "[key]"]
     name = ".".join(where)
     if item["type"] == "extra_forbidden":
-        return f"{name}: unknown key: {_nearest(where)}"
+        return f"{name}: unknown key: {_nearest(where, kind)}"
     if item["type"] == "missing":
         return f"{name}: missing: give it in the config or as --set {name}=..."
     if name == "key_env":  # whatever stands there may be the key itself
@@ -306,7 +343,7 @@ def _line(item: Any) -> str:
         return f"{name} {text}"
     got = _shown(item["input"])
     if item["type"] == "model_type":
-        return f"{name}: is a section, got {got}: {_inside(where, item['input'])}"
+        return f"{name}: is a section, got {got}: {_inside(where, item['input'], kind)}"
     if item["type"] == "dict_type":
         return f"{name}: is a mapping, got {got}: write {name}.COLUMN: VALUE"
     if item["type"] == "tuple_type":
@@ -322,9 +359,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _inside(where: Sequence[str], value: Any) -> str:
+def _inside(where: Sequence[str], value: Any, kind: type[BaseModel]) -> str:
     """What to write instead of a value that stands where a section belongs."""
-    fields, name = _section(where).model_fields, ".".join(where)
+    fields, name = _section(where, kind).model_fields, ".".join(where)
     key = next(iter(fields))
     if isinstance(value, str) and key in ("uri", "id"):
         return f"write {name}.{key}: {value if _shown(value) == repr(value) else '...'}"
@@ -341,15 +378,15 @@ ELSEWHERE = {
 }
 
 
-def _nearest(where: Sequence[str]) -> str:
+def _nearest(where: Sequence[str], kind: type[BaseModel]) -> str:
     """What an unknown key was probably meant to be: the same key elsewhere, or the most similar one beside it.
 
     At the top, where a section may have been forgotten, all keys are compared.
     """
     *sections, key = where
-    beside = sorted(_section(sections).model_fields)
+    beside = sorted(_section(sections, kind).model_fields)
     leaves: dict[str, list[str]] = {}
-    for known in known_keys():
+    for known in known_keys(kind):
         leaves.setdefault(known.split(".")[-1], []).append(known)
     if meant := leaves.get(key) or [*filter(None, [ELSEWHERE.get(".".join(where))])]:
         return f"did you mean {_either(meant)}?"
@@ -363,18 +400,23 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
-def _section(where: Sequence[str]) -> type[BaseModel]:
-    model: Any = RunConfig
+def _section(where: Sequence[str], kind: type[BaseModel]) -> type[BaseModel]:
     for part in where:
-        model = model.model_fields[part].annotation
-    found: type[BaseModel] = model
-    return found
+        kind = _sections(kind)[part]
+    return kind
 
 
-def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+def _sections(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Name -> section, of those fields that are one (or may be left out)."""
+    of = {name: [field.annotation, *get_args(field.annotation)] for name, field in kind.model_fields.items()}
+    return {name: a for name, some in of.items() for a in some if isinstance(a, type) and issubclass(a, BaseModel)}
+
+
+def known_keys(kind: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+    sections = _sections(kind)
+    for name in kind.model_fields:
+        if name in sections:
+            yield from known_keys(sections[name], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

@@ -80,6 +80,20 @@ class Release:
         return self.restricted / "errors"
 
     @property
+    def audit(self) -> Place:
+        """What attackers found out: tables, for the custodian and the auditor."""
+        return self.restricted / "audit"
+
+    @property
+    def audit_page(self) -> Place:
+        return self.restricted / "audit.html"
+
+    @property
+    def public_audit(self) -> Place:
+        """What of the audit may be handed out: bounds, and nothing that helps an attacker."""
+        return self.public / "audit.json"
+
+    @property
     def plans(self) -> Place:
         return self.restricted / "plan"
 

@@ -174,6 +174,43 @@ def inspect(release: str, output_id: str | None, as_json: bool) -> None:
     catalog.inspect(release, output_id, as_json=as_json)
 
 
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+@main.command()
+@click.argument("release")
+@click.option("--identity", help="What tells people apart: 'folder', or a column of the source.")
+@click.option("--others", help="Other photos of the same people, in a folder for each; any fsspec URI.")
+@click.option("--outsiders", help="Photos of people who are not in the release.")
+@click.option("--training", help="Pictures that the diffusion model was trained on.")
+@click.option("--attributes", callback=_names, help="Columns to read off outputs: age,gender.")
+@click.option("--features", callback=_names, help="What to compare by: pixels,lpips,clip,imagenet,dlib.")
+@click.option("--skip", callback=_names, help="Attacks to leave out: inversion,parrot.")
+@click.option("--sample", type=int, help="How many records to attack, drawn by chance.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable.")
+@as_json
+@quiet
+def audit(
+    release: str, others: str | None, outsiders: str | None, training: str | None, overrides: tuple[str, ...],
+    as_json: bool, quiet: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Attack a release and say what was found.
+
+    \b
+    anonymizer audit releases/2026-11
+    anonymizer audit releases/2026-11 --identity folder --others more-photos/
+    """
+    from anonymizer.config import AuditConfig, build_as
+    from flows import commands
+
+    named = {"release": release, "others.uri": others, "outsiders.uri": outsiders, "training.uri": training, **given}
+    if others is not None:
+        named["others.label"] = "folder"
+    config = build_as(AuditConfig, {}, overrides, {name: value for name, value in named.items() if value is not None})
+    commands.audit(config, as_json=as_json, quiet=quiet)
+
+
 @main.command()
 @click.argument("name", required=False)
 @as_json

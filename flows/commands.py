@@ -10,7 +10,7 @@ import click
 
 from anonymizer import assemble, report
 from anonymizer import plan as planning
-from anonymizer.config import RunConfig
+from anonymizer.config import AuditConfig, RunConfig
 from anonymizer.errors import AnonymizerError
 from anonymizer.keys import load_key
 from anonymizer.layout import Release
@@ -136,6 +136,44 @@ def status(uri: str, *, as_json: bool) -> None:
             "quarantined": result.quarantined,
             "failed": f"{result.failed}{_reasons(result.reasons)}",
         },
+    )
+
+
+def audit(config: AuditConfig, *, as_json: bool, quiet: bool) -> None:
+    from flows import audit_steps, server
+
+    with show.progress_bar(quiet or as_json):
+        settings = audit_steps.check(config)
+        with server.available(settings.key_env) as ready:
+            ready()
+            from flows.audit import audit as flow
+
+            summary = flow(config.model_dump(mode="json"))
+    release = Release.at(config.release)
+    answers = json.loads(release.public_audit.read())
+    if as_json:
+        click.echo(json.dumps(summary | {"public": answers}))
+        return
+    facts = {
+        title.lower(): f"risk above chance at most {answer['risk_above_chance_at_most']:.0%} "
+        f"({', '.join(answer['attacks_tried'])})"
+        if "risk_above_chance_at_most" in answer
+        else "not measured"
+        for title, answer in answers["answers"].items()
+    }
+    show.facts(
+        f"Attacked {summary['audited']} of {summary['released']} pictures at level {answers['level']:g}",
+        facts
+        | {
+            "formal guarantee": answers["formal_guarantee"],
+            "could not be tried": summary["not_run"],
+            "look at": release.audit_page,
+            "tables": release.audit,
+            "may be handed out": release.public_audit,
+        },
+    )
+    show.line(
+        "Bounds are upper ends of 95 % intervals, for the attacks that were tried. Other attackers may do better."
     )
 
 

@@ -8,8 +8,6 @@ from uuid import UUID
 
 from prefect import flow, task, unmapped
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.client.orchestration import get_client
-from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from anonymizer import preflight
@@ -18,6 +16,7 @@ from anonymizer.errors import ShardError
 from flows import steps
 from flows.progress import watcher
 from flows.steps import TELLABLE
+from flows.tagging import tag_run
 
 TAGS = ["anonymizer", "release"]
 
@@ -33,7 +32,7 @@ def release(config: dict[str, Any]) -> dict[str, Any]:
 
     Prefect sees the configuration, shard numbers and counts. It never sees a picture, an id or a key.
     """
-    _tag_run()
+    tag_run(TAGS)
     with preflight.alone(RunConfig.model_validate(config)):
         return _release(config)
 
@@ -87,12 +86,6 @@ def run_shard(shard: int, config: dict[str, Any]) -> dict[str, Any]:
 def finish(config: dict[str, Any]) -> dict[str, Any]:
     watcher().stage("assembling")
     return asdict(steps.finish(RunConfig.model_validate(config)))
-
-
-def _tag_run() -> None:
-    """Give this flow run our tags, whoever started it: a decorator can do that for tasks only."""
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(UUID(flow_run.id), tags=sorted({*flow_run.tags, *TAGS}))
 
 
 def _markdown(plan: dict[str, Any], summary: dict[str, Any]) -> str:

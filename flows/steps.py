@@ -69,18 +69,27 @@ def prepare(config: RunConfig) -> plan.Plan:
 
 def prepare_for_scheduler(config: RunConfig) -> plan.Plan:
     """``prepare``, with errors that a scheduler may keep."""
-    return _guarded(config, "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config))
+    return guarded(
+        Release.at(config.output.uri), "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config)
+    )
 
 
 def run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
     """One shard, unless it is committed already. ShardError tells a scheduler nothing but the shard's number."""
     error = ShardError(f"shard {shard}: failed, nothing of it was committed")
-    return _guarded(config, f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress))
+    return guarded(
+        Release.at(config.output.uri), f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress)
+    )
 
 
 def finish(config: RunConfig) -> assemble.Summary:
     """Reconcile, assemble ``public/``, write the restricted report."""
-    return _guarded(config, "assemble", StepError("assemble: failed, run again to finish"), lambda: _finish(config))
+    return guarded(
+        Release.at(config.output.uri),
+        "assemble",
+        StepError("assemble: failed, run again to finish"),
+        lambda: _finish(config),
+    )
 
 
 def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
@@ -107,7 +116,7 @@ def _finish(config: RunConfig) -> assemble.Summary:
 TELLABLE = (ConfigError, OutputError, ModelError, CustodianKeyError, IntegrityError)
 
 
-def _guarded(config: RunConfig, step: str, otherwise: StepError, work: Callable[[], T]) -> T:
+def guarded(release: Release, step: str, otherwise: StepError, work: Callable[[], T]) -> T:
     """What ``work`` returns, done apart. An error that may hold a path or a value goes to ``restricted/errors/``.
 
     What is raised in its place is new and raised outside the handler, so that it carries no chained exception and no
@@ -119,7 +128,7 @@ def _guarded(config: RunConfig, step: str, otherwise: StepError, work: Callable[
         telling: AnonymizerError = type(error)(str(error))
     except Exception:
         with suppress(Exception):  # the disk may be full
-            details = Release.at(config.output.uri).errors / f"{step}.txt"
+            details = release.errors / f"{step}.txt"
             details.put(traceback.format_exc().encode("utf-8", "backslashreplace"))
         telling = type(otherwise)(f"{otherwise}: see restricted/errors/{step}.txt")
     raise telling

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-import tarfile
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
-from anonymizer import images, plan
+from anonymizer import images, plan, public
 from anonymizer.config import Limits, RunConfig
 from anonymizer.errors import AnonymizerError, RecordError
 from anonymizer.layout import Release
@@ -57,17 +54,11 @@ def original(data: bytes, width: int, height: int, fit: images.Fit, limits: Limi
 
 def released(folder: Place, rows: Sequence[Mapping[str, Any]]) -> dict[str, Shown]:
     """Output id -> picture, for rows of a manifest whose files lie in ``folder``; what cannot be read is left out."""
-    by_file = defaultdict(list)
-    for row in rows:
-        by_file[row["file"]].append(row)
     found = {}
-    for file, wanted in by_file.items():
-        try:
-            for row, data in _contents(folder / file, wanted):
-                suffix = images.SUFFIXES[row["format"]]
-                found[row["output_id"]] = shown(data, row["width"], row["height"], suffix)
-        except Exception:  # storage libraries raise errors of their own; a page without a picture is still a page
-            continue
+    for row, data in public.contents(folder, rows):
+        with contextlib.suppress(RecordError):
+            suffix = images.SUFFIXES[row["format"]]
+            found[row["output_id"]] = shown(data, row["width"], row["height"], suffix)
     return found
 
 
@@ -103,36 +94,6 @@ def _seen(data: bytes, row: Mapping[str, Any], config: RunConfig) -> Shown | str
         return original(data, row["width"], row["height"], config.source.fit, config.source.limits)
     except RecordError as error:
         return error.reason.value
-
-
-def _contents(place: Place, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], bytes]]:
-    """The encoded bytes of pictures that lie in one file."""
-    if place.name.endswith(".tar"):
-        members = {row["member"]: row for row in rows}
-        with place.fs.open(place.path, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
-            for member in tar:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would remember every member
-                if member.name in members and (file := tar.extractfile(member)):
-                    yield members.pop(member.name), file.read()
-                    if not members:
-                        return
-    elif place.name.endswith(".parquet"):
-        with place.fs.open(place.path, "rb") as raw:
-            yield from _from_parquet(pq.ParquetFile(raw), sorted(rows, key=lambda row: int(row["member"])))
-    else:
-        for row in rows:
-            yield row, place.read()
-
-
-def _from_parquet(file: Any, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], bytes]]:
-    """Reads one row group at a time, and only those that hold a wanted row."""
-    group, begin, end, column = -1, 0, 0, None
-    for row in rows:
-        while int(row["member"]) >= end:
-            group, begin, column = group + 1, end, None
-            end += file.metadata.row_group(group).num_rows
-        column = file.read_row_group(group, columns=["image"])["image"] if column is None else column
-        yield row, column[int(row["member"]) - begin].as_py()["bytes"]
 
 
 def _as_uri(data: bytes, media_type: str, width: int, height: int) -> Shown:

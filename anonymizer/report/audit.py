@@ -1,0 +1,204 @@
+"""The audit's page for the custodian, and the few bounds of it that may be public."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from anonymizer import ledger, parquet, plan
+from anonymizer.config import RunConfig
+from anonymizer.layout import Release
+from anonymizer.plan import Plan
+from anonymizer.report import pictures
+from anonymizer.report.pages import render
+from anonymizer.report.pictures import Shown
+
+WORST = 12  # records shown
+PUBLIC_STEP = 0.05  # public bounds are rounded up to it
+HEADLINE = ("rank-1", "AUC", "accuracy", "TMR at FMR 0.01", "files with metadata", "records named", "neighbours")
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One of the three ways to find a person in data (WP29 opinion 05/2014), and the attacks that try it here."""
+
+    title: str
+    asks: str
+    attacks: tuple[str, ...]
+
+
+QUESTIONS = (
+    Question(
+        "Singling out",
+        "Can a person be picked out, by other photos or by what the files carry?",
+        ("reidentification", "leaks"),
+    ),
+    Question(
+        "Linkability",
+        "Can a released picture be linked to the original it was made from?",
+        ("linkage", "parrot", "averaging", "inversion"),
+    ),
+    Question(
+        "Inference",
+        "Can it be told that a photo was in, or what the person is like?",
+        ("membership", "attributes"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and the strongest attack that was measured for each kind, the strongest of all first."""
+
+    question: Question
+    strongest: Sequence[Line]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A record that attacks found, beside its output."""
+
+    record_id: str
+    output_id: str
+    original: Shown | str
+    output: Shown | str
+    found_by: int
+    tried: int
+
+
+def write_audit(release: Release, config: RunConfig, the_plan: Plan, attackers: Mapping[str, str]) -> None:
+    """``restricted/audit.html`` and ``public/audit.json``, from the tables in ``restricted/audit/``."""
+    lines = parquet.read(release.audit / "figures.parquet").to_pylist()
+    told = json.loads((release.audit / "audit.json").read())
+    answers = [Answer(question, strongest(lines, question)) for question in QUESTIONS]
+    release.audit_page.write(
+        render(
+            "audit.html.j2",
+            plan=the_plan,
+            told=told,
+            answers=answers,
+            attackers={name: text for name, text in attackers.items() if any(x["attacker"] == name for x in lines)},
+            worst=_worst(release, config, lines),
+            groups=_grouped(lines),
+            averaged=_averaged(lines),
+            subgroups=_subgroups(lines),
+            not_run=[line for line in lines if line["value"] is None and line["subgroup"] is None],
+            sentence=told["certificate"]["sentence"],
+        )
+    )
+    if release.is_published:
+        release.public_audit.write(json.dumps(public_summary(the_plan, told, answers), indent=2).encode())
+
+
+def strongest(lines: Sequence[Line], question: Question) -> list[Line]:
+    """For each attack, of its headline figures on everybody the one with the highest upper bound."""
+    found = []
+    for attack in question.attacks:
+        mine = [
+            line
+            for line in lines
+            if line["attack"] == attack
+            and line["value"] is not None
+            and line["subgroup"] is None
+            and line["measure"].startswith(HEADLINE)
+        ]
+        if mine:
+            found.append(max(mine, key=lambda line: (_excess(line), line["high"])))
+    return sorted(found, key=_excess, reverse=True)
+
+
+def _excess(line: Line) -> float:
+    """The upper bound above what chance or the control explains."""
+    if line["risk_high"] is not None:
+        return float(line["risk_high"])
+    chance = line["chance"] or 0.0
+    return float((line["high"] - chance) / (1 - chance)) if chance < 1 else 0.0
+
+
+def public_summary(the_plan: Plan, told: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
+    """Upper bounds, rounded up, of the best attacker for each question: no feature, threshold, record or subgroup."""
+
+    def bound(answer: Answer) -> dict[str, Any]:
+        if not answer.strongest:
+            return {"question": answer.question.asks, "result": "not measured"}
+        risk = max(_excess(line) for line in answer.strongest)
+        rounded = min(1.0, math.ceil(risk / PUBLIC_STEP - 1e-9) * PUBLIC_STEP)
+        return {
+            "question": answer.question.asks,
+            "risk_above_chance_at_most": round(rounded, 2),
+            "attacks_tried": sorted({line["attack"] for line in answer.strongest}),
+        }
+
+    return {
+        "level": the_plan.level,
+        "pictures_attacked": told["audited"],
+        "confidence": 0.95,
+        "answers": {answer.question.title: bound(answer) for answer in answers},
+        "formal_guarantee": told["certificate"]["sentence"].split(":")[0],
+        "reading": "Bounds hold for the attacks that were tried, on a sample of this release. Other attackers may do "
+        "better. A bound of 1 means that the attack cannot be ruled out for any picture.",
+    }
+
+
+def _grouped(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    groups: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        if line["value"] is not None and line["subgroup"] is None:
+            groups[line["attack"]].append(line)
+    return dict(groups)
+
+
+def _averaged(lines: Sequence[Line]) -> list[Line]:
+    return [x for x in lines if x["attack"] == "averaging" and x["value"] is not None and x["measure"] == "rank-1"]
+
+
+def _subgroups(lines: Sequence[Line]) -> list[Line]:
+    """The subgroups of each attribute for the strongest linkage."""
+    mine = [x for x in lines if x["subgroup"] is not None and x["value"] is not None and x["attack"] == "linkage"]
+    if not mine:
+        return []
+    best = max(mine, key=_excess)
+    return [x for x in mine if (x["attacker"], x["feature"]) == (best["attacker"], best["feature"])]
+
+
+def _worst(release: Release, config: RunConfig, lines: Sequence[Line]) -> list[Worst]:
+    """The records that most attacks found, as pictures."""
+    found = parquet.read(release.audit / "found.parquet")
+    if not len(found):
+        return []
+    tried = len({(x["attack"], x["attacker"], x["feature"]) for x in lines if x["measure"] == "rank-1"})
+    counts = found.group_by(["record_id"]).aggregate([("attack", "count")]).sort_by([("attack_count", "descending")])
+    most = {row["record_id"]: row["attack_count"] for row in counts.slice(0, WORST).to_pylist()}
+    wanted = pa.array(list(most), pa.string())
+    rows = [
+        row
+        for _, table in ledger.committed(release, plan.read(release))
+        for row in table.filter(pc.is_in(table["record_id"], value_set=wanted)).to_pylist()
+    ]
+    ids = pa.array([row["output_id"] for row in rows], pa.string())
+    manifest = parquet.read(release.manifest)
+    outputs = pictures.released(
+        release.public, manifest.filter(pc.is_in(manifest["output_id"], value_set=ids)).to_pylist()
+    )
+    originals, _ = pictures.originals(release, config, rows)
+    shown = [
+        Worst(
+            record_id=row["record_id"],
+            output_id=row["output_id"],
+            original=originals.get(row["record_id"], "gone"),
+            output=outputs.get(row["output_id"], "not found"),
+            found_by=most[row["record_id"]],
+            tried=tried,
+        )
+        for row in rows
+    ]
+    return sorted(shown, key=lambda one: -one.found_by)

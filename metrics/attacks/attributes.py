@@ -1,0 +1,154 @@
+"""Attributes: can age group, gender or any other column be read off outputs as off originals?
+
+A logistic regression on embeddings, cross-validated by person: no one is in training and test. The unaware attacker
+learns from originals, the trained one from outputs; how well originals themselves can be read is the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, Unpack
+
+import numpy as np
+
+from metrics.attacks.linkage import Bools, Floats, Names, Numbers, detected
+from metrics.risk import Described, Figure, Trials, figure
+from metrics.worst import by_subgroup, split
+
+MOST_GROUPS = 10  # distinct numbers that still count as groups
+BINS = 4
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read off each of N pictures, beside the truth.
+
+    ``originals``: off the original (reference); ``unaware``: off the output by a reader of originals; ``trained``: off
+    the output by a reader of outputs; ``unaware_control``, ``trained_control``: by readers who learnt labels that had
+    been dealt out anew among people. A picture that was not detected is read as the most frequent label.
+    """
+
+    labels: Names
+    subjects: Names
+    originals: Names
+    unaware: Names
+    trained: Names
+    unaware_control: Names
+    trained_control: Names
+    seen: Bools
+
+    def __add__(self, other: Self) -> Self:
+        columns = (field.name for field in fields(self))
+        return type(self)(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in columns))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def trials(self, reader: str) -> Trials:
+        """Hits of one reader, for example ``trained``."""
+        return Trials(getattr(self, reader) == self.labels, self.subjects)
+
+    @property
+    def chance(self) -> float:
+        """The share of the most frequent label."""
+        return float(np.unique(self.labels, return_counts=True)[1].max() / len(self))
+
+
+def groups(values: Sequence[Any], most: int = MOST_GROUPS, bins: int = BINS) -> Names:
+    """A column as labels (N,): text and few numbers as they are, many numbers as ``bins`` of equal size ("26 to 31").
+
+    A bin goes from its lowest value to its highest; equal values share one, so there may be fewer bins. Raises
+    ValueError for a missing value.
+    """
+    column = np.asarray(values)
+    if column.dtype.kind not in "iuf" or (column.dtype.kind != "f" and len(np.unique(column)) <= most):
+        if any(value is None or value != value for value in values):
+            raise ValueError("values hold a missing one: leave its rows out")
+        return column.astype(np.str_)
+    if np.isnan(column).any():
+        raise ValueError("values hold a missing one: leave its rows out")
+    if len(np.unique(column)) <= most:
+        return np.array([f"{value:g}" for value in column], dtype=np.str_)
+    edges = np.unique(np.quantile(column, np.arange(1, bins) / bins, method="lower"))
+    place = np.searchsorted(edges, column, side="left")
+    spans = {p: f"{column[place == p].min():g} to {column[place == p].max():g}" for p in np.unique(place)}
+    return np.array([spans[p] for p in place], dtype=np.str_)
+
+
+def read(
+    originals: Floats,
+    outputs: Floats,
+    labels: Names,
+    subjects: Names,
+    rng: np.random.Generator,
+    folds: int = FOLDS,
+) -> Read:
+    """Read the ``labels`` (N,) off ``outputs`` (N, D), in ``folds`` that split ``subjects`` (N,).
+
+    ``originals`` (N, D) are the pictures behind the outputs, in the same order. Raises ValueError.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    if not len(originals) == len(outputs) == len(labels) == len(subjects):
+        sizes = f"{len(originals)}, {len(outputs)}, {len(labels)} and {len(subjects)}"
+        raise ValueError(f"originals, outputs, labels and subjects must be of one length, got {sizes}")
+    people = len(np.unique(subjects))
+    if people < 2:
+        raise ValueError(f"subjects must be two or more to read an attribute of strangers, got {people}")
+    dealt = deal(labels, subjects, rng)
+    width = np.empty(len(labels), dtype=labels.dtype)
+    found = {field.name: width.copy() for field in fields(Read) if field.name not in ("labels", "subjects", "seen")}
+    splits = GroupKFold(min(folds, people), shuffle=True, random_state=int(rng.integers(2**31)))
+    for train, test in splits.split(originals, groups=subjects):
+        for name, source, target, taught in (
+            ("originals", originals, originals, labels),
+            ("unaware", originals, outputs, labels),
+            ("trained", outputs, outputs, labels),
+            ("unaware_control", originals, outputs, dealt),
+            ("trained_control", outputs, outputs, dealt),
+        ):
+            found[name][test] = _predict(source[train], taught[train], target[test])
+    return Read(labels=labels, subjects=subjects, seen=detected(outputs), **found)
+
+
+def deal(labels: Names, subjects: Names, rng: np.random.Generator) -> Names:
+    """Labels dealt out anew among people: each takes another's (or, by luck, his own), drawn from that one's rows."""
+    people, person, sizes = np.unique(subjects, return_inverse=True, return_counts=True)
+    giver = rng.permutation(len(people))[person]
+    order, start = np.argsort(person, kind="stable"), np.cumsum(sizes) - sizes
+    row: Numbers = order[start[giver] + (rng.random(len(labels)) * sizes[giver]).astype(np.int64)]
+    return labels[row]
+
+
+def _predict(known: Floats, labels: Names, asked: Floats) -> Names:
+    """Fit on rows that hold an embedding; with nothing to learn or to look at, the most frequent label."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    names, counts = np.unique(labels, return_counts=True)
+    usable, visible = detected(known), detected(asked)
+    found = np.full(len(asked), names[counts.argmax()])
+    if len(np.unique(labels[usable])) > 1 and visible.any():
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        model.fit(known[usable], labels[usable])
+        found[visible] = model.predict(asked[visible])
+    return found
+
+
+def figures(
+    found: Read, reader: str, column: str, rng: np.random.Generator, **described: Unpack[Described]
+) -> list[Figure]:
+    """The accuracy of one reader (``originals``, ``unaware``, ``trained``) for everybody and for each label.
+
+    Chance is the share of the most frequent label. One label alone has none: a reader that always says it is right for
+    all of its people; its control shows that.
+    """
+    control = None if reader == "originals" else found.trials(f"{reader}_control")
+    measure, trials, labels = f"accuracy of {column}", found.trials(reader), found.labels
+    whole = figure(trials, rng, measure=measure, control=control, chance=found.chance, **described)
+    controls = split(control, labels) if control is not None else None
+    parts = by_subgroup(trials, labels, rng, column=column, measure=measure, controls=controls, **described)
+    return [whole, *parts]

@@ -1,0 +1,63 @@
+"""Averaging: what several outputs of one original have in common adds up (after ReDiffuse, arXiv 2405.20771)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, Unpack
+
+import numpy as np
+
+from metrics.attacks.linkage import RANKS, Floats, Ranking, detected
+from metrics.attacks.linkage import figures as figures_of_ranking
+from metrics.risk import Described, Figure
+
+OUTPUTS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What an attack found with the average of k outputs: one ``Ranking`` for each k."""
+
+    rankings: Mapping[int, Ranking]
+
+    def __add__(self, other: Self) -> Self:
+        if self.rankings.keys() != other.rankings.keys():
+            raise ValueError(f"k must be equal to merge, got {sorted(self.rankings)} and {sorted(other.rankings)}")
+        return type(self)({k: ranking + other.rankings[k] for k, ranking in self.rankings.items()})
+
+
+def average(embeddings: Floats, k: int) -> Floats:
+    """The normalised mean of the first ``k`` of K outputs: (N, K, D) to (N, D).
+
+    Outputs that were not detected (NaN) are left out; a row of which none was stays NaN. Raises ValueError.
+    """
+    if embeddings.ndim != 3 or not 1 <= k <= embeddings.shape[1]:
+        raise ValueError(f"embeddings must be (N, K, D) and k in 1..K, got {embeddings.shape} and {k}")
+    first = embeddings[:, :k]
+    seen = detected(first.reshape(-1, first.shape[-1])).reshape(first.shape[:2])  # (N, k)
+    total = np.where(seen[..., None], first, 0).sum(axis=1)
+    norm = np.linalg.norm(total, axis=-1, keepdims=True)
+    found: Floats = np.divide(total, norm, out=np.full_like(total, np.nan), where=norm > 0)
+    return found
+
+
+def averaging(embeddings: Floats, attack: Callable[[Floats], Ranking], outputs: Sequence[int] = OUTPUTS) -> Averaged:
+    """``attack``, for example linkage with a fixed gallery, on averages of k outputs; each k that K allows.
+
+    ``embeddings`` (N, K, D), unit norm, NaN rows where nothing was detected.
+    """
+    if embeddings.ndim != 3:
+        raise ValueError(f"embeddings must be (N, K, D), got {embeddings.shape}")
+    return Averaged({k: attack(average(embeddings, k)) for k in outputs if k <= embeddings.shape[1]})
+
+
+def figures(
+    averaged: Averaged, rng: np.random.Generator, at: Sequence[int] = RANKS, **described: Unpack[Described]
+) -> list[Figure]:
+    """The figures of ``linkage.figures`` for each k."""
+    lines: list[Figure] = []
+    for k, ranking in averaged.rankings.items():
+        described["outputs"] = k
+        lines += figures_of_ranking(ranking, rng, at, **described)
+    return lines

@@ -1,0 +1,147 @@
+"""Membership: was this photo in the released set, and was it in the diffusion model's training set?
+
+Every attack gives a score to members and to others, and is judged by how well the score tells them apart. Closeness of
+outputs to the model's training pictures is the same question, with outputs in the members' place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, Unpack
+
+import numpy as np
+import torch
+
+from metrics.attacks.linkage import Floats, Names, blocks, detected
+from metrics.curves import curve_figures
+from metrics.risk import Described, Figure
+
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of T, at which the denoising loss is taken
+LOWEST = -2.0  # the score of a photo that was not detected: below every (calibrated) cosine similarity
+CHUNK = 32  # pictures denoised at once; bounds memory
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Higher means "a member": scores of members (N,) and of others (M,), and whose they are."""
+
+    members: Floats
+    others: Floats
+    member_subjects: Names
+    other_subjects: Names
+
+    def __post_init__(self) -> None:
+        for scores, subjects in ((self.members, self.member_subjects), (self.others, self.other_subjects)):
+            if scores.ndim != 1 or scores.shape != subjects.shape or np.isnan(scores).any():
+                raise ValueError(f"scores and subjects must be (N,) without NaN, got {scores.shape}, {subjects.shape}")
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            np.concatenate([self.members, other.members]),
+            np.concatenate([self.others, other.others]),
+            np.concatenate([self.member_subjects, other.member_subjects]),
+            np.concatenate([self.other_subjects, other.other_subjects]),
+        )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Photos of which the attacker asks whether they were in: embeddings (N, D), NaN if not detected; their people."""
+
+    embeddings: Floats
+    subjects: Names
+
+
+def nearest(queries: Floats, targets: Floats) -> Floats:
+    """The highest cosine similarity of each query (N, D) to any target (M, D): (N,), ``LOWEST`` where it holds NaN.
+
+    Raises ValueError if no target is left.
+    """
+    usable = targets[detected(targets)]
+    if not len(usable):
+        raise ValueError("targets are empty: give at least one picture with an embedding")
+    found = np.empty(len(queries))
+    for rows in blocks(len(queries), len(usable)):
+        found[rows] = (queries[rows] @ usable.T).max(axis=1)
+    return np.where(np.isnan(found), LOWEST, found)
+
+
+def released_set(members: Candidates, others: Candidates, outputs: Floats, reference: Floats | None = None) -> Scores:
+    """How near a photo is to the nearest of the released ``outputs`` (K, D).
+
+    With ``reference`` (R, D), the aware attacker's own outputs of pictures that are not behind the release, about as
+    many as it has, the score is calibrated: less how near the photo is to the nearest of those, so that a photo that
+    resembles everything is not taken for a member. A photo that was not detected scores ``LOWEST``.
+    """
+
+    def score(photos: Floats) -> Floats:
+        near = nearest(photos, outputs)
+        if reference is None:
+            return near
+        return np.where(detected(photos), near - nearest(photos, reference), LOWEST)
+
+    return Scores(score(members.embeddings), score(others.embeddings), members.subjects, others.subjects)
+
+
+def closeness(outputs: Candidates, held_out: Candidates, training: Floats) -> Scores:
+    """Similarity to the nearest of the model's training pictures (M, D): outputs beside originals it never saw.
+
+    An AUC above one half means that outputs crowd around training pictures more than new photographs do; the TPR at
+    1 % FPR is the share of outputs nearer than all but a hundredth of those.
+    """
+    near, usual = nearest(outputs.embeddings, training), nearest(held_out.embeddings, training)
+    return Scores(near, usual, outputs.subjects, held_out.subjects)
+
+
+class Denoiser(Protocol):
+    """What the loss needs of a diffusion model; ``anonymizer.backbones.Backbone`` is one."""
+
+    T: int
+    alphas_cumprod: torch.Tensor
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor: ...
+
+    def predict(self, zt: torch.Tensor, t: int, condition: Any = None) -> torch.Tensor: ...
+
+
+@torch.inference_mode()
+def denoising_losses(
+    model: Denoiser,
+    images: torch.Tensor,
+    rng: np.random.Generator,
+    levels: Sequence[float] = LEVELS,
+    repeats: int = 4,
+) -> Floats:
+    """The mean squared error of the noise that the model sees in each picture, (B, 3, size, size) in [-1, 1] to (B,).
+
+    Averaged over ``repeats`` draws at each of ``levels`` (shares of T). All pictures meet the same noise, so that they
+    differ by what they are alone: score all candidates with generators of one seed. Matsumoto et al. (2023); Carlini
+    et al. (2023) find that low and middle levels tell most.
+    """
+    if not levels or min(levels) <= 0 or max(levels) > 1 or repeats < 1:
+        raise ValueError(f"levels must lie in (0, 1] and repeats be positive, got {tuple(levels)} and {repeats}")
+    parts = images.split(CHUNK)
+    z0s = [model.encode(part) for part in parts]
+    total = np.zeros(len(images))
+    for t in [max(1, round(level * model.T)) for level in levels] * repeats:
+        abar = float(model.alphas_cumprod[t - 1])
+        noise = torch.from_numpy(rng.standard_normal(tuple(z0s[0].shape[1:]), dtype=np.float32)).to(z0s[0].device)
+        errors = [
+            (model.predict(abar**0.5 * z0 + (1 - abar) ** 0.5 * noise, t).float() - noise).square().mean((1, 2, 3))
+            for z0 in z0s
+        ]
+        total += torch.cat(errors).double().cpu().numpy()
+    losses: Floats = total / (len(levels) * repeats)
+    return losses
+
+
+def training_set(members: Floats, others: Floats, member_subjects: Names, other_subjects: Names) -> Scores:
+    """From denoising losses of training pictures (N,) and of others (M,): what the model knows well, it has seen."""
+    return Scores(-members, -others, member_subjects, other_subjects)
+
+
+def figures(scores: Scores, rng: np.random.Generator, **described: Unpack[Described]) -> list[Figure]:
+    """AUC, and TPR at 1 % and 0.1 % FPR beside the share of others that its threshold really lets through."""
+    sides = scores.member_subjects, scores.other_subjects
+    return curve_figures(scores.members, scores.others, rng, *sides, **described)

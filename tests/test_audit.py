@@ -1,0 +1,224 @@
+"""The audit as a whole: known answers, what it writes, and what of it may be public."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import IdealGaussian
+from running import KEY, begin, folder_of, listing, one_shard, picture, rows, run, settings
+
+from anonymizer import assemble, config, parquet, plan
+from anonymizer.boomerang import Boomerang
+from anonymizer.config import AuditConfig
+from anonymizer.errors import IntegrityError, OutputError, SourceError
+from anonymizer.layout import Release
+from flows import audit_steps
+from metrics import audit, features
+from metrics.bench import Effort, Evidence, Workbench
+from metrics.risk import Figure
+
+PEOPLE, PHOTOS = 24, 4
+Seen = Callable[..., list[Figure]]
+
+
+class EveryFace:
+    """A recogniser that works by pixels, and finds no face in a picture that is grey all over."""
+
+    name, reported, is_face = "toy", "toy faces", True
+
+    def embed(self, images: torch.Tensor) -> Any:
+        found = features.load(["pixels"])[0].embed(images)
+        found[images.flatten(1).std(1).numpy() < 1e-3] = np.nan
+        return found
+
+
+def people(rng: np.random.Generator, noise: float = 0.15) -> tuple[torch.Tensor, Any]:
+    """``PHOTOS`` photos (N, 3, 16, 16) of each of ``PEOPLE``, and whose they are."""
+    faces = rng.uniform(-0.7, 0.7, (PEOPLE, 1, 3, 16, 16))
+    photos = faces + noise * rng.standard_normal((PEOPLE, PHOTOS, 3, 16, 16))
+    names = np.repeat([f"person {i}" for i in range(PEOPLE)], PHOTOS)
+    return torch.from_numpy(photos.reshape(-1, 3, 16, 16).clip(-1, 1)).float(), names
+
+
+def attacked(outputs: torch.Tensor, originals: torch.Tensor, names: Any, *attacks: str, **more: Any) -> audit.Findings:
+    ideal = IdealGaussian(size=16)
+    evidence = Evidence(
+        originals, outputs, names, identified=True, boomerang=Boomerang(ideal, "ddim", 4), level=0.6, **more
+    )
+    embedders = [*features.load(["pixels"]), EveryFace()]
+    bench = Workbench(evidence, embedders, Effort(pairs=40, outputs=4, averaged=24), seed=1)
+    return audit.examine(bench, attacks)
+
+
+def figures(findings: audit.Findings, attack: str, measure: str) -> list[Figure]:
+    found = [f for f in findings.figures if f.attack == attack and f.measure.startswith(measure) and not f.subgroup]
+    assert found
+    return found
+
+
+ALL = ("linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes")
+
+
+def test_a_release_of_the_originals_is_found_by_every_attack() -> None:
+    rng = np.random.default_rng(0)
+    originals, names = people(rng)
+    outsiders = torch.from_numpy(rng.uniform(-1, 1, (60, 3, 16, 16))).float()
+    traits = {"side": [i % 2 for i in range(len(names))]}
+    lit = originals.clone()
+    lit[1::2, :, :, :8] = (lit[1::2, :, :, :8] + 0.8).clamp(-1, 1)
+    found = attacked(lit, lit, names, *ALL, outsiders=outsiders, attributes=traits)
+    unaware = [f for f in figures(found, "linkage", "rank-1") if f.attacker == "unaware"]
+    assert {f.value for f in unaware} == {1.0}
+    assert all(f.risk_high == 1 and f.risk and f.risk > 0.9 for f in unaware)
+    for line in figures(found, "reidentification", "rank-1"):
+        assert line.value == line.unmodified and line.value and line.value > 0.9
+    for attack in ("parrot", "inversion"):
+        assert max(f.value or 0 for f in figures(found, attack, "rank-1")) > 0.95
+    assert all(f.value == 1 for f in figures(found, "averaging", "rank-1") if f.outputs == 1)
+    assert all(f.value and f.value > 0.99 for f in figures(found, "membership", "AUC"))
+    for line in figures(found, "attributes", "accuracy of side"):
+        assert line.value == line.unmodified and line.value and line.value > 0.9
+
+
+def test_independent_pictures_are_found_by_chance_alone() -> None:
+    rng = np.random.default_rng(1)
+    originals, names = people(rng)
+    outputs, _ = people(rng)
+    outsiders = people(rng)[0]
+    traits = {"side": [i % 2 for i in range(len(names))]}
+    found = attacked(
+        outputs, originals, names, "linkage", "reidentification", "parrot", "membership", "attributes",
+        outsiders=outsiders, attributes=traits,
+    )  # fmt: skip
+    checked = 0
+    for line in found.figures:
+        if line.value is not None and line.chance is not None and not line.subgroup:
+            assert line.low is not None and line.high is not None
+            assert line.low - 0.02 <= line.chance <= line.high + 0.02, line
+            checked += 1
+    assert checked > 20
+
+
+def test_a_face_that_is_no_longer_detected_is_counted_and_not_called_safe() -> None:
+    originals, names = people(np.random.default_rng(2))
+    outputs = originals.clone()
+    outputs[::PHOTOS] = 0.0
+    found = attacked(outputs, originals, names, "linkage")
+    (line,) = [f for f in found.figures if f.measure == "not detected" and f.attacker == "unaware"]
+    assert line.feature == "toy faces" and line.value == pytest.approx(1 / PHOTOS)
+
+
+def test_leaving_an_attack_out_changes_no_other() -> None:
+    originals, names = people(np.random.default_rng(3))
+    outputs, _ = people(np.random.default_rng(4))
+    both = attacked(outputs, originals, names, "linkage", "reidentification", "averaging")
+    one = attacked(outputs, originals, names, "averaging")
+    assert one.figures == [f for f in both.figures if f.attack == "averaging"]
+
+
+def test_what_cannot_be_tried_says_why_and_what_to_give() -> None:
+    originals, names = people(np.random.default_rng(5))
+    found = attacked(originals, originals, names, "membership")
+    notes = [f.note for f in found.figures if f.measure == "not run"]
+    assert notes and all(note and "audit." in note for note in notes)
+
+
+# -- on a release -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
+    model = IdealGaussian()
+    monkeypatch.setattr(audit_steps, "backbone_of", lambda config: model)
+    return model
+
+
+@pytest.fixture
+def release(tmp_path: Path, ideal: IdealGaussian) -> Release:
+    """Thirty records of ten people, with a trait beside them that is not carried."""
+    folder_of(tmp_path / "in", {f"Wanda_Zx{i:02d}.png": picture(i) for i in range(30)})
+    items = [
+        {"image": f"Wanda_Zx{i:02d}.png", "id": f"Wanda_Zx{i:02d}", "who": f"p{i % 10}", "side": i % 2}
+        for i in range(30)
+    ]
+    return run(settings(listing(tmp_path / "in", items), tmp_path / "out", source={"id": "id"}), ideal)
+
+
+def settings_of(release: Release, **more: Any) -> AuditConfig:
+    quick = {"features": ["pixels"], "pairs": 24, "outputs": 2, "averaged": 20}
+    return config.build_as(AuditConfig, {"release": str(release.root)} | quick | more)
+
+
+def test_an_audit_writes_every_figure_a_page_and_a_public_summary(release: Release) -> None:
+    summary = audit_steps.run(settings_of(release, identity="who", attributes=["side"]))
+    assert (summary.audited, summary.released) == (30, 30)
+    table = parquet.read(release.audit / "figures.parquet")
+    assert len(table) == summary.figures
+    assert set(table["attack"].to_pylist()) == {*ALL, "leaks"}
+    page = release.audit_page.read().decode()
+    for part in ("Singling out", "Linkability", "Inference", "No formal guarantee", "Wanda_Zx"):
+        assert part in page
+    told = json.loads(release.public_audit.read())
+    assert set(told["answers"]) == {"Singling out", "Linkability", "Inference"}
+    assert plan.read(release).records == 30
+
+
+def test_the_public_summary_names_nobody_and_helps_no_attacker(release: Release) -> None:
+    audit_steps.run(settings_of(release, identity="who", attributes=["side"]))
+    told = release.public_audit.read().decode()
+    for row in rows(release):
+        for name in ("record_id", "output_id", "source_hmac"):
+            assert str(row[name]) not in told
+    for word in ("Wanda", "pixels", "side", "p3", "threshold", "anonymous", "epsilon"):
+        assert word not in told
+    for answer in json.loads(told)["answers"].values():
+        bound = answer.get("risk_above_chance_at_most")
+        assert bound is None or round(bound * 20, 6) % 1 == 0
+
+
+def test_no_page_of_an_audit_calls_anything_anonymous(release: Release) -> None:
+    audit_steps.run(settings_of(release))
+    page = release.audit_page.read().decode().lower()
+    assert "anonymous" not in page and "epsilon" not in page
+
+
+def test_an_audit_is_the_same_when_repeated(release: Release) -> None:
+    audit_steps.run(settings_of(release))
+    first = (release.audit / "figures.parquet").read()
+    audit_steps.run(settings_of(release))
+    assert (release.audit / "figures.parquet").read() == first
+
+
+def test_attacks_are_left_out_by_name(release: Release) -> None:
+    audit_steps.run(settings_of(release, skip=["inversion", "parrot", "leaks", "membership"]))
+    table = parquet.read(release.audit / "figures.parquet")
+    assert set(table["attack"].to_pylist()) == {"linkage", "reidentification", "averaging"}
+
+
+def test_an_audit_needs_the_restricted_half_the_originals_and_the_public_half(
+    tmp_path: Path, release: Release, ideal: IdealGaussian
+) -> None:
+    with pytest.raises(OutputError, match="it is not a release"):
+        audit_steps.check(settings_of(Release.at(str(tmp_path / "nowhere"))))
+    for file in (tmp_path / "in").glob("*.png"):
+        file.unlink()
+    with pytest.raises(SourceError, match="none of the released originals"):
+        audit_steps.run(settings_of(release))
+    unfinished = settings(folder_of(tmp_path / "more", {"a.png": picture(1)}), tmp_path / "unfinished")
+    begin(unfinished, ideal, KEY)
+    one_shard(unfinished, 0, ideal)
+    with pytest.raises(IntegrityError, match="finish the run before the audit"):
+        audit_steps.run(settings_of(Release.at(unfinished.output.uri)))
+    assemble.assemble(Release.at(unfinished.output.uri), unfinished)
+
+
+@pytest.mark.parametrize("attack", ["linkage", "leaks"])
+def test_an_attack_alone_can_be_tried(release: Release, attack: str) -> None:
+    audit_steps.run(settings_of(release, attacks=[attack]))
+    assert set(parquet.read(release.audit / "figures.parquet")["attack"].to_pylist()) == {attack}
