@@ -222,3 +222,11 @@ def test_an_audit_needs_the_restricted_half_the_originals_and_the_public_half(
 def test_an_attack_alone_can_be_tried(release: Release, attack: str) -> None:
     audit_steps.run(settings_of(release, attacks=[attack]))
     assert set(parquet.read(release.audit / "figures.parquet")["attack"].to_pylist()) == {attack}
+
+
+def test_the_documentation_names_every_setting_and_attack() -> None:
+    text = (Path(audit_steps.__file__).parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    for name in {*AuditConfig.model_fields} - {"release"}:
+        assert f"`{name}`" in text or f"`{name}.…`" in text, name
+    for name in (*ALL, "leaks"):
+        assert f"| `{name}` |" in text, name
