@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
-from anonymizer import images, ledger, plan, public
+from anonymizer import images, ledger, parquet, plan, public
 from anonymizer.config import SourceConfig
 from anonymizer.errors import IntegrityError, RecordError, SourceError
 from anonymizer.layout import Release
@@ -91,14 +90,12 @@ def exhibits(release: Release, source: SourceConfig, size: int, most: int, rng: 
     )
 
 
-def photos(
-    source: SourceConfig, size: int, most: int, rng: np.random.Generator, without: frozenset[str] = frozenset()
-) -> Photos:
+def photos(source: SourceConfig, size: int, most: int, rng: np.random.Generator) -> Photos:
     """At most ``most`` usable pictures of a source, drawn by chance, in the source's order.
 
-    ``without`` are record ids to leave out. SourceError if the source cannot be used or holds no usable picture.
+    SourceError if the source cannot be used or holds no usable picture.
     """
-    entries = (e for e in open_source(source).entries() if e.problem is None and e.record_id not in without)
+    entries = (entry for entry in open_source(source).entries() if entry.problem is None)
     found = _photos(source, _draw(entries, most, rng), size)
     if not len(found):
         raise SourceError(f"source.uri {source.uri!r}: holds no picture that can be used here: check the source")
@@ -150,7 +147,6 @@ def _released(release: Release) -> pa.Table:
 def _manifest(release: Release, output_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     if not release.is_published:
         raise IntegrityError("release: no public/manifest.parquet: finish the run before the audit")
-    with release.manifest.fs.open(release.manifest.path, "rb") as file:
-        table = pq.read_table(file)
+    table = parquet.read(release.manifest)
     wanted = table.filter(pc.is_in(table["output_id"], value_set=pa.array(output_ids, pa.string())))
     return {row["output_id"]: row for row in wanted.to_pylist()}

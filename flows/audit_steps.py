@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from anonymizer import config as configuration
 from anonymizer import exhibits, parquet, plan, report
+from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AuditConfig, RunConfig, SourceConfig
 from anonymizer.errors import OutputError, StepError
@@ -21,13 +23,15 @@ from anonymizer.exhibits import Exhibits
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.sources import open_source
-from flows.steps import backbone_of, guarded
+from flows.steps import apart, backbone_of, guarded
 from metrics import audit, features, surroundings
 from metrics.attacks import ATTACKERS
 from metrics.bench import Effort, Evidence, Workbench
 from metrics.certificate import Certificate, certificate
+from metrics.features import Embedder
 from metrics.risk import Figure
 
+FEWEST = 4  # pictures, for the least that an attack can be tried on
 TRAINING = 1000  # training pictures of the model that are looked at, at most
 
 
@@ -44,12 +48,8 @@ class AuditSummary:
 def run(config: AuditConfig, progress: Callable[[str], None] = lambda doing: None) -> AuditSummary:
     """Attack a release and write ``restricted/audit/``, its page and the public summary. Raises before long work."""
     release = Release.at(config.release)
-    settings = _settings(release)
-    backbone = backbone_of(settings.model.model_copy(update={"device": config.device}))
-    embedders = features.load(config.features, backbone.device)
-    the_plan = plan.read(release)
-    if backbone.digest != the_plan.model_digest:
-        raise OutputError(f"release {config.release!r}: was made with another model than {settings.model.id!r} is now")
+    settings, the_plan = _settings(release), plan.read(release)
+    backbone, embedders = _models(config, settings, the_plan)
     boomerang = Boomerang(backbone, settings.boomerang.sampler, settings.boomerang.steps)
     seed = int(the_plan.fingerprint[:12], 16)
     rng = np.random.default_rng(seed)
@@ -57,6 +57,11 @@ def run(config: AuditConfig, progress: Callable[[str], None] = lambda doing: Non
     progress("reading originals and outputs")
     shown = exhibits.exhibits(release, _source(settings.source, config), backbone.size, config.sample, rng)
     evidence = _evidence(config, shown, boomerang, the_plan.level, rng)
+    if len(evidence) < FEWEST or len(set(evidence.subjects)) < 2:
+        raise OutputError(
+            f"release {config.release!r}: {len(evidence)} pictures of {len(set(evidence.subjects))} people: an audit "
+            f"needs {FEWEST} of two people or more"
+        )
     effort = Effort(config.pairs, config.outputs, config.averaged)
     bench = Workbench(evidence, embedders, effort, seed, progress)
     wanted = [name for name in config.attacks if name not in config.skip]
@@ -82,14 +87,29 @@ def run_for_scheduler(config: AuditConfig, progress: Callable[[str], None]) -> A
 
 
 def check(config: AuditConfig) -> RunConfig:
-    """What can be told before the work: release, sources, features. Writes nothing; returns the release's settings."""
+    """What can be told before the work: release, sources, models. Writes nothing; returns the release's settings."""
     settings = _settings(Release.at(config.release))
     next(iter(open_source(_source(settings.source, config)).entries()), None)
     for extra in (config.others, config.outsiders, config.training):
         if extra is not None:
             next(iter(open_source(extra).entries()), None)
-    features.load(config.features)
+    _models(config, settings, plan.read(Release.at(config.release)))
     return settings
+
+
+def _models(config: AuditConfig, settings: RunConfig, the_plan: plan.Plan) -> tuple[Backbone, Sequence[Embedder]]:
+    """The model that made the release, and what pictures are compared by; each loaded once for each process."""
+    backbone = backbone_of(settings.model.model_copy(update={"device": config.device}))
+    if backbone.digest != the_plan.model_digest:
+        raise OutputError(
+            f"release {config.release!r}: was made with another model than {settings.model.id!r} is now: bring it back"
+        )
+    return backbone, embedders_of(config.features, str(backbone.device))
+
+
+@lru_cache(maxsize=1)
+def embedders_of(names: tuple[str, ...], device: str) -> Sequence[Embedder]:
+    return apart(lambda: features.load(names, device))
 
 
 def _settings(release: Release) -> RunConfig:

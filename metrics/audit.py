@@ -79,9 +79,16 @@ def _averaging(bench: Workbench, findings: Findings) -> None:
 
 def _spread(subjects: Names, most: int, rng: np.random.Generator) -> Numbers:
     """At most ``most`` rows of as many people as there are: everybody's first, then their second."""
-    order = rng.permutation(len(subjects))
-    turn = np.array([np.count_nonzero(subjects[order[:i]] == subjects[row]) for i, row in enumerate(order)])
-    return np.sort(order[np.argsort(turn, kind="stable")][:most])
+    return np.sort(np.lexsort((rng.random(len(subjects)), _turns(subjects, rng)))[:most])
+
+
+def _turns(subjects: Names, rng: np.random.Generator) -> Numbers:
+    """Which of its person's rows each row is, from 0, in an order drawn by chance: (N,)."""
+    _, person, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    turns = np.empty(len(subjects), np.int64)
+    order = np.lexsort((rng.random(len(subjects)), person))
+    turns[order] = np.arange(len(subjects)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return turns
 
 
 def _telling(lines: Sequence[Figure], embedder: Embedder | None) -> list[Figure]:
@@ -183,10 +190,7 @@ def _scene(bench: Workbench, embedder: Embedder) -> Scene | None:
 def _half(subjects: Names, rng: np.random.Generator) -> Bools:
     """Half of each person's rows, rounded down, drawn by chance."""
     _, person, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-    order = np.lexsort((rng.random(len(subjects)), person))
-    place = np.empty(len(subjects), np.int64)
-    place[order] = np.arange(len(subjects)) - np.repeat(np.cumsum(counts) - counts, counts)
-    drawn: Bools = place < (counts // 2)[person]
+    drawn: Bools = _turns(subjects, rng) < (counts // 2)[person]
     return drawn
 
 
@@ -263,10 +267,14 @@ def _attributes(bench: Workbench, findings: Findings) -> None:
                 continue
             of_originals, of_outputs = bench.originals(embedder)[known], bench.outputs(embedder)[known]
             read = attributes.read(of_originals, of_outputs, labels, subjects, bench.rng(f"attribute {column}"))
-            for reader in ("unaware", "trained"):
-                described = Described(attack="attributes", attacker=reader, feature=embedder.reported)
-                lines = attributes.figures(read, reader, column, bench.rng("attribute figures"), **described)
-                usual = attributes.figures(read, "originals", column, bench.rng("attribute figures"), **described)
+            by = [
+                Described(attack="attributes", attacker=reader, feature=embedder.reported)
+                for reader in ("unaware", "trained")
+            ]
+            usual = attributes.figures(read, "originals", column, bench.rng("attribute figures"), **by[0])
+            for described in by:
+                rng = bench.rng("attribute figures")
+                lines = attributes.figures(read, described["attacker"], column, rng, **described)
                 findings.figures += [replace(a, unmodified=b.value) for a, b in zip(lines, usual, strict=True)]
 
 
@@ -277,7 +285,7 @@ def _ranking(
     name = f"{described['attack']}, {described['attacker']}, {described['feature']}"
     findings.figures += _telling(linkage.figures(ranking, bench.rng(f"{name} figures"), **described), embedder)
     findings.ranks[name], findings.found[name] = linkage.distribution(ranking), ranking.ranks == 1
-    described["gallery"] = int(ranking.candidates.max())
+    described = described | Described(gallery=int(ranking.candidates.max()))
     for column, values in bench.evidence.attributes.items():
         groups = attributes.groups(["unknown" if v is None or v != v else v for v in values])
         findings.figures += by_subgroup(

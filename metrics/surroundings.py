@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Surroundings:
     ``files``: encoded outputs. ``public``: all public text and names. ``names``: what names each original. ``places``
     (N,): the rows in the order of the release. ``sizes`` and ``source_sizes`` (N,): encoded
     bytes. ``shapes`` and ``source_shapes`` (N, 2): pixels. ``times`` (N,): when a file was written, none where that
-    cannot be told. ``scores``: published scores (N,), or the middles of their bins, and the attacker's own (N, N).
+    cannot be told.
     """
 
     files: Sequence[bytes]
@@ -32,7 +32,6 @@ class Surroundings:
     shapes: Numbers
     source_shapes: Numbers
     times: Floats | None = None
-    scores: tuple[Floats, Floats] | None = field(default=None)
 
 
 def figures(around: Surroundings, subjects: Names, rng: np.random.Generator) -> list[Figure]:
@@ -59,15 +58,18 @@ def figures(around: Surroundings, subjects: Names, rng: np.random.Generator) -> 
         "time of writing": None
         if around.times is None
         else leaks.by_standing(around.times, truth * 1.0, truth, subjects, rng),
-        "published score": None if around.scores is None else leaks.by_score(*around.scores, truth, subjects, rng),
     }
     for name, ranking in tried.items():
         if ranking is None:
-            line = Figure(measure="not run", n=0, subjects=0, note="nothing of the kind is published", **_by(name))
-            lines.append(line)
+            lines.append(_not_run(name, "pictures do not lie in files of their own on a disk"))
         else:
             lines += [line for line in linkage.figures(ranking, rng, **_by(name)) if line.measure.startswith("rank")]
+    lines.append(_not_run("published score", "this version does not try what the manifest's score columns give away"))
     return [replace(line, gallery=len(subjects)) for line in lines]
+
+
+def _not_run(name: str, why: str) -> Figure:
+    return Figure(measure="not run", n=0, subjects=0, note=why, **_by(name))
 
 
 def _by(name: str) -> Described:

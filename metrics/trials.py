@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import numpy.typing as npt
 CONFIDENCE = 0.95
 REPLICATES = 2000
 BLOCK = 2**21  # draws held at once; bounds memory
+
+Columns = TypeVar("Columns", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Trials:
             raise ValueError(f"hits and subjects must be (N,), got {self.hits.shape} and {self.subjects.shape}")
 
     def __add__(self, other: Trials) -> Trials:
-        return Trials(np.concatenate([self.hits, other.hits]), np.concatenate([self.subjects, other.subjects]))
+        return joined(self, other)
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -50,6 +53,14 @@ class Trials:
     @property
     def people(self) -> int:
         return len(np.unique(self.subjects))
+
+
+def joined(one: Columns, other: Columns) -> Columns:
+    """The rows of both: two dataclasses of a kind whose fields are all columns, an array each."""
+    names = [field.name for field in fields(one)]
+    rows = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
+    both: Columns = type(one)(**rows)
+    return both
 
 
 def as_subjects(names: Sequence[object]) -> npt.NDArray[np.str_]:

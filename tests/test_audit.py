@@ -218,6 +218,18 @@ def test_an_audit_needs_the_restricted_half_the_originals_and_the_public_half(
     assemble.assemble(Release.at(unfinished.output.uri), unfinished)
 
 
+@pytest.mark.parametrize(("count", "identity"), [(1, None), (3, None), (6, "who")])
+def test_a_release_that_is_too_small_to_attack_is_one_line(
+    tmp_path: Path, ideal: IdealGaussian, count: int, identity: str | None
+) -> None:
+    folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(count)})
+    source = listing(tmp_path / "in", [{"image": f"{i}.png", "who": "one person"} for i in range(count)])
+    small = run(settings(source, tmp_path / "out"), ideal)
+    with pytest.raises(OutputError, match="an audit needs 4 of two people or more"):
+        audit_steps.run(settings_of(small, identity=identity))
+    assert not small.audit.exists() and not small.public_audit.exists()
+
+
 @pytest.mark.parametrize("attack", ["linkage", "leaks"])
 def test_an_attack_alone_can_be_tried(release: Release, attack: str) -> None:
     audit_steps.run(settings_of(release, attacks=[attack]))

@@ -14,6 +14,7 @@ import numpy as np
 
 from metrics.attacks.linkage import Bools, Floats, Names, Numbers, detected
 from metrics.risk import Described, Figure, Trials, figure
+from metrics.trials import joined
 from metrics.worst import by_subgroup, split
 
 MOST_GROUPS = 10  # distinct numbers that still count as groups
@@ -40,8 +41,7 @@ class Read:
     seen: Bools
 
     def __add__(self, other: Self) -> Self:
-        columns = (field.name for field in fields(self))
-        return type(self)(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in columns))
+        return joined(self, other)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metrics.risk import Described, Figure, Trials, figure
+from metrics.trials import joined
 
 RANKS = (1, 5)
 NOT_DETECTED = "not detected"
@@ -46,8 +47,7 @@ class Ranking:
             raise ValueError(f"all columns of a ranking must be (N,), got {sorted(shapes)}")
 
     def __add__(self, other: Self) -> Self:
-        columns = (field.name for field in fields(self))
-        return type(self)(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in columns))
+        return joined(self, other)
 
     def __len__(self) -> int:
         return len(self.ranks)

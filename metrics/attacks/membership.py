@@ -16,6 +16,7 @@ import torch
 from metrics.attacks.linkage import Floats, Names, blocks, detected
 from metrics.curves import curve_figures
 from metrics.risk import Described, Figure
+from metrics.trials import joined
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of T, at which the denoising loss is taken
 LOWEST = -2.0  # the score of a photo that was not detected: below every (calibrated) cosine similarity
@@ -37,12 +38,7 @@ class Scores:
                 raise ValueError(f"scores and subjects must be (N,) without NaN, got {scores.shape}, {subjects.shape}")
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(
-            np.concatenate([self.members, other.members]),
-            np.concatenate([self.others, other.others]),
-            np.concatenate([self.member_subjects, other.member_subjects]),
-            np.concatenate([self.other_subjects, other.other_subjects]),
-        )
+        return joined(self, other)
 
 
 @dataclass(frozen=True)
