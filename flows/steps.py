@@ -47,7 +47,7 @@ def apart(work: Callable[[], T]) -> T:
     """What ``work`` returns, done in a thread that ends with it.
 
     OpenMP keeps a team for every thread that has computed, and once all teams together outnumber the cores it lets
-    their members sleep at each barrier instead of spinning: shards, in threads of their own, would take a tenth longer.
+    their members sleep at barriers instead of spinning. Shards have threads of their own; see docs/benchmarks.md.
     """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
