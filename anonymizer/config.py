@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -19,6 +20,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from anonymizer.errors import ConfigError
@@ -55,7 +57,14 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _kind(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError(f"must say in a few words what is on the pictures, got {value!r}")
+    return value.strip()
+
+
 Uri = Annotated[str, AfterValidator(_address)]
+Kind = Annotated[str, AfterValidator(_kind)]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 
@@ -82,6 +91,9 @@ class SourceConfig(Section):
     carry: tuple[str, ...] = Field((), description="further columns to carry into the manifest")
     where: dict[str, str] = Field({}, description="keep only rows whose column has this value (Parquet, listing)")
     fit: Literal["crop", "pad"] = Field("crop", description="crop or pad: how any other shape is made square")
+    kind: Kind | None = Field(
+        None, description="what is on the pictures, in your own words; a calibration holds for one kind"
+    )
     limits: Limits = Limits()
 
 
@@ -122,13 +134,87 @@ class ModelConfig(Section):
         return self.id if known else "a local model"
 
 
+# Where the settings stand that a calibration belongs to.
+BELONGS = {
+    "dtype": "model.dtype",
+    "sampler": "boomerang.sampler",
+    "steps": "boomerang.steps",
+    "fit": "source.fit",
+    "image": "output.image",
+    "quality": "output.quality",
+    "size": "output.size",
+    "kind": "source.kind",
+}
+
+
+class BelongsTo(Section):
+    """What a calibration holds for: all that changes pixels but the level, and what is on the pictures.
+
+    ``model`` is the public name; ``model_digest`` is what counts.
+    """
+
+    model_digest: str
+    model: str
+    dtype: str
+    sampler: str
+    steps: int | None
+    fit: str
+    image: str
+    quality: int
+    size: str
+    kind: str
+
+    @classmethod
+    def of(cls, config: RunConfig, model_digest: str) -> BelongsTo:
+        """What a calibration with these settings will belong to. ConfigError without ``source.kind``."""
+        if config.source.kind is None:
+            raise ConfigError(
+                "source.kind: missing: say in a few words what is on the pictures (--set source.kind='faces of "
+                "adults'): a calibration holds for one kind"
+            )
+        here = {name: setting(config, key) for name, key in BELONGS.items()}
+        return cls(model_digest=model_digest, model=config.model.public_name, **here)
+
+    def differences(self, config: RunConfig) -> list[str]:
+        """What forbids the calibration to these settings, a line for each; the model's digest is not among them."""
+        found = []
+        for name, key in BELONGS.items():
+            was, now = getattr(self, name), setting(config, key)
+            said = "null" if was is None else _shown(was)
+            if name == "kind" and now is None:
+                found.append(f"{key}: missing: the calibration is for {said}: set it to that if it is true here")
+            elif was != now:
+                got = "null" if now is None else _shown(now)
+                found.append(f"{key}: the calibration was made with {said}, not {got}: use that, or calibrate anew")
+        return found
+
+
+class Chosen(Section):
+    """How ``boomerang.level`` was chosen from a calibration: a record that the program makes, and no setting."""
+
+    level: float
+    calibration: str = Field(description="SHA-256 of the calibration's file; where that lay is not kept")
+    max_risk: float = Field(description="the risk above chance that was to be kept")
+    attacks: tuple[str, ...] = Field(description="what this is about")
+    choosing_high: float = Field(description="highest upper bound of these attacks, in the half that chose")
+    confirming_value: float = Field(description="highest risk of these attacks, in the half that confirmed")
+    confirming_high: float = Field(description="and the highest upper bound there")
+    belongs_to: BelongsTo
+
+    def __str__(self) -> str:
+        return f"chosen from a calibration for a risk of at most {self.max_risk:g} ({', '.join(self.attacks)})"
+
+
 class BoomerangConfig(Section):
     """The anonymity level and the sampler of the reverse half."""
 
-    level: Float = Field(0.6, description="share of the training schedule, in (0, 1]")
+    level: Float = Field(
+        0.6, description="share of the training schedule, in (0, 1]; or a rule, {calibration, max_risk, attacks}"
+    )
     sampler: Sampler = Field("sde-dpm++", description="ddpm (the paper's), ddim, dpm++, sde-dpm++ or unipc")
     steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; null: every step")
     samples: Int = Field(1, description="outputs for each original; a release takes 1 only")
+    chosen: Chosen | None = None
 
     @field_validator("level")
     @classmethod
@@ -186,12 +272,26 @@ class RunConfig(Section):
             raise ValueError(KEY_ENV)
         return value
 
+    @model_validator(mode="after")
+    def _choice_stands(self) -> RunConfig:
+        """A level that was chosen is used with what its calibration belongs to, and is not another one by now."""
+        if (chosen := self.boomerang.chosen) is not None:
+            problems = chosen.belongs_to.differences(self)
+            if chosen.level != self.boomerang.level:
+                problems.append(
+                    f"boomerang.level: is {self.boomerang.level:g}, and boomerang.chosen says that a calibration gave "
+                    f"{chosen.level:g}: set boomerang.chosen=null to choose a level by hand"
+                )
+            if problems:
+                raise ValueError("; ".join(problems))
+        return self
+
     def fingerprint(self, model_digest: str) -> str:
         """SHA-256 (hex) of what changes pixels: model weights, Boomerang settings, fit, and the output's encoding."""
         what = {
             "model": model_digest,
             "dtype": self.model.dtype,
-            "boomerang": self.boomerang.model_dump(),
+            "boomerang": self.boomerang.model_dump(exclude={"chosen"}),
             "fit": self.source.fit,
             "output": self.output.model_dump(include={"image", "quality", "size"}),
         }
@@ -200,11 +300,12 @@ class RunConfig(Section):
 
 Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
+Baseline = Literal["round-trip", "blur", "pixelation", "global", "unrelated"]
 
-class AuditConfig(Section):
-    """What an audit of one release tries, and with what at hand. Nothing here goes into ``public/``."""
 
-    release: Uri = Field(description="the release, with its restricted half")
+class Attackers(Section):
+    """What attackers have, and how hard they try. Nothing here goes into ``public/``."""
+
     identity: str | None = Field(
         None, description="what tells people apart in the source: 'folder', or a column; none: each record is a person"
     )
@@ -212,8 +313,6 @@ class AuditConfig(Section):
     others: SourceConfig | None = Field(None, description="other photos of the same people; its label names the person")
     outsiders: SourceConfig | None = Field(None, description="photos of people who are not in the release")
     training: SourceConfig | None = Field(None, description="pictures that the diffusion model was trained on")
-    attacks: tuple[Attack, ...] = Field(get_args(Attack), description="attacks to try")
-    skip: tuple[Attack, ...] = Field((), description="attacks to leave out")
     features: tuple[str, ...] = Field(
         ("pixels", "lpips", "clip", "imagenet", "dlib"),
         description="what pictures are compared by: these, or arcface:FILE.onnx",
@@ -223,6 +322,62 @@ class AuditConfig(Section):
     outputs: int = Field(8, ge=1, le=16, description="outputs of one original that an attacker may see")
     averaged: int = Field(40, ge=1, description="originals for which he sees that many")
     device: str = "auto"
+
+
+class AuditConfig(Attackers):
+    """What an audit of one release tries, and with what at hand."""
+
+    release: Uri = Field(description="the release, with its restricted half")
+    attacks: tuple[Attack, ...] = Field(get_args(Attack), description="attacks to try")
+    skip: tuple[Attack, ...] = Field((), description="attacks to leave out")
+    baselines: tuple[Baseline, ...] = Field(
+        (), description="what to attack besides: round-trip, blur, pixelation, global, unrelated"
+    )
+
+
+MOST_LEVELS = 100
+
+
+def _levels(value: Any) -> Any:
+    """``.1:.9:.1`` (first, last, step) or ``.2,.4,.6`` as numbers."""
+    if not isinstance(value, str):
+        return value
+    try:
+        numbers = [float(part) for part in value.replace(":", ",").split(",")]
+        if ":" not in value:
+            return numbers
+        first, last, step = numbers
+        count = int((last - first) / step + 1e-6) + 1
+        if not 0 < count <= MOST_LEVELS:
+            raise ValueError
+        return [round(first + i * step, 6) for i in range(count)]
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f"must be FIRST:LAST:STEP, as in .1:.9:.1, or numbers with commas, got {value!r}") from None
+
+
+class CalibrationConfig(Attackers):
+    """What a calibration measures: the levels of a run's settings, on a sample of its source."""
+
+    run: RunConfig
+    levels: Annotated[tuple[Float, ...], BeforeValidator(_levels)] = Field(
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="levels to measure: FIRST:LAST:STEP, or a list"
+    )
+    attacks: tuple[Attack, ...] = Field(("linkage", "reidentification", "parrot"), description="attacks to try")
+    folder: Uri = Field("calibration", description="where calibration.json, its tables and plots go")
+
+    @field_validator("levels")
+    @classmethod
+    def _within(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or len(set(value)) < len(value) or not all(0 < level <= 1 for level in value):
+            raise ValueError(f"must be different numbers in (0, 1], got {', '.join(f'{x:g}' for x in value) or 'none'}")
+        return tuple(sorted(value))
+
+    @field_validator("attacks")
+    @classmethod
+    def _on_pictures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or "leaks" in value:
+            raise ValueError("must name attacks on pictures: leaks are looked for in a release, by `anonymizer audit`")
+        return value
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
@@ -263,7 +418,10 @@ def dump(config: RunConfig) -> str:
 
 
 def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
-    """The configuration of a run from nested mappings, changed as in ``build_as``."""
+    """The configuration of a run from nested mappings, changed as in ``build_as``.
+
+    A ``boomerang.level`` that is a mapping has become a number, with the record of how; see ``calibration.settle``.
+    """
     return build_as(RunConfig, tree, overrides, given)
 
 
@@ -288,6 +446,10 @@ def build_as(
         tree = _plain(tree)
         for name, value in changes.items():
             _put(tree, name, value)
+        if kind is RunConfig:
+            from anonymizer.calibration import settle  # which knows configurations itself
+
+            tree = settle(tree)
         return kind.model_validate(tree)
     except RecursionError:
         raise ConfigError("config: holds itself: write the values out instead of using an anchor") from None
@@ -340,7 +502,7 @@ def _line(item: Any, kind: type[BaseModel]) -> str:
         return f"{name} {KEY_ENV}"
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return f"{name} {text}"
+        return f"{name} {text}".lstrip()
     got = _shown(item["input"])
     if item["type"] == "model_type":
         return f"{name}: is a section, got {got}: {_inside(where, item['input'], kind)}"
@@ -361,8 +523,8 @@ def _shown(value: Any) -> str:
 
 def _inside(where: Sequence[str], value: Any, kind: type[BaseModel]) -> str:
     """What to write instead of a value that stands where a section belongs."""
-    fields, name = _section(where, kind).model_fields, ".".join(where)
-    key = next(iter(fields))
+    fields, name = _settings(_section(where, kind)), ".".join(where)
+    key = fields[0]
     if isinstance(value, str) and key in ("uri", "id"):
         return f"write {name}.{key}: {value if _shown(value) == repr(value) else '...'}"
     return f"its keys are {', '.join(fields)}"
@@ -384,7 +546,7 @@ def _nearest(where: Sequence[str], kind: type[BaseModel]) -> str:
     At the top, where a section may have been forgotten, all keys are compared.
     """
     *sections, key = where
-    beside = sorted(_section(sections, kind).model_fields)
+    beside = sorted(_settings(_section(sections, kind)))
     leaves: dict[str, list[str]] = {}
     for known in known_keys(kind):
         leaves.setdefault(known.split(".")[-1], []).append(known)
@@ -412,10 +574,20 @@ def _sections(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
     return {name: a for name, some in of.items() for a in some if isinstance(a, type) and issubclass(a, BaseModel)}
 
 
+def _settings(kind: type[BaseModel]) -> list[str]:
+    """The names in a section, without the record of a choice, which nobody sets."""
+    return [name for name in kind.model_fields if _sections(kind).get(name) is not Chosen]
+
+
+def setting(config: RunConfig, name: str) -> Any:
+    """The value of ``section.key``."""
+    return reduce(getattr, name.split("."), config)
+
+
 def known_keys(kind: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings."""
     sections = _sections(kind)
-    for name in kind.model_fields:
+    for name in _settings(kind):
         if name in sections:
             yield from known_keys(sections[name], f"{prefix}{name}.")
         else:

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -49,10 +48,14 @@ class Plan:
 
 
 def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:
-    """The plan of a run. ConfigError for a level so low that it would release the originals."""
+    """The plan of a run.
+
+    ConfigError for a level so low that it would release the originals, or chosen for another model.
+    """
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     t_boom = boomerang.t_boom(config.boomerang.level)
     _refuse_too_low(config.boomerang.level, boomerang, t_boom)
+    _refuse_another_model(config, backbone)
     return Plan(
         source=str(Place.of(config.source.uri)),
         output=config.output.uri,
@@ -79,6 +82,16 @@ def _refuse_too_low(level: float, boomerang: Boomerang, t_boom: int) -> None:
         raise ConfigError(
             f"boomerang.level: {level:g} adds next to no noise with this model (t_boom {t_boom} of {T}, log-SNR "
             f"{log_snr:+.1f}) and would release the originals: choose {math.ceil(lowest * 1000) / 1000:g} or more"
+        )
+
+
+def _refuse_another_model(config: RunConfig, backbone: Backbone) -> None:
+    chosen = config.boomerang.chosen
+    if chosen is not None and chosen.belongs_to.model_digest != backbone.digest:
+        raise ConfigError(
+            f"model.id: the calibration was made with {chosen.belongs_to.model!r} (SHA-256 "
+            f"{chosen.belongs_to.model_digest[:12]!r}), not {config.model.public_name!r} ({backbone.digest[:12]!r}): "
+            "use that, or calibrate anew"
         )
 
 
@@ -177,18 +190,16 @@ def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: R
         )
     begun = configuration.build(configuration.parse(release.config.read().decode(), "restricted/config.yaml"))
     for name in configuration.known_keys():
-        was, now = _value(begun, name), _value(config, name)
+        was, now = configuration.setting(begun, name), configuration.setting(config, name)
         if was != now and not name.startswith(FREE):
             raise OutputError(f"{output}: was begun with {name} {_shown(was)}, not {_shown(now)}: {FINISH}")
+    if begun.boomerang.chosen != config.boomerang.chosen:
+        raise OutputError(f"{output}: was begun with boomerang.level chosen in another way: {FINISH}")
     if asked.source != plan.source:
         raise OutputError(f"{output}: was begun with another source.uri: {FINISH}")
     if asked.fingerprint != plan.fingerprint:
         raise OutputError(f"{output}: was begun with another model than {config.model.id!r}: {FINISH}")
     return plan
-
-
-def _value(config: RunConfig, name: str) -> Any:
-    return reduce(getattr, name.split("."), config)
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from anonymizer import preflight
-from anonymizer.config import RunConfig
+from anonymizer.config import RunConfig, build
 from anonymizer.errors import ShardError
 from flows import steps
 from flows.progress import watcher
@@ -33,8 +33,9 @@ def release(config: dict[str, Any]) -> dict[str, Any]:
     Prefect sees the configuration, shard numbers and counts. It never sees a picture, an id or a key.
     """
     tag_run(TAGS)
-    with preflight.alone(RunConfig.model_validate(config)):
-        return _release(config)
+    settled = build(config)  # a level that a calibration chooses is chosen once, and every task sees the number
+    with preflight.alone(settled):
+        return _release(settled.model_dump(mode="json"))
 
 
 def _release(config: dict[str, Any]) -> dict[str, Any]:

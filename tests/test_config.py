@@ -237,7 +237,7 @@ NOT_PIXELS = {
     "source.limits.max_pixels": 1, "source.limits.max_frames": 1, "output.uri": "x", "output.format": "parquet",
     "output.public_scores": "none", "model.id": "x", "model.revision": "x", "model.device": "cpu",
     "model.allow_pickle": True, "metrics.clip": "none", "metrics.lpips": "none", "run.shard_size": 1,
-    "run.batch_size": 1, "run.threads": 1, "run.retries": 0, "key_env": "OTHER",
+    "run.batch_size": 1, "run.threads": 1, "run.retries": 0, "key_env": "OTHER", "source.kind": "x",
 }  # fmt: skip
 
 

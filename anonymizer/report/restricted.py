@@ -71,7 +71,7 @@ def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: S
             started=day(found.started) if found.started else "",
             settings=[
                 *settings(plan, config, config.model.id, found.models, size),
-                *_more(plan, summary, found.versions),
+                *_more(plan, config, summary, found.versions),
             ],
             closest=[(SCORES[name], pairs(group)) for name, group in closest.items()],
             sample=pairs(sample),
@@ -95,12 +95,14 @@ def _pair(row: Row, originals: Mapping[str, Shown | str], outputs: Mapping[str, 
     )
 
 
-def _more(plan: Plan, summary: Summary, versions: Sequence[str]) -> list[Fact]:
+def _more(plan: Plan, config: RunConfig, summary: Summary, versions: Sequence[str]) -> list[Fact]:
     """What only the custodian is told."""
     kept = Fact("Key", "set", "who holds it can replay the run")
     lost = Fact("Key", "thrown away", "nobody can replay the run")
     each = f"; {summary.seconds / summary.released:.2g} s for each picture" if summary.released else ""
+    chosen = config.boomerang.chosen
     return [
+        *([Fact("Choice of level", f"{chosen.level:g}", str(chosen))] if chosen else []),
         kept if plan.key_check else lost,
         Fact("Work", f"{summary.seconds:,.0f} s", f"of sampling and scoring{each}"),
         Fact("Shards", f"{summary.shards:,}", f"of up to {plan.shard_size:,} records"),
