@@ -26,6 +26,7 @@ from metrics.risk import (
     too_few,
     wilson,
 )
+from metrics.trials import few_people
 
 FPRS = (0.01, 0.001)
 
@@ -36,10 +37,11 @@ Names = npt.NDArray[np.str_]
 def auc(members: Floats, others: Floats, members_of: Names | None = None, others_of: Names | None = None) -> Estimate:
     """The chance that a member scores above another, ties half (Mann and Whitney), from scores (N,) and (M,).
 
-    The interval is DeLong's (1988) on the logit scale; ``members_of`` and ``others_of`` name whose each score is, and
-    then whole persons vary, who may be on both sides (Obuchowski 1997). Where the two do not overlap at all there is no
-    variance, and the smaller side's people are counted by the rule of three. Raises ValueError for scores that are
-    not finite, or fewer than two people on a side.
+    The interval is DeLong's (1988) on the logit scale, with Student's t for the people of the smaller side;
+    ``members_of`` and ``others_of`` name whose each score is, and then whole persons vary, who may be on both sides
+    (Obuchowski 1997). Where the two do not overlap at all there is no variance, and the smaller side's people are
+    counted by the rule of three; where they hardly do, no bound says more than that. Raises ValueError for scores that
+    are not finite, or fewer than two people on a side.
     """
     of_members, of_others = _names(members, members_of, "member"), _names(others, others_of, "other")
     above = _placements(
@@ -52,12 +54,12 @@ def auc(members: Floats, others: Floats, members_of: Names | None = None, others
     names = np.unique(np.concatenate([of_members, of_others]))
     by_person = _deviations(above, of_members, names) + _deviations(below, of_others, names)  # (S,)
     deviation = math.sqrt(float((by_person**2).sum()))
+    margin = rule_of_three(people)
     if deviation < 1e-12:
-        margin = rule_of_three(people)
         return Estimate(value, max(0.0, value - margin), min(1.0, value + margin))
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    centre, half = math.log(value / (1 - value)), z * deviation / (value * (1 - value))
-    return Estimate(value, _logistic(centre - half), _logistic(centre + half))
+    t = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * few_people(people)
+    centre, half = math.log(value / (1 - value)), t * deviation / (value * (1 - value))
+    return Estimate(value, min(1 - margin, _logistic(centre - half)), max(margin, _logistic(centre + half)))
 
 
 def threshold_at(others: Floats, fpr: float) -> float:
@@ -92,7 +94,7 @@ def auc_figure(
     others_of: Names | None = None,
     **described: Unpack[Described],
 ) -> Figure:
-    """The AUC as a line of an audit; ``n`` and ``subjects`` count both sides, each of which must have ``FEWEST``."""
+    """The AUC as a line of an audit; ``n`` and ``subjects`` count both sides, each of which must suffice."""
     sides = _trials(members, members_of, "member"), _trials(others, others_of, "other")
     n, subjects = len(members) + len(others), (sides[0] + sides[1]).people
     empty = Figure(measure="AUC", chance=0.5, n=n, subjects=subjects, **described)

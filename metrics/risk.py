@@ -41,7 +41,8 @@ __all__ = [
     "wilson",
 ]
 
-FEWEST = 20  # trials, and people, below which no figure is given
+FEWEST = 20  # trials below which no figure is given
+FEWEST_PEOPLE = 10  # and people; see docs/decisions/007-few-people.md
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Figure:
     gallery: int | None = None  # candidates that the attacker chooses from
     outputs: int = 1  # of one original that the attacker sees
     subgroup: str | None = None  # "gender = 1"; none: everybody
+    baseline: str | None = None  # what made the pictures that were attacked, where it was not the release
     note: str | None = None
 
 
@@ -135,8 +137,8 @@ def figure(
 ) -> Figure:
     """One line of an audit from an attack's trials and, where there are any, its control's.
 
-    What rests on fewer than ``FEWEST`` trials or people has no value and a note instead; so has the risk above a
-    control that always hits. A count of zero is noted with the bound that it allows.
+    What rests on fewer than ``FEWEST`` trials or ``FEWEST_PEOPLE`` has no value and a note instead; so has the risk
+    above a control that always hits. A count of zero is noted with the bound that it allows.
     """
     empty = Figure(measure=measure, chance=chance, n=len(trials), subjects=trials.people, **described)
     if few := too_few(trials):
@@ -160,9 +162,10 @@ def figure(
 
 def too_few(trials: Trials) -> str | None:
     """Says why no figure may rest on these trials; None where they suffice."""
-    if min(len(trials), trials.people) >= FEWEST:
+    if len(trials) >= FEWEST and trials.people >= FEWEST_PEOPLE:
         return None
-    return f"too few: {len(trials)} trials of {trials.people} people, at least {FEWEST} are needed"
+    needed = f"at least {FEWEST} trials of {FEWEST_PEOPLE} people are needed"
+    return f"too few: {len(trials)} trials of {trials.people} people, {needed}"
 
 
 def noted(line: Figure, note: str) -> Figure:

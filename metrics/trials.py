@@ -1,6 +1,7 @@
 """Trials of an attack, and the interval that their number and the people behind them allow for its rate.
 
-Wilson (1927) for plain rates, a bootstrap over persons where one person is several trials.
+Wilson (1927) for plain rates, a bootstrap over persons where one person is several trials. How often the intervals
+cover the truth where persons are few: docs/decisions/007-few-people.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 REPLICATES = 2000
@@ -94,10 +96,12 @@ def cluster_bootstrap(
 ) -> Interval:
     """For trials that come several to a person: persons are drawn again with replacement, percentiles taken.
 
-    Percentiles alone are too narrow where hits are rare or persons alike, so the result covers Wilson's interval at
-    the effective number of trials too, which the replicates' variance tells (as Korn and Graubard 1998 do with Clopper
-    and Pearson's). Where all trials hit or none does there is no variance, and persons, not trials, are counted by the
-    rule of three. One person says nothing about others: [0, 1]. Raises ValueError without a trial.
+    Percentiles alone are too narrow where hits are rare or persons few or alike, so the result covers Wilson's interval
+    at the effective number of trials too. That is what the variance between persons tells, times ``(z / t)^2``, t of
+    Student with one degree of freedom less than persons (as Korn and Graubard 1998 do with Clopper and Pearson's).
+    Where all trials hit or none does there is no variance, and persons, not trials, are counted by the rule of three;
+    one hit more says no more than that: an upper bound is never below it, nor a lower one above its counterpart. One
+    person says nothing about others: [0, 1]. Raises ValueError without a trial.
     """
     if not len(trials):
         raise ValueError("trials must not be empty: an interval needs at least one")
@@ -105,15 +109,27 @@ def cluster_bootstrap(
     people, share = len(counts), trials.rate
     if people == 1:
         return Interval(0.0, 1.0)
+    margin = rule_of_three(people, confidence)
     if share in (0.0, 1.0):
-        margin = rule_of_three(people, confidence)
         return Interval(0.0, margin) if share == 0 else Interval(1 - margin, 1.0)
     rates = _resampled(hits, counts, rng, replicates)
     low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    variance = float(rates.var())
-    effective = min(len(trials), share * (1 - share) / variance) if variance else len(trials)
+    variance = float(rates.var()) * people / (people - 1)
+    fewer = few_people(people, confidence) ** -2
+    effective = min(len(trials), share * (1 - share) / variance * fewer) if variance else len(trials)
     score = _wilson(share, effective, confidence)
-    return Interval(min(float(low), score.low), max(float(high), score.high))
+    return Interval(min(float(low), score.low, 1 - margin), max(float(high), score.high, margin))
+
+
+def few_people(people: int, confidence: float = CONFIDENCE) -> float:
+    """How much wider an interval is because its variance was told from few persons: Student's t over the normal's z.
+
+    With ``people - 1`` degrees of freedom, 1.15 for 10 persons. Raises ValueError for fewer than two.
+    """
+    if people < 2:
+        raise ValueError(f"people must be two or more to vary, got {people}")
+    at = (1 + confidence) / 2
+    return float(stdtrit(people - 1, at)) / NormalDist().inv_cdf(at)
 
 
 def _by_subject(trials: Trials) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -38,13 +38,13 @@ def test_auc_turns_round_when_the_sides_change_places(members: np.ndarray, other
     assert (back.value, back.low, back.high) == pytest.approx((1 - there.value, 1 - there.high, 1 - there.low))
 
 
-def test_the_interval_is_delongs_on_the_logit_scale() -> None:
+def test_the_interval_is_delongs_on_the_logit_scale_with_students_t() -> None:
     """The variance from its definition: of the structural components of each side (DeLong 1988, eq. 4 to 6)."""
     members, others = rng(1).normal(0.8, 1, 37), rng(2).normal(0, 1, 53)
     wins = (members[:, None] > others[None]).astype(float)
     variance = wins.mean(1).var(ddof=1) / 37 + wins.mean(0).var(ddof=1) / 53
     value = wins.mean()
-    half = 1.959964 * math.sqrt(variance) / (value * (1 - value))
+    half = stats.t.ppf(0.975, 36) * math.sqrt(variance) / (value * (1 - value))
     found, centre = auc(members, others), math.log(value / (1 - value))
     expected = [1 / (1 + math.exp(-(centre + side))) for side in (-half, half)]
     assert (found.low, found.high) == pytest.approx(expected, abs=1e-6)
@@ -64,6 +64,19 @@ def test_the_auc_interval_covers_the_truth_where_people_have_several_pictures_on
         found = auc(own + source.normal(size=200), own + source.normal(size=200), *[np.repeat(people, 5)] * 2)
         covered.append(found.low <= 0.5 <= found.high)
     assert np.mean(covered) > 0.92
+
+
+@pytest.mark.parametrize("others", [10, 100])
+@pytest.mark.parametrize("shift", [0.7, 3.0])
+def test_the_auc_interval_covers_the_truth_with_ten_people_on_a_side(shift: float, others: int) -> None:
+    """Five scores a person, who differ as much as their scores do."""
+    source, truth, covered = rng(others + round(shift)), stats.norm.cdf(shift / 2), []
+    names = [np.repeat(np.arange(n), 5).astype(np.str_) for n in (10, others)]
+    for _ in range(400):
+        members, strangers = (np.repeat(source.normal(size=n), 5) + source.normal(size=5 * n) for n in (10, others))
+        found = auc(members + shift, strangers, *names)
+        covered.append(found.low <= truth <= found.high)
+    assert np.mean(covered) > 0.93
 
 
 def test_copies_of_a_persons_scores_add_no_certainty() -> None:
@@ -163,8 +176,8 @@ def test_curves_of_too_few_members_say_so_instead_of_appearing() -> None:
 
 
 def test_people_are_counted_not_pictures() -> None:
-    members_of = np.repeat(np.arange(10), 5).astype(np.str_)
-    area, rate = curve_figures(np.arange(50.0), np.arange(200.0), rng(), members_of, fprs=[0.01], **MEMBERSHIP)
-    assert area.value is None and rate.value is None and rate.subjects == 10
+    members_of = np.repeat(np.arange(9), 5).astype(np.str_)
+    area, rate = curve_figures(np.arange(45.0), np.arange(200.0), rng(), members_of, fprs=[0.01], **MEMBERSHIP)
+    assert area.value is None and rate.value is None and rate.subjects == 9
     with pytest.raises(ValueError, match="names"):
         auc(np.arange(50.0), np.arange(200.0), members_of[:3])

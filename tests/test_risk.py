@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from metrics.risk import Described, Figure, Trials, as_subjects, figure, risk
-from metrics.trials import cluster_bootstrap, interval, rule_of_three, wilson
+from metrics.trials import cluster_bootstrap, few_people, interval, rule_of_three, wilson
 
 LINKAGE = Described(attack="linkage", attacker="unaware", feature="pixels")
 
 
-def rng(seed: int = 0) -> np.random.Generator:
+def rng(seed: int | list[int] = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
@@ -126,6 +126,57 @@ def test_the_bootstrap_covers_the_truth_as_often_as_it_says(rate: float) -> None
     assert covered / rounds > 0.93
 
 
+@pytest.mark.parametrize("each", [2, 10])
+@pytest.mark.parametrize(("people", "rate"), [(10, 0.1), (10, 0.3), (10, 0.7), (15, 0.1), (30, 0.03)])
+def test_the_bootstrap_covers_the_truth_with_few_people_who_differ_strongly(
+    people: int, rate: float, each: int
+) -> None:
+    """Rates of their own by a beta with a sum of 1; 0.93 less what 400 rounds may miss by luck, and the upper side."""
+    source, covered, above, rounds = rng([people, each, round(100 * rate)]), 0, 0, 400
+    subjects = as_subjects(np.repeat(np.arange(people), each))
+    for _ in range(rounds):
+        own = source.beta(rate, 1 - rate, people)
+        some = Trials(source.random(people * each) < np.repeat(own, each), subjects)
+        found = cluster_bootstrap(some, source, replicates=200)
+        covered += found.low <= rate <= found.high
+        above += rate > found.high
+    assert covered / rounds > 0.93 - 0.01 and above / rounds < 0.06
+
+
+@pytest.mark.parametrize("people", [10, 15])
+def test_risk_covers_the_truth_with_few_people(people: int) -> None:
+    source, covered, rounds, truth = rng(people), 0, 200, (0.3 - 0.1) / 0.9
+    subjects = as_subjects(np.repeat(np.arange(people), 5))
+
+    def tried(rate: float) -> Trials:
+        own = source.beta(rate, 1 - rate, people)
+        return Trials(source.random(people * 5) < np.repeat(own, 5), subjects)
+
+    for _ in range(rounds):
+        found = risk(tried(0.3), tried(0.1), source)
+        assert found is not None
+        covered += found.low <= truth <= found.high
+    assert covered / rounds > 0.93
+
+
+@given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 3))
+def test_a_hit_more_never_promises_less_than_none(people: int, each: int, hits: int) -> None:
+    """The first hits must not lower the upper bound below the rule of three, nor the first misses raise the lower."""
+    hits = min(hits, people * each)
+    none, few = (cluster_bootstrap(trials(h, people * each, each), rng(), 200) for h in (0, hits))
+    every, most = (
+        cluster_bootstrap(trials(h, people * each, each), rng(), 200) for h in (people * each, people * each - hits)
+    )
+    assert few.high >= none.high and most.low <= every.low
+
+
+@pytest.mark.parametrize(("people", "t"), [(2, 12.7062), (10, 2.2622), (31, 2.0423)])
+def test_few_people_widen_by_students_t(people: int, t: float) -> None:
+    assert few_people(people) == pytest.approx(t / 1.959964, abs=1e-4)
+    with pytest.raises(ValueError, match="got 1"):
+        few_people(1)
+
+
 def test_risk_is_the_part_that_the_control_leaves() -> None:
     """Half against a quarter, solved by hand; the error as anonymeter propagates it, with Wilson's halves."""
     found = risk(trials(50, 100), trials(25, 100), rng())
@@ -184,19 +235,19 @@ def test_a_figure_holds_rate_control_chance_and_risk() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("n", "each"), [(19, 1), (190, 10), (0, 1)])
+@pytest.mark.parametrize(("n", "each"), [(19, 1), (90, 10), (0, 1)])
 def test_a_figure_of_too_few_says_so_instead_of_appearing(n: int, each: int) -> None:
     few = trials(n // 2, n, each)
     line = figure(few, rng(), measure="rank-1", control=trials(5, 100), chance=0.1, **LINKAGE)
     assert line.value is line.low is line.high is line.control is line.risk is None
-    assert line.note == f"too few: {n} trials of {n // each} people, at least 20 are needed"
+    assert line.note == f"too few: {n} trials of {n // each} people, at least 20 trials of 10 people are needed"
     assert (line.n, line.subjects, line.chance) == (n, n // each, 0.1)
 
 
 def test_a_control_of_too_few_leaves_the_rate_without_a_risk() -> None:
     line = figure(trials(50, 100), rng(), measure="rank-1", control=trials(1, 5), **LINKAGE)
     assert line.value == 0.5 and line.control is line.risk is None
-    assert line.note == "control: too few: 5 trials of 5 people, at least 20 are needed"
+    assert line.note == "control: too few: 5 trials of 5 people, at least 20 trials of 10 people are needed"
 
 
 def test_a_count_of_zero_is_noted_with_what_it_allows() -> None:

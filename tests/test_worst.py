@@ -57,7 +57,7 @@ def test_each_subgroup_has_its_rate_and_a_planted_one_is_noted_as_worst() -> Non
     some, names = grouped(old=(30, 60), young=(6, 200), few=(5, 9))
     few, old, young = by_subgroup(some, names, rng(), column="age", measure="rank-1", **LINKAGE)
     assert [one.subgroup for one in (few, old, young)] == ["age = few", "age = old", "age = young"]
-    assert few.value is None and few.note == "too few: 9 trials of 9 people, at least 20 are needed"
+    assert few.value is None and few.note == "too few: 9 trials of 9 people, at least 20 trials of 10 people are needed"
     assert (old.value, old.high) == (0.5, wilson(30, 60).high) and young.note is None
     assert old.note == f"of 2 subgroups the one that could be worst: at most {wilson(30, 60).high:.1%}"
 
