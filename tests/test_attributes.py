@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metrics.attacks import attributes
-from metrics.attacks.attributes import deal, groups, read
+from metrics.attacks.attributes import deal, groups, groups_or_unknown, read
 from metrics.risk import as_subjects
 
 RNG = np.random.default_rng
@@ -107,6 +107,15 @@ def test_every_number_lies_in_the_group_that_it_is_put_in(values: list[int]) -> 
 def test_a_missing_value_is_an_error(values: list[object]) -> None:
     with pytest.raises(ValueError, match="leave its rows out"):
         groups(values)
+
+
+def test_missing_values_are_unknown_and_leave_the_others_bins_alone() -> None:
+    ages = [*range(20, 60), None, float("nan")]
+    found = groups_or_unknown(ages)
+    assert found[:40].tolist() == groups(range(20, 60)).tolist() and found[40:].tolist() == ["unknown"] * 2
+    assert groups_or_unknown(["f", None, "m"]).tolist() == ["f", "unknown", "m"]
+    assert groups_or_unknown([None, None]).tolist() == ["unknown"] * 2
+    assert groups_or_unknown([1, 0]).tolist() == groups([1, 0]).tolist()
 
 
 def test_columns_of_different_length_are_an_error() -> None:

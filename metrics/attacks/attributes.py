@@ -20,6 +20,7 @@ from metrics.worst import by_subgroup, split
 MOST_GROUPS = 10  # distinct numbers that still count as groups
 BINS = 4
 FOLDS = 5
+UNKNOWN = "unknown"  # the group of those whose value is missing
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ def groups(values: Sequence[Any], most: int = MOST_GROUPS, bins: int = BINS) -> 
     return np.array([spans[p] for p in place], dtype=np.str_)
 
 
+def groups_or_unknown(values: Sequence[Any]) -> Names:
+    """As ``groups``, (N,), of a column in which values may be missing (None or NaN): those are ``unknown``.
+
+    Missing values do not keep numbers from being cut into bins, and take no part in it.
+    """
+    known = [value is not None and value == value for value in values]
+    labels = iter(groups([value for value, k in zip(values, known, strict=True) if k]).tolist() if any(known) else [])
+    return np.array([next(labels) if k else UNKNOWN for k in known], dtype=np.str_)
+
+
 def read(
     originals: Floats,
     outputs: Floats,
@@ -109,7 +120,7 @@ def read(
             ("unaware_control", originals, outputs, dealt),
             ("trained_control", outputs, outputs, dealt),
         ):
-            found[name][test] = _predict(source[train], taught[train], target[test])
+            found[name][test] = predict(source[train], taught[train], target[test])
     return Read(labels=labels, subjects=subjects, seen=detected(outputs), **found)
 
 
@@ -122,7 +133,7 @@ def deal(labels: Names, subjects: Names, rng: np.random.Generator) -> Names:
     return labels[row]
 
 
-def _predict(known: Floats, labels: Names, asked: Floats) -> Names:
+def predict(known: Floats, labels: Names, asked: Floats) -> Names:
     """Fit on rows that hold an embedding; with nothing to learn or to look at, the most frequent label."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
