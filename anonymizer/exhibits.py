@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from anonymizer.sources import open_source
 class Photos:
     """Pictures (N, 3, S, S) float32 in [-1, 1], what the source calls them, their encoded sizes in bytes, and shapes.
 
-    ``labels`` say who or what is on them where the source was asked for it; ``columns`` hold further values.
+    ``labels`` say who or what is on them where the source was asked for it; ``columns`` hold further values;
+    ``digests`` are SHA-256 of the encoded bytes.
     """
 
     pictures: torch.Tensor
@@ -34,9 +37,19 @@ class Photos:
     columns: Sequence[Mapping[str, object]]
     sizes: Sequence[int]
     shapes: Sequence[tuple[int, int]]  # width and height of what a picture shows of its file
+    digests: Sequence[bytes]
 
     def __len__(self) -> int:
         return len(self.record_ids)
+
+    def where(self, kept: Sequence[bool]) -> Photos:
+        """Those that are kept, in their order."""
+        rows: dict[str, Any] = {
+            field.name: list(compress(getattr(self, field.name), kept))
+            for field in fields(self)
+            if field.name != "pictures"
+        }
+        return Photos(pictures=self.pictures[torch.tensor(kept, dtype=torch.bool)], **rows)
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,43 @@ def photos(source: SourceConfig, size: int, most: int, rng: np.random.Generator)
     return found
 
 
+@dataclass(frozen=True)
+class Outsiders:
+    """Photos that are in fact of others, and how many were left out: the same pictures, then further ones of people."""
+
+    photos: Photos
+    same_picture: int
+    same_person: int
+
+    @property
+    def note(self) -> str | None:
+        """What was left out, in words; none where nothing was."""
+        if not self.same_picture + self.same_person:
+            return None
+        return (
+            f"outsiders: {self.same_picture} left out that are originals of the release, and {self.same_person} that "
+            "show its people"
+        )
+
+
+def outsiders(photos: Photos, insiders: Photos, *, identified: bool) -> Outsiders:
+    """Leave out of ``photos`` what is among ``insiders``, the originals of a release, and so is no outsider.
+
+    A picture is the same if its encoded bytes are, or all its pixels; one that was saved again, or cropped, is not
+    recognised. Where ``identified``, labels say who is shown on either side, and the release's people are left out too.
+    """
+    digests, people = set(insiders.digests), {name for name in insiders.labels if identified and name is not None}
+    pixels = {_pixels(picture) for picture in insiders.pictures}
+    same = [d in digests or _pixels(p) in pixels for d, p in zip(photos.digests, photos.pictures, strict=True)]
+    known = [name in people and not found for name, found in zip(photos.labels, same, strict=True)]
+    kept = [not (a or b) for a, b in zip(same, known, strict=True)]
+    return Outsiders(photos.where(kept), sum(same), sum(known))
+
+
+def _pixels(picture: torch.Tensor) -> bytes:
+    return hashlib.sha256(picture.contiguous().numpy().tobytes()).digest()
+
+
 def _draw(entries: Iterable[Entry], most: int, rng: np.random.Generator) -> list[Entry]:
     """At most ``most`` entries, in their order; holds no more than that of a long list."""
     drawn: list[tuple[float, int, Entry]] = []
@@ -116,20 +166,22 @@ def _draw(entries: Iterable[Entry], most: int, rng: np.random.Generator) -> list
 
 def _photos(source: SourceConfig, entries: Iterable[Entry], size: int) -> Photos:
     """The pictures that can be read and decoded, in the order of the entries."""
-    kept: list[tuple[images.Picture, Record, int]] = []
+    kept: list[tuple[images.Picture, Record, int, bytes]] = []
     for record in open_source(source).read(list(entries)):
         with suppress(RecordError):
             if record.problem is None:
                 picture = images.decode(record.data, size, source.fit, source.limits)
-                kept.append((picture, replace(record, data=b""), len(record.data)))
-    records = [record for _, record, _ in kept]
+                digest = hashlib.sha256(record.data).digest()
+                kept.append((picture, replace(record, data=b""), len(record.data), digest))
+    records = [record for _, record, _, _ in kept]
     return Photos(
-        pictures=torch.stack([picture.tensor for picture, _, _ in kept]) if kept else torch.empty(0, 3, size, size),
+        pictures=torch.stack([picture.tensor for picture, _, _, _ in kept]) if kept else torch.empty(0, 3, size, size),
         record_ids=[record.entry.record_id for record in records],
         labels=[record.label for record in records],
         columns=[record.columns for record in records],
-        sizes=[size for _, _, size in kept],
-        shapes=[(picture.width, picture.height) for picture, _, _ in kept],
+        sizes=[size for _, _, size, _ in kept],
+        shapes=[(picture.width, picture.height) for picture, _, _, _ in kept],
+        digests=[digest for _, _, _, digest in kept],
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 COLUMNS = ("clip_similarity", "lpips")
+DISTANCES = ("lpips",)  # those that are smaller where pictures are more alike
+BINNED = "_bin"  # after the name of a column that holds bins
 BIN = 0.1  # wide enough that a score singles nobody out, narrow enough to see a trend
 
 
@@ -18,7 +22,21 @@ def public_columns(rows: pa.Table, how: Literal["none", "binned", "exact"]) -> d
         return {}
     if how == "exact":
         return {name: rows[name] for name in present}
-    return {f"{name}_bin": pa.array([label(v) for v in rows[name].to_pylist()], pa.string()) for name in present}
+    return {f"{name}{BINNED}": pa.array([label(v) for v in rows[name].to_pylist()], pa.string()) for name in present}
+
+
+def columns(manifest: Iterable[str]) -> dict[str, str]:
+    """Which of a manifest's columns publish a score, exactly or in bins, and which score each publishes."""
+    known = {public: name for name in COLUMNS for public in (name, f"{name}{BINNED}")}
+    return {column: known[column] for column in manifest if column in known}
+
+
+def middle(text: str | None) -> float:
+    """The middle of a bin, from its ``label``; NaN where there is none."""
+    if text is None:
+        return math.nan
+    low, _, high = text.partition(" to ")
+    return (float(low) + float(high)) / 2
 
 
 def label(value: float | None) -> str | None:

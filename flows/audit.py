@@ -31,4 +31,4 @@ def audit(config: dict[str, Any]) -> dict[str, Any]:
 
 @task(name="examine", tags=TAGS, persist_result=False)
 def examine(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(audit_steps.run_for_scheduler(AuditConfig.model_validate(config), watcher().stage))
+    return asdict(audit_steps.run_for_scheduler(AuditConfig.model_validate(config), watcher()))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,25 +13,29 @@ import numpy as np
 import pyarrow as pa
 
 from anonymizer import config as configuration
-from anonymizer import exhibits, parquet, plan, report
+from anonymizer import exhibits, parquet, plan, report, scores
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
-from anonymizer.config import AuditConfig, RunConfig, SourceConfig
-from anonymizer.errors import OutputError, StepError
+from anonymizer.config import AuditConfig, RunConfig
+from anonymizer.errors import ModelError, OutputError, StepError
 from anonymizer.exhibits import Exhibits
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.sources import open_source
-from flows.steps import apart, backbone_of, guarded
-from metrics import audit, features, surroundings
+from flows import attacking
+from flows.progress import NOBODY, Watcher
+from flows.steps import apart, backbone_of, guarded, scorer_of
+from metrics import audit, baselines, surroundings, tables
 from metrics.attacks import ATTACKERS
-from metrics.bench import Effort, Evidence, Workbench
+from metrics.bench import Workbench
 from metrics.certificate import Certificate, certificate
 from metrics.features import Embedder
-from metrics.risk import Figure
+from metrics.lpips import OFFLINE, PerceptualDistance
+from metrics.methods import LocalSampling
+from metrics.published import Published, recompute
+from metrics.risk import Figure, noted
 
 FEWEST = 4  # pictures, for the least that an attack can be tried on
-TRAINING = 1000  # training pictures of the model that are looked at, at most
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class AuditSummary:
     not_run: int
 
 
-def run(config: AuditConfig, progress: Callable[[str], None] = lambda doing: None) -> AuditSummary:
+def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
     """Attack a release and write ``restricted/audit/``, its page and the public summary. Raises before long work."""
     release = Release.at(config.release)
     settings, the_plan = _settings(release), plan.read(release)
@@ -54,45 +57,50 @@ def run(config: AuditConfig, progress: Callable[[str], None] = lambda doing: Non
     seed = int(the_plan.fingerprint[:12], 16)
     rng = np.random.default_rng(seed)
 
-    progress("reading originals and outputs")
-    shown = exhibits.exhibits(release, _source(settings.source, config), backbone.size, config.sample, rng)
-    evidence = _evidence(config, shown, boomerang, the_plan.level, rng)
+    wanted = [name for name in config.attacks if name not in config.skip]
+    on_pictures = [name for name in wanted if name != "leaks"]
+    watching.begin(len(wanted) + len(on_pictures) * len(config.baselines), 0)
+    watching.stage("reading originals and outputs")
+    shown = exhibits.exhibits(release, attacking.asked(settings.source, config), backbone.size, config.sample, rng)
+    method = LocalSampling(boomerang, the_plan.level)
+    evidence = attacking.evidence(config, shown.originals, shown.outputs, method, backbone, rng)
     if len(evidence) < FEWEST or len(set(evidence.subjects)) < 2:
         raise OutputError(
             f"release {config.release!r}: {len(evidence)} pictures of {len(set(evidence.subjects))} people: an audit "
             f"needs {FEWEST} of two people or more"
         )
-    effort = Effort(config.pairs, config.outputs, config.averaged)
-    bench = Workbench(evidence, embedders, effort, seed, progress)
-    wanted = [name for name in config.attacks if name not in config.skip]
-    findings = audit.examine(bench, [name for name in wanted if name != "leaks"])
+    bench = Workbench(evidence, embedders, attacking.effort(config), seed, watching.stage)
+    findings = audit.examine(bench, on_pictures, watching.advance)
     if "leaks" in wanted:
-        progress("leaks")
-        findings.figures += surroundings.figures(_surroundings(release, shown), evidence.subjects, bench.rng("leaks"))
+        watching.stage("leaks")
+        published = _published(release, settings, shown, str(backbone.device), bench.rng("published scores"))
+        around = _surroundings(release, shown, published)
+        findings.figures += surroundings.figures(around, evidence.subjects, bench.rng("leaks"))
+        watching.advance(1)
+    beside, distances = _beside(config, settings, bench, on_pictures, watching)
+    findings.figures += beside
     bound = certificate(backbone.encode(evidence.originals).flatten(1), float(boomerang.abar[the_plan.t_boom]), rng)
-    _write(release, config, shown, findings, bound)
+    _write(release, config, shown, findings, bound, distances)
     report.write_audit(release, settings, the_plan, ATTACKERS)
     return AuditSummary(
         audited=len(shown),
         released=shown.released,
         figures=len(findings.figures),
-        not_run=sum(figure.measure == "not run" for figure in findings.figures),
+        not_run=sum(figure.measure == "not run" and figure.baseline is None for figure in findings.figures),
     )
 
 
-def run_for_scheduler(config: AuditConfig, progress: Callable[[str], None]) -> AuditSummary:
+def run_for_scheduler(config: AuditConfig, watching: Watcher) -> AuditSummary:
     """``run``, with errors that a scheduler may keep."""
     error = StepError("audit: failed")
-    return guarded(Release.at(config.release), "audit", error, lambda: run(config, progress))
+    return guarded(Release.at(config.release).restricted, "audit", error, lambda: run(config, watching))
 
 
 def check(config: AuditConfig) -> RunConfig:
     """What can be told before the work: release, sources, models. Writes nothing; returns the release's settings."""
     settings = _settings(Release.at(config.release))
-    next(iter(open_source(_source(settings.source, config)).entries()), None)
-    for extra in (config.others, config.outsiders, config.training):
-        if extra is not None:
-            next(iter(open_source(extra).entries()), None)
+    next(iter(open_source(attacking.asked(settings.source, config)).entries()), None)
+    attacking.check(config)
     _models(config, settings, plan.read(Release.at(config.release)))
     return settings
 
@@ -104,12 +112,7 @@ def _models(config: AuditConfig, settings: RunConfig, the_plan: plan.Plan) -> tu
         raise OutputError(
             f"release {config.release!r}: was made with another model than {settings.model.id!r} is now: bring it back"
         )
-    return backbone, embedders_of(config.features, str(backbone.device))
-
-
-@lru_cache(maxsize=1)
-def embedders_of(names: tuple[str, ...], device: str) -> Sequence[Embedder]:
-    return apart(lambda: features.load(names, device))
+    return backbone, attacking.embedders_of(config.features, str(backbone.device))
 
 
 def _settings(release: Release) -> RunConfig:
@@ -121,41 +124,53 @@ def _settings(release: Release) -> RunConfig:
     return settings.model_copy(update={"source": settings.source.model_copy(update={"uri": the_plan.source})})
 
 
-def _source(source: SourceConfig, config: AuditConfig) -> SourceConfig:
-    """The release's source, asked for what the audit wants to know of each record besides."""
-    return source.model_copy(
-        update={"label": config.identity, "caption": None, "carry": tuple(dict.fromkeys(config.attributes))}
+def _beside(
+    config: AuditConfig, settings: RunConfig, bench: Workbench, attacks: Sequence[str], watching: Watcher
+) -> tuple[list[Figure], dict[str, float]]:
+    """What the same attacks find in the baselines, and how far these and the release lie from the originals."""
+    if not config.baselines:
+        return [], {}
+    evidence, model = bench.evidence, settings.metrics.lpips
+    distance = apart(
+        lambda: PerceptualDistance.load(OFFLINE if model == "none" else model, bench.evidence.model.device)
     )
+    lines, distances = [], {evidence.method.name: baselines.median(evidence.originals, evidence.outputs, distance)}
+    for name in config.baselines:
+        watching.stage(f"baseline {name}")
+        try:
+            other = baselines.baseline(name, evidence, distance, bench.rng(f"baseline {name}"))
+        except ValueError as problem:
+            empty = Figure(attack="all", attacker="all", measure="not run", feature="", n=0, subjects=0, baseline=name)
+            lines.append(noted(empty, str(problem)))
+            continue
+        distances[other.method.name] = other.distance
+        found = audit.examine(bench.beside(other.method, other.outputs), attacks, watching.advance)
+        lines += [replace(figure, baseline=other.method.name) for figure in found.figures]
+    return lines, distances
 
 
-def _evidence(
-    config: AuditConfig, shown: Exhibits, boomerang: Boomerang, level: float, rng: np.random.Generator
-) -> Evidence:
-    size = boomerang.backbone.size
-    subjects = [
-        label or f"record {name}"
-        for label, name in zip(shown.originals.labels, shown.originals.record_ids, strict=True)
-    ]
-    others = exhibits.photos(config.others, size, 10 * config.sample, rng) if config.others else None
-    outsiders = (
-        exhibits.photos(config.outsiders, size, max(config.pairs, config.sample), rng) if config.outsiders else None
-    )
-    training = exhibits.photos(config.training, size, TRAINING, rng) if config.training else None
-    return Evidence(
-        originals=shown.originals.pictures,
-        outputs=shown.outputs,
-        subjects=np.array(subjects if config.identity else list(shown.originals.record_ids)),
-        identified=config.identity is not None,
-        boomerang=boomerang,
-        level=level,
-        attributes={name: [columns.get(name) for columns in shown.originals.columns] for name in config.attributes},
-        others=(others.pictures, np.array([str(label) for label in others.labels])) if others else None,
-        outsiders=outsiders.pictures if outsiders else None,
-        training=training.pictures if training else None,
-    )
+def _published(
+    release: Release, settings: RunConfig, shown: Exhibits, device: str, rng: np.random.Generator
+) -> Published | str:
+    """The scores in the manifest beside what their models give for every candidate, or why that was not tried."""
+    columns = scores.columns(shown.manifest[0])
+    if not columns:
+        return "no score is published"
+    told = parquet.read(release.manifest, ["output_id"]).schema.metadata or {}
+    models = json.loads(told.get(b"metric_models", b"{}"))
+    try:
+        scorer = scorer_of(settings.metrics, device)
+        for name in columns.values():
+            if scorer.names.get(name) != models.get(name):
+                return (
+                    f"{name} was scored by {models.get(name)}, and {scorer.names.get(name)} is at hand: bring it back"
+                )
+        return recompute(shown.manifest, shown.originals.pictures, shown.outputs, scorer, rng)
+    except ModelError as problem:
+        return f"scores cannot be computed again: {problem}"
 
 
-def _surroundings(release: Release, shown: Exhibits) -> surroundings.Surroundings:
+def _surroundings(release: Release, shown: Exhibits, published: Published | str) -> surroundings.Surroundings:
     """What an attacker finds beside the pictures that were drawn."""
     manifest = shown.manifest
     paths = [release.public / row["file"] for row in manifest]
@@ -171,17 +186,21 @@ def _surroundings(release: Release, shown: Exhibits) -> surroundings.Surrounding
         shapes=np.array([[row["width"], row["height"]] for row in manifest]),
         source_shapes=np.array(shown.originals.shapes),
         times=np.array(times, float) if len(set(times)) > 1 else None,
+        published=published,
     )
 
 
 def _write(
-    release: Release, config: AuditConfig, shown: Exhibits, findings: audit.Findings, bound: Certificate
+    release: Release,
+    config: AuditConfig,
+    shown: Exhibits,
+    findings: audit.Findings,
+    bound: Certificate,
+    distances: Mapping[str, float],
 ) -> None:
     """Everything that came out, as tables; the pages are made of these."""
     folder = release.audit
-    (folder / "figures.parquet").write(
-        parquet.to_bytes(pa.Table.from_pylist([asdict(f) for f in findings.figures], FIGURES))
-    )
+    (folder / "figures.parquet").write(parquet.to_bytes(tables.table(findings.figures)))
     ranks = [
         {"attack": name, "rank": int(r), "share": float(s), "control": float(c), "chance": float(b)}
         for name, found in findings.ranks.items()
@@ -203,16 +222,11 @@ def _write(
         "unread": shown.unread,
         "config": config.model_dump(mode="json"),
         "certificate": asdict(bound),
+        "distances": distances,
     }
     (folder / "audit.json").write(json.dumps(told, indent=2).encode())
 
 
-def _schema(kind: type) -> pa.Schema:
-    names = {"str": pa.string(), "int": pa.int32(), "float": pa.float64()}
-    return pa.schema([pa.field(f.name, names[str(f.type).partition(" ")[0]]) for f in fields(kind)])
-
-
-FIGURES = _schema(Figure)
 RANKS = pa.schema(
     [("attack", pa.string()), ("rank", pa.int32())] + [(n, pa.float64()) for n in ("share", "control", "chance")]
 )

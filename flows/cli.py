@@ -91,12 +91,15 @@ def _config(
     model: str | None,
     overrides: tuple[str, ...],
 ) -> RunConfig:
-    from anonymizer import config
-
-    short = {"source.uri": source, "output.uri": output, "boomerang.level": level, "model.id": model}
-    given = {name: value for name, value in short.items() if value is not None}
     if path is None and (source is None or output is None):
         raise UsageError("config: none given: name a CONFIG.yaml, or give --source and --output")
+    short = {"source.uri": source, "output.uri": output, "boomerang.level": level, "model.id": model}
+    return _built(path, {name: value for name, value in short.items() if value is not None}, overrides)
+
+
+def _built(path: str | None, given: dict[str, Any], overrides: tuple[str, ...]) -> RunConfig:
+    from anonymizer import config
+
     if path is not None:
         _refuse_source(path)
     return config.build({}, overrides, given) if path is None else config.load(path, overrides, given)
@@ -178,23 +181,44 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def attacker_options(command: F) -> F:
+    """What attackers have, and how hard they try; handed on as ``attackers``, dotted names and their values."""
+    options = [
+        click.option("--identity", help="What tells people apart: 'folder', or a column of the source."),
+        click.option("--others", "others_uri", help="Other photos of the same people, in a folder for each; any URI."),
+        click.option("--outsiders", "outsiders_uri", help="Photos of people who are not in the release."),
+        click.option("--training", "training_uri", help="Pictures that the diffusion model was trained on."),
+        click.option("--attributes", callback=_names, help="Columns to read off outputs: age,gender."),
+        click.option("--features", callback=_names, help="What to compare by: pixels,lpips,clip,imagenet,dlib."),
+        click.option("--attacks", callback=_names, help="Attacks to try: linkage,reidentification."),
+        click.option("--sample", type=int, help="How many records to attack, drawn by chance."),
+    ]
+    named = ("identity", "others_uri", "outsiders_uri", "training_uri", "attributes", "features", "attacks", "sample")
+
+    @wraps(command)
+    def with_attackers(**given: Any) -> Any:
+        values = {name: given.pop(name) for name in named}
+        attackers = {name.replace("_uri", ".uri"): value for name, value in values.items() if value is not None}
+        if "others.uri" in attackers:
+            attackers["others.label"] = "folder"
+        return command(attackers=attackers, **given)
+
+    for option in reversed(options):
+        with_attackers = option(with_attackers)  # type: ignore[assignment]
+    return with_attackers  # type: ignore[return-value]
+
+
 @main.command()
 @click.argument("release")
-@click.option("--identity", help="What tells people apart: 'folder', or a column of the source.")
-@click.option("--others", help="Other photos of the same people, in a folder for each; any fsspec URI.")
-@click.option("--outsiders", help="Photos of people who are not in the release.")
-@click.option("--training", help="Pictures that the diffusion model was trained on.")
-@click.option("--attributes", callback=_names, help="Columns to read off outputs: age,gender.")
-@click.option("--features", callback=_names, help="What to compare by: pixels,lpips,clip,imagenet,dlib.")
+@attacker_options
 @click.option("--skip", callback=_names, help="Attacks to leave out: inversion,parrot.")
-@click.option("--sample", type=int, help="How many records to attack, drawn by chance.")
+@click.option("--baselines", callback=_names, help="Attack these too: round-trip,blur,pixelation,global,unrelated.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable.")
 @as_json
 @quiet
 def audit(
-    release: str, others: str | None, outsiders: str | None, training: str | None, overrides: tuple[str, ...],
-    as_json: bool, quiet: bool, **given: Any,
-) -> None:  # fmt: skip
+    release: str, attackers: dict[str, Any], overrides: tuple[str, ...], as_json: bool, quiet: bool, **given: Any
+) -> None:
     """Attack a release and say what was found.
 
     \b
@@ -204,11 +228,55 @@ def audit(
     from anonymizer.config import AuditConfig, build_as
     from flows import commands
 
-    named = {"release": release, "others.uri": others, "outsiders.uri": outsiders, "training.uri": training, **given}
-    if others is not None:
-        named["others.label"] = "folder"
-    config = build_as(AuditConfig, {}, overrides, {name: value for name, value in named.items() if value is not None})
-    commands.audit(config, as_json=as_json, quiet=quiet)
+    named = {"release": release} | attackers | {name: value for name, value in given.items() if value is not None}
+    commands.audit(build_as(AuditConfig, {}, overrides, named), as_json=as_json, quiet=quiet)
+
+
+@main.command()
+@click.argument("config", required=False)
+@click.option("--source", help="Folder, file or prefix with originals, where there is no CONFIG.")
+@click.option("--kind", help="What is on the pictures, in your words: source.kind.")
+@click.option("--model", help="bundled:NAME, a local folder, or a hub id (then --set model.revision=...).")
+@click.option("--levels", help="Levels to measure: FIRST:LAST:STEP, or a list with commas.  [default: .1:.9:.1]")
+@attacker_options
+@click.option("--folder", help="Where calibration.json, tables and plots go.  [default: calibration]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE",
+    help="Any other setting of the run, or calibration.A.B of the calibration; repeatable.",
+)  # fmt: skip
+@as_json
+@quiet
+def calibrate(
+    config: str | None, source: str | None, kind: str | None, model: str | None, levels: str | None,
+    attackers: dict[str, Any], folder: str | None, overrides: tuple[str, ...], as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Measure risk and utility at several levels.
+
+    \b
+    anonymizer calibrate CONFIG.yaml --levels .1:.9:.1 --identity folder
+    anonymizer calibrate --source photos/ --kind "passport photos" --outsiders strangers/
+
+    Half of the people choose a level and the other half confirm it. A run takes the level from the result with
+    `boomerang.level: {calibration: calibration/calibration.json, max_risk: 0.05}`.
+    """
+    from anonymizer.config import CalibrationConfig, build_as
+    from flows import commands
+
+    own = "calibration."
+    of_run = tuple(override for override in overrides if not override.startswith(own))
+    rest = tuple(override.removeprefix(own) for override in overrides if override.startswith(own))
+    short = {"source.uri": source, "source.kind": kind, "model.id": model}
+    if config is None:
+        if source is None:
+            raise UsageError("config: none given: name a CONFIG.yaml, or give --source")
+        short["output.uri"] = folder or "calibration"  # nothing is released
+    swept = {"boomerang.level": 1.0, "boomerang.chosen": None}  # whatever stands there: all of --levels are measured
+    run = _built(config, swept | {name: value for name, value in short.items() if value is not None}, of_run)
+    named = {"levels": levels, "folder": folder} | attackers
+    given = {name: value for name, value in named.items() if value is not None}
+    commands.calibrate(
+        build_as(CalibrationConfig, {"run": run.model_dump()}, rest, given), as_json=as_json, quiet=quiet
+    )
 
 
 @main.command()

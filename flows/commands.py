@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from anonymizer import assemble, report
+from anonymizer import assemble, calibration, report
 from anonymizer import plan as planning
-from anonymizer.config import AuditConfig, RunConfig
+from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
 from anonymizer.errors import AnonymizerError
 from anonymizer.keys import load_key
 from anonymizer.layout import Release
+from anonymizer.place import Place
 from flows import show
 
 
@@ -95,7 +96,8 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
             "source": the_plan.source,
             "output": f"{the_plan.output} (nothing was written)",
             "model": f"{the_plan.model}, {backbone.size} x {backbone.size}, on {backbone.device}",
-            "level": show.level(the_plan.level, f"{the_plan.t_boom} of {the_plan.T}", the_plan.log_snr),
+            "level": show.level(the_plan.level, f"{the_plan.t_boom} of {the_plan.T}", the_plan.log_snr)
+            + (f", {config.boomerang.chosen}" if config.boomerang.chosen else ""),
             "sampler": show.sampler(the_plan.sampler, the_plan.steps),
             "records": f"{done} of {the_plan.records} done",
             "shards": f"{the_plan.shards} of up to {the_plan.shard_size} records",
@@ -175,6 +177,33 @@ def audit(config: AuditConfig, *, as_json: bool, quiet: bool) -> None:
     show.line(
         "Bounds are upper ends of 95 % intervals, for the attacks that were tried. Other attackers may do better."
     )
+
+
+def calibrate(config: CalibrationConfig, *, as_json: bool, quiet: bool) -> None:
+    from flows import calibrate_steps, server
+
+    with show.progress_bar(quiet or as_json):
+        calibrate_steps.check(config)
+        with server.available(config.run.key_env) as ready:
+            ready()
+            from flows.calibrate import calibrate as flow
+
+            summary = flow(config.model_dump(mode="json"))
+    folder = Place.of(config.folder)
+    found = calibration.read(str(folder / "calibration.json"))
+    if as_json:
+        click.echo(json.dumps(summary | {"calibration": found.model_dump(mode="json")}))
+        return
+    show.curve(found)
+    show.facts(
+        f"Calibrated {summary['levels']} levels on {summary['pictures']} pictures of {summary['people']} people",
+        {
+            "calibration": folder / "calibration.json",
+            "plots": f"{folder / 'risk.svg'}, {folder / 'utility.svg'}",
+            "tables": f"{folder / 'risk.parquet'}, {folder / 'utility.parquet'}",
+        },
+    )
+    show.line("To choose by it: boomerang.level: {calibration: FILE, max_risk: 0.05}. Other attackers may do better.")
 
 
 def _taken_up(config: RunConfig) -> planning.Plan:

@@ -27,7 +27,8 @@ class Nobody:
     def stage(self, name: str) -> None: ...
 
 
-_watcher: Watcher = Nobody()
+NOBODY: Watcher = Nobody()
+_watcher: Watcher = NOBODY
 
 
 def watcher() -> Watcher:

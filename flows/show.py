@@ -19,7 +19,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from anonymizer.calibration import Calibration
 from flows.progress import watched_by
+
+SCORES = ("LPIPS", "CLIP similarity")  # medians that fit beside the risks; the rest is in tables and plots
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -66,6 +69,31 @@ def facts(title: str, rows: Mapping[str, Any]) -> None:
     line(title, style="bold")
     out.print(table)
     out.print()
+
+
+def curve(found: Calibration) -> None:
+    """Risk of each attack, at most for those who choose and as measured on those who confirm, and the scores."""
+    scores = [name for name in found.levels[0].utility if name in SCORES]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("level", "log-SNR", *found.attacks, *scores):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in found.levels:
+        sides = ((one.choosing, "high"), (one.confirming, "value"))
+        risks = [
+            " / ".join(
+                next((_share(getattr(r, side)) for r in half if r.attack == attack), "-") for half, side in sides
+            )
+            for attack in found.attacks
+        ]
+        utility = [_share(one.utility[name].value) for name in scores]
+        table.add_row(f"{one.level:g}", f"{one.log_snr:+.2f}", *risks, *utility)
+    line("Risk above chance: at most, of those who choose / measured, of those who confirm", style="bold")
+    out.print(table)
+    out.print()
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def cautions(texts: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from anonymizer import assemble, ledger, plan, preflight, report
 from anonymizer.backbones import Backbone, load_backbone
@@ -25,7 +25,11 @@ from anonymizer.errors import (
 from anonymizer.keys import load_key
 from anonymizer.layout import Release
 from anonymizer.ledger import ShardSummary, ShardWriter
-from anonymizer.shard import Scorer, anonymize_shard
+from anonymizer.place import Place
+from anonymizer.shard import anonymize_shard
+
+if TYPE_CHECKING:
+    from metrics.scorer import ReleaseScorer
 
 T = TypeVar("T")
 
@@ -37,7 +41,7 @@ def backbone_of(model: ModelConfig) -> Backbone:
 
 
 @lru_cache(maxsize=1)
-def scorer_of(metrics: MetricsConfig, device: str) -> Scorer:
+def scorer_of(metrics: MetricsConfig, device: str) -> ReleaseScorer:
     from metrics.scorer import build_scorer
 
     return apart(lambda: build_scorer(metrics, device))
@@ -69,23 +73,19 @@ def prepare(config: RunConfig) -> plan.Plan:
 
 def prepare_for_scheduler(config: RunConfig) -> plan.Plan:
     """``prepare``, with errors that a scheduler may keep."""
-    return guarded(
-        Release.at(config.output.uri), "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config)
-    )
+    return guarded(_restricted(config), "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config))
 
 
 def run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
     """One shard, unless it is committed already. ShardError tells a scheduler nothing but the shard's number."""
     error = ShardError(f"shard {shard}: failed, nothing of it was committed")
-    return guarded(
-        Release.at(config.output.uri), f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress)
-    )
+    return guarded(_restricted(config), f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress))
 
 
 def finish(config: RunConfig) -> assemble.Summary:
     """Reconcile, assemble ``public/``, write the restricted report."""
     return guarded(
-        Release.at(config.output.uri),
+        _restricted(config),
         "assemble",
         StepError("assemble: failed, run again to finish"),
         lambda: _finish(config),
@@ -112,12 +112,16 @@ def _finish(config: RunConfig) -> assemble.Summary:
     return summary
 
 
+def _restricted(config: RunConfig) -> Place:
+    return Release.at(config.output.uri).restricted
+
+
 # Errors whose text is about the run and never about a record: a scheduler may keep them.
 TELLABLE = (ConfigError, OutputError, ModelError, CustodianKeyError, IntegrityError)
 
 
-def guarded(release: Release, step: str, otherwise: StepError, work: Callable[[], T]) -> T:
-    """What ``work`` returns, done apart. An error that may hold a path or a value goes to ``restricted/errors/``.
+def guarded(place: Place, step: str, otherwise: StepError, work: Callable[[], T]) -> T:
+    """What ``work`` returns, done apart. An error that may hold a path or a value goes to ``errors/`` in ``place``.
 
     What is raised in its place is new and raised outside the handler, so that it carries no chained exception and no
     frame of the other to a log or a database.
@@ -128,7 +132,7 @@ def guarded(release: Release, step: str, otherwise: StepError, work: Callable[[]
         telling: AnonymizerError = type(error)(str(error))
     except Exception:
         with suppress(Exception):  # the disk may be full
-            details = release.errors / f"{step}.txt"
+            details = place / "errors" / f"{step}.txt"
             details.put(traceback.format_exc().encode("utf-8", "backslashreplace"))
-        telling = type(otherwise)(f"{otherwise}: see restricted/errors/{step}.txt")
+        telling = type(otherwise)(f"{otherwise}: see {place.name}/errors/{step}.txt")
     raise telling

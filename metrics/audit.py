@@ -20,6 +20,7 @@ from metrics.risk import Described, Figure, noted
 from metrics.worst import by_subgroup, split
 
 PHOTOS = (1, 5)  # gallery photos of each person
+MOST_LOSSES = 300  # training pictures whose denoising loss is taken; each takes twenty network calls
 
 
 @dataclass
@@ -31,8 +32,11 @@ class Findings:
     found: dict[str, Bools] = field(default_factory=dict)  # (N,) for attacks that point at a record's original
 
 
-def examine(bench: Workbench, attacks: Iterable[str]) -> Findings:
-    """All figures of the named attacks, in the order of ``ATTACKS``. Raises ValueError for an unknown name."""
+def examine(bench: Workbench, attacks: Iterable[str], progress: Callable[[int], None] = lambda done: None) -> Findings:
+    """All figures of the named attacks, in the order of ``ATTACKS``; ``progress`` hears how many more are done.
+
+    Raises ValueError for an unknown name.
+    """
     wanted = set(attacks)
     if unknown := wanted - ATTACKS.keys():
         raise ValueError(f"attacks {', '.join(sorted(unknown))}: unknown: known are {', '.join(ATTACKS)}")
@@ -41,6 +45,7 @@ def examine(bench: Workbench, attacks: Iterable[str]) -> Findings:
         if name in wanted:
             bench.progress(name)
             attack(bench, findings)
+            progress(1)
     return findings
 
 
@@ -49,7 +54,7 @@ def _linkage(bench: Workbench, findings: Findings) -> None:
     evidence, truth = bench.evidence, np.arange(len(bench.evidence))
     own = bench.again(truth, 1, "aware")[:, 0]
     for embedder in bench.embedders:
-        gallery = {"unaware": bench.originals(embedder), "aware": bench.embedded("own outputs", own, embedder)}
+        gallery = {"unaware": bench.originals(embedder), "aware": bench.made("own outputs", own, embedder)}
         for attacker, candidates in gallery.items():
             ranking = linkage.link(bench.outputs(embedder), candidates, truth, evidence.subjects, bench.rng(attacker))
             described = Described(attack="linkage", attacker=attacker, feature=embedder.reported)
@@ -59,13 +64,16 @@ def _linkage(bench: Workbench, findings: Findings) -> None:
 def _averaging(bench: Workbench, findings: Findings) -> None:
     """Several outputs of one original, averaged; the gallery is all originals."""
     evidence, effort = bench.evidence, bench.effort
+    if not evidence.method.is_random:
+        note = "every output of an original is the same: there is nothing to average"
+        return findings.figures.append(_not_run("averaging", "sees k outputs", note))
     rows = _spread(evidence.subjects, effort.averaged, bench.rng("averaged originals"))
     more = bench.again(rows, max(1, effort.outputs - 1), "averaging")  # (n, K - 1, 3, S, S)
     subjects = evidence.subjects[rows]
     for embedder in bench.embedders:
         if embedder.is_face:
             continue
-        again = bench.embedded("further outputs", more.flatten(0, 1), embedder)
+        again = bench.made(f"{len(rows)} x {more.shape[1]} further outputs", more.flatten(0, 1), embedder)
         all_of = np.concatenate([bench.outputs(embedder)[rows, None], again.reshape(*more.shape[:2], -1)], axis=1)
         gallery, rng = bench.originals(embedder), bench.rng("averaging")
 
@@ -104,7 +112,7 @@ def _parrot(bench: Workbench, findings: Findings) -> None:
     if len(pairs) < parrot.FEWEST:
         return findings.figures.append(_not_run("parrot", "trained", f"{len(pairs)} pairs, {parrot.FEWEST} are needed"))
     taught = [
-        {e.reported: bench.embedded(name, pictures, e) for e in usable}
+        {e.reported: bench.made(name, pictures, e) for e in usable}
         for name, pictures in (("pairs: originals", pairs.originals), ("pairs: outputs", pairs.outputs))
     ]
     linker = parrot.train(taught[0], taught[1], bench.rng("parrot"))
@@ -125,7 +133,7 @@ def _inversion(bench: Workbench, findings: Findings) -> None:
         return findings.figures.append(_not_run("inversion", "inverting", few))
     truth = np.arange(len(evidence))
     for embedder in bench.embedders:
-        restored = bench.embedded("restored outputs", bench.restored, embedder)
+        restored = bench.made("restored outputs", bench.restored, embedder)
         described = Described(attack="inversion", attacker="inverting", feature=embedder.reported)
         ranking = linkage.link(
             restored, bench.originals(embedder), truth, evidence.subjects, bench.rng("inversion link")
@@ -241,15 +249,13 @@ def _membership(bench: Workbench, findings: Findings) -> None:
 
 
 def _trained_on(bench: Workbench, findings: Findings) -> None:
-    evidence, backbone = bench.evidence, bench.evidence.boomerang.backbone
+    evidence = bench.evidence
     if evidence.training is None:
         note = "the model's training pictures are not at hand (audit.training)"
         return findings.figures.append(_not_run("membership", "aware", note))
-    bench.progress("denoising losses")
-    inside, outside = (
-        membership.denoising_losses(backbone, pictures, bench.rng("denoising"))
-        for pictures in (evidence.training, evidence.originals)
-    )
+    known = evidence.training[:MOST_LOSSES]
+    inside = bench.losses(f"{len(known)} training pictures", known)
+    outside = bench.losses(f"originals{bench.who}", evidence.originals)
     scores = membership.training_set(inside, outside, _numbered("training", len(inside)), evidence.subjects)
     described = Described(attack="membership", attacker="aware", feature="denoising loss")
     lines = membership.figures(scores, bench.rng("training set"), **described)
@@ -287,7 +293,7 @@ def _ranking(
     findings.ranks[name], findings.found[name] = linkage.distribution(ranking), ranking.ranks == 1
     described = described | Described(gallery=int(ranking.candidates.max()))
     for column, values in bench.evidence.attributes.items():
-        groups = attributes.groups(["unknown" if v is None or v != v else v for v in values])
+        groups = attributes.groups_or_unknown(values)
         findings.figures += by_subgroup(
             ranking.within(1), groups, bench.rng(f"{name} {column}"), column=column, measure="rank-1",
             controls=split(ranking.control_within(1), groups), chance=ranking.chance(1), **described,

@@ -18,6 +18,7 @@ from metrics.clip import check_images
 FIELD = "metrics.lpips"
 OFFLINE = "st-alex"
 CHUNK_PIXELS = 2**18  # of pictures looked at once; bounds memory
+KEPT_BYTES = 2**28  # of features of candidates that are held at once; the others are looked at after them
 # Inputs in [-1, 1] are brought to ImageNet's statistics; LPIPS 0.1 and later, which ours is.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 # Before which layers of torchvision's ``features`` a stage ends.
@@ -157,9 +158,38 @@ class PerceptualDistance(nn.Module):
         pairs = zip(a.split(chunk), b.split(chunk), strict=True)
         return torch.cat([self.between(self.features(x), self.features(y)) for x, y in pairs])
 
+    @torch.inference_mode()
+    def across(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Every picture of one side against every one of the other: (N, 3, H, W) and (M, 3, H, W) to (N, M), float32.
+
+        Costs N + M looks and a matrix product as long as features of all M fit ``KEPT_BYTES``, and N more for each
+        part of M otherwise. Raises ValueError.
+        """
+        check_images(a)
+        check_images(b)
+        if a.shape[1:] != b.shape[1:]:
+            raise ValueError(f"pictures must have equal shapes, got {tuple(a.shape)} and {tuple(b.shape)}")
+        step, parts = self.chunk(a), []
+        kept = max(step, KEPT_BYTES // self._points(b[:1]).nbytes)
+        for candidates in b.split(kept):
+            points = torch.cat([self._points(x) for x in candidates.split(step)])  # (m, F)
+            parts.append(torch.cat([_squared_distances(self._points(x), points) for x in a.split(step)]))
+        return torch.cat(parts, dim=1)
+
+    def _points(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures as points (B, F) whose squared Euclidean distance is the perceptual one."""
+        found = self.features(images)
+        scaled = (f * (head / f[0, 0].numel()).sqrt()[:, None, None] for f, head in zip(found, self.heads, strict=True))
+        return torch.cat([f.flatten(1) for f in scaled], dim=1)
+
     def chunk(self, images: torch.Tensor) -> int:
         """How many pictures of this size are looked at once."""
         return max(1, CHUNK_PIXELS // (images.shape[-2] * images.shape[-1]))
+
+
+def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(N, F) and (M, F) to (N, M)."""
+    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
 
 
 def _read(path: Path) -> dict[str, Any]:

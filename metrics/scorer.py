@@ -62,6 +62,20 @@ class ReleaseScorer:
         ]
         return [Scores(clip_similarity=clip, lpips=lpips) for clip, lpips in zip(*columns, strict=True)]
 
+    @torch.inference_mode()
+    def across(self, originals: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The score of each of N outputs against each of M originals: (N, M) for each column that is filled.
+
+        NaN where a picture is not finite. Raises ValueError for pictures that cannot be compared.
+        """
+        (a, fine_a), (b, fine_b) = self._admit(outputs), self._admit(originals)
+        found: dict[str, torch.Tensor] = {}
+        if self.clip:
+            found["clip_similarity"] = (self.clip.embed(a) @ self.clip.embed(b).T).clamp(-1, 1)
+        if self.lpips:
+            found["lpips"] = self.lpips.across(a, b)
+        return {name: values.where(fine_a[:, None] & fine_b, float("nan")) for name, values in found.items()}
+
     def _admit(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """On our device, within the range that an encoder would save, and which rows are finite."""
         check_images(images)

@@ -9,7 +9,8 @@ import numpy as np
 
 from metrics.attacks import leaks, linkage
 from metrics.attacks.linkage import Floats, Names, Numbers, Ranking
-from metrics.risk import Described, Figure, figure, noted
+from metrics.published import Published
+from metrics.risk import Described, Figure, Trials, figure, noted
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Surroundings:
     ``files``: encoded outputs. ``public``: all public text and names. ``names``: what names each original. ``places``
     (N,): the rows in the order of the release. ``sizes`` and ``source_sizes`` (N,): encoded
     bytes. ``shapes`` and ``source_shapes`` (N, 2): pixels. ``times`` (N,): when a file was written, none where that
-    cannot be told.
+    cannot be told. ``published``: the scores in the manifest and what an attacker computes, or why that was not
+    tried.
     """
 
     files: Sequence[bytes]
@@ -32,6 +34,7 @@ class Surroundings:
     shapes: Numbers
     source_shapes: Numbers
     times: Floats | None = None
+    published: Published | str = "no score is published"
 
 
 def figures(around: Surroundings, subjects: Names, rng: np.random.Generator) -> list[Figure]:
@@ -64,8 +67,41 @@ def figures(around: Surroundings, subjects: Names, rng: np.random.Generator) -> 
             lines.append(_not_run(name, "pictures do not lie in files of their own on a disk"))
         else:
             lines += [line for line in linkage.figures(ranking, rng, **_by(name)) if line.measure.startswith("rank")]
-    lines.append(_not_run("published score", "this version does not try what the manifest's score columns give away"))
-    return [replace(line, gallery=len(subjects)) for line in lines]
+    lines = [replace(line, gallery=len(subjects)) for line in lines]
+    return lines + by_published_scores(around.published, subjects, rng)
+
+
+def by_published_scores(published: Published | str, subjects: Names, rng: np.random.Generator) -> list[Figure]:
+    """Each published score, and all of them together; candidates are the originals of the records that were scored.
+
+    Who can compute a score finds many originals without being told it: they are the most alike. So ``rank-1`` counts
+    only who is found by what is published and not without it, and its control who is found without it and not with it,
+    as chance does both alike. What is found with it in all stands beside, as any linkage does.
+    """
+    if isinstance(published, str):
+        return [_not_run("published score", published)]
+    who = subjects[published.rows]
+    if len(np.unique(who)) < 2:
+        return [_not_run("published score", "one person alone: there is nobody to be told from")]
+    tried = {f"published {column}": [column] for column in published.scores}
+    if len(tried) > 1:
+        tried["all published scores"] = list(published.scores)
+    lines: list[Figure] = []
+    for name, columns in tried.items():
+        likeness = np.asarray(sum(published.likeness[column] for column in columns))
+        pairs, truth = [published.scores[column] for column in columns], np.arange(len(who))
+        told = leaks.by_scores(pairs, truth, who, rng, likeness)
+        untold = linkage.link_by_similarity(likeness, truth, who, rng)
+        with_it, without = told.within(1), untold.within(1)
+        more, less = (Trials(a.hits & ~b.hits, who) for a, b in ((with_it, without), (without, with_it)))
+        alone = figure(more, rng, measure="rank-1, by what is published alone", control=less, **_by(name))
+        rates = f"rank-1 with it {with_it.rate:.1%}, without it {without.rate:.1%}"
+        whole = figure(
+            with_it, rng, measure="with what is published, rank-1", control=told.control_within(1),
+            chance=told.chance(1), **_by(name),
+        )  # fmt: skip
+        lines += [replace(line, gallery=len(who)) for line in (noted(alone, rates), whole)]
+    return lines
 
 
 def _not_run(name: str, why: str) -> Figure:

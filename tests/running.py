@@ -39,6 +39,10 @@ class PlainScorer:
     def score(self, reference: torch.Tensor, outputs: torch.Tensor) -> list[Scores]:
         return [self.score_one(a, b) for a, b in zip(reference, outputs, strict=True)]
 
+    def across(self, originals: torch.Tensor, outputs: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        every = [[self.score_one(a, b) for a in originals] for b in outputs]
+        return {name: torch.tensor([[getattr(s, name) for s in row] for row in every]) for name in self.names}
+
     def score_one(self, original: torch.Tensor, output: torch.Tensor) -> Scores:
         similarity = 1 - (original.mean() - output.mean()).abs()
         return Scores(clip_similarity=float(similarity), lpips=float((original - output).abs().mean()))

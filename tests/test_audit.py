@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import IdealGaussian
-from running import KEY, begin, folder_of, listing, one_shard, picture, rows, run, settings
+from running import KEY, PlainScorer, begin, folder_of, listing, one_shard, picture, rows, run, settings
 
 from anonymizer import assemble, config, parquet, plan
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AuditConfig
-from anonymizer.errors import IntegrityError, OutputError, SourceError
+from anonymizer.errors import IntegrityError, ModelError, OutputError, SourceError
 from anonymizer.layout import Release
 from flows import audit_steps
 from metrics import audit, features
 from metrics.bench import Effort, Evidence, Workbench
+from metrics.methods import LocalSampling
 from metrics.risk import Figure
 
 PEOPLE, PHOTOS = 24, 4
@@ -48,9 +49,8 @@ def people(rng: np.random.Generator, noise: float = 0.15) -> tuple[torch.Tensor,
 
 def attacked(outputs: torch.Tensor, originals: torch.Tensor, names: Any, *attacks: str, **more: Any) -> audit.Findings:
     ideal = IdealGaussian(size=16)
-    evidence = Evidence(
-        originals, outputs, names, identified=True, boomerang=Boomerang(ideal, "ddim", 4), level=0.6, **more
-    )
+    method = LocalSampling(Boomerang(ideal, "ddim", 4), 0.6)
+    evidence = Evidence(originals, outputs, names, identified=True, method=method, model=ideal, **more)
     embedders = [*features.load(["pixels"]), EveryFace()]
     bench = Workbench(evidence, embedders, Effort(pairs=40, outputs=4, averaged=24), seed=1)
     return audit.examine(bench, attacks)
@@ -136,6 +136,7 @@ def test_what_cannot_be_tried_says_why_and_what_to_give() -> None:
 def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
     model = IdealGaussian()
     monkeypatch.setattr(audit_steps, "backbone_of", lambda config: model)
+    monkeypatch.setattr(audit_steps, "scorer_of", lambda metrics, device: PlainScorer())
     return model
 
 
@@ -234,6 +235,51 @@ def test_a_release_that_is_too_small_to_attack_is_one_line(
 def test_an_attack_alone_can_be_tried(release: Release, attack: str) -> None:
     audit_steps.run(settings_of(release, attacks=[attack]))
     assert set(parquet.read(release.audit / "figures.parquet")["attack"].to_pylist()) == {attack}
+
+
+def scored(audited: Release) -> list[dict[str, Any]]:
+    """Figures of the attack by published scores."""
+    audit_steps.run(settings_of(audited, attacks=["leaks"]))
+    return [f for f in parquet.read(audited.audit / "figures.parquet").to_pylist() if "published" in f["feature"]]
+
+
+@pytest.mark.parametrize("how", ["exact", "binned"])
+def test_published_scores_are_tried_as_an_attacker_tries_them(tmp_path: Path, ideal: IdealGaussian, how: str) -> None:
+    source = folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(40)})
+    found = scored(run(settings(source, tmp_path / "out", output={"public_scores": how}), ideal))
+    end = "_bin" if how == "binned" else ""
+    alone, whole = "rank-1, by what is published alone", "with what is published, rank-1"
+    assert [f["feature"] for f in found if f["measure"] == whole] == [
+        f"published clip_similarity{end}", f"published lpips{end}", "all published scores"
+    ]  # fmt: skip
+    assert all(f["gallery"] == 40 for f in found) and {f["chance"] for f in found} == {None, 1 / 40}
+    together = {f["measure"]: f for f in found if f["feature"] == "all published scores"}
+    assert set(together) == {alone, whole} and "without it" in together[alone]["note"]
+    if how == "exact":
+        assert together[whole]["risk_low"] > 0.5
+    assert together[alone]["value"] <= together[whole]["value"]
+
+
+def test_scores_that_are_not_published_or_cannot_be_computed_again_are_said_to_be_so(
+    tmp_path: Path, ideal: IdealGaussian, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_of(tmp_path / "few", {f"{i}.png": picture(i) for i in range(4)})
+    (none,) = scored(run(settings(source, tmp_path / "none", output={"public_scores": "none"}), ideal))
+    assert (none["measure"], none["note"]) == ("not run", "no score is published")
+
+    class Newer(PlainScorer):
+        names: Mapping[str, str] = {"clip_similarity": "other", "lpips": "plain-distance"}
+
+    monkeypatch.setattr(audit_steps, "scorer_of", lambda metrics, device: Newer())
+    (other,) = scored(release)
+    assert other["note"] == "clip_similarity was scored by plain-similarity, and other is at hand: bring it back"
+
+    def gone(metrics: object, device: str) -> PlainScorer:
+        raise ModelError("metrics.clip: no such model")
+
+    monkeypatch.setattr(audit_steps, "scorer_of", gone)
+    (lost,) = scored(release)
+    assert lost["note"] == "scores cannot be computed again: metrics.clip: no such model"
 
 
 def test_the_documentation_names_every_setting_and_attack() -> None:

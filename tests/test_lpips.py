@@ -43,6 +43,20 @@ def test_how_a_batch_is_split_does_not_matter(tolerant: PerceptualDistance, monk
     torch.testing.assert_close(single, whole, atol=1e-6, rtol=0)
 
 
+def test_every_picture_against_every_other_is_what_pairs_give(
+    tolerant: PerceptualDistance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pictures(12, 32).split([5, 7])
+    pairs = torch.stack([tolerant(a[i : i + 1].expand(7, -1, -1, -1), b) for i in range(5)])
+    assert torch.allclose(tolerant.across(a, b), pairs, atol=1e-5)
+    assert torch.allclose(tolerant.across(a, a).diagonal(), torch.zeros(5), atol=1e-5)
+    monkeypatch.setattr("metrics.lpips.KEPT_BYTES", 1)
+    monkeypatch.setattr("metrics.lpips.CHUNK_PIXELS", 2 * 32 * 32)
+    assert torch.allclose(tolerant.across(a, b), pairs, atol=1e-5)
+    with pytest.raises(ValueError, match="equal shapes"):
+        tolerant.across(a, b[..., :16])
+
+
 @pytest.mark.parametrize(
     "spoil", [lambda x, s: blurred(x, 2**s), lambda x, s: noisy(x, 0.15 * s**2)], ids=["blur", "noise"]
 )

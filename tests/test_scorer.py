@@ -73,6 +73,18 @@ def test_what_an_encoder_would_clip_is_clipped_before_it_is_scored(scorer: Relea
     assert scorer.score(reference, x * 3) == scorer.score(reference, (x * 3).clamp(-1, 1))
 
 
+def test_every_output_against_every_original_has_the_score_of_its_pair(scorer: ReleaseScorer) -> None:
+    originals, outputs = pictures(6)[:3].clone(), pictures(6)[3:] * 1.5
+    originals[2, 0, 0, 0] = float("nan")
+    across, pairs = scorer.across(originals, outputs), scorer.score(scorer.embed(originals), outputs)
+    assert set(across) == {"clip_similarity", "lpips"}
+    for name, values in across.items():
+        assert values.shape == (3, 3) and values[:, 2].isnan().all() and values[:, :2].isfinite().all()
+        assert values.diagonal().tolist() == pytest.approx([getattr(p, name) for p in pairs], abs=1e-5, nan_ok=True)
+    fewer = scorer.across(originals[:2], outputs)
+    assert torch.allclose(fewer["lpips"], across["lpips"][:, :2], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "filled"),
     [

@@ -1,8 +1,9 @@
-"""The two reports and the dataset card: what was done, how far the outputs moved, what became of every record."""
+"""Reports, card and plots: what was done, how far outputs moved, what became of every record, what was found."""
 
 from anonymizer.report.audit import write_audit
+from anonymizer.report.curves import write_curves
 from anonymizer.report.public import write_public
 from anonymizer.report.restricted import write_restricted
 from anonymizer.report.survey import closest
 
-__all__ = ["closest", "write_audit", "write_public", "write_restricted"]
+__all__ = ["closest", "write_audit", "write_curves", "write_public", "write_restricted"]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from anonymizer import ledger, parquet, plan
 from anonymizer.config import RunConfig
+from anonymizer.headlines import Line, excess, strongest
 from anonymizer.layout import Release
 from anonymizer.plan import Plan
 from anonymizer.report import pictures
@@ -22,9 +23,6 @@ from anonymizer.report.pictures import Shown
 
 WORST = 12  # records shown
 PUBLIC_STEP = 0.05  # public bounds are rounded up to it
-HEADLINE = ("rank-1", "AUC", "accuracy", "TMR at FMR 0.01", "files with metadata", "records named", "neighbours")
-
-Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,21 @@ class Worst:
     tried: int
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What the strongest attack of each kind reached in the release, or in a baseline."""
+
+    name: str
+    distance: float | None  # the median LPIPS from the originals
+    reached: Mapping[str, Line | None]
+
+
 def write_audit(release: Release, config: RunConfig, the_plan: Plan, attackers: Mapping[str, str]) -> None:
     """``restricted/audit.html`` and ``public/audit.json``, from the tables in ``restricted/audit/``."""
-    lines = parquet.read(release.audit / "figures.parquet").to_pylist()
+    every = parquet.read(release.audit / "figures.parquet").to_pylist()
+    lines = [line for line in every if line["baseline"] is None]
     told = json.loads((release.audit / "audit.json").read())
-    answers = [Answer(question, strongest(lines, question)) for question in QUESTIONS]
+    answers = [Answer(question, strongest(lines, question.attacks)) for question in QUESTIONS]
     release.audit_page.write(
         render(
             "audit.html.j2",
@@ -90,38 +98,14 @@ def write_audit(release: Release, config: RunConfig, the_plan: Plan, attackers: 
             worst=_worst(release, config, lines),
             groups=_grouped(lines),
             averaged=_averaged(lines),
+            beside=_beside(every, the_plan, told["distances"]),
             subgroups=_subgroups(lines),
-            not_run=[line for line in lines if line["value"] is None and line["subgroup"] is None],
+            not_run=[line for line in every if line["value"] is None and line["subgroup"] is None],
             sentence=told["certificate"]["sentence"],
         )
     )
     if release.is_published:
         release.public_audit.write(json.dumps(public_summary(the_plan, told, answers), indent=2).encode())
-
-
-def strongest(lines: Sequence[Line], question: Question) -> list[Line]:
-    """For each attack, of its headline figures on everybody the one with the highest upper bound."""
-    found = []
-    for attack in question.attacks:
-        mine = [
-            line
-            for line in lines
-            if line["attack"] == attack
-            and line["value"] is not None
-            and line["subgroup"] is None
-            and line["measure"].startswith(HEADLINE)
-        ]
-        if mine:
-            found.append(max(mine, key=lambda line: (_excess(line), line["high"])))
-    return sorted(found, key=_excess, reverse=True)
-
-
-def _excess(line: Line) -> float:
-    """The upper bound above what chance or the control explains."""
-    if line["risk_high"] is not None:
-        return float(line["risk_high"])
-    chance = line["chance"] or 0.0
-    return float((line["high"] - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
 def public_summary(the_plan: Plan, told: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
@@ -130,7 +114,7 @@ def public_summary(the_plan: Plan, told: Mapping[str, Any], answers: Sequence[An
     def bound(answer: Answer) -> dict[str, Any]:
         if not answer.strongest:
             return {"question": answer.question.asks, "result": "not measured"}
-        risk = max(_excess(line) for line in answer.strongest)
+        risk = max(excess(line) for line in answer.strongest)
         rounded = min(1.0, math.ceil(risk / PUBLIC_STEP - 1e-9) * PUBLIC_STEP)
         return {
             "question": answer.question.asks,
@@ -157,6 +141,20 @@ def _grouped(lines: Sequence[Line]) -> dict[str, list[Line]]:
     return dict(groups)
 
 
+def _beside(lines: Sequence[Line], the_plan: Plan, distances: Mapping[str, float]) -> list[Beside]:
+    """The release first; empty where no baseline was attacked."""
+    attacks = [attack for question in QUESTIONS for attack in question.attacks if attack != "leaks"]
+    found = []
+    for name in dict.fromkeys(line["baseline"] for line in lines):
+        mine = [line for line in lines if line["baseline"] == name]
+        best = {attack: strongest(mine, (attack,)) for attack in attacks}
+        shown = name or f"level {the_plan.level:g}"
+        if any(best.values()):
+            reached = {attack: some[0] if some else None for attack, some in best.items()}
+            found.append(Beside("this release" if name is None else name, distances.get(shown), reached))
+    return found if len(found) > 1 else []
+
+
 def _averaged(lines: Sequence[Line]) -> list[Line]:
     return [x for x in lines if x["attack"] == "averaging" and x["value"] is not None and x["measure"] == "rank-1"]
 
@@ -166,7 +164,7 @@ def _subgroups(lines: Sequence[Line]) -> list[Line]:
     mine = [x for x in lines if x["subgroup"] is not None and x["value"] is not None and x["attack"] == "linkage"]
     if not mine:
         return []
-    best = max(mine, key=_excess)
+    best = max(mine, key=excess)
     return [x for x in mine if (x["attacker"], x["feature"]) == (best["attacker"], best["feature"])]
 
 

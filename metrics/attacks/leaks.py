@@ -29,6 +29,7 @@ Names = npt.NDArray[np.str_]
 
 SHORTEST = 4  # characters of a token; shorter ones occur everywhere
 PERMUTATIONS = 999
+TIE = 1e-6  # of a score: what decides between originals that agree with it equally well
 # Words that name a file format or a scheme, and no person.
 NOT_NAMES = frozenset(["jpeg", "webp", "tiff", "avif", "heic", "parquet", "jsonl", "file", "https"])
 
@@ -185,9 +186,28 @@ def by_score(
     ``published`` (N,), scores or the middles of their bins, NaN where there is none; ``recomputed`` (N, M), the
     attacker's own scores of each output and candidate, put into the same bins. Raises ValueError.
     """
-    if recomputed.ndim != 2 or published.shape != recomputed.shape[:1]:
-        raise ValueError(f"published must be (N,) and recomputed (N, M), got {published.shape} and {recomputed.shape}")
-    return link_by_similarity(-np.abs(published[:, None] - recomputed), truth, subjects, rng)
+    return by_scores([(published, recomputed)], truth, subjects, rng)
+
+
+def by_scores(
+    scores: Sequence[tuple[Floats, Floats]],
+    truth: Numbers,
+    subjects: Names,
+    rng: np.random.Generator,
+    likeness: Floats | None = None,
+) -> Ranking:
+    """The same with several published scores at once: the original whose differences from all of them are smallest.
+
+    Of originals in the same bins the one with the greatest ``likeness`` (N, M), in about [-1, 1], comes first; without
+    it, chance decides.
+    """
+    for published, recomputed in scores:
+        if recomputed.ndim != 2 or published.shape != recomputed.shape[:1]:
+            shapes = f"{published.shape} and {recomputed.shape}"
+            raise ValueError(f"published must be (N,) and recomputed (N, M), got {shapes}")
+    apart = sum(np.abs(published[:, None] - recomputed) for published, recomputed in scores)
+    tie = 0.0 if likeness is None else TIE * likeness
+    return link_by_similarity(tie - np.asarray(apart), truth, subjects, rng)
 
 
 def _plain(text: str) -> str:

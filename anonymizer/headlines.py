@@ -1,0 +1,42 @@
+"""Of an audit's many figures the few that answer for an attack: its strongest attacker, above what chance explains.
+
+A figure is a line of ``restricted/audit/figures.parquet`` as a mapping; see ``metrics.risk.Figure``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Line = Mapping[str, Any]
+
+MEASURES = ("rank-1", "AUC", "accuracy", "TMR at FMR 0.01", "files with metadata", "records named", "neighbours")
+
+
+def strongest(lines: Sequence[Line], attacks: Sequence[str]) -> list[Line]:
+    """For each attack, of its headline measures on everybody the figure with the highest upper bound; highest first.
+
+    An attack of which nothing could be measured is left out.
+    """
+    found = []
+    for attack in attacks:
+        mine = [
+            line
+            for line in lines
+            if line["attack"] == attack
+            and line["value"] is not None
+            and line["subgroup"] is None
+            and line["measure"].startswith(MEASURES)
+        ]
+        if mine:
+            found.append(max(mine, key=lambda line: (excess(line), line["high"])))
+    return sorted(found, key=excess, reverse=True)
+
+
+def excess(line: Line, side: Literal["value", "low", "high"] = "high") -> float:
+    """A figure's value, or an end of its interval, above what its control (without one, chance) explains: in [0, 1]."""
+    above = line["risk"] if side == "value" else line[f"risk_{side}"]
+    if above is not None:
+        return float(above)
+    chance = line["chance"] or 0.0
+    return max(0.0, float((line[side] - chance) / (1 - chance))) if chance < 1 else 0.0

@@ -1,0 +1,185 @@
+"""Every attack of the audit on one set of photos, from a mere round trip over the levels to unrelated pictures.
+
+    python benchmarks/attacks.py --source attfaces --identity folder --outsiders faces.parquet --output results/att
+
+What `anonymizer audit` does to one release is done here to each level and baseline, with the same photos, attackers and
+code. What takes long (outputs, embeddings) is kept in `OUTPUT/kept/`, so that a second call takes a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import resource
+import time
+from collections.abc import Iterator, MutableMapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from anonymizer import exhibits
+from anonymizer.backbones import load_backbone
+from anonymizer.boomerang import Boomerang
+from anonymizer.config import AuditConfig, ModelConfig, SourceConfig
+from metrics import audit, baselines, features
+from metrics.bench import Effort, Evidence, Workbench
+from metrics.clip import ClipEmbedder, cosine_similarity
+from metrics.lpips import OFFLINE, PerceptualDistance
+from metrics.methods import LocalSampling, Method, RoundTrip, applied, encoded
+
+LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
+AT = 0.6  # the level whose utility blur and pixelation are given
+OUTSIDERS = 1000
+
+
+def main() -> None:
+    asked = arguments()
+    asked.output.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(asked.seed)
+    backbone = load_backbone(ModelConfig(id=asked.model))
+    boomerang = Boomerang(backbone, asked.sampler, asked.steps)
+    evidence = gathered(asked, boomerang, rng)
+    effort = Effort(asked.pairs, 16, asked.averaged)
+    embedders = features.load(asked.features.split(","))
+    bench = Workbench(evidence, embedders, effort, 1, store=lambda: Disk(asked.output / "kept"))
+    lpips, clip = PerceptualDistance.load(OFFLINE), ClipEmbedder.load("bundled:clip-mini")
+    for name, method in methods(boomerang, asked, evidence, lpips, bench):
+        begun = time.monotonic()
+        outputs = outputs_of(bench, method)
+        found = audit.examine(bench.beside(method, outputs), asked.attacks.split(","))
+        told = {
+            "method": method.name,
+            "seconds": time.monotonic() - begun,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "lpips": baselines.median(evidence.originals, outputs, lpips),
+            "clip": float(cosine_similarity(clip.embed(evidence.originals), clip.embed(outputs)).median()),
+            "pictures": len(evidence),
+            "people": len(set(evidence.subjects)),
+            "outsiders": 0 if evidence.outsiders is None else len(evidence.outsiders),
+            "training": 0 if evidence.training is None else len(evidence.training),
+            "log_snr": boomerang.log_snr(boomerang.t_boom(method.level)) if isinstance(method, LocalSampling) else None,
+        }
+        lines = [asdict(replace(line, baseline=method.name)) for line in found.figures]
+        table = pa.Table.from_pylist(lines).replace_schema_metadata({"method": json.dumps(told)})
+        pq.write_table(table, asked.output / f"{name}.parquet")
+        print(f"{name}: {told['seconds']:.0f} s, {len(lines)} figures, peak {told['peak_mib']:.0f} MiB", flush=True)
+
+
+class Disk(MutableMapping[str, Any]):
+    """Arrays by name, kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.npy"
+
+    def __getitem__(self, name: str) -> Any:
+        if not self._file(name).exists():
+            raise KeyError(name)
+        return np.load(self._file(name))
+
+    def __setitem__(self, name: str, array: Any) -> None:
+        part = self._file(name).with_suffix(".part.npy")
+        np.save(part, array)
+        part.rename(self._file(name))
+
+    def __delitem__(self, name: str) -> None:
+        self._file(name).unlink()
+
+    def __iter__(self) -> Iterator[str]:
+        return (file.stem for file in self.folder.glob("*.npy"))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def outputs_of(bench: Workbench, method: Method) -> torch.Tensor:
+    """What would be released, as it comes back from a file."""
+    name, kept = f"{method.name}, released", bench.own
+    if name not in kept:
+        kept[name] = encoded(applied(method, bench.evidence.originals, bench.rng(name)).nan_to_num(0.0)).numpy()
+    return torch.from_numpy(kept[name])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--where", default="{}", help="YAML: keep only rows whose column has this value")
+    parser.add_argument("--identity", help="'folder' or a column; none: each photo is a person")
+    parser.add_argument("--outsiders", help="other people's photos; none: those of the source that were not drawn")
+    parser.add_argument("--outsiders-where", default="{}")
+    parser.add_argument("--training", help="photos that the model was trained on")
+    parser.add_argument("--training-where", default="{}")
+    parser.add_argument("--attributes", default="")
+    parser.add_argument("--features", default="pixels,lpips,clip,imagenet,dlib")
+    parser.add_argument("--attacks", default=",".join(audit.ATTACKS))
+    parser.add_argument("--model", default="bundled:faces-64")
+    parser.add_argument("--sampler", default="sde-dpm++")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--levels", type=float, nargs="*", default=LEVELS)
+    parser.add_argument("--sample", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=AuditConfig.model_fields["pairs"].default)
+    parser.add_argument("--averaged", type=int, default=AuditConfig.model_fields["averaged"].default)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True)
+    return parser.parse_args()
+
+
+def gathered(asked: argparse.Namespace, boomerang: Boomerang, rng: np.random.Generator) -> Evidence:
+    """The photos that are attacked, and what attackers are given besides."""
+    size, columns = boomerang.backbone.size, tuple(filter(None, asked.attributes.split(",")))
+    source = source_of(asked.source, asked.where).model_copy(update={"label": asked.identity, "carry": columns})
+    found = exhibits.photos(source, size, 10**6, rng)
+    drawn = np.sort(rng.permutation(len(found))[: asked.sample])
+    if asked.outsiders:
+        outsiders = exhibits.photos(source_of(asked.outsiders, asked.outsiders_where), size, OUTSIDERS, rng).pictures
+    else:
+        rest = rng.permutation(np.setdiff1d(np.arange(len(found)), drawn))[:OUTSIDERS]
+        outsiders = found.pictures[torch.from_numpy(rest)]
+    training = (
+        exhibits.photos(source_of(asked.training, asked.training_where), size, OUTSIDERS, rng).pictures
+        if asked.training
+        else None
+    )
+    originals = found.pictures[torch.from_numpy(drawn)].clone()
+    names = found.labels if asked.identity else found.record_ids
+    return Evidence(
+        originals=originals,
+        outputs=originals,  # replaced by each method's
+        subjects=np.array([str(names[i]) for i in drawn]),
+        identified=asked.identity is not None,
+        method=RoundTrip(),
+        model=boomerang.backbone,
+        attributes={name: [found.columns[i].get(name) for i in drawn] for name in columns},
+        outsiders=outsiders,
+        training=training,
+    )
+
+
+def source_of(uri: str, where: str) -> SourceConfig:
+    return SourceConfig(uri=uri, where=yaml.safe_load(where))
+
+
+def methods(
+    boomerang: Boomerang, asked: argparse.Namespace, evidence: Evidence, lpips: PerceptualDistance, bench: Workbench
+) -> Iterator[tuple[str, Method]]:
+    yield "round-trip", RoundTrip()
+    for level in asked.levels:
+        yield f"level-{level:g}", LocalSampling(boomerang, level)
+    method = LocalSampling(boomerang, AT)
+    at = replace(evidence, method=method, outputs=outputs_of(bench, method))
+    for name in ("blur", "pixelation", "unrelated"):
+        yield name, baselines.BASELINES[name](at, lpips, bench.rng(name))
+
+
+if __name__ == "__main__":
+    main()

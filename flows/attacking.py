@@ -1,0 +1,73 @@
+"""What attackers are given: the evidence of an audit or a calibration, read from where its settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from anonymizer import exhibits
+from anonymizer.backbones import Backbone
+from anonymizer.config import Attackers, SourceConfig
+from anonymizer.exhibits import Photos
+from anonymizer.sources import open_source
+from flows.steps import apart
+from metrics import features
+from metrics.bench import Effort, Evidence
+from metrics.features import Embedder
+from metrics.methods import Method
+
+ENOUGH = 1000  # outsiders, and training pictures, at most: as many as a false alarm in a thousand takes to be seen
+
+
+@lru_cache(maxsize=1)
+def embedders_of(names: tuple[str, ...], device: str) -> Sequence[Embedder]:
+    """What pictures are compared by, loaded once for each process."""
+    return apart(lambda: features.load(names, device))
+
+
+def check(config: Attackers) -> None:
+    """Whether the attackers' own pictures can be had. SourceError if not."""
+    for extra in (config.others, config.outsiders, config.training):
+        if extra is not None:
+            next(iter(open_source(extra).entries()), None)
+
+
+def asked(source: SourceConfig, config: Attackers) -> SourceConfig:
+    """A source, asked for what attackers want to know of each record besides."""
+    return source.model_copy(
+        update={"label": config.identity, "caption": None, "carry": tuple(dict.fromkeys(config.attributes))}
+    )
+
+
+def effort(config: Attackers) -> Effort:
+    return Effort(config.pairs, config.outputs, config.averaged)
+
+
+def evidence(
+    config: Attackers,
+    originals: Photos,
+    outputs: torch.Tensor,
+    method: Method,
+    model: Backbone,
+    rng: np.random.Generator,
+) -> Evidence:
+    """Originals and outputs (N, 3, S, S), whose they are, and what the settings give to attackers besides."""
+    names = originals.labels if config.identity is not None else originals.record_ids
+    others = exhibits.photos(config.others, model.size, 10 * config.sample, rng) if config.others else None
+    outsiders = exhibits.photos(config.outsiders, model.size, ENOUGH, rng) if config.outsiders else None
+    training = exhibits.photos(config.training, model.size, ENOUGH, rng) if config.training else None
+    return Evidence(
+        originals=originals.pictures,
+        outputs=outputs,
+        subjects=np.array([n or f"record {r}" for n, r in zip(names, originals.record_ids, strict=True)]),
+        identified=config.identity is not None,
+        method=method,
+        model=model,
+        attributes={name: [columns.get(name) for columns in originals.columns] for name in config.attributes},
+        others=(others.pictures, np.array([str(label) for label in others.labels])) if others else None,
+        outsiders=outsiders.pictures if outsiders else None,
+        training=training.pictures if training else None,
+    )

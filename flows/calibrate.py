@@ -1,0 +1,36 @@
+"""The calibration on Prefect: one task, since all levels share what they look at."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+
+from anonymizer.config import CalibrationConfig
+from flows import calibrate_steps
+from flows.progress import watcher
+from flows.tagging import tag_run
+
+TAGS = ["anonymizer", "calibration"]
+
+
+@flow(name="calibrate", persist_result=False, validate_parameters=False)
+def calibrate(config: dict[str, Any]) -> dict[str, Any]:
+    """Measure risk and utility at several levels from a configuration (nested mappings); returns counts.
+
+    Prefect sees the configuration and counts. It never sees a picture, an id, a figure or a key.
+    """
+    tag_run(TAGS)
+    summary = measure(config)
+    text = (
+        f"## Calibration\n\n{summary['levels']} levels, {summary['pictures']} pictures of {summary['people']} people."
+    )
+    create_markdown_artifact(text, key="calibration-summary", description="counts of one calibration")
+    return summary
+
+
+@task(name="measure", tags=TAGS, persist_result=False)
+def measure(config: dict[str, Any]) -> dict[str, Any]:
+    return asdict(calibrate_steps.run_for_scheduler(CalibrationConfig.model_validate(config), watcher()))

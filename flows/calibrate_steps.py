@@ -1,0 +1,184 @@
+"""What the task of a calibration does, without Prefect: draw a sample, attack it at every level, write the curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from anonymizer import calibration, exhibits, parquet, report
+from anonymizer.backbones import Backbone
+from anonymizer.boomerang import Boomerang
+from anonymizer.calibration import Calibration, Half, Level, Risk, Utility
+from anonymizer.config import BelongsTo, CalibrationConfig
+from anonymizer.errors import OutputError, SourceError, StepError
+from anonymizer.headlines import Line, excess, strongest
+from anonymizer.place import Place
+from anonymizer.sources import open_source
+from flows import attacking
+from flows.progress import NOBODY, Watcher
+from flows.steps import apart, backbone_of, guarded
+from metrics import tables
+from metrics.attacks.linkage import Bools
+from metrics.bench import Evidence, Workbench
+from metrics.clip import ClipEmbedder, cosine_similarity
+from metrics.curve import CHOOSING, CONFIRMING, Curve, Point, Score, halves
+from metrics.lpips import PerceptualDistance
+from metrics.methods import LocalSampling, RoundTrip, applied, encoded
+from metrics.risk import FEWEST_PEOPLE, Figure
+
+SEED = 2022_10_12100
+SIDES: tuple[Literal["value", "low", "high"], ...] = ("value", "low", "high")
+
+
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """Counts only: safe to hand to a scheduler."""
+
+    pictures: int
+    people: int
+    levels: int
+
+
+def run(config: CalibrationConfig, watching: Watcher = NOBODY) -> CalibrationSummary:
+    """Measure every level and write ``calibration.json``, tables and plots. Raises before long work."""
+    settings, folder = config.run, Place.of(config.folder)
+    backbone = _backbone(config)
+    belongs_to = BelongsTo.of(settings, backbone.digest)
+    boomerang = Boomerang(backbone, settings.boomerang.sampler, settings.boomerang.steps)
+    embedders = attacking.embedders_of(config.features, str(backbone.device))
+    rng = np.random.default_rng(SEED)
+
+    watching.begin(len(config.levels) * 2 * len(config.attacks), 0)
+    watching.stage("reading a sample of the source")
+    source = attacking.asked(settings.source, config)
+    photos = exhibits.photos(source, backbone.size, config.sample, rng)
+    evidence = attacking.evidence(config, photos, photos.pictures, RoundTrip(), backbone, rng)
+    parts = halves(evidence.subjects, rng)
+    sizes = {half: _half(evidence, rows) for half, rows in parts.items()}
+    if min(size.people for size in sizes.values()) < FEWEST_PEOPLE:
+        raise SourceError(
+            f"source: {len(evidence)} pictures of {len(set(evidence.subjects))} people in the sample: a calibration "
+            f"needs {2 * FEWEST_PEOPLE} people, half to choose a level and half to confirm it: give more"
+        )
+
+    bench = Workbench(evidence, embedders, attacking.effort(config), SEED, watching.stage)
+    curve = Curve(bench, parts, config.attacks, _scores(config, backbone))
+    levels: list[Level] = []
+    lines: list[Line] = []
+    for level in config.levels:
+        method = LocalSampling(boomerang, level)
+        watching.stage(f"outputs, {method.name}")
+        made = applied(method, evidence.originals, bench.rng(method.name)).cpu()
+        outputs = encoded(made, settings.output.image, settings.output.quality)
+        point = curve.at(method, outputs, watching.advance)
+        t_boom = boomerang.t_boom(level)
+        levels.append(_level(level, t_boom, boomerang.log_snr(t_boom), point, config.attacks))
+        lines += _lines(levels[-1], point)
+    found = Calibration(
+        format=calibration.FORMAT,
+        belongs_to=belongs_to,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        code_version=version("anonymizer"),
+        choosing=sizes[CHOOSING],
+        confirming=sizes[CONFIRMING],
+        levels=tuple(levels),
+    )
+    _write(folder, found, lines)
+    return CalibrationSummary(len(evidence), len(set(evidence.subjects)), len(levels))
+
+
+def run_for_scheduler(config: CalibrationConfig, watching: Watcher) -> CalibrationSummary:
+    """``run``, with errors that a scheduler may keep; what they may not tell goes to ``errors/`` there."""
+    error = StepError("calibration: failed")
+    return guarded(Place.of(config.folder), "calibrate", error, lambda: run(config, watching))
+
+
+def check(config: CalibrationConfig) -> None:
+    """What can be told before the work: settings, sources, models, the place to write to."""
+    folder = Place.of(config.folder)
+    if (folder / "calibration.json").exists():
+        raise OutputError(f"folder {config.folder!r}: holds a calibration already: name another, or remove that one")
+    backbone = _backbone(config)
+    BelongsTo.of(config.run, backbone.digest)
+    next(iter(open_source(attacking.asked(config.run.source, config)).entries()), None)
+    attacking.check(config)
+    attacking.embedders_of(config.features, str(backbone.device))
+
+
+def _backbone(config: CalibrationConfig) -> Backbone:
+    return backbone_of(config.run.model.model_copy(update={"device": config.device}))
+
+
+def _half(evidence: Evidence, rows: Bools) -> Half:
+    return Half(pictures=int(rows.sum()), people=len(np.unique(evidence.subjects[rows])))
+
+
+def _scores(config: CalibrationConfig, backbone: Backbone) -> Mapping[str, Score]:
+    """The release's own scores; none where they are switched off."""
+    found: dict[str, Score] = {}
+    if (spec := config.run.metrics.lpips) != "none":
+        found["LPIPS"] = apart(lambda: PerceptualDistance.load(spec, backbone.device))
+    if (model := config.run.metrics.clip) != "none":
+        clip = apart(lambda: ClipEmbedder.load(model, backbone.device))
+        found["CLIP similarity"] = lambda a, b: cosine_similarity(clip.embed(a), clip.embed(b))
+    return found
+
+
+def _level(level: float, t_boom: int, log_snr: float, point: Point, attacks: Sequence[str]) -> Level:
+    risks = {half: tuple(_risk(attack, figures) for attack in attacks) for half, figures in point.figures.items()}
+    utility = {
+        name: Utility(value=None) if found is None else Utility(value=found.value, low=found.low, high=found.high)
+        for name, found in point.utility.items()
+    }
+    return Level(
+        level=level,
+        t_boom=t_boom,
+        log_snr=log_snr,
+        choosing=risks[CHOOSING],
+        confirming=risks[CONFIRMING],
+        utility=utility,
+    )
+
+
+def _risk(attack: str, figures: Sequence[Figure]) -> Risk:
+    """The strongest attacker of one attack; without numbers, and with the reason, where none could be measured."""
+    lines = [asdict(figure) for figure in figures if figure.attack == attack]
+    best = strongest(lines, (attack,))
+    line = best[0] if best else lines[0]
+    sides = {side: excess(line, side) if best else None for side in SIDES}
+    told = {name: line[name] for name in ("attack", "measure", "attacker", "feature", "n", "subjects", "note")}
+    return Risk.model_validate(told | sides)
+
+
+def _lines(level: Level, point: Point) -> list[Line]:
+    """Every figure of a level, with where it stands on the curve."""
+    where = {"level": level.level, "t_boom": level.t_boom, "log_snr": level.log_snr}
+    return [where | {"half": half} | asdict(f) for half, figures in point.figures.items() for f in figures]
+
+
+def _write(folder: Place, found: Calibration, lines: Sequence[Line]) -> None:
+    """Tables and plots first: the calibration stands when its JSON does."""
+    folder.make_private()
+    (folder / "risk.parquet").write(parquet.to_bytes(pa.Table.from_pylist(list(lines), RISK)))
+    utility = [
+        {"level": one.level, "log_snr": one.log_snr, "measure": name} | measured.model_dump()
+        for one in found.levels
+        for name, measured in one.utility.items()
+    ]
+    (folder / "utility.parquet").write(parquet.to_bytes(pa.Table.from_pylist(utility, UTILITY)))
+    report.write_curves(folder, found)
+    (folder / "calibration.json").write(calibration.to_json(found))
+
+
+WHERE = [("level", pa.float64()), ("t_boom", pa.int32()), ("log_snr", pa.float64()), ("half", pa.string())]
+RISK = pa.schema([*(pa.field(*column) for column in WHERE), *tables.FIGURES])
+UTILITY = pa.schema(
+    [("level", pa.float64()), ("log_snr", pa.float64()), ("measure", pa.string())]
+    + [(name, pa.float64()) for name in ("value", "low", "high")]
+)
