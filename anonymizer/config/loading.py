@@ -1,0 +1,127 @@
+"""Configurations from files, options and nested mappings, and back to YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from anonymizer.config.base import shown
+from anonymizer.config.run import RunConfig
+from anonymizer.config.wording import line
+from anonymizer.errors import ConfigError
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
+    """A configuration file (YAML), changed as ``build`` does; any problem is one line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"config: no file {str(path)!r}: name a YAML file, or use --source and --output") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: cannot read {str(path)!r} ({type(error).__name__}): check the file") from None
+    return build(parse(text, str(path)), overrides, given)
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """The mapping in a YAML text; ``name`` says where it is from."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        what = f"key {error.args[1]!r} stands twice" if isinstance(error, _DuplicateKeyError) else "is not YAML"
+        step = "remove one of them" if isinstance(error, _DuplicateKeyError) else "check indentation and quotes"
+        raise ConfigError(f"config: {name!r}: {what}{where}: {step}") from None
+    except (RecursionError, ValueError):  # an anchor that holds itself; a date that there is not
+        raise ConfigError(f"config: {name!r} cannot be read as values: write them out, and dates in quotes") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config: {name!r} holds no mapping: it needs at least source.uri and output.uri")
+    return tree
+
+
+def dump(config: RunConfig) -> str:
+    """The YAML text that ``parse`` and ``build`` make the same configuration of.
+
+    In ASCII: with ``allow_unicode`` PyYAML writes some line separators as they are and reads them back as others.
+    """
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of a run from nested mappings, changed as in ``build_as``.
+
+    A ``boomerang.level`` that is a mapping has become a number, with the record of how; see ``calibration.settle``.
+    """
+    return build_as(RunConfig, tree, overrides, given)
+
+
+def build_as(
+    kind: type[C], tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> C:
+    """A configuration of some kind from nested mappings.
+
+    ``given`` (``a.b`` -> value) goes over them, and ``a.b=value`` overrides (values read as YAML) over both.
+    """
+    changes = dict(given or {})
+    for override in overrides:
+        name, separator, value = override.partition("=")
+        if not separator or not all(name.split(".")):
+            raise ConfigError(f"--set: got {shown(override)}: write it as section.key=value")
+        try:
+            changes[name] = yaml.load(value, Loader=_Loader)
+        except (yaml.YAMLError, ValueError):
+            got = "" if name == "key_env" else f" {shown(value)}"
+            raise ConfigError(f"--set {name}: the value{got} is not YAML: put it in quotes") from None
+    try:
+        tree = _plain(tree)
+        for name, value in changes.items():
+            _put(tree, name, value)
+        if kind is RunConfig:
+            from anonymizer.calibration import settle  # which knows configurations itself
+
+            tree = settle(tree)
+        return kind.model_validate(tree)
+    except RecursionError:
+        raise ConfigError("config: holds itself: write the values out instead of using an anchor") from None
+    except ValidationError as error:
+        raise ConfigError("; ".join(line(item, kind) for item in error.errors())) from None
+
+
+def _put(tree: Any, name: str, value: Any) -> None:
+    *sections, key = name.split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set: {name!r} goes through {section!r}, which is a value: check the key")
+    node[key] = value
+
+
+class _DuplicateKeyError(yaml.YAMLError):
+    """A key that stands twice, of which YAML would silently take the last; carries its place and itself."""
+
+    def __init__(self, mark: Any, key: str) -> None:
+        super().__init__(mark, key)
+        self.problem_mark = mark
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise _DuplicateKeyError(key.start_mark, key.value)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _plain(node: Any) -> Any:
+    return {k: _plain(v) for k, v in node.items()} if isinstance(node, Mapping) else node

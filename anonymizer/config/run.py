@@ -1,0 +1,174 @@
+"""The settings of a release, and one fingerprint of all that changes pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from anonymizer.config.base import KEY_ENV, Float, Int, Kind, Section, Uri
+from anonymizer.config.chosen import Chosen
+
+Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"]
+
+
+class Limits(Section):
+    """Bounds on what is decoded; beyond them a record fails with a typed reason."""
+
+    max_bytes: Int = Field(64 * 2**20, gt=0, description="bytes of one encoded picture")
+    max_pixels: Int = Field(100_000_000, gt=0, description="width x height of one picture")
+    max_frames: Int = Field(1000, gt=0, description="frames of an animation; the first one is used")
+
+
+class SourceConfig(Section):
+    """Where the originals lie and what is carried along with them."""
+
+    uri: Uri = Field(description="folder, file or prefix; any fsspec URI")
+    format: Literal["auto", "folder", "webdataset", "parquet", "listing"] = Field(
+        "auto", description="auto (by what lies there), folder, webdataset, parquet, or listing (CSV, JSONL)"
+    )
+    image: str = Field("image", description="column of a Parquet file or listing that holds the picture or its path")
+    id: str | None = Field(None, description="column that names a record; without it, file and row do")
+    label: str | None = Field(None, description="'folder', or the column or key to carry as label; none by default")
+    caption: str | None = Field(None, description="column or key to carry as caption; none by default")
+    carry: tuple[str, ...] = Field((), description="further columns to carry into the manifest")
+    where: dict[str, str] = Field({}, description="keep only rows whose column has this value (Parquet, listing)")
+    fit: Literal["crop", "pad"] = Field("crop", description="crop or pad: how any other shape is made square")
+    kind: Kind | None = Field(
+        None, description="what is on the pictures, in your own words; a calibration holds for one kind"
+    )
+    limits: Limits = Limits()
+
+
+class OutputConfig(Section):
+    """Where the release goes and what it looks like."""
+
+    uri: Uri = Field(description="folder or prefix; any fsspec URI")
+    format: Literal["folder", "webdataset", "parquet"] = Field("folder", description="folder, webdataset or parquet")
+    image: Literal["png", "jpeg", "webp"] = Field("png", description="png, jpeg or webp")
+    quality: Int = Field(95, ge=1, le=100, description="of jpeg and webp, 1 to 100")
+    size: Literal["model", "original"] = Field(
+        "model", description="model, or original: resized to the original's size, which is then published"
+    )
+    public_scores: Literal["none", "binned", "exact"] = Field(
+        "binned", description="none, binned, or exact, which are facts about originals"
+    )
+
+
+class ModelConfig(Section):
+    """Which diffusion model samples, and on what."""
+
+    id: str = Field("bundled:faces-64", description="bundled:NAME, a local folder, or a hub id with a revision")
+    revision: str | None = Field(None, description="commit of a hub model; needed for one, so that it cannot change")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="float32, bfloat16 or float16")
+    device: str = Field("auto", description="auto (a GPU where there is one), cpu, or cuda:N")
+    allow_pickle: bool = Field(False, description="whether pickled weights are loaded; they can run code")
+
+    @property
+    def is_hub_id(self) -> bool:
+        """Whether the id reads as OWNER/NAME; a folder of that name may still be meant."""
+        return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.id) is not None
+
+    @property
+    def public_name(self) -> str:
+        """What a manifest calls the model: where a folder lies is nobody's business, and its digest names it."""
+        hub = self.revision is not None and self.is_hub_id
+        known = self.id.startswith("bundled:") or (hub and not Path(self.id).is_dir())
+        return self.id if known else "a local model"
+
+
+class BoomerangConfig(Section):
+    """The anonymity level and the sampler of the reverse half."""
+
+    level: Float = Field(
+        0.6, description="share of the training schedule, in (0, 1]; or a rule, {calibration, max_risk, attacks}"
+    )
+    sampler: Sampler = Field("sde-dpm++", description="ddpm (the paper's), ddim, dpm++, sde-dpm++ or unipc")
+    steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; null: every step")
+    samples: Int = Field(1, description="outputs for each original; a release takes 1 only")
+    chosen: Chosen | None = None
+
+    @field_validator("level")
+    @classmethod
+    def _level(cls, value: float) -> float:
+        if not 0 < value <= 1:
+            raise ValueError(
+                f"must be in (0, 1], got {value:g}: level 0 would release the original, 1 is global sampling"
+            )
+        return value
+
+    @field_validator("samples")
+    @classmethod
+    def _samples(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError(
+                f"must be 1 in a release, got {value}: several outputs of one original add up for an attacker"
+            )
+        return value
+
+
+class MetricsConfig(Section):
+    """Which models score an output against its original; ``none`` leaves a score out."""
+
+    clip: str = Field("bundled:clip-mini", description="bundled:clip-mini, an open_clip 'MODEL/PRETRAINED', or none")
+    lpips: str = Field("st-alex", description="st-alex (offline), alex, vgg, squeeze, 'alex:WEIGHTS_FILE', or none")
+
+
+class RunSettings(Section):
+    """How the work is cut up; nothing here changes a picture's noise."""
+
+    shard_size: Int = Field(256, ge=1, description="records committed at once; what a stopped run can lose")
+    batch_size: Int = Field(32, ge=1, description="pictures that the model sees at once")
+    threads: Int = Field(2, ge=1, description="threads that decode and encode beside the model")
+    retries: Int = Field(1, ge=0, description="retries of a failed shard")
+
+
+class RunConfig(Section):
+    """Everything a release is made from."""
+
+    source: SourceConfig
+    output: OutputConfig
+    model: ModelConfig = ModelConfig()
+    boomerang: BoomerangConfig = BoomerangConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    run: RunSettings = RunSettings()
+    key_env: str = Field(
+        "ANONYMIZER_KEY", description="environment variable with the custodian's key (hex, 32 digits or more)"
+    )
+
+    @field_validator("key_env")
+    @classmethod
+    def _key_env(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or re.fullmatch(r"[0-9A-Fa-f]{16,}", value):
+            # It may be the key itself: it is not repeated here.
+            raise ValueError(KEY_ENV)
+        return value
+
+    @model_validator(mode="after")
+    def _choice_stands(self) -> RunConfig:
+        """A level that was chosen is used with what its calibration belongs to, and is not another one by now."""
+        if (chosen := self.boomerang.chosen) is not None:
+            problems = chosen.belongs_to.differences(self)
+            if chosen.level != self.boomerang.level:
+                problems.append(
+                    f"boomerang.level: is {self.boomerang.level:g}, and boomerang.chosen says that a calibration gave "
+                    f"{chosen.level:g}: set boomerang.chosen=null to choose a level by hand"
+                )
+            if problems:
+                raise ValueError("; ".join(problems))
+        return self
+
+    def fingerprint(self, model_digest: str) -> str:
+        """SHA-256 (hex) of what changes pixels: model weights, Boomerang settings, fit, and the output's encoding."""
+        what = {
+            "model": model_digest,
+            "dtype": self.model.dtype,
+            "boomerang": self.boomerang.model_dump(exclude={"chosen"}),
+            "fit": self.source.fit,
+            "output": self.output.model_dump(include={"image", "quality", "size"}),
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
