@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 COLUMNS = ("clip_similarity", "lpips")
-DISTANCES = ("lpips",)  # those that are smaller where pictures are more alike
 BINNED = "_bin"  # after the name of a column that holds bins
 BIN = 0.1  # wide enough that a score singles nobody out, narrow enough to see a trend
 
@@ -31,12 +30,17 @@ def columns(manifest: Iterable[str]) -> dict[str, str]:
     return {column: known[column] for column in manifest if column in known}
 
 
-def middle(text: str | None) -> float:
-    """The middle of a bin, from its ``label``; NaN where there is none."""
-    if text is None:
-        return math.nan
-    low, _, high = text.partition(" to ")
+def number(published: float | str | None) -> float:
+    """What a column holds, as a number: a score, or the middle of a bin from its ``label``; NaN where there is none."""
+    if not isinstance(published, str):
+        return math.nan if published is None else published
+    low, _, high = published.partition(" to ")
     return (float(low) + float(high)) / 2
+
+
+def binned(value: float) -> float:
+    """The middle of the bin in which a score lies; NaN for what is not finite."""
+    return number(label(value if math.isfinite(value) else None))
 
 
 def label(value: float | None) -> str | None:

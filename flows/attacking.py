@@ -11,7 +11,8 @@ import torch
 from anonymizer import exhibits
 from anonymizer.backbones import Backbone
 from anonymizer.config import Attackers, SourceConfig
-from anonymizer.exhibits import Photos
+from anonymizer.errors import SourceError
+from anonymizer.exhibits import Outsiders, Photos
 from anonymizer.sources import open_source
 from flows.steps import apart
 from metrics import features
@@ -57,7 +58,7 @@ def evidence(
     """Originals and outputs (N, 3, S, S), whose they are, and what the settings give to attackers besides."""
     names = originals.labels if config.identity is not None else originals.record_ids
     others = exhibits.photos(config.others, model.size, 10 * config.sample, rng) if config.others else None
-    outsiders = exhibits.photos(config.outsiders, model.size, ENOUGH, rng) if config.outsiders else None
+    outsiders = _outsiders(config, originals, model.size, rng) if config.outsiders else None
     training = exhibits.photos(config.training, model.size, ENOUGH, rng) if config.training else None
     return Evidence(
         originals=originals.pictures,
@@ -68,6 +69,17 @@ def evidence(
         model=model,
         attributes={name: [columns.get(name) for columns in originals.columns] for name in config.attributes},
         others=(others.pictures, np.array([str(label) for label in others.labels])) if others else None,
-        outsiders=outsiders.pictures if outsiders else None,
+        outsiders=outsiders.photos.pictures if outsiders else None,
+        note=outsiders.note if outsiders else None,
         training=training.pictures if training else None,
     )
+
+
+def _outsiders(config: Attackers, originals: Photos, size: int, rng: np.random.Generator) -> Outsiders:
+    """Photos of people outside, without any that turn out to be inside. SourceError where none is left."""
+    assert config.outsiders is not None
+    photos = exhibits.photos(config.outsiders, size, ENOUGH, rng)
+    found = exhibits.outsiders(photos, originals, identified=config.identity is not None)
+    if not len(found.photos):
+        raise SourceError(f"{found.note}: nobody is left: give photos of people who are not in the release")
+    return found

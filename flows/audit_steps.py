@@ -20,6 +20,7 @@ from anonymizer.config import AuditConfig, RunConfig
 from anonymizer.errors import ModelError, OutputError, StepError
 from anonymizer.exhibits import Exhibits
 from anonymizer.layout import Release
+from anonymizer.metadata import has_metadata
 from anonymizer.place import Place
 from anonymizer.sources import open_source
 from flows import attacking
@@ -32,7 +33,7 @@ from metrics.certificate import Certificate, certificate
 from metrics.features import Embedder
 from metrics.lpips import OFFLINE, PerceptualDistance
 from metrics.methods import LocalSampling
-from metrics.published import Published, recompute
+from metrics.published import Column, Published, recompute
 from metrics.risk import Figure, noted
 
 FEWEST = 4  # pictures, for the least that an attack can be tried on
@@ -80,7 +81,7 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
     beside, distances = _beside(config, settings, bench, on_pictures, watching)
     findings.figures += beside
     bound = certificate(backbone.encode(evidence.originals).flatten(1), float(boomerang.abar[the_plan.t_boom]), rng)
-    _write(release, config, shown, findings, bound, distances)
+    _write(release, config, shown, findings, bound, distances, evidence.note)
     report.write_audit(release, settings, the_plan, ATTACKERS)
     return AuditSummary(
         audited=len(shown),
@@ -153,19 +154,26 @@ def _published(
     release: Release, settings: RunConfig, shown: Exhibits, device: str, rng: np.random.Generator
 ) -> Published | str:
     """The scores in the manifest beside what their models give for every candidate, or why that was not tried."""
-    columns = scores.columns(shown.manifest[0])
+    columns = {
+        name: Column(
+            score,
+            np.array([scores.number(row[name]) for row in shown.manifest]),
+            None if name == score else scores.binned,
+        )
+        for name, score in scores.columns(shown.manifest[0]).items()
+    }
     if not columns:
         return "no score is published"
     told = parquet.read(release.manifest, ["output_id"]).schema.metadata or {}
     models = json.loads(told.get(b"metric_models", b"{}"))
     try:
         scorer = scorer_of(settings.metrics, device)
-        for name in columns.values():
+        for name in (column.score for column in columns.values()):
             if scorer.names.get(name) != models.get(name):
                 return (
                     f"{name} was scored by {models.get(name)}, and {scorer.names.get(name)} is at hand: bring it back"
                 )
-        return recompute(shown.manifest, shown.originals.pictures, shown.outputs, scorer, rng)
+        return recompute(columns, shown.originals.pictures, shown.outputs, scorer, rng)
     except ModelError as problem:
         return f"scores cannot be computed again: {problem}"
 
@@ -178,7 +186,7 @@ def _surroundings(release: Release, shown: Exhibits, published: Published | str)
     text = [repr({k: v for k, v in row.items() if k not in ("label", "caption")}) for row in manifest]
     return surroundings.Surroundings(
         files=shown.encoded,
-        public=[*text, *shown.encoded],
+        public=[*text, *(data for data in shown.encoded if has_metadata(data))],
         names=[f"{row['record_id']} {row['source_uri'].rpartition('/')[2]}" for row in shown.ledger],
         places=np.argsort([row["output_id"] for row in manifest]),
         sizes=np.array([row["bytes"] for row in manifest], float),
@@ -197,6 +205,7 @@ def _write(
     findings: audit.Findings,
     bound: Certificate,
     distances: Mapping[str, float],
+    note: str | None,
 ) -> None:
     """Everything that came out, as tables; the pages are made of these."""
     folder = release.audit
@@ -223,6 +232,7 @@ def _write(
         "config": config.model_dump(mode="json"),
         "certificate": asdict(bound),
         "distances": distances,
+        "note": note,
     }
     (folder / "audit.json").write(json.dumps(told, indent=2).encode())
 

@@ -27,7 +27,7 @@ class Evidence:
     ``subjects`` (N,) tell whose picture each is; where nobody said so, each record is a person of its own and
     ``identified`` is false. ``others`` are other photos of the same people, ``outsiders`` photos of people who are not
     in the release, ``training`` pictures that the diffusion ``model`` was trained on; none where there are none.
-    ``method`` is what made the outputs, as the attackers can run it too.
+    ``method`` is what made the outputs, as the attackers can run it too. ``note`` says what of this was left out.
     """
 
     originals: torch.Tensor
@@ -40,6 +40,7 @@ class Evidence:
     others: tuple[torch.Tensor, Names] | None = None
     outsiders: torch.Tensor | None = None
     training: torch.Tensor | None = None
+    note: str | None = None
 
     def __len__(self) -> int:
         return len(self.subjects)

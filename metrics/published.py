@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from anonymizer import scores
 from metrics.attacks.linkage import Floats, Numbers
 
 MOST = 100  # outputs, and candidates; all pairs of them are scored
+DISTANCES = ("lpips",)  # scores that are smaller where pictures are more alike
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column publishes of each of N outputs: ``values`` (N,) of a ``score``, NaN where there is none.
+
+    ``rounded`` makes of a score what would be published of it, as a number; none where a score is published as it is.
+    """
+
+    score: str
+    values: Floats
+    rounded: Callable[[float], float] | None = None
+
+    def published(self, values: Floats) -> Floats:
+        """Of scores of any shape what would be published."""
+        if self.rounded is None:
+            return values
+        return np.array([self.rounded(value) for value in values.ravel().tolist()]).reshape(values.shape)
 
 
 class CrossScorer(Protocol):
@@ -35,39 +53,22 @@ class Published:
 
 
 def recompute(
-    manifest: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, Column],
     originals: torch.Tensor,
     outputs: torch.Tensor,
     scorer: CrossScorer,
     rng: np.random.Generator,
 ) -> Published:
-    """Scores of at most ``MOST`` records, drawn by chance. Row i of all is one record: (N, 3, S, S) and their rows.
+    """Scores of at most ``MOST`` records, drawn by chance. Row i of all is one record, pictures are (N, 3, S, S).
 
     What scored the release worked on pictures before they were encoded, the attacker has them after it.
     """
-    rows = np.sort(rng.choice(len(manifest), min(MOST, len(manifest)), replace=False))
+    rows = np.sort(rng.choice(len(outputs), min(MOST, len(outputs)), replace=False))
     where = torch.from_numpy(rows)
-    found = {
-        name: values.double().cpu().numpy() for name, values in scorer.across(originals[where], outputs[where]).items()
-    }
-    columns = scores.columns(manifest[0])
-    told = {column: _told([manifest[row][column] for row in rows]) for column in columns}
+    across = scorer.across(originals[where], outputs[where])
+    found = {name: values.double().cpu().numpy() for name, values in across.items()}
     return Published(
         rows,
-        {
-            column: (told[column], found[name] if column == name else _binned(found[name]))
-            for column, name in columns.items()
-        },
-        {column: -found[name] if name in scores.DISTANCES else found[name] for column, name in columns.items()},
+        {name: (column.values[rows], column.published(found[column.score])) for name, column in columns.items()},
+        {name: (-1 if column.score in DISTANCES else 1) * found[column.score] for name, column in columns.items()},
     )
-
-
-def _told(values: Sequence[float | str | None]) -> Floats:
-    """Scores, or the middles of their bins; NaN where there is none."""
-    return np.array([value if isinstance(value, float) else scores.middle(value) for value in values], dtype=np.float64)
-
-
-def _binned(values: Floats) -> Floats:
-    """The middle of the bin in which each value lies."""
-    bins = [scores.middle(scores.label(value if np.isfinite(value) else None)) for value in values.ravel().tolist()]
-    return np.array(bins).reshape(values.shape)

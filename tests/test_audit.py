@@ -196,6 +196,39 @@ def test_an_audit_is_the_same_when_repeated(release: Release) -> None:
     assert (release.audit / "figures.parquet").read() == first
 
 
+def test_outsiders_who_are_insiders_are_left_out_and_said(release: Release, tmp_path: Path) -> None:
+    outside = {f"stranger {i}.png": picture(100 + i) for i in range(20)}
+    mixed = folder_of(tmp_path / "mixed", outside | {"in the release.png": picture(3)})
+    audit_steps.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(mixed)}))
+    told = json.loads((release.audit / "audit.json").read())
+    assert told["note"].startswith("outsiders: 1 left out") and "1 left out" in release.audit_page.read().decode()
+    with pytest.raises(SourceError, match="nobody is left"):
+        audit_steps.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(tmp_path / "in")}))
+
+
+def test_baselines_stand_beside_the_release_and_out_of_its_answers(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # these pictures are too small for LPIPS
+        return (a - b).abs().mean((1, 2, 3))
+
+    monkeypatch.setattr(audit_steps.PerceptualDistance, "load", lambda *_: apart)
+    audit_steps.run(settings_of(release, attacks=["linkage"], baselines=["round-trip", "global", "unrelated"]))
+    table = parquet.read(release.audit / "figures.parquet").to_pylist()
+    by = {line["baseline"] for line in table}
+    assert by == {None, "round trip", "level 1", "unrelated"}
+    told = {x["baseline"]: x for x in table if x["measure"] == "rank-1" and x["attacker"] == "unaware"}
+    assert told["round trip"]["value"] == 1 and told["level 1"]["value"] < 0.3
+    (missing,) = [x for x in table if x["baseline"] == "unrelated"]
+    assert missing["measure"] == "not run" and "audit.outsiders" in missing["note"]
+    page = release.audit_page.read().decode()
+    assert "Beside other methods" in page and "this release" in page
+    audit_steps.run(settings_of(release, attacks=["linkage"]))
+    alone = json.loads(release.public_audit.read())
+    audit_steps.run(settings_of(release, attacks=["linkage"], baselines=["round-trip"]))
+    assert json.loads(release.public_audit.read()) == alone
+
+
 def test_attacks_are_left_out_by_name(release: Release) -> None:
     audit_steps.run(settings_of(release, skip=["inversion", "parrot", "leaks", "membership"]))
     table = parquet.read(release.audit / "figures.parquet")

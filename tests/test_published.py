@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from running import PlainScorer
 from anonymizer import scores
 from metrics import surroundings
 from metrics.attacks import leaks
-from metrics.published import MOST, Published, recompute
+from metrics.published import MOST, Column, Published, recompute
 
 N = 60
 WHOLE, ALONE = "with what is published, rank-1", "rank-1, by what is published alone"
@@ -29,22 +31,28 @@ def pictures(count: int, seed: int) -> torch.Tensor:
     ).clamp(-1, 1)
 
 
-def released(count: int, how: str) -> tuple[list[dict[str, object]], torch.Tensor, torch.Tensor]:
-    """Manifest rows, originals, and outputs that share half of their light with them."""
+def published(originals: torch.Tensor, outputs: torch.Tensor, how: str = "exact") -> dict[str, Column]:
+    exact = PlainScorer().score(originals, outputs)
+    found = {name: np.array([getattr(one, name) for one in exact]) for name in ("clip_similarity", "lpips")}
+    if how == "exact":
+        return {name: Column(name, values) for name, values in found.items()}
+    return {
+        f"{name}_bin": Column(name, np.array([scores.binned(v) for v in values]), scores.binned)
+        for name, values in found.items()
+    }
+
+
+def released(count: int, how: str) -> tuple[dict[str, Column], torch.Tensor, torch.Tensor]:
+    """Published columns, originals, and outputs that share half of their light with them."""
     originals = pictures(count, 1)
     outputs = 0.5 * originals + 0.5 * pictures(count, 2)
-    exact = PlainScorer().score(originals, outputs)
-    rows: list[dict[str, object]] = []
-    for one in exact:
-        told = {"clip_similarity": one.clip_similarity, "lpips": one.lpips}
-        rows.append({f"{k}_bin": scores.label(v) for k, v in told.items()} if how == "binned" else dict(told))
-    return rows, originals, outputs
+    return published(originals, outputs, how), originals, outputs
 
 
 def test_exact_scores_name_the_original() -> None:
     found = recompute(*released(N, "exact"), PlainScorer(), rng())
-    for published, recomputed in found.scores.values():
-        assert np.allclose(published, np.diagonal(recomputed), atol=1e-6)
+    for told, recomputed in found.scores.values():
+        assert np.allclose(told, np.diagonal(recomputed), atol=1e-6)
     lines = figures(found)
     assert set(lines) == {"published clip_similarity", "published lpips", "all published scores"}
     assert all(line.value is not None and line.value > 0.9 and line.gallery == N for line in lines.values())
@@ -54,10 +62,10 @@ def test_exact_scores_name_the_original() -> None:
 
 def test_bins_are_bins_on_both_sides_and_tell_little() -> None:
     found = recompute(*released(N, "binned"), PlainScorer(), rng())
-    for published, recomputed in found.scores.values():
-        assert (published == np.diagonal(recomputed)).all()
-        middles = [scores.middle(scores.label(value)) for value in published]
-        assert (published == middles).all() and len(np.unique(recomputed)) < 20
+    for told, recomputed in found.scores.values():
+        assert (told == np.diagonal(recomputed)).all()
+        middles = [scores.binned(value) for value in told]
+        assert (told == middles).all() and len(np.unique(recomputed)) < 20
     lines = figures(found)
     assert "published lpips_bin" in lines
     for line in lines.values():
@@ -65,27 +73,29 @@ def test_bins_are_bins_on_both_sides_and_tell_little() -> None:
 
 
 def test_scores_of_other_outputs_are_a_guess() -> None:
-    rows, originals, outputs = released(N, "exact")
-    found = recompute(rows[1:] + rows[:1], originals, outputs, PlainScorer(), rng())
+    columns, originals, outputs = released(N, "exact")
+    moved = {name: replace(column, values=np.roll(column.values, 1)) for name, column in columns.items()}
+    found = recompute(moved, originals, outputs, PlainScorer(), rng())
     for line in figures(found).values():
         assert line.low is not None and line.low <= 1 / N + 0.02
 
 
 def test_many_records_are_tried_by_a_sample_and_a_missing_score_is_a_blind_guess() -> None:
-    rows, originals, outputs = released(MOST + 20, "exact")
-    rows = [row | {"lpips": None} for row in rows]
-    found = recompute(rows, originals, outputs, PlainScorer(), rng())
+    columns, originals, outputs = released(MOST + 20, "exact")
+    columns["lpips"] = replace(columns["lpips"], values=np.full(MOST + 20, np.nan))
+    found = recompute(columns, originals, outputs, PlainScorer(), rng())
     assert found.rows.shape == (MOST,) and len(np.unique(found.rows)) == MOST
     assert np.isnan(found.scores["lpips"][0]).all() and found.scores["lpips"][1].shape == (MOST, MOST)
     low = figures(found, MOST + 20)["published lpips"]
     assert low.value is not None and low.value < 0.1 and low.gallery == MOST
 
 
-def test_a_label_is_read_back_as_the_middle_of_its_bin() -> None:
-    for value in np.linspace(-0.3, 1.4, 171):
-        middle = scores.middle(scores.label(float(value)))
-        assert abs(middle - value) <= 0.05 + 1e-9 and scores.label(middle) == scores.label(float(value))
-    assert np.isnan(scores.middle(scores.label(None)))
+def test_a_bin_is_read_back_as_its_middle() -> None:
+    for value in np.linspace(-0.3, 1.4, 171).tolist():
+        assert abs(scores.binned(value) - value) <= 0.05 + 1e-9
+        assert scores.label(scores.binned(value)) == scores.label(value)
+    assert scores.number("0.6 to 0.7") == pytest.approx(0.65) and scores.number(0.61) == 0.61
+    assert np.isnan([scores.binned(float("nan")), scores.number(None)]).all()
     assert scores.columns(["file", "lpips_bin", "clip_similarity"]) == {
         "lpips_bin": "lpips",
         "clip_similarity": "clip_similarity",
@@ -102,8 +112,8 @@ def test_what_pictures_give_away_by_themselves_is_not_put_down_to_the_score() ->
     """Outputs next to their originals: everybody is found by likeness, and being told the score adds nobody."""
     originals = pictures(N, 1)
     outputs = originals + 0.001
-    rows = [{"lpips": one.lpips} for one in PlainScorer().score(originals, outputs)]
-    found = recompute(rows, originals, outputs, PlainScorer(), rng())
+    columns = {"lpips": published(originals, outputs)["lpips"]}
+    found = recompute(columns, originals, outputs, PlainScorer(), rng())
     (whole,), (alone,) = figures(found).values(), figures(found, measure=ALONE).values()
     assert whole.value == 1.0 and alone.value == 0 and alone.control == 0
     assert alone.note is not None and "with it 100.0%, without it 100.0%" in alone.note

@@ -100,17 +100,22 @@ def traces(
     """Do the names of the originals occur anywhere in what is public?
 
     ``names`` (N,): all that names a record (path, folders, id), as one text each. ``public``: file names, texts, and
-    headers of files; bytes are read as UTF-8 and as UTF-16. A token counts wherever it occurs, inside a longer word
-    too; since digests hold any four digits, the control looks for random tokens of the same length and kind. Raises
-    ValueError.
+    files that hold more than pixels; bytes are read as UTF-8 and as UTF-16. A token counts wherever it occurs, inside a
+    longer word too; one that could be part of a digest counts only where no other hexadecimal digit touches it. The
+    control looks for random tokens of the same length and kind. Raises ValueError.
     """
     if len(names) != len(subjects) or not len(names):
         raise ValueError(f"names and subjects must be one each a record, got {len(names)} and {len(subjects)}")
     text = "\n".join(_plain(_decoded(part)) for part in public)
     owned = [tokens(name) for name in names]
     carriers = Counter(token for own in owned for token in own)
-    found = {token for token in carriers if token in text}
-    decoys = {token for token in sorted(carriers) if _decoy(token, rng) in text}
+    runs = set(re.findall("[0-9a-f]+", text))
+
+    def occurs(token: str) -> bool:
+        return token in runs if _hexadecimal(token) else token in text
+
+    found = {token for token in carriers if occurs(token)}
+    decoys = {token for token in sorted(carriers) if occurs(_decoy(token, rng))}
     telling = {token for token, count in carriers.items() if count < len(names) or len(names) == 1}
     hits, control = ([bool(own & some & telling) for own in owned] for some in (found, decoys))
     who = as_subjects(subjects)
@@ -221,9 +226,12 @@ def _decoded(part: str | bytes) -> str:
 
 def _decoy(token: str, rng: np.random.Generator) -> str:
     """A random token of the same length: digits for digits, Latin letters for all others, a-f for hexadecimal ones."""
-    hexadecimal = re.fullmatch("[0-9a-f]+", token) is not None
-    letters = "abcdef" if hexadecimal else "abcdefghijklmnopqrstuvwxyz"
+    letters = "abcdef" if _hexadecimal(token) else "abcdefghijklmnopqrstuvwxyz"
     return "".join(str(rng.integers(10)) if c.isdigit() else letters[rng.integers(len(letters))] for c in token)
+
+
+def _hexadecimal(token: str) -> bool:
+    return re.fullmatch("[0-9a-f]+", token) is not None
 
 
 def _standing(values: Floats) -> Floats:
