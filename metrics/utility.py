@@ -7,45 +7,26 @@ regression on embeddings and cross-validated by person, but always judged on ori
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 
-from metrics.attacks.attributes import FOLDS, deal, predict
+from metrics.attacks.attributes import FOLDS, Readings, deal, predict
 from metrics.attacks.linkage import Floats, Names
-from metrics.risk import Estimate, Trials, interval, too_few
-from metrics.trials import joined
+from metrics.risk import Estimate, interval, too_few
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What readers read off each of N originals of people whom they had not seen, beside the truth; all (N,).
+class Taught(Readings):
+    """What readers read off each of N originals of people whom they had not seen.
 
     ``originals``: a reader taught by originals of other people (reference); ``outputs``: by outputs of other people;
     ``control``: by those outputs under labels that had been dealt out anew among people. An original that was not
     detected is read as the label most frequent among what the reader was taught.
     """
 
-    labels: Names
-    subjects: Names
     originals: Names
     outputs: Names
     control: Names
-
-    def __add__(self, other: Self) -> Self:
-        return joined(self, other)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def trials(self, teacher: str) -> Trials:
-        """Hits of one reader, for example ``outputs``."""
-        return Trials(getattr(self, teacher) == self.labels, self.subjects)
-
-    @property
-    def chance(self) -> float:
-        """The share of the most frequent label."""
-        return float(np.unique(self.labels, return_counts=True)[1].max() / len(self))
 
 
 @dataclass(frozen=True)

@@ -24,22 +24,11 @@ UNKNOWN = "unknown"  # the group of those whose value is missing
 
 
 @dataclass(frozen=True)
-class Read:
-    """What was read off each of N pictures, beside the truth.
-
-    ``originals``: off the original (reference); ``unaware``: off the output by a reader of originals; ``trained``: off
-    the output by a reader of outputs; ``unaware_control``, ``trained_control``: by readers who learnt labels that had
-    been dealt out anew among people. A picture that was not detected is read as the most frequent label.
-    """
+class Readings:
+    """The truth about N pictures, ``labels`` and ``subjects`` (N,); readers put beside it what they read, (N,) each."""
 
     labels: Names
     subjects: Names
-    originals: Names
-    unaware: Names
-    trained: Names
-    unaware_control: Names
-    trained_control: Names
-    seen: Bools
 
     def __add__(self, other: Self) -> Self:
         return joined(self, other)
@@ -48,13 +37,30 @@ class Read:
         return len(self.labels)
 
     def trials(self, reader: str) -> Trials:
-        """Hits of one reader, for example ``trained``."""
+        """Hits of one reader, for example ``outputs``."""
         return Trials(getattr(self, reader) == self.labels, self.subjects)
 
     @property
     def chance(self) -> float:
         """The share of the most frequent label."""
         return float(np.unique(self.labels, return_counts=True)[1].max() / len(self))
+
+
+@dataclass(frozen=True)
+class Read(Readings):
+    """What was read off each picture.
+
+    ``originals``: off the original (reference); ``unaware``: off the output by a reader of originals; ``trained``: off
+    the output by a reader of outputs; ``unaware_control``, ``trained_control``: by readers who learnt labels that had
+    been dealt out anew among people. A picture that was not detected is read as the most frequent label.
+    """
+
+    originals: Names
+    unaware: Names
+    trained: Names
+    unaware_control: Names
+    trained_control: Names
+    seen: Bools
 
 
 def groups(values: Sequence[Any], most: int = MOST_GROUPS, bins: int = BINS) -> Names:
