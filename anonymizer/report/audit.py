@@ -142,17 +142,22 @@ def _grouped(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def _beside(lines: Sequence[Line], the_plan: Plan, distances: Mapping[str, float]) -> list[Beside]:
-    """The release first; empty where no baseline was attacked."""
+    """The release first, with the attacks that were tried; empty where no baseline was attacked."""
+    names = dict.fromkeys(line["baseline"] for line in lines)
+    if len(names) < 2:
+        return []
     attacks = [attack for question in QUESTIONS for attack in question.attacks if attack != "leaks"]
-    found = []
-    for name in dict.fromkeys(line["baseline"] for line in lines):
-        mine = [line for line in lines if line["baseline"] == name]
-        best = {attack: strongest(mine, (attack,)) for attack in attacks}
-        shown = name or f"level {the_plan.level:g}"
-        if any(best.values()):
-            reached = {attack: some[0] if some else None for attack, some in best.items()}
-            found.append(Beside("this release" if name is None else name, distances.get(shown), reached))
-    return found if len(found) > 1 else []
+    best = {
+        name: {line["attack"]: line for line in strongest([x for x in lines if x["baseline"] == name], attacks)}
+        for name in names
+    }
+    tried = [attack for attack in attacks if any(attack in found for found in best.values())]
+    release = f"level {the_plan.level:g}"
+    return [
+        Beside(name or "this release", distances.get(name or release), {a: found.get(a) for a in tried})
+        for name, found in best.items()
+        if found
+    ]
 
 
 def _averaged(lines: Sequence[Line]) -> list[Line]:

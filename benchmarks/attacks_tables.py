@@ -1,0 +1,161 @@
+"""Tables and plots of what `benchmarks/attacks.py` measured.
+
+    python benchmarks/attacks_tables.py results/att --plot docs/images/audit-att.png
+
+Of each attack the attacker with the highest upper bound stands in a cell, with his 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+ORDER = ("round-trip", "level-0.2", "level-0.4", "level-0.6", "level-0.8", "level-1", "blur", "pixelation", "unrelated")
+ONE, FIVE = ", 1 photo a person", ", 5 photos a person"
+LINKAGE = {
+    "unaware": ("linkage", "unaware", "rank-1", None),
+    "unaware, face": ("linkage", "unaware", "rank-1", "dlib"),
+    "aware": ("linkage", "aware", "rank-1", None),
+    "trained": ("parrot", "trained", "rank-1", None),
+    "inverting": ("inversion", "inverting", "rank-1", None),
+    "16 outputs": ("averaging", "sees k outputs", "rank-1", None),
+}
+PEOPLE = {
+    "rank-1, 1 photo": ("reidentification", None, f"rank-1{ONE}", None),
+    "rank-1, 5 photos": ("reidentification", None, f"rank-1{FIVE}", None),
+    "dlib: rank-1, 1 photo": ("reidentification", None, f"rank-1{ONE}", "dlib"),
+    "dlib: TPIR at FPIR 0.1": ("reidentification", None, f"TPIR at FPIR 0.1{ONE}", "dlib"),
+    "dlib: TMR at FMR 0.01": ("reidentification", None, f"TMR at FMR 0.01{ONE}", "dlib"),
+    "dlib: TMR at FMR 0.001": ("reidentification", None, f"TMR at FMR 0.001{ONE}", "dlib"),
+    "dlib: not detected": ("reidentification", None, f"not detected{ONE}", "dlib"),
+    "after inversion, rank-1": ("inversion", "inverting", f"rank-1{ONE}, whose picture", None),
+}
+MEMBERSHIP = {
+    "in the release: AUC": ("membership", "holds the original", "AUC: in the release", None),
+    "TPR at FPR 0.01": ("membership", "holds the original", "TPR at FPR 0.01: in the release", None),
+    "TPR at FPR 0.001": ("membership", "holds the original", "TPR at FPR 0.001: in the release", None),
+    "nearer to training pictures: AUC": ("membership", "unaware", "AUC: outputs nearer", None),
+}
+ATTRIBUTES = {
+    f"{column}, {reader}": ("attributes", reader, f"accuracy of {column}", None)
+    for column in ("gender", "ethnicity", "age")
+    for reader in ("unaware", "trained")
+}
+PLOTTED = {
+    "linkage, unaware": LINKAGE["unaware"],
+    "linkage, aware": LINKAGE["aware"],
+    "trained linker": LINKAGE["trained"],
+    "inversion, then linkage": LINKAGE["inverting"],
+    "16 outputs averaged": LINKAGE["16 outputs"],
+    "re-identification, 1 photo": PEOPLE["rank-1, 1 photo"],
+    "re-identification, dlib": PEOPLE["dlib: rank-1, 1 photo"],
+    "membership (TPR at FPR 0.01)": MEMBERSHIP["TPR at FPR 0.01"],
+}
+
+Asked = tuple[str, str | None, str, str | None]
+Line = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--plot", type=Path)
+    asked = parser.parse_args()
+    found = {name: read(file) for name in ORDER if (file := asked.folder / f"{name}.parquet").exists()}
+    told = {name: about for name, (about, _) in found.items()}
+    lines = {name: lines for name, (_, lines) in found.items()}
+    first = next(iter(told.values()))
+    print(f"{first['pictures']} pictures of {first['people']} people, {first['outsiders']} outsiders\n")
+    rows = [[shown(name, about), f"{about['lpips']:.3f}", f"{about['clip']:.2f}"] for name, about in told.items()]
+    print(table(["pictures", "LPIPS", "CLIP similarity"], rows))
+    for title, columns in (
+        ("Linkage", LINKAGE), ("People", PEOPLE), ("Membership", MEMBERSHIP), ("Attributes", ATTRIBUTES),
+    ):  # fmt: skip
+        cells = {name: [cell(best(lines[name], column)) for column in columns.values()] for name in lines}
+        if any(text != "-" for row in cells.values() for text in row):
+            print(f"### {title}\n")
+            print(table(["pictures", *columns], [[shown(name, told[name]), *row] for name, row in cells.items()]))
+    trained = best(next(iter(lines.values())), ("membership", "aware", "AUC: in the model's training set", None))
+    print("In the model's training set:", cell(trained), "\n")
+    if asked.plot:
+        plot(told, lines, asked.plot)
+
+
+def read(file: Path) -> tuple[Line, list[Line]]:
+    found = pq.read_table(file)
+    return json.loads(found.schema.metadata[b"method"]), found.to_pylist()
+
+
+def best(lines: Sequence[Line], asked: Asked) -> Line | None:
+    attack, attacker, measure, feature = asked
+    mine = [
+        line
+        for line in lines
+        if line["attack"] == attack
+        and attacker in (None, line["attacker"])
+        and line["measure"].startswith(measure)
+        and (len(line["measure"]) == len(measure) or "outputs nearer" in measure)
+        and (feature is None or line["feature"].startswith(feature))
+        and line["subgroup"] is None
+        and line["value"] is not None
+        and (attack != "averaging" or line["outputs"] == 16)
+    ]
+    return max(mine, key=lambda line: (line["high"], line["value"])) if mine else None
+
+
+def cell(line: Line | None) -> str:
+    if line is None:
+        return "-"
+    by = line["feature"].split(" ")[0].split("-")[0].removesuffix(":")
+    by = "" if by in ("learnt", "denoising", "dlib") else f" {NAMES.get(by, by)}"
+    return f"{100 * line['value']:.0f} ({100 * line['low']:.0f} to {100 * line['high']:.0f}){by}"
+
+
+NAMES = {"st": "lpips", "efficientnet": "imagenet", "clip": "clip"}
+
+
+def shown(name: str, about: Line) -> str:
+    return about["method"] if about["log_snr"] is None else f"{about['method']} (log-SNR {about['log_snr']:+.2f})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]) + "\n"
+
+
+def plot(told: dict[str, Line], lines: dict[str, list[Line]], file: Path) -> None:
+    """What each attack reached against the level; baselines to the right."""
+    from matplotlib.figure import Figure
+
+    names = list(told)
+    columns = {title: asked for title, asked in PLOTTED.items() if any(best(lines[name], asked) for name in names)}
+    figure = Figure(figsize=(15, 3.3 * -(-len(columns) // 4)), layout="constrained")
+    ticks = [LABELS.get(name, name.removeprefix("level-")) for name in names]
+    for place, (title, asked) in enumerate(columns.items(), start=1):
+        panel = figure.add_subplot(-(-len(columns) // 4), 4, place)
+        for x, name in enumerate(names):
+            line = best(lines[name], asked)
+            if line is None:
+                continue
+            level = name.startswith("level") or name == "round-trip"
+            colour = "#0072b2" if level else "#d55e00"
+            span = [[line["value"] - line["low"]], [line["high"] - line["value"]]]
+            panel.errorbar([x], [line["value"]], yerr=span, fmt="o", color=colour, capsize=2, markersize=5)
+            if line["chance"] is not None:
+                panel.plot([x - 0.35, x + 0.35], [line["chance"]] * 2, color="#999999", linewidth=1.5)
+        panel.set(title=title, ylim=(-0.03, 1.03))
+        panel.set_xticks(range(len(names)), ticks, fontsize=7, rotation=35, ha="right", rotation_mode="anchor")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", alpha=0.25)
+    figure.supylabel("reached (grey: chance)", fontsize=9)
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+
+
+LABELS = {"round-trip": "0 (round trip)"}
+
+if __name__ == "__main__":
+    main()
