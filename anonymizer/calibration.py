@@ -24,8 +24,9 @@ class Part(Section):
 
 
 class Risk(Part):
-    """The strongest attacker of one attack at one level; ``value``, ``low``, ``high`` are above chance or control.
+    """One attack at one level; ``value``, ``low``, ``high`` are above chance or control.
 
+    ``value`` and ``low`` are of whoever reached most, ``high`` of him with the highest upper bound, who is named.
     The interval is 95 %, so ``high`` alone is wrong for 2.5 % of all samples, or, without a hit, for 5 % (the rule of
     three). All three are null where too few people were there to tell, and ``note`` says so. ``n`` trials of
     ``subjects`` people.
@@ -89,6 +90,7 @@ class Calibration(Part):
     belongs_to: BelongsTo
     made: str  # when, as ISO 8601
     code_version: str
+    identified: bool = False  # whether people were told apart; if not, each picture was taken for a person
     choosing: Half
     confirming: Half
     levels: tuple[Level, ...] = Field(min_length=1)
@@ -293,6 +295,7 @@ def settle(tree: Mapping[str, Any]) -> dict[str, Any]:
     choice = choose(calibration, rule.max_risk, rule.attacks)
     chosen = Chosen(
         level=choice.level,
+        identified=calibration.identified,
         calibration=hashlib.sha256(data).hexdigest(),
         max_risk=choice.max_risk,
         attacks=choice.attacks,

@@ -10,28 +10,35 @@ from typing import Any, Literal
 
 Line = Mapping[str, Any]
 
-MEASURES = ("rank-1", "AUC", "accuracy", "TMR at FMR 0.01", "files with metadata", "records named", "neighbours")
+MEASURES = (
+    *("rank-1", "AUC", "accuracy", "TMR at FMR", "TPIR at FPIR", "TPR at FPR"),
+    *("files with metadata", "records named", "neighbours"),
+)
+OF_THE_MODEL = "training"  # what is asked of the model's training set says nothing about who is in the release
 
 
 def strongest(lines: Sequence[Line], attacks: Sequence[str]) -> list[Line]:
-    """For each attack, of its headline measures on everybody the figure with the highest upper bound; highest first.
+    """For each attack, of its headlines the figure with the highest upper bound; highest first.
 
     An attack of which nothing could be measured is left out.
     """
-    found = []
-    for attack in attacks:
-        mine = [
-            line
-            for line in lines
-            if line["attack"] == attack
-            and line["value"] is not None
-            and line["subgroup"] is None
-            and line["measure"].startswith(MEASURES)
-            and line["control"] != 1  # it always hits: whatever the attack finds is no finding
-        ]
-        if mine:
-            found.append(max(mine, key=lambda line: (excess(line), line["high"])))
-    return sorted(found, key=excess, reverse=True)
+    found = [headlines(lines, attack) for attack in attacks]
+    best = [max(mine, key=lambda line: (excess(line), line["high"])) for mine in found if mine]
+    return sorted(best, key=excess, reverse=True)
+
+
+def headlines(lines: Sequence[Line], attack: str) -> list[Line]:
+    """The figures of one attack, on everybody, that say how far it got; not those whose control always hits."""
+    return [
+        line
+        for line in lines
+        if line["attack"] == attack
+        and line["value"] is not None
+        and line["subgroup"] is None
+        and line["measure"].startswith(MEASURES)
+        and OF_THE_MODEL not in line["measure"]
+        and line["control"] != 1
+    ]
 
 
 def excess(line: Line, side: Literal["value", "low", "high"] = "high") -> float:

@@ -103,6 +103,11 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
             f"log-SNR {plan.log_snr:+.2f}: more of an original's signal is kept than noise is added: expect people "
             "to be recognised"
         )
+    if config.boomerang.chosen is not None and not config.boomerang.chosen.identified:
+        found.append(
+            "boomerang.level was chosen without knowing who is on which picture: if people have several, the promise "
+            "about risk may not hold; calibrate with identity"
+        )
     if config.output.public_scores == "exact":
         found.append(
             "output.public_scores exact: a score is a fact about an original, and whoever holds a candidate can compare"

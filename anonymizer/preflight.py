@@ -47,6 +47,23 @@ def check(config: RunConfig) -> None:
         _check_unused(config, release)
 
 
+def check_folder(key: str, uri: str, source: str) -> None:
+    """OutputError if ``uri``, which setting ``key`` names, cannot take files that are not to be handed out."""
+    place, name = Place.of(uri), f"{key} {uri!r}"
+    if type(place.fs) is type(Place.of(source).fs) and _contains(Place.of(source), place):
+        raise OutputError(f"{name}: lies inside the source: what is written would become input: choose another")
+    if place.is_local and any((folder / "restricted/plan.json").exists() for folder in Path(place.path).parents):
+        raise OutputError(f"{name}: lies inside a release: choose a folder outside of it")
+    if place.is_local and place.exists() and not _is_left_over(Path(place.path)):
+        raise OutputError(f"{name}: is there already: name a new folder")
+    _check_writable(name, place)
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Private, and empty but for errors: what was begun there failed."""
+    return folder.is_dir() and not folder.stat().st_mode & 0o077 and {p.name for p in folder.iterdir()} <= {"errors"}
+
+
 def _check_apart(config: RunConfig, source: Place, output: Place) -> None:
     if type(source.fs) is not type(output.fs):
         return
@@ -79,15 +96,19 @@ def _check_place(config: RunConfig, root: Place) -> None:
         if set(root.path) & set("*?["):  # a store would read it as a pattern, and remove what it fits
             raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
         return
+    _check_writable(f"output.uri {config.output.uri!r}", root)
+
+
+def _check_writable(name: str, root: Place) -> None:
+    if not root.is_local:
+        return
     path = Path(root.path)
     nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
     if not nearest.is_dir():
         what = "is a file" if nearest == path else f"{str(nearest)!r} is a file"
-        raise OutputError(f"output.uri {config.output.uri!r}: {what}: name a folder")
+        raise OutputError(f"{name}: {what}: name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"output.uri {config.output.uri!r}: cannot be written: check the permissions of {str(nearest)!r}"
-        )
+        raise OutputError(f"{name}: cannot be written: check the permissions of {str(nearest)!r}")
 
 
 def _check_unused(config: RunConfig, release: Release) -> None:

@@ -33,6 +33,7 @@ from metrics.bench import Effort, Evidence, Workbench
 from metrics.clip import ClipEmbedder, cosine_similarity
 from metrics.lpips import OFFLINE, PerceptualDistance
 from metrics.methods import LocalSampling, Method, RoundTrip, applied, encoded
+from metrics.risk import as_subjects
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
 AT = 0.6  # the level whose utility blur and pixelation are given
@@ -62,7 +63,7 @@ def main() -> None:
             "clip": float(cosine_similarity(clip.embed(evidence.originals), clip.embed(outputs)).median()),
             "pictures": len(evidence),
             "people": len(set(evidence.subjects)),
-            "outsiders": 0 if evidence.outsiders is None else len(evidence.outsiders),
+            "outsiders": 0 if evidence.outsiders is None else len(evidence.outsiders[1]),
             "training": 0 if evidence.training is None else len(evidence.training),
             "log_snr": boomerang.log_snr(boomerang.t_boom(method.level)) if isinstance(method, LocalSampling) else None,
         }
@@ -160,7 +161,7 @@ def gathered(asked: argparse.Namespace, boomerang: Boomerang, rng: np.random.Gen
         method=RoundTrip(),
         model=boomerang.backbone,
         attributes={name: [found.columns[i].get(name) for i in drawn] for name in columns},
-        outsiders=outsiders,
+        outsiders=(outsiders, as_subjects([f"outsider {i}" for i in range(len(outsiders))])),
         training=training,
     )
 

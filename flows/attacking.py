@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -11,14 +12,17 @@ import torch
 from anonymizer import exhibits
 from anonymizer.backbones import Backbone
 from anonymizer.config import Attackers, SourceConfig
-from anonymizer.errors import SourceError
-from anonymizer.exhibits import Outsiders, Photos
+from anonymizer.errors import ConfigError, SourceError
+from anonymizer.exhibits import Photos
 from anonymizer.sources import open_source
+from anonymizer.sources.folder import FolderSource
 from flows.steps import apart
 from metrics import features
+from metrics.attacks.linkage import Names
 from metrics.bench import Effort, Evidence
 from metrics.features import Embedder
 from metrics.methods import Method
+from metrics.risk import as_subjects
 
 ENOUGH = 1000  # outsiders, and training pictures, at most: as many as a false alarm in a thousand takes to be seen
 
@@ -30,10 +34,13 @@ def embedders_of(names: tuple[str, ...], device: str) -> Sequence[Embedder]:
 
 
 def check(config: Attackers) -> None:
-    """Whether the attackers' own pictures can be had. SourceError if not."""
-    for extra in (config.others, config.outsiders, config.training):
-        if extra is not None:
-            next(iter(open_source(extra).entries()), None)
+    """Whether the attackers' own pictures can be had. SourceError, which names the setting, if not."""
+    for name in ("others", "outsiders", "training"):
+        if (extra := getattr(config, name)) is not None:
+            try:
+                next(iter(open_source(extra).entries()), None)
+            except SourceError as error:
+                raise SourceError(str(error).replace("source.", f"{name}.", 1)) from None
 
 
 def asked(source: SourceConfig, config: Attackers) -> SourceConfig:
@@ -58,7 +65,7 @@ def evidence(
     """Originals and outputs (N, 3, S, S), whose they are, and what the settings give to attackers besides."""
     names = originals.labels if config.identity is not None else originals.record_ids
     others = exhibits.photos(config.others, model.size, 10 * config.sample, rng) if config.others else None
-    outsiders = _outsiders(config, originals, model.size, rng) if config.outsiders else None
+    outsiders, note = _outsiders(config, originals, model.size, rng) if config.outsiders else (None, None)
     training = exhibits.photos(config.training, model.size, ENOUGH, rng) if config.training else None
     return Evidence(
         originals=originals.pictures,
@@ -69,17 +76,35 @@ def evidence(
         model=model,
         attributes={name: [columns.get(name) for columns in originals.columns] for name in config.attributes},
         others=(others.pictures, np.array([str(label) for label in others.labels])) if others else None,
-        outsiders=outsiders.photos.pictures if outsiders else None,
-        note=outsiders.note if outsiders else None,
+        outsiders=(outsiders.pictures, _names(outsiders)) if outsiders else None,
+        note=note,
         training=training.pictures if training else None,
     )
 
 
-def _outsiders(config: Attackers, originals: Photos, size: int, rng: np.random.Generator) -> Outsiders:
-    """Photos of people outside, without any that turn out to be inside. SourceError where none is left."""
+def _outsiders(config: Attackers, originals: Photos, size: int, rng: np.random.Generator) -> tuple[Photos, str | None]:
+    """Photos of people outside, without any that turn out to be inside, and what is to be said of that.
+
+    ConfigError where none is left.
+    """
     assert config.outsiders is not None
-    photos = exhibits.photos(config.outsiders, size, ENOUGH, rng)
-    found = exhibits.outsiders(photos, originals, identified=config.identity is not None)
+    photos = exhibits.photos(_named(config.outsiders, config), size, ENOUGH, rng)
+    told = len(set(photos.labels) - {None}) > 1
+    found = exhibits.outsiders(photos, originals, identified=config.identity is not None and told)
     if not len(found.photos):
-        raise SourceError(f"{found.note}: nobody is left: give photos of people who are not in the release")
-    return found
+        raise ConfigError(f"{found.note}: nobody is left: give photos of people who are not in the release")
+    if told:
+        return found.photos, found.note
+    unknown = "outsiders: who they are is not known (outsiders.label), so only equal pictures were looked for"
+    return replace(found.photos, labels=[None] * len(found.photos)), "; ".join(filter(None, [found.note, unknown]))
+
+
+def _named(outsiders: SourceConfig, config: Attackers) -> SourceConfig:
+    """Outsiders in a folder for each person are told apart as the release's people are."""
+    in_folders = config.identity == "folder" and isinstance(open_source(outsiders), FolderSource)
+    return outsiders.model_copy(update={"label": "folder"}) if in_folders and outsiders.label is None else outsiders
+
+
+def _names(photos: Photos) -> Names:
+    """Whose each photo is; without a label, somebody else's."""
+    return as_subjects([f"outsider {name or number}" for number, name in enumerate(photos.labels)])

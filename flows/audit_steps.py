@@ -63,13 +63,19 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
     watching.begin(len(wanted) + len(on_pictures) * len(config.baselines), 0)
     watching.stage("reading originals and outputs")
     shown = exhibits.exhibits(release, attacking.asked(settings.source, config), backbone.size, config.sample, rng)
-    method = LocalSampling(boomerang, the_plan.level)
+    method = LocalSampling(boomerang, the_plan.level, settings.output.image, settings.output.quality)
     evidence = attacking.evidence(config, shown.originals, shown.outputs, method, backbone, rng)
     if len(evidence) < FEWEST or len(set(evidence.subjects)) < 2:
         raise OutputError(
             f"release {config.release!r}: {len(evidence)} pictures of {len(set(evidence.subjects))} people: an audit "
             f"needs {FEWEST} of two people or more"
         )
+    try:
+        bound = certificate(backbone.encode(evidence.originals).flatten(1), float(boomerang.abar[the_plan.t_boom]), rng)
+    except ValueError:
+        raise OutputError(
+            f"release {config.release!r}: all originals that were drawn are the same picture: nothing can be told apart"
+        ) from None
     bench = Workbench(evidence, embedders, attacking.effort(config), seed, watching.stage)
     findings = audit.examine(bench, on_pictures, watching.advance)
     if "leaks" in wanted:
@@ -80,7 +86,6 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
         watching.advance(1)
     beside, distances = _beside(config, settings, bench, on_pictures, watching)
     findings.figures += beside
-    bound = certificate(backbone.encode(evidence.originals).flatten(1), float(boomerang.abar[the_plan.t_boom]), rng)
     _write(release, config, shown, findings, bound, distances, evidence.note)
     report.write_audit(release, settings, the_plan, ATTACKERS)
     return AuditSummary(

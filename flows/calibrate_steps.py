@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from anonymizer import calibration, exhibits, parquet, report
+from anonymizer import calibration, exhibits, parquet, preflight, report
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.calibration import Calibration, Half, Level, Risk, Utility
 from anonymizer.config import BelongsTo, CalibrationConfig
-from anonymizer.errors import OutputError, SourceError, StepError
-from anonymizer.headlines import Line, excess, strongest
+from anonymizer.errors import ConfigError, ModelError, OutputError, StepError
+from anonymizer.headlines import Line, excess, headlines
 from anonymizer.place import Place
 from anonymizer.sources import open_source
 from flows import attacking
@@ -25,15 +24,16 @@ from flows.progress import NOBODY, Watcher
 from flows.steps import apart, backbone_of, guarded
 from metrics import tables
 from metrics.attacks.linkage import Bools
+from metrics.audit import EVERY
 from metrics.bench import Evidence, Workbench
 from metrics.clip import ClipEmbedder, cosine_similarity
 from metrics.curve import CHOOSING, CONFIRMING, Curve, Point, Score, halves
 from metrics.lpips import PerceptualDistance
-from metrics.methods import LocalSampling, RoundTrip, applied, encoded
-from metrics.risk import FEWEST_PEOPLE, Figure
+from metrics.methods import LocalSampling, RoundTrip, applied
+from metrics.risk import FEWEST, FEWEST_PEOPLE, Figure
 
 SEED = 2022_10_12100
-SIDES: tuple[Literal["value", "low", "high"], ...] = ("value", "low", "high")
+NOT_TRIED: Line = {"measure": "", "attacker": "", "feature": "", "n": 0, "subjects": 0, "note": "not tried"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class CalibrationSummary:
     pictures: int
     people: int
     levels: int
+    note: str | None  # how many outsiders were left out
 
 
 def run(config: CalibrationConfig, watching: Watcher = NOBODY) -> CalibrationSummary:
@@ -54,6 +55,7 @@ def run(config: CalibrationConfig, watching: Watcher = NOBODY) -> CalibrationSum
     embedders = attacking.embedders_of(config.features, str(backbone.device))
     rng = np.random.default_rng(SEED)
 
+    folder.make_private()
     watching.begin(len(config.levels) * 2 * len(config.attacks), 0)
     watching.stage("reading a sample of the source")
     source = attacking.asked(settings.source, config)
@@ -61,10 +63,10 @@ def run(config: CalibrationConfig, watching: Watcher = NOBODY) -> CalibrationSum
     evidence = attacking.evidence(config, photos, photos.pictures, RoundTrip(), backbone, rng)
     parts = halves(evidence.subjects, rng)
     sizes = {half: _half(evidence, rows) for half, rows in parts.items()}
-    if min(size.people for size in sizes.values()) < FEWEST_PEOPLE:
-        raise SourceError(
-            f"source: {len(evidence)} pictures of {len(set(evidence.subjects))} people in the sample: a calibration "
-            f"needs {2 * FEWEST_PEOPLE} people, half to choose a level and half to confirm it: give more"
+    if any(size.people < FEWEST_PEOPLE or size.pictures < FEWEST for size in sizes.values()):
+        raise ConfigError(
+            f"source.uri: {len(evidence)} pictures of {len(set(evidence.subjects))} people in the sample: a "
+            f"calibration needs {FEWEST} of {FEWEST_PEOPLE} people to choose a level, and as many to confirm it"
         )
 
     bench = Workbench(evidence, embedders, attacking.effort(config), SEED, watching.stage)
@@ -72,10 +74,14 @@ def run(config: CalibrationConfig, watching: Watcher = NOBODY) -> CalibrationSum
     levels: list[Level] = []
     lines: list[Line] = []
     for level in config.levels:
-        method = LocalSampling(boomerang, level)
+        method = LocalSampling(boomerang, level, settings.output.image, settings.output.quality)
         watching.stage(f"outputs, {method.name}")
-        made = applied(method, evidence.originals, bench.rng(method.name)).cpu()
-        outputs = encoded(made, settings.output.image, settings.output.quality)
+        outputs = applied(method, evidence.originals, bench.rng(method.name))
+        if spoilt := int((~outputs.isfinite()).flatten(1).any(1).sum()):
+            raise ModelError(
+                f"levels: at {level:g} the model returns no usable picture for {spoilt} of {len(outputs)} originals: "
+                "leave that level out, or use model.dtype float32"
+            )
         point = curve.at(method, outputs, watching.advance)
         t_boom = boomerang.t_boom(level)
         levels.append(_level(level, t_boom, boomerang.log_snr(t_boom), point, config.attacks))
@@ -85,17 +91,19 @@ def run(config: CalibrationConfig, watching: Watcher = NOBODY) -> CalibrationSum
         belongs_to=belongs_to,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=version("anonymizer"),
+        identified=config.identity is not None,
         choosing=sizes[CHOOSING],
         confirming=sizes[CONFIRMING],
         levels=tuple(levels),
     )
     _write(folder, found, lines)
-    return CalibrationSummary(len(evidence), len(set(evidence.subjects)), len(levels))
+    return CalibrationSummary(len(evidence), len(set(evidence.subjects)), len(levels), evidence.note)
 
 
 def run_for_scheduler(config: CalibrationConfig, watching: Watcher) -> CalibrationSummary:
     """``run``, with errors that a scheduler may keep; what they may not tell goes to ``errors/`` there."""
     error = StepError("calibration: failed")
+    Place.of(config.folder).make_private()
     return guarded(Place.of(config.folder), "calibrate", error, lambda: run(config, watching))
 
 
@@ -104,6 +112,9 @@ def check(config: CalibrationConfig) -> None:
     folder = Place.of(config.folder)
     if (folder / "calibration.json").exists():
         raise OutputError(f"folder {config.folder!r}: holds a calibration already: name another, or remove that one")
+    preflight.check_folder("folder", config.folder, config.run.source.uri)
+    if "attributes" in config.attacks and not config.attributes:
+        raise ConfigError("attributes: none named, and attacks has 'attributes': name columns, or leave the attack out")
     backbone = _backbone(config)
     BelongsTo.of(config.run, backbone.digest)
     next(iter(open_source(attacking.asked(config.run.source, config)).entries()), None)
@@ -112,7 +123,8 @@ def check(config: CalibrationConfig) -> None:
 
 
 def _backbone(config: CalibrationConfig) -> Backbone:
-    return backbone_of(config.run.model.model_copy(update={"device": config.device}))
+    model = config.run.model
+    return backbone_of(model if config.device == "auto" else model.model_copy(update={"device": config.device}))
 
 
 def _half(evidence: Evidence, rows: Bools) -> Half:
@@ -147,13 +159,19 @@ def _level(level: float, t_boom: int, log_snr: float, point: Point, attacks: Seq
 
 
 def _risk(attack: str, figures: Sequence[Figure]) -> Risk:
-    """The strongest attacker of one attack; without numbers, and with the reason, where none could be measured."""
+    """One attack: the highest measured risk of any attacker, and the highest upper bound, whose attacker is named.
+
+    Without numbers, and with the reason, where none could be measured or one failed.
+    """
     lines = [asdict(figure) for figure in figures if figure.attack == attack]
-    best = strongest(lines, (attack,))
-    line = best[0] if best else lines[0]
-    sides = {side: excess(line, side) if best else None for side in SIDES}
-    told = {name: line[name] for name in ("attack", "measure", "attacker", "feature", "n", "subjects", "note")}
-    return Risk.model_validate(told | sides)
+    found = [] if any(line["attacker"] == EVERY for line in lines) else headlines(lines, attack)
+    line = max(found, key=excess) if found else next(iter(lines), NOT_TRIED)
+    told = {name: line[name] for name in ("measure", "attacker", "feature", "n", "subjects", "note")}
+    if not found:
+        return Risk.model_validate(told | {"attack": attack, "value": None, "low": None, "high": None})
+    highest = max(found, key=lambda line: excess(line, "value"))
+    sides = {"value": excess(highest, "value"), "low": excess(highest, "low"), "high": excess(line)}
+    return Risk.model_validate(told | sides | {"attack": attack})
 
 
 def _lines(level: Level, point: Point) -> list[Line]:
@@ -164,7 +182,6 @@ def _lines(level: Level, point: Point) -> list[Line]:
 
 def _write(folder: Place, found: Calibration, lines: Sequence[Line]) -> None:
     """Tables and plots first: the calibration stands when its JSON does."""
-    folder.make_private()
     (folder / "risk.parquet").write(parquet.to_bytes(pa.Table.from_pylist(list(lines), RISK)))
     utility = [
         {"level": one.level, "log_snr": one.log_snr, "measure": name} | measured.model_dump()

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from metrics.attacks import attributes, averaging, linkage, membership, parrot, reidentification
-from metrics.attacks.linkage import Bools, Floats, Names, Numbers, Ranking
+from metrics.attacks.linkage import Bools, Floats, Names, Ranking, detected, spread, turns
 from metrics.attacks.reidentification import Faces
 from metrics.bench import Workbench
 from metrics.features import Embedder
-from metrics.risk import Described, Figure, noted
+from metrics.methods import Unrelated
+from metrics.risk import Described, Figure, noted, silenced
 from metrics.worst import by_subgroup, split
 
 PHOTOS = (1, 5)  # gallery photos of each person
+EVERY = "every attacker"  # stands where an attack failed as a whole
+MOST_UNSEEN = 0.5  # share of pictures without a detected face beyond which a recogniser is not heard
 MOST_LOSSES = 300  # training pictures whose denoising loss is taken; each takes twenty network calls
 
 
@@ -44,7 +47,10 @@ def examine(bench: Workbench, attacks: Iterable[str], progress: Callable[[int], 
     for name, attack in ATTACKS.items():
         if name in wanted:
             bench.progress(name)
-            attack(bench, findings)
+            try:
+                attack(bench, findings)
+            except ValueError as problem:  # of one attack, which takes none of the others with it
+                findings.figures.append(_not_run(name, EVERY, f"failed ({problem})"))
             progress(1)
     return findings
 
@@ -67,7 +73,7 @@ def _averaging(bench: Workbench, findings: Findings) -> None:
     if not evidence.method.is_random:
         note = "every output of an original is the same: there is nothing to average"
         return findings.figures.append(_not_run("averaging", "sees k outputs", note))
-    rows = _spread(evidence.subjects, effort.averaged, bench.rng("averaged originals"))
+    rows = spread(evidence.subjects, effort.averaged, bench.rng("averaged originals"))
     more = bench.again(rows, max(1, effort.outputs - 1), "averaging")  # (n, K - 1, 3, S, S)
     subjects = evidence.subjects[rows]
     for embedder in bench.embedders:
@@ -85,37 +91,35 @@ def _averaging(bench: Workbench, findings: Findings) -> None:
         findings.figures += _telling(averaging.figures(found, bench.rng("averaging figures"), **described), embedder)
 
 
-def _spread(subjects: Names, most: int, rng: np.random.Generator) -> Numbers:
-    """At most ``most`` rows of as many people as there are: everybody's first, then their second."""
-    return np.sort(np.lexsort((rng.random(len(subjects)), _turns(subjects, rng)))[:most])
-
-
-def _turns(subjects: Names, rng: np.random.Generator) -> Numbers:
-    """Which of its person's rows each row is, from 0, in an order drawn by chance: (N,)."""
-    _, person, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-    turns = np.empty(len(subjects), np.int64)
-    order = np.lexsort((rng.random(len(subjects)), person))
-    turns[order] = np.arange(len(subjects)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return turns
-
-
 def _telling(lines: Sequence[Figure], embedder: Embedder | None) -> list[Figure]:
-    """Without the share that was not detected where nothing has to be detected."""
-    faces = embedder is not None and embedder.is_face
-    return [line for line in lines if faces or not line.measure.startswith(linkage.NOT_DETECTED)]
+    """Without the share that was not detected where nothing has to be detected, and with it alone where it is large.
+
+    Pictures on which no face is detected are not protected: a recogniser that sees few of them has nothing to say.
+    """
+    hidden = [line for line in lines if line.measure.startswith(linkage.NOT_DETECTED)]
+    if embedder is None or not embedder.is_face:
+        return [line for line in lines if line not in hidden]
+    unseen = max((line.value for line in hidden if line.value is not None), default=0.0)
+    if unseen <= MOST_UNSEEN:
+        return list(lines)
+    note = f"no face is detected on {unseen:.0%}: this recogniser has nothing to say"
+    return [line if line in hidden else noted(silenced(line), note) for line in lines]
 
 
 def _parrot(bench: Workbench, findings: Findings) -> None:
     """A linker that has learnt from pairs of other people what the method leaves."""
     evidence, pairs = bench.evidence, bench.pairs
     usable = [e for e in bench.embedders if not e.is_face]
+    if not usable:
+        note = "no feature of whole pictures to learn from: give one (audit.features)"
+        return findings.figures.append(_not_run("parrot", "trained", note))
     if len(pairs) < parrot.FEWEST:
         return findings.figures.append(_not_run("parrot", "trained", f"{len(pairs)} pairs, {parrot.FEWEST} are needed"))
     taught = [
         {e.reported: bench.made(name, pictures, e) for e in usable}
         for name, pictures in (("pairs: originals", pairs.originals), ("pairs: outputs", pairs.outputs))
     ]
-    linker = parrot.train(taught[0], taught[1], bench.rng("parrot"))
+    linker = parrot.train(taught[0], taught[1], bench.rng("parrot"), pairs.people)
     gallery = linker.embed_originals({e.reported: bench.originals(e) for e in usable})
     outputs = linker.embed_outputs({e.reported: bench.outputs(e) for e in usable})
     ranking = linkage.link(outputs, gallery, np.arange(len(evidence)), evidence.subjects, bench.rng("parrot link"))
@@ -152,9 +156,19 @@ def _reidentification(bench: Workbench, findings: Findings) -> None:
     for embedder in bench.embedders:
         scene = _scene(bench, embedder)
         if scene is None:
-            note = "no person has two photos: give other photos of the same people (audit.others)"
+            note = "fewer than four people have a photo to be looked for by, and another one: "
+            note += (
+                "give other photos of the same people (audit.others)"
+                if bench.evidence.others is None
+                else ("the names in audit.others are not those of audit.identity")
+            )
             return findings.figures.append(_not_run("reidentification", "holds other photos", note))
         described = Described(attack="reidentification", attacker="holds other photos", feature=embedder.reported)
+        if not scene.recognises:
+            note = "no face is detected on the originals: this recogniser has nothing to say"
+            blind = _not_run("reidentification", "holds other photos", note)
+            findings.figures.append(replace(blind, feature=embedder.reported))
+            continue
         after = _people(scene, scene.probes(bench.outputs(embedder)), bench, described, PHOTOS)
         raw = _people(scene, scene.unmodified, bench, described, PHOTOS)
         mere = _people(scene, scene.probes(bench.round_trip(embedder)), bench, described, PHOTOS)
@@ -170,6 +184,11 @@ class Scene:
     subjects: Names
     gallery: Faces
     unmodified: Faces
+
+    @property
+    def recognises(self) -> bool:
+        """Whether there is anything to compare: embeddings of two people on either side."""
+        return all(len(np.unique(f.identities[f.seen])) > 1 for f in (self.gallery, self.unmodified))
 
     def probes(self, embeddings: Floats) -> Faces:
         return Faces(embeddings[self.rows], self.subjects[self.rows])
@@ -198,7 +217,7 @@ def _scene(bench: Workbench, embedder: Embedder) -> Scene | None:
 def _half(subjects: Names, rng: np.random.Generator) -> Bools:
     """Half of each person's rows, rounded down, drawn by chance."""
     _, person, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-    drawn: Bools = _turns(subjects, rng) < (counts // 2)[person]
+    drawn: Bools = turns(subjects, rng) < (counts // 2)[person]
     return drawn
 
 
@@ -225,14 +244,20 @@ def _membership(bench: Workbench, findings: Findings) -> None:
     evidence = bench.evidence
     members = evidence.subjects
     others = evidence.outsiders
+    if isinstance(evidence.method, Unrelated):
+        note = "these outputs are pictures of the outsiders, who are not to be told from members by that"
+        return findings.figures.append(_not_run("membership", "holds the original", note))
     if others is None:
         note = "no pictures that are known not to be in it: give some (audit.outsiders)"
         findings.figures.append(_not_run("membership", "holds the original", note))
     for embedder in bench.embedders:
         mine = membership.Candidates(bench.originals(embedder), members)
         if others is not None:
-            names = _numbered("outsider", len(others))
-            stranger = membership.Candidates(bench.embedded("outsiders", others, embedder), names)
+            if not detected(bench.outputs(embedder)).any():
+                blind = _not_run("membership", "holds the original", "no face is detected on any output")
+                findings.figures.append(replace(blind, feature=embedder.reported))
+                continue
+            stranger = membership.Candidates(bench.embedded("outsiders", others[0], embedder), others[1])
             scores = membership.released_set(mine, stranger, bench.outputs(embedder))
             described = Described(attack="membership", attacker="holds the original", feature=embedder.reported)
             findings.figures += _named(
@@ -266,6 +291,9 @@ def _attributes(bench: Workbench, findings: Findings) -> None:
     evidence = bench.evidence
     for column, values in evidence.attributes.items():
         known = np.array([value is not None and value == value for value in values])
+        if len(np.unique(evidence.subjects[known])) < 2:
+            findings.figures.append(_not_run("attributes", "unaware", f"{column} is known of fewer than two people"))
+            continue
         labels = attributes.groups([value for value, k in zip(values, known, strict=True) if k])
         subjects = evidence.subjects[known]
         for embedder in bench.embedders:
@@ -305,7 +333,7 @@ def _named(lines: Sequence[Figure], question: str) -> list[Figure]:
 
 
 def _not_run(attack: str, attacker: str, why: str) -> Figure:
-    return noted(Figure(attack=attack, attacker=attacker, measure="not run", feature="", n=0, subjects=0), why)
+    return Figure(attack=attack, attacker=attacker, measure="not run", feature="", n=0, subjects=0, note=why)
 
 
 def _numbered(kind: str, count: int) -> Names:

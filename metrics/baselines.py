@@ -30,7 +30,7 @@ def baseline(name: str, evidence: Evidence, distance: Distance, rng: np.random.G
     Raises ValueError, in one line, where the evidence lacks what it takes.
     """
     method = BASELINES[name](evidence, distance, rng)
-    outputs = encoded(applied(method, evidence.originals, rng))
+    outputs = encoded(applied(method, evidence.originals, rng).nan_to_num(0.0))
     return Baseline(method, outputs, median(evidence.originals, outputs, distance))
 
 
@@ -86,7 +86,7 @@ def _global(evidence: Evidence, *_: object) -> Method:
 def _unrelated(evidence: Evidence, *_: object) -> Method:
     if evidence.outsiders is None:
         raise ValueError("unrelated: no pictures of other people: give some (audit.outsiders)")
-    return Unrelated(evidence.outsiders)
+    return Unrelated(evidence.outsiders[0])
 
 
 BASELINES: Mapping[str, Callable[[Evidence, Distance, np.random.Generator], Method]] = {

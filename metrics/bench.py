@@ -14,10 +14,11 @@ import torch
 
 from anonymizer.backbones.protocol import Backbone
 from metrics.attacks import inversion, membership
-from metrics.attacks.linkage import Bools, Floats, Names, Numbers
-from metrics.attacks.pairs import Pairs, make_pairs
+from metrics.attacks.linkage import Bools, Floats, Names, Numbers, spread
+from metrics.attacks.pairs import Pairs, whole
 from metrics.features import Embedder, embed_all
 from metrics.methods import Method, applied, encoded, invented
+from metrics.risk import as_subjects
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Evidence:
     model: Backbone
     attributes: Mapping[str, Sequence[object]] = field(default_factory=dict)
     others: tuple[torch.Tensor, Names] | None = None
-    outsiders: torch.Tensor | None = None
+    outsiders: tuple[torch.Tensor, Names] | None = None
     training: torch.Tensor | None = None
     note: str | None = None
 
@@ -158,30 +159,37 @@ class Workbench:
         """Originals after a mere encoding at the model's size."""
         return encoded(self.evidence.originals)
 
-    @property
-    def strangers(self) -> torch.Tensor:
-        """Whom attackers learn from: outsiders where there are some, else people whom the model invents."""
+    @cached_property
+    def strangers(self) -> tuple[torch.Tensor, Names]:
+        """Whom attackers learn from, and their names: outsiders; where these are few, people whom the model invents."""
         evidence, most = self.evidence, self.effort.pairs
+        known = evidence.outsiders
+        rows = np.empty(0, np.int64) if known is None else spread(known[1], most, self.rng("strangers learnt from"))
+        missing = most - len(rows)
 
         def invent() -> npt.NDArray[Any]:
             self.progress("inventing people for the attackers to learn from")
-            return invented(evidence.model, most, self.rng("strangers")).cpu().numpy()
+            return invented(evidence.model, missing, self.rng("strangers")).cpu().numpy()
 
-        if evidence.outsiders is not None:
-            return evidence.outsiders[:most]
-        return torch.from_numpy(_kept(self.shared, "strangers", invent))
+        found = [] if known is None else [(known[0][torch.from_numpy(rows)], known[1][rows])]
+        if missing:
+            made = torch.from_numpy(_kept(self.shared, f"{missing} strangers", invent))
+            found.append((made, as_subjects([f"invented {i}" for i in range(missing)])))
+        pictures, names = zip(*found, strict=True)
+        return torch.cat(pictures), np.concatenate(names)
 
     @property
     def pairs(self) -> Pairs:
         """The attackers' own training pairs."""
+        strangers, names = self.strangers
 
         def make() -> npt.NDArray[Any]:
-            strangers = self.strangers
             self.progress("the attacker's own pairs")
-            made = make_pairs(self.evidence.method, strangers, self.rng("pairs"))
-            return torch.stack([made.originals, made.outputs]).cpu().numpy()
+            made = applied(self.evidence.method, strangers, self.rng("pairs"))
+            return torch.stack([strangers, made.cpu()]).numpy()
 
-        return Pairs(*torch.from_numpy(_kept(self.own, f"{self._here}, pairs", make)))
+        originals, outputs = torch.from_numpy(_kept(self.own, f"{self._here}, pairs", make))
+        return whole(Pairs(originals, outputs, names))
 
     @property
     def restored(self) -> torch.Tensor:

@@ -108,6 +108,8 @@ def _accuracies(
     column: str, values: Sequence[object], before: Floats, after: Floats, subjects: Names, rng: np.random.Generator
 ) -> dict[str, Estimate | None]:
     known = np.array([value is not None and value == value for value in values])
+    if len(np.unique(subjects[known])) < 2:
+        return {f"accuracy of {column}, taught by outputs": None}
     labels = attributes.groups([value for value, k in zip(values, known, strict=True) if k])
     taught = utility.teach(before[known], after[known], labels, subjects[known], rng)
     shown = utility.utility(taught, rng)

@@ -40,10 +40,12 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class LocalSampling:
-    """Boomerang at a level; level 1 is global sampling, which keeps nothing of an original."""
+    """Boomerang at a level, encoded and decoded; level 1 is global sampling, which keeps nothing of an original."""
 
     boomerang: Boomerang
     level: float
+    image: Encoding = "png"
+    quality: int = 95
     is_random = True
 
     @property
@@ -52,7 +54,8 @@ class LocalSampling:
 
     def __call__(self, x0: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         noise = KeyedNoise([rng.bytes(16) for _ in x0])  # fresh keys: nobody else knows the custodian's
-        return self.boomerang.sample(x0.to(self.boomerang.backbone.device, torch.float32), self.level, noise)
+        made = self.boomerang.sample(x0.to(self.boomerang.backbone.device, torch.float32), self.level, noise)
+        return encoded(made.cpu(), self.image, self.quality)
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,12 @@ class Unrelated:
 
 
 def encoded(pictures: torch.Tensor, image: Encoding = "png", quality: int = 95) -> torch.Tensor:
-    """Pictures (N, 3, S, S) as they come back from a file; one that is not finite comes back grey."""
-    files = (encode(x.nan_to_num(0.0), image=image, quality=quality).data for x in pictures)
-    return torch.stack([decode(data, pictures.shape[-1]).tensor for data in files])
+    """Pictures (N, 3, S, S) as they come back from a file; one that is not finite fits into none, and stays so."""
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        return decode(encode(x, image=image, quality=quality).data, x.shape[-1]).tensor if x.isfinite().all() else x
+
+    return torch.stack([through(x) for x in pictures])
 
 
 def applied(

@@ -37,6 +37,7 @@ __all__ = [
     "noted",
     "risk",
     "rule_of_three",
+    "silenced",
     "too_few",
     "wilson",
 ]
@@ -166,6 +167,12 @@ def too_few(trials: Trials) -> str | None:
         return None
     needed = f"at least {FEWEST} trials of {FEWEST_PEOPLE} people are needed"
     return f"too few: {len(trials)} trials of {trials.people} people, {needed}"
+
+
+def silenced(line: Figure) -> Figure:
+    """The same line without a number."""
+    empty = Figure(line.attack, line.attacker, line.measure, line.feature, line.n, line.subjects)
+    return replace(empty, gallery=line.gallery, outputs=line.outputs, subgroup=line.subgroup, baseline=line.baseline)
 
 
 def noted(line: Figure, note: str) -> Figure:

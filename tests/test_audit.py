@@ -16,13 +16,13 @@ from running import KEY, PlainScorer, begin, folder_of, listing, one_shard, pict
 from anonymizer import assemble, config, parquet, plan
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AuditConfig
-from anonymizer.errors import IntegrityError, ModelError, OutputError, SourceError
+from anonymizer.errors import ConfigError, IntegrityError, ModelError, OutputError, SourceError
 from anonymizer.layout import Release
 from flows import audit_steps
 from metrics import audit, features
 from metrics.bench import Effort, Evidence, Workbench
 from metrics.methods import LocalSampling
-from metrics.risk import Figure
+from metrics.risk import Figure, as_subjects
 
 PEOPLE, PHOTOS = 24, 4
 Seen = Callable[..., list[Figure]]
@@ -48,12 +48,15 @@ def people(rng: np.random.Generator, noise: float = 0.15) -> tuple[torch.Tensor,
 
 
 def attacked(outputs: torch.Tensor, originals: torch.Tensor, names: Any, *attacks: str, **more: Any) -> audit.Findings:
+    return audit.examine(bench_of(outputs, originals, names, **more), attacks)
+
+
+def bench_of(outputs: torch.Tensor, originals: torch.Tensor, names: Any, **more: Any) -> Workbench:
     ideal = IdealGaussian(size=16)
     method = LocalSampling(Boomerang(ideal, "ddim", 4), 0.6)
     evidence = Evidence(originals, outputs, names, identified=True, method=method, model=ideal, **more)
     embedders = [*features.load(["pixels"]), EveryFace()]
-    bench = Workbench(evidence, embedders, Effort(pairs=40, outputs=4, averaged=24), seed=1)
-    return audit.examine(bench, attacks)
+    return Workbench(evidence, embedders, Effort(pairs=40, outputs=4, averaged=24), seed=1)
 
 
 def figures(findings: audit.Findings, attack: str, measure: str) -> list[Figure]:
@@ -68,7 +71,7 @@ ALL = ("linkage", "reidentification", "parrot", "averaging", "inversion", "membe
 def test_a_release_of_the_originals_is_found_by_every_attack() -> None:
     rng = np.random.default_rng(0)
     originals, names = people(rng)
-    outsiders = torch.from_numpy(rng.uniform(-1, 1, (60, 3, 16, 16))).float()
+    outsiders = torch.from_numpy(rng.uniform(-1, 1, (60, 3, 16, 16))).float(), as_subjects(range(60))
     traits = {"side": [i % 2 for i in range(len(names))]}
     lit = originals.clone()
     lit[1::2, :, :, :8] = (lit[1::2, :, :, :8] + 0.8).clamp(-1, 1)
@@ -90,7 +93,7 @@ def test_independent_pictures_are_found_by_chance_alone() -> None:
     rng = np.random.default_rng(1)
     originals, names = people(rng)
     outputs, _ = people(rng)
-    outsiders = people(rng)[0]
+    outsiders = people(rng)
     traits = {"side": [i % 2 for i in range(len(names))]}
     found = attacked(
         outputs, originals, names, "linkage", "reidentification", "parrot", "membership", "attributes",
@@ -127,6 +130,62 @@ def test_what_cannot_be_tried_says_why_and_what_to_give() -> None:
     found = attacked(originals, originals, names, "membership")
     notes = [f.note for f in found.figures if f.measure == "not run"]
     assert notes and all(note and "audit." in note for note in notes)
+
+
+def test_people_outside_are_counted_as_people_and_learnt_from_evenly() -> None:
+    """Thirty people of four photos: not 120 people, and of forty photos to learn from everybody gives at least one."""
+    originals, names = people(np.random.default_rng(6))
+    strangers = np.random.default_rng(7).uniform(-1, 1, (30, 1, 3, 16, 16)).repeat(4, 1).reshape(-1, 3, 16, 16)
+    outsiders = torch.from_numpy(strangers).float(), as_subjects(np.repeat(np.arange(30), 4))
+    found = attacked(originals, originals, names, "membership", outsiders=outsiders)
+    assert {f.subjects for f in figures(found, "membership", "AUC")} == {PEOPLE + 30}
+    bench = bench_of(originals, originals, names, outsiders=outsiders)
+    assert set(bench.strangers[1]) == set(outsiders[1]) and len(bench.strangers[1]) == 40
+    assert bench.pairs.people is not None and len(bench.pairs.people) == len(bench.pairs)
+
+
+def test_where_outsiders_are_few_the_attackers_invent_more() -> None:
+    originals, names = people(np.random.default_rng(8))
+    few = originals[:5], as_subjects(range(5))
+    pictures, whose = bench_of(originals, originals, names, outsiders=few).strangers
+    assert len(pictures) == len(whose) == 40 and sum(name.startswith("invented") for name in whose) == 35
+
+
+def test_a_recogniser_that_sees_hardly_a_face_has_nothing_to_say() -> None:
+    originals, names = people(np.random.default_rng(9))
+    outputs = originals.clone()
+    outputs[: len(outputs) * 3 // 4] = 0.0
+    found = attacked(outputs, originals, names, "linkage", "reidentification")
+    toys = [f for f in found.figures if f.feature == "toy faces" and not f.measure.startswith("not detected")]
+    blind = [f for f in toys if f.attacker != "aware"]
+    assert blind and all(f.value is None and f.note and "has nothing to say" in f.note for f in blind)
+    assert all(f.value for f in found.figures if f.feature == "pixels" and f.measure == "rank-1")
+
+
+@pytest.mark.parametrize(
+    ("attack", "given", "says"),
+    [
+        ("attributes", {"attributes": {"side": [None] * 96}}, "fewer than two people"),
+        ("reidentification", {"others": (torch.zeros(4, 3, 16, 16), as_subjects("wxyz"))}, "names in audit.others"),
+    ],
+)
+def test_an_attack_with_nothing_to_go_by_says_so_and_stops_nothing(attack: str, given: Any, says: str) -> None:
+    originals, names = people(np.random.default_rng(10))
+    found = attacked(originals, originals, names, attack, "linkage", **given)
+    assert [f for f in found.figures if f.attack == attack and f.measure == "not run" and says in (f.note or "")]
+    assert any(f.attack == "linkage" and f.value for f in found.figures)
+
+
+def test_what_an_attack_fails_with_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr(audit.linkage, "link", broken)
+    originals, names = people(np.random.default_rng(11))
+    found = attacked(originals, originals, names, "linkage", "reidentification")
+    (failed,) = [f for f in found.figures if f.attack == "linkage"]
+    assert (failed.attacker, failed.measure) == (audit.EVERY, "not run") and "no such luck" in (failed.note or "")
+    assert any(f.attack == "reidentification" and f.value for f in found.figures)
 
 
 # -- on a release -----------------------------------------------------------------------------------------------------
@@ -202,7 +261,7 @@ def test_outsiders_who_are_insiders_are_left_out_and_said(release: Release, tmp_
     audit_steps.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(mixed)}))
     told = json.loads((release.audit / "audit.json").read())
     assert told["note"].startswith("outsiders: 1 left out") and "1 left out" in release.audit_page.read().decode()
-    with pytest.raises(SourceError, match="nobody is left"):
+    with pytest.raises(ConfigError, match="nobody is left"):
         audit_steps.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(tmp_path / "in")}))
 
 

@@ -11,10 +11,12 @@ import pytest
 from conftest import IdealGaussian
 from running import encoded, folder_of, listing, settings
 
-from anonymizer import calibration, config, parquet
+from anonymizer import calibration, config, parquet, preflight
 from anonymizer.config import CalibrationConfig
-from anonymizer.errors import ConfigError, OutputError, SourceError
+from anonymizer.errors import ConfigError, OutputError
 from flows import calibrate_steps
+from metrics.audit import EVERY
+from metrics.risk import Figure
 
 PEOPLE, PHOTOS = 24, 4
 
@@ -113,7 +115,7 @@ def test_an_attack_that_cannot_be_tried_is_there_without_a_number(tmp_path: Path
 
 
 def test_too_few_people_for_two_halves_are_one_line(tmp_path: Path, ideal: IdealGaussian) -> None:
-    with pytest.raises(SourceError, match="19 people in the sample: a calibration needs 20"):
+    with pytest.raises(ConfigError, match="19 people in the sample: a calibration needs 20 of 10 people"):
         calibrate_steps.run(asked(tmp_path, people=19))
     assert not (tmp_path / "cal/calibration.json").exists()
 
@@ -123,6 +125,43 @@ def test_a_calibration_is_not_written_over(tmp_path: Path, ideal: IdealGaussian)
     calibrate_steps.run(asking)
     with pytest.raises(OutputError, match="holds a calibration already"):
         calibrate_steps.check(asking)
+
+
+def test_a_calibration_does_not_go_where_something_lies(tmp_path: Path, ideal: IdealGaussian) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OutputError, match="is there already"):
+        calibrate_steps.check(asked(tmp_path, folder=str(tmp_path / "taken")))
+    with pytest.raises(OutputError, match="inside the source"):
+        preflight.check_folder("folder", str(tmp_path / "in/cal"), str(tmp_path / "in"))
+
+
+def test_a_calibration_does_not_go_into_a_release(tmp_path: Path, ideal: IdealGaussian) -> None:
+    folder_of(tmp_path / "release", {"restricted/plan.json": b"{}", "public/a": b""})
+    with pytest.raises(OutputError, match="inside a release"):
+        calibrate_steps.check(asked(tmp_path, folder=str(tmp_path / "release/public/cal")))
+
+
+def test_what_failed_leaves_a_private_folder_and_can_be_tried_again(tmp_path: Path, ideal: IdealGaussian) -> None:
+    asking = asked(tmp_path, people=19)
+    with pytest.raises(ConfigError, match="19 people"):
+        calibrate_steps.run_for_scheduler(asking, calibrate_steps.NOBODY)
+    assert (tmp_path / "cal").stat().st_mode & 0o077 == 0
+    calibrate_steps.check(asking)
+
+
+def test_the_confirming_half_shows_the_highest_measured_risk_of_any_attacker() -> None:
+    """One attacker reached more, another has the higher bound since he had fewer trials: both numbers count."""
+    sure = Figure("linkage", "aware", "rank-1", "clip", 200, 200, 0.06, 0.03, 0.102, chance=0.0)
+    vague = Figure("linkage", "unaware", "rank-1", "dlib", 20, 20, 0.05, 0.01, 0.236, chance=0.0)
+    risk = calibrate_steps._risk("linkage", [sure, vague])
+    assert (risk.value, risk.high, risk.feature) == (0.06, 0.236, "dlib")
+
+
+def test_an_attack_that_failed_is_not_measured_however_far_it_came() -> None:
+    found = Figure("linkage", "aware", "rank-1", "clip", 200, 200, 0.06, 0.03, 0.102, chance=0.0)
+    failed = Figure("linkage", EVERY, "not run", "", 0, 0, note="failed")
+    assert calibrate_steps._risk("linkage", [found, failed]).value is None
+    assert calibrate_steps._risk("linkage", []).note == "not tried"
 
 
 def test_a_calibration_needs_a_name_for_what_is_on_the_pictures(tmp_path: Path, ideal: IdealGaussian) -> None:

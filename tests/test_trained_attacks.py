@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,8 +14,8 @@ from pictures import pictures
 from anonymizer.boomerang import Boomerang
 from metrics.attacks import inversion, parrot
 from metrics.attacks.linkage import link
-from metrics.attacks.pairs import Pairs, hold_out, make_pairs
-from metrics.methods import LocalSampling, invented
+from metrics.attacks.pairs import Pairs, hold_out, whole
+from metrics.methods import LocalSampling, Method, applied, invented
 
 Rows = npt.NDArray[np.float64]
 
@@ -45,10 +47,14 @@ def rotation(rng: np.random.Generator, dimensions: int = 16) -> Rows:
 # The attacker's own pairs
 
 
+def paired(method: Method, x: torch.Tensor, rng: np.random.Generator, **more: Any) -> Pairs:
+    return whole(Pairs(x, applied(method, x, rng, **more)))
+
+
 def test_invented_pairs_follow_the_method_and_the_level(ideal: IdealGaussian, rng: np.random.Generator) -> None:
     heard: list[int] = []
     strangers = invented(ideal, 50, rng, batch=20)
-    pairs = make_pairs(LocalSampling(Boomerang(ideal), 0.1), strangers, rng, batch=20, progress=heard.append)
+    pairs = paired(LocalSampling(Boomerang(ideal), 0.1), strangers, rng, batch=20, progress=heard.append)
     assert pairs.originals.shape == pairs.outputs.shape == (50, 3, 8, 8) and heard == [20, 20, 10]
     assert pairs.outputs.dtype == torch.float32 and pairs.outputs.abs().max() <= 1
     for half in (pairs.originals, pairs.outputs):  # few steps take some of the spread away
@@ -57,7 +63,7 @@ def test_invented_pairs_follow_the_method_and_the_level(ideal: IdealGaussian, rn
     abar, power = float(ideal.alphas_cumprod[99]), ideal.spread**2
     expected = abar * power / (abar * power + 1 - abar)  # of exact posterior samples, 0.35
     assert correlation(pairs) == pytest.approx(expected, abs=0.06)
-    assert abs(correlation(make_pairs(LocalSampling(Boomerang(ideal, steps=20), 1.0), strangers, rng))) < 0.05
+    assert abs(correlation(paired(LocalSampling(Boomerang(ideal, steps=20), 1.0), strangers, rng))) < 0.05
 
 
 def correlation(pairs: Pairs) -> float:
@@ -66,15 +72,15 @@ def correlation(pairs: Pairs) -> float:
 
 def test_pairs_are_made_of_the_pictures_given_in_their_order(ideal: IdealGaussian, rng: np.random.Generator) -> None:
     given = pictures(6, 8)
-    pairs = make_pairs(LocalSampling(Boomerang(ideal), 0.001), given, rng, batch=2)
+    pairs = paired(LocalSampling(Boomerang(ideal), 0.001), given, rng, batch=2)
     assert torch.equal(pairs.originals, given)
     torch.testing.assert_close(pairs.outputs, given, atol=0.1, rtol=0)
 
 
 def test_the_same_generator_makes_the_same_pairs_and_the_next_others(ideal: IdealGaussian) -> None:
     method, rng = LocalSampling(Boomerang(ideal, steps=5), 0.5), np.random.default_rng(1)
-    first, second = (make_pairs(method, pictures(4, 8), rng) for _ in range(2))
-    again = make_pairs(method, pictures(4, 8), np.random.default_rng(1), batch=3)
+    first, second = (paired(method, pictures(4, 8), rng) for _ in range(2))
+    again = paired(method, pictures(4, 8), np.random.default_rng(1), batch=3)
     assert torch.equal(first.outputs, again.outputs) and not torch.equal(first.outputs, second.outputs)
 
 
@@ -82,7 +88,7 @@ def test_pairs_that_the_model_spoilt_are_left_out(ideal: IdealGaussian, rng: np.
     given = pictures(4, 8)
     given[2, 0, 0, 0] = torch.nan
     method = LocalSampling(Boomerang(ideal, steps=2), 0.5)
-    assert torch.equal(make_pairs(method, given, rng).originals, given[[0, 1, 3]])
+    assert torch.equal(paired(method, given, rng).originals, given[[0, 1, 3]])
 
 
 def test_nobody_is_on_both_sides_of_a_split(rng: np.random.Generator) -> None:

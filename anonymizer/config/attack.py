@@ -29,8 +29,8 @@ class Attackers(Section):
         description="what pictures are compared by: these, or arcface:FILE.onnx",
     )
     sample: int = Field(300, ge=1, description="records that are attacked, drawn by chance; figures say how many")
-    pairs: int = Field(256, ge=0, description="pairs that attackers who learn make for themselves")
-    outputs: int = Field(8, ge=1, le=16, description="outputs of one original that an attacker may see")
+    pairs: int = Field(256, ge=20, description="pairs that attackers who learn make for themselves")
+    outputs: int = Field(8, ge=2, le=16, description="outputs of one original that an attacker may see")
     averaged: int = Field(40, ge=1, description="originals for which he sees that many")
     device: str = "auto"
 

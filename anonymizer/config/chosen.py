@@ -71,6 +71,7 @@ class Chosen(Section):
     """How ``boomerang.level`` was chosen from a calibration: a record that the program makes, and no setting."""
 
     level: float
+    identified: bool = Field(False, description="whether people were told apart when the sample was halved")
     calibration: str = Field(description="SHA-256 of the calibration's file; where that lay is not kept")
     max_risk: float = Field(description="the risk above chance that was to be kept")
     attacks: tuple[str, ...] = Field(description="what this is about")

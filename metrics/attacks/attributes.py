@@ -63,13 +63,21 @@ class Read(Readings):
     seen: Bools
 
 
+def numbers(values: Sequence[Any]) -> Sequence[Any]:
+    """A column of text that holds nothing but numbers, as those of CSV files do, as numbers; any other as it is."""
+    try:
+        return [float(value) if isinstance(value, str) else value for value in values]
+    except ValueError:
+        return values
+
+
 def groups(values: Sequence[Any], most: int = MOST_GROUPS, bins: int = BINS) -> Names:
     """A column as labels (N,): text and few numbers as they are, many numbers as ``bins`` of equal size ("26 to 31").
 
     A bin goes from its lowest value to its highest; equal values share one, so there may be fewer bins. Raises
     ValueError for a missing value.
     """
-    column = np.asarray(values)
+    column = np.asarray(numbers(values))
     if column.dtype.kind not in "iuf" or (column.dtype.kind != "f" and len(np.unique(column)) <= most):
         if any(value is None or value != value for value in values):
             raise ValueError("values hold a missing one: leave its rows out")

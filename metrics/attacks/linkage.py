@@ -137,6 +137,20 @@ def strangers(subjects: Names, rng: np.random.Generator, rows: Numbers | None = 
     return drawn
 
 
+def turns(subjects: Names, rng: np.random.Generator) -> Numbers:
+    """Which of its person's rows each row is, from 0, in an order drawn by chance: (N,)."""
+    _, person, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    found = np.empty(len(subjects), np.int64)
+    order = np.lexsort((rng.random(len(subjects)), person))
+    found[order] = np.arange(len(subjects)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return found
+
+
+def spread(subjects: Names, most: int, rng: np.random.Generator) -> Numbers:
+    """At most ``most`` rows of as many people as there are: everybody's first, then their second."""
+    return np.sort(np.lexsort((rng.random(len(subjects)), turns(subjects, rng)))[:most])
+
+
 def link(outputs: Floats, gallery: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator) -> Ranking:
     """Rank the originals by cosine similarity to each output, block by block.
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from metrics.methods import BATCH, Method, applied
-
 HELD_OUT = 0.25  # share of an attacker's pairs that he does not train on, so that he can choose
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """``originals`` and ``outputs``, (n, 3, S, S) float32 in [-1, 1]; row i of one was made of row i of the other."""
+    """``originals`` and ``outputs``, (n, 3, S, S) float32 in [-1, 1]; row i of one was made of row i of the other.
+
+    ``people`` (n,) says whose each is; unless told, each is somebody else's.
+    """
 
     originals: torch.Tensor
     outputs: torch.Tensor
+    people: npt.NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         shape = self.originals.shape
@@ -32,29 +34,16 @@ class Pairs:
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Pairs:
         index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.originals.device)
-        return Pairs(self.originals[index], self.outputs[index])
+        return Pairs(self.originals[index], self.outputs[index], None if self.people is None else self.people[rows])
 
 
-def make_pairs(
-    method: Method,
-    pictures: torch.Tensor,
-    rng: np.random.Generator,
-    *,
-    batch: int = BATCH,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Pairs:
-    """Pairs (original, output), made by the release's method, but with noise of the attacker's own.
-
-    ``pictures`` (n, 3, S, S) in [-1, 1] show people who are not in the release. ``progress`` hears how many more pairs
-    are done. Pairs in which the model returned NaN are left out, so there may be fewer.
-    """
-    outputs = applied(method, pictures, rng, batch=batch, progress=progress)
-    pairs = Pairs(pictures.to(outputs.device, torch.float32), outputs)
+def whole(pairs: Pairs) -> Pairs:
+    """Without those in which the model returned NaN."""
     finite = (pairs.originals.isfinite() & pairs.outputs.isfinite()).flatten(1).all(1)  # (n,)
     return pairs[finite.cpu().numpy()]
 
 
-def hold_out(people: Sequence[object], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+def hold_out(people: Sequence[object] | npt.NDArray[np.str_], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
     """Which pairs to keep for validation, (n,): all of about a quarter of the people, so that nobody is on both sides.
 
     ``people`` (n,) says whose each pair is. Raises ValueError for fewer than four people.

@@ -76,7 +76,10 @@ class Linker:
 
 
 def train(
-    originals: Features, outputs: Features, rng: np.random.Generator, people: Sequence[object] | None = None
+    originals: Features,
+    outputs: Features,
+    rng: np.random.Generator,
+    people: Sequence[object] | npt.NDArray[np.str_] | None = None,
 ) -> Linker:
     """Learn to link from n pairs: row i of each feature (n, D) of ``outputs`` was made of row i of ``originals``.
 
