@@ -17,7 +17,7 @@ from metrics.attacks.reidentification import Faces
 from metrics.bench import Workbench
 from metrics.features import Embedder
 from metrics.methods import Unrelated
-from metrics.risk import Described, Figure, noted, silenced
+from metrics.risk import FEWEST, Described, Figure, noted, silenced
 from metrics.worst import by_subgroup, split
 
 PHOTOS = (1, 5)  # gallery photos of each person
@@ -263,6 +263,7 @@ def _membership(bench: Workbench, findings: Findings) -> None:
             findings.figures += _named(
                 membership.figures(scores, bench.rng("membership"), **described), "in the release"
             )
+            findings.figures += _calibrated(bench, mine, stranger, embedder)
         if evidence.training is not None and not embedder.is_face:
             known = bench.embedded("training pictures", evidence.training, embedder)
             outputs = membership.Candidates(bench.outputs(embedder), members)
@@ -271,6 +272,23 @@ def _membership(bench: Workbench, findings: Findings) -> None:
             lines = membership.figures(near, bench.rng("closeness"), **described)
             findings.figures += _named(lines, "outputs nearer to the model's training pictures than originals are")
     _trained_on(bench, findings)
+
+
+def _calibrated(
+    bench: Workbench, mine: membership.Candidates, strangers: membership.Candidates, embedder: Embedder
+) -> list[Figure]:
+    """The attacker who knows the method sets his own outputs of other people beside the release's.
+
+    Outsiders of whom he made outputs are no non-members any more; with few others left there is nothing to measure.
+    """
+    rest = ~np.isin(strangers.subjects, bench.strangers[1])
+    described = Described(attack="membership", attacker="aware", feature=embedder.reported)
+    reference = bench.made("pairs: outputs", bench.pairs.outputs, embedder)
+    if len(np.unique(strangers.subjects[rest])) < FEWEST or not detected(reference).any():
+        return []
+    others = membership.Candidates(strangers.embeddings[rest], strangers.subjects[rest])
+    scores = membership.released_set(mine, others, bench.outputs(embedder), reference)
+    return _named(membership.figures(scores, bench.rng("aware membership"), **described), "in the release")
 
 
 def _trained_on(bench: Workbench, findings: Findings) -> None:

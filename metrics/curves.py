@@ -24,7 +24,6 @@ from metrics.risk import (
     noted,
     rule_of_three,
     too_few,
-    wilson,
 )
 from metrics.trials import few_people
 
@@ -72,16 +71,6 @@ def threshold_at(others: Floats, fpr: float) -> float:
     allowed = min(math.floor(fpr * len(others) + 1e-9), len(others) - 1)
     place = len(others) - 1 - allowed
     return float(np.partition(others, place)[place])
-
-
-def tpr_at_fpr(members: Floats, others: Floats, fpr: float) -> Estimate:
-    """The share of members (N,) above ``threshold_at(others, fpr)``, with Wilson's interval. Raises as that.
-
-    The interval takes the threshold as given: how rare false alarms are among others than these is itself uncertain.
-    """
-    hits = _finite(members, "members") > threshold_at(others, fpr)
-    found = wilson(int(hits.sum()), len(hits))
-    return Estimate(float(hits.mean()), found.low, found.high)
 
 
 # Figures

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
 from scipy import stats
 
-from metrics.curves import auc, auc_figure, curve_figures, threshold_at, tpr_at_fpr, tpr_figure
+from metrics.curves import auc, auc_figure, curve_figures, threshold_at, tpr_figure
 from metrics.risk import Described, wilson
 
 MEMBERSHIP = Described(attack="membership", attacker="unaware", feature="denoising loss")
@@ -133,14 +133,15 @@ def test_a_rate_of_false_alarms_lies_between_none_and_all(fpr: float) -> None:
 
 def test_a_member_that_ties_with_the_threshold_is_no_hit() -> None:
     others = np.repeat([0.0, 1.0], 100)
-    assert tpr_at_fpr(np.array([1.0] * 30 + [2.0] * 10), others, 0.1).value == 0.25
+    assert tpr_figure(np.array([1.0] * 30 + [2.0] * 10), others, 0.1, rng(), **MEMBERSHIP).value == 0.25
     line = tpr_figure(np.ones(30), others, 0.1, rng(), **MEMBERSHIP)
     assert line.value == line.control == 0
 
 
 def test_tpr_of_normal_scores_is_the_closed_form() -> None:
     members, others = rng(7).normal(2, 1, 5000), rng(8).normal(0, 1, 50_000)
-    found, truth = tpr_at_fpr(members, others, 0.01), stats.norm.sf(stats.norm.isf(0.01) - 2)
+    found, truth = tpr_figure(members, others, 0.01, rng(), **MEMBERSHIP), stats.norm.sf(stats.norm.isf(0.01) - 2)
+    assert found.value is not None and found.low is not None and found.high is not None
     assert found.low <= truth <= found.high and found.high - found.low < 0.03
     hits = round(found.value * 5000)
     assert (found.low, found.high) == (wilson(hits, 5000).low, wilson(hits, 5000).high)

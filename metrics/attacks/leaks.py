@@ -151,18 +151,10 @@ def order(source: Numbers, subjects: Sequence[object], rng: np.random.Generator)
     )
 
 
-def by_value(outputs: Floats, originals: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator) -> Ranking:
-    """The original whose value is nearest: sizes in bytes, times in seconds, exact scores, wherever both share a scale.
-
-    ``outputs`` (N,), ``originals`` (M,), ``truth`` (N,) rows of the originals, ``subjects`` (N,). Raises ValueError.
-    """
-    return link_by_value(outputs, originals, truth, subjects, rng)
-
-
 def by_standing(
     outputs: Floats, originals: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator
 ) -> Ranking:
-    """The same where scales differ: the largest output is matched with the largest original, and so on down.
+    """The original whose value stands where the output's does, whatever the scales: largest by largest, and so on down.
 
     Finds values that grow together, such as encoded sizes at two resolutions and times of writing. Raises ValueError.
     """
@@ -181,17 +173,6 @@ def by_dimensions(
     wider, higher = (np.subtract.outer(a, b) for a, b in zip(outputs.T * 1.0, originals.T * 1.0, strict=True))
     apart = np.abs(wider) + np.abs(higher)  # (N, M)
     return link_by_similarity(-apart, truth, subjects, rng)
-
-
-def by_score(
-    published: Floats, recomputed: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator
-) -> Ranking:
-    """The original that, scored against the output, gives the score that was published.
-
-    ``published`` (N,), scores or the middles of their bins, NaN where there is none; ``recomputed`` (N, M), the
-    attacker's own scores of each output and candidate, put into the same bins. Raises ValueError.
-    """
-    return by_scores([(published, recomputed)], truth, subjects, rng)
 
 
 def by_scores(
