@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from attacking import directions, includes, names
+from attacking import directions, includes, names, unit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,3 +127,14 @@ def test_halves_merge() -> None:
     originals, labels = planted(RNG(13), 100)
     half = read(originals, originals, labels, names(100), RNG(14))
     assert len(half + half) == 200 and (half + half).trials("unaware").rate == 1
+
+
+@pytest.mark.parametrize("values", [("male", "female"), ("a", "bcdefg"), ("yes", "no")])
+def test_labels_of_any_length_are_read_whole(values: tuple[str, str]) -> None:
+    """Two groups that are plain to see, the more frequent one with the shorter name or the longer."""
+    rng = np.random.default_rng(3)
+    labels = np.array([values[i % 3 == 0] for i in range(90)])
+    rows = unit(np.where(labels == values[0], 1.0, -1.0)[:, None] * np.ones(8) + 0.3 * rng.standard_normal((90, 8)))
+    found = attributes.read(rows, rows, labels, as_subjects(range(90)), rng)
+    assert found.trials("originals").rate == found.trials("trained").rate == 1
+    assert set(found.unaware_control) <= set(values)

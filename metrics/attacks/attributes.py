@@ -155,7 +155,7 @@ def predict(known: Floats, labels: Names, asked: Floats) -> Names:
 
     names, counts = np.unique(labels, return_counts=True)
     usable, visible = detected(known), detected(asked)
-    found = np.full(len(asked), names[counts.argmax()])
+    found = np.full(len(asked), names[counts.argmax()], dtype=labels.dtype)  # or longer names would be cut off
     if len(np.unique(labels[usable])) > 1 and visible.any():
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         model.fit(known[usable], labels[usable])
