@@ -36,9 +36,9 @@ PEOPLE = {
     "after inversion, rank-1": ("inversion", "inverting", f"rank-1{ONE}, whose picture", None),
 }
 MEMBERSHIP = {
-    "in the release: AUC": ("membership", "holds the original", "AUC: in the release", None),
-    "TPR at FPR 0.01": ("membership", "holds the original", "TPR at FPR 0.01: in the release", None),
-    "TPR at FPR 0.001": ("membership", "holds the original", "TPR at FPR 0.001: in the release", None),
+    "in the release: AUC": ("membership", None, "AUC: in the release", None),
+    "TPR at FPR 0.01": ("membership", None, "TPR at FPR 0.01: in the release", None),
+    "TPR at FPR 0.001": ("membership", None, "TPR at FPR 0.001: in the release", None),
     "nearer to training pictures: AUC": ("membership", "unaware", "AUC: outputs nearer", None),
 }
 ATTRIBUTES = {
