@@ -207,7 +207,7 @@ def test_an_error_that_is_about_the_run_keeps_its_text_and_no_chain(tmp_path: Pa
             raise IntegrityError("counts disagree") from error
 
     with pytest.raises(IntegrityError, match="counts disagree") as caught:
-        steps.guarded(Release.at(config.output.uri), "x", StepError("x"), tampered)
+        steps.guarded(Release.at(config.output.uri).restricted, "x", StepError("x"), tampered)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
 
@@ -218,7 +218,7 @@ def test_a_full_disk_does_not_hide_which_step_failed(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Place, "put", full)
     with pytest.raises(StepError, match="shard 3"):
-        steps.guarded(Release.at(str(tmp_path / "out")), "x", ShardError("shard 3"), lambda: 1 / 0)
+        steps.guarded(Release.at(str(tmp_path / "out")).restricted, "x", ShardError("shard 3"), lambda: 1 / 0)
 
 
 def test_nobody_is_told_about_runs() -> None:
