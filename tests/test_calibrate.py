@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import IdealGaussian
+from prefect_database import cells
 from running import encoded, folder_of, listing, settings
 
 from anonymizer import calibration, config, parquet, preflight
 from anonymizer.config import CalibrationConfig
 from anonymizer.errors import ConfigError, OutputError
 from flows import calibrate_steps
+from flows.cli import main
 from metrics.audit import EVERY
 from metrics.risk import Figure
 
@@ -195,3 +198,26 @@ def test_the_record_of_a_choice_holds_no_path(tmp_path: Path, ideal: IdealGaussi
     calibrate_steps.run(asking)
     data = json.loads((tmp_path / "cal/calibration.json").read_text())
     assert str(tmp_path) not in json.dumps(data)
+
+
+@pytest.mark.slow
+def test_the_command_calibrates_through_prefect_which_learns_counts_alone(
+    tmp_path: Path, tiny_model: Path, prefect_home: Path
+) -> None:
+    place = source(tmp_path / "in")
+    folder = tmp_path / "cal"
+    asking = [
+        "calibrate", "--source", str(place), "--kind", "squares", "--model", str(tiny_model), "--levels", ".5,1",
+        "--identity", "who", "--features", "pixels", "--attacks", "linkage", "--folder", str(folder),
+        "--set", "metrics.clip=none", "--set", "metrics.lpips=none", "--set", "source.id=id",
+    ]  # fmt: skip
+    done = CliRunner().invoke(main, [*asking, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (told["pictures"], told["people"], told["levels"]) == (96, 24, 2)
+    assert told["calibration"]["identified"] is True
+    for table, column, value in cells(prefect_home):
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        assert "Wanda_Zx" not in text, f"{table}.{column}"
+    again = CliRunner().invoke(main, asking)
+    assert again.exit_code != 0 and "holds a calibration already" in again.output
