@@ -49,13 +49,13 @@ class CalibrationSummary:
 def run(config: CalibrationConfig, watching: Watcher = NOBODY) -> CalibrationSummary:
     """Measure every level and write ``calibration.json``, tables and plots. Raises before long work."""
     settings, folder = config.run, Place.of(config.folder)
+    folder.make_private()  # before anything can fail, and say why in there
     backbone = _backbone(config)
     belongs_to = BelongsTo.of(settings, backbone.digest)
     boomerang = Boomerang(backbone, settings.boomerang.sampler, settings.boomerang.steps)
     embedders = attacking.embedders_of(config.features, str(backbone.device))
     rng = np.random.default_rng(SEED)
 
-    folder.make_private()
     watching.begin(len(config.levels) * 2 * len(config.attacks), 0)
     watching.stage("reading a sample of the source")
     source = attacking.asked(settings.source, config)
@@ -103,7 +103,6 @@ def run(config: CalibrationConfig, watching: Watcher = NOBODY) -> CalibrationSum
 def run_for_scheduler(config: CalibrationConfig, watching: Watcher) -> CalibrationSummary:
     """``run``, with errors that a scheduler may keep; what they may not tell goes to ``errors/`` there."""
     error = StepError("calibration: failed")
-    Place.of(config.folder).make_private()
     return guarded(Place.of(config.folder), "calibrate", error, lambda: run(config, watching))
 
 

@@ -203,6 +203,7 @@ def calibrate(config: CalibrationConfig, *, as_json: bool, quiet: bool) -> None:
             "tables": f"{folder / 'risk.parquet'}, {folder / 'utility.parquet'}",
         },
     )
+    show.cautions([summary["note"]] if summary["note"] else [])
     show.line("To choose by it: boomerang.level: {calibration: FILE, max_risk: 0.05}. Other attackers may do better.")
 
 

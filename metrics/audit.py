@@ -74,7 +74,7 @@ def _averaging(bench: Workbench, findings: Findings) -> None:
         note = "every output of an original is the same: there is nothing to average"
         return findings.figures.append(_not_run("averaging", "sees k outputs", note))
     rows = spread(evidence.subjects, effort.averaged, bench.rng("averaged originals"))
-    more = bench.again(rows, max(1, effort.outputs - 1), "averaging")  # (n, K - 1, 3, S, S)
+    more = bench.again(rows, effort.outputs - 1, "averaging")  # (n, K - 1, 3, S, S)
     subjects = evidence.subjects[rows]
     for embedder in bench.embedders:
         if embedder.is_face:
@@ -108,11 +108,11 @@ def _telling(lines: Sequence[Figure], embedder: Embedder | None) -> list[Figure]
 
 def _parrot(bench: Workbench, findings: Findings) -> None:
     """A linker that has learnt from pairs of other people what the method leaves."""
-    evidence, pairs = bench.evidence, bench.pairs
     usable = [e for e in bench.embedders if not e.is_face]
     if not usable:
         note = "no feature of whole pictures to learn from: give one (audit.features)"
         return findings.figures.append(_not_run("parrot", "trained", note))
+    evidence, pairs = bench.evidence, bench.pairs
     if len(pairs) < parrot.FEWEST:
         return findings.figures.append(_not_run("parrot", "trained", f"{len(pairs)} pairs, {parrot.FEWEST} are needed"))
     taught = [
@@ -282,10 +282,12 @@ def _calibrated(
     Outsiders of whom he made outputs are no non-members any more; with few others left there is nothing to measure.
     """
     rest = ~np.isin(strangers.subjects, bench.strangers[1])
-    described = Described(attack="membership", attacker="aware", feature=embedder.reported)
-    reference = bench.made("pairs: outputs", bench.pairs.outputs, embedder)
-    if len(np.unique(strangers.subjects[rest])) < FEWEST or not detected(reference).any():
+    if len(np.unique(strangers.subjects[rest])) < FEWEST:
         return []
+    reference = bench.made("pairs: outputs", bench.pairs.outputs, embedder)
+    if not detected(reference).any():
+        return []
+    described = Described(attack="membership", attacker="aware", feature=embedder.reported)
     others = membership.Candidates(strangers.embeddings[rest], strangers.subjects[rest])
     scores = membership.released_set(mine, others, bench.outputs(embedder), reference)
     return _named(membership.figures(scores, bench.rng("aware membership"), **described), "in the release")
