@@ -8,6 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import pyrage
 import pytest
 import yaml
 from hypothesis import given
@@ -231,6 +232,7 @@ PIXELS = {
     "boomerang.level": 0.5, "boomerang.sampler": "ddim", "boomerang.steps": 7, "model.dtype": "bfloat16",
     "source.fit": "pad", "output.image": "jpeg", "output.quality": 50, "output.size": "original",
 }  # fmt: skip
+RECIPIENT = str(pyrage.x25519.Identity.generate().to_public())
 NOT_PIXELS = {
     "source.uri": "x", "source.format": "parquet", "source.image": "x", "source.id": "x", "source.label": "x",
     "source.caption": "x", "source.carry": ("x",), "source.where": {"a": "b"}, "source.limits.max_bytes": 1,
@@ -238,11 +240,20 @@ NOT_PIXELS = {
     "output.public_scores": "none", "model.id": "x", "model.revision": "x", "model.device": "cpu",
     "model.allow_pickle": True, "metrics.clip": "none", "metrics.lpips": "none", "run.shard_size": 1,
     "run.batch_size": 1, "run.threads": 1, "run.retries": 0, "key_env": "OTHER", "source.kind": "x",
+    "source.drop": ("x",), "source.restricted": ("x",), "source.subject": "x", "previous": "x",
+    "metrics.identity": "dlib", "policy.scores": {"lpips": {"min": 0.1}}, "policy.escalate": (0.9,),
+    "policy.risk": {"max_linkage": {"upper": 0.1}}, "policy.audits": ("linkage",), "policy.audit_days": 1,
+    "policy.max_quarantined": 0.1, "policy.max_failed": 0.1, "policy.min_released": 1,
+    "policy.approvers": {"a": "ed25519:" + "A" * 43 + "="}, "restricted.recipients": (RECIPIENT,),
+    "policy.waivers": ({"rule": "min_released", "who": "a", "why": "b", "until": "2026-12-01"},),
+    "restricted.picture_days": 1, "restricted.record_days": 1, "lineage.to": "x", "lineage.namespace": "x",
+    "signing_key_env": "OTHER",
 }  # fmt: skip
 
 
 def test_every_setting_either_changes_pixels_or_does_not() -> None:
-    assert set(known_keys()) == set(PIXELS) | set(NOT_PIXELS) | {"boomerang.samples"}  # samples can only be 1
+    alone = {"boomerang.samples", "policy.approvals"}  # samples can only be 1; approvals need approvers
+    assert set(known_keys()) == set(PIXELS) | set(NOT_PIXELS) | alone
 
 
 @pytest.mark.parametrize("name", sorted(PIXELS))

@@ -1,15 +1,18 @@
 """Configurations: frozen, strict, and one line for whatever is wrong with them."""
 
 from anonymizer.config.attack import Attackers, AuditConfig, CalibrationConfig
-from anonymizer.config.base import Float, Section, Uri, setting
+from anonymizer.config.base import Attack, Float, Section, Uri, setting
 from anonymizer.config.chosen import BelongsTo, Chosen
 from anonymizer.config.loading import build, build_as, dump, load, parse
+from anonymizer.config.policy import Bound, PolicyConfig, RiskBound, Waiver, risk_rule
 from anonymizer.config.run import (
     BoomerangConfig,
     Limits,
+    LineageConfig,
     MetricsConfig,
     ModelConfig,
     OutputConfig,
+    RestrictedConfig,
     RunConfig,
     RunSettings,
     SourceConfig,
@@ -17,27 +20,35 @@ from anonymizer.config.run import (
 from anonymizer.config.wording import known_keys
 
 __all__ = [
+    "Attack",
     "Attackers",
     "AuditConfig",
     "BelongsTo",
     "BoomerangConfig",
+    "Bound",
     "CalibrationConfig",
     "Chosen",
     "Float",
     "Limits",
+    "LineageConfig",
     "MetricsConfig",
     "ModelConfig",
     "OutputConfig",
+    "PolicyConfig",
+    "RestrictedConfig",
+    "RiskBound",
     "RunConfig",
     "RunSettings",
     "Section",
     "SourceConfig",
     "Uri",
+    "Waiver",
     "build",
     "build_as",
     "dump",
     "known_keys",
     "load",
     "parse",
+    "risk_rule",
     "setting",
 ]

@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from anonymizer.config.base import Float, Section, Uri
+from anonymizer.config.base import Attack, Float, Section, Uri
 from anonymizer.config.run import RunConfig, SourceConfig
-
-Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
 Baseline = Literal["round-trip", "blur", "pixelation", "global", "unrelated"]
 
@@ -39,6 +37,9 @@ class AuditConfig(Attackers):
     """What an audit of one release tries, and with what at hand."""
 
     release: Uri = Field(description="the release, with its restricted half")
+    union: tuple[Uri, ...] = Field(
+        (), description="earlier releases whose pictures are attacked together with this one's"
+    )
     attacks: tuple[Attack, ...] = Field(get_args(Attack), description="attacks to try")
     skip: tuple[Attack, ...] = Field((), description="attacks to leave out")
     baselines: tuple[Baseline, ...] = Field(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from functools import reduce
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
 KEY_ENV = "must be the name of an environment variable: put the key into that variable, not here"
 

@@ -77,7 +77,7 @@ def build_as(
         try:
             changes[name] = yaml.load(value, Loader=_Loader)
         except (yaml.YAMLError, ValueError):
-            got = "" if name == "key_env" else f" {shown(value)}"
+            got = "" if name.endswith("key_env") else f" {shown(value)}"
             raise ConfigError(f"--set {name}: the value{got} is not YAML: put it in quotes") from None
     try:
         tree = _plain(tree)

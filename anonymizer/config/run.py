@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from anonymizer.config.base import KEY_ENV, Float, Int, Kind, Section, Uri
 from anonymizer.config.chosen import Chosen
+from anonymizer.config.policy import PolicyConfig
 
 Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"]
 
@@ -36,6 +37,11 @@ class SourceConfig(Section):
     label: str | None = Field(None, description="'folder', or the column or key to carry as label; none by default")
     caption: str | None = Field(None, description="column or key to carry as caption; none by default")
     carry: tuple[str, ...] = Field((), description="further columns to carry into the manifest")
+    drop: tuple[str, ...] = Field((), description="columns that are left behind; '*' for all that are not named")
+    restricted: tuple[str, ...] = Field((), description="columns to keep in the ledger, and nowhere else")
+    subject: str | None = Field(
+        None, description="'folder', or the column that names the person, kept in the ledger so that they can be erased"
+    )
     where: dict[str, str] = Field({}, description="keep only rows whose column has this value (Parquet, listing)")
     fit: Literal["crop", "pad"] = Field("crop", description="crop or pad: how any other shape is made square")
     kind: Kind | None = Field(
@@ -116,6 +122,7 @@ class MetricsConfig(Section):
 
     clip: str = Field("bundled:clip-mini", description="bundled:clip-mini, an open_clip 'MODEL/PRETRAINED', or none")
     lpips: str = Field("st-alex", description="st-alex (offline), alex, vgg, squeeze, 'alex:WEIGHTS_FILE', or none")
+    identity: str = Field("none", description="dlib or arcface:FILE.onnx, to compare and count faces, or none")
 
 
 class RunSettings(Section):
@@ -127,26 +134,79 @@ class RunSettings(Section):
     retries: Int = Field(1, ge=0, description="retries of a failed shard")
 
 
+class RestrictedConfig(Section):
+    """How the half that stays is kept, and for how long."""
+
+    recipients: tuple[str, ...] = Field(
+        (), description="age public keys (age1...); what shows an original is then encrypted to them"
+    )
+    picture_days: Int | None = Field(None, ge=0, description="days after which what shows an original is purged")
+    record_days: Int | None = Field(None, ge=0, description="days after which what names a record is purged")
+
+    @field_validator("recipients")
+    @classmethod
+    def _recipients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:  # the library is loaded where it is used
+            from anonymizer.sealed import Sealer
+
+            Sealer(value)  # ConfigError, which names the one that is no key
+        return value
+
+
+class LineageConfig(Section):
+    """Where OpenLineage events go."""
+
+    to: Uri | None = Field(None, description="file to append events to, or http(s) address of a lineage server")
+    namespace: str = Field("anonymizer", min_length=1, description="namespace of the jobs")
+
+
 class RunConfig(Section):
     """Everything a release is made from."""
 
     source: SourceConfig
     output: OutputConfig
+    previous: Uri | None = Field(
+        None, description="the release before this one: unchanged originals keep the output that was published"
+    )
     model: ModelConfig = ModelConfig()
     boomerang: BoomerangConfig = BoomerangConfig()
     metrics: MetricsConfig = MetricsConfig()
+    policy: PolicyConfig = PolicyConfig()
+    restricted: RestrictedConfig = RestrictedConfig()
+    lineage: LineageConfig = LineageConfig()
     run: RunSettings = RunSettings()
     key_env: str = Field(
         "ANONYMIZER_KEY", description="environment variable with the custodian's key (hex, 32 digits or more)"
     )
+    signing_key_env: str = Field(
+        "ANONYMIZER_SIGNING_KEY", description="environment variable with the publisher's private key, or its file"
+    )
 
-    @field_validator("key_env")
+    @field_validator("key_env", "signing_key_env")
     @classmethod
     def _key_env(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or re.fullmatch(r"[0-9A-Fa-f]{16,}", value):
             # It may be the key itself: it is not repeated here.
             raise ValueError(KEY_ENV)
         return value
+
+    @model_validator(mode="after")
+    def _never_weaker(self) -> RunConfig:
+        if self.policy.escalate and self.policy.escalate[0] <= self.boomerang.level:
+            raise ValueError(
+                f"policy.escalate: {self.policy.escalate[0]:g} is not above boomerang.level {self.boomerang.level:g}: "
+                "an output that came too close is drawn again at a stronger level only"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_are_made(self) -> RunConfig:
+        """A bound on a score that nobody makes would hold back every record."""
+        made_by = {"clip_similarity": "clip", "lpips": "lpips", "identity_distance": "identity", "faces": "identity"}
+        for score in self.policy.scores:
+            if getattr(self.metrics, name := made_by[score]) == "none":
+                raise ValueError(f"policy.scores.{score}: metrics.{name} is none and makes no such score: name a model")
+        return self
 
     @model_validator(mode="after")
     def _choice_stands(self) -> RunConfig:
@@ -161,6 +221,10 @@ class RunConfig(Section):
             if problems:
                 raise ValueError("; ".join(problems))
         return self
+
+    def at(self, level: float) -> RunConfig:
+        """The same settings at another level."""
+        return self.model_copy(update={"boomerang": self.boomerang.model_copy(update={"level": level})})
 
     def fingerprint(self, model_digest: str) -> str:
         """SHA-256 (hex) of what changes pixels: model weights, Boomerang settings, fit, and the output's encoding."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -21,11 +22,12 @@ def line(item: Any, kind: type[BaseModel]) -> str:
         return f"{name}: unknown key: {_nearest(where, kind)}"
     if item["type"] == "missing":
         return f"{name}: missing: give it in the config or as --set {name}=..."
-    if name == "key_env":  # whatever stands there may be the key itself
+    if name in ("key_env", "signing_key_env"):  # whatever stands there may be the key itself
         return f"{name} {KEY_ENV}"
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return f"{name} {text}".lstrip()
+        of_section = name and text.partition(":")[0] in _section(where, kind).model_fields
+        return f"{name}.{text}" if of_section else f"{name} {text}".lstrip()
     got = shown(item["input"])
     if item["type"] == "model_type":
         return f"{name}: is a section, got {got}: {_inside(where, item['input'], kind)}"
@@ -79,15 +81,26 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _section(where: Sequence[str], kind: type[BaseModel]) -> type[BaseModel]:
-    for part in where:
-        kind = _sections(kind)[part]
+    at: Any = kind
+    for part in where:  # of a section a field, of a mapping or a list one of its values
+        at = kind.model_fields[part].annotation if at is kind else next(filter(_is_section, get_args(at)), None)
+        kind = next(filter(_is_section, [at, *_alternatives(at)]), kind)
+        at = kind if _is_section(at) or _alternatives(at) else at
     return kind
 
 
 def _sections(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Name -> section, of those fields that are one (or may be left out)."""
-    of = {name: [field.annotation, *get_args(field.annotation)] for name, field in kind.model_fields.items()}
-    return {name: a for name, some in of.items() for a in some if isinstance(a, type) and issubclass(a, BaseModel)}
+    of = {name: [field.annotation, *_alternatives(field.annotation)] for name, field in kind.model_fields.items()}
+    return {name: a for name, some in of.items() for a in some if _is_section(a)}
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _settings(kind: type[BaseModel]) -> list[str]:

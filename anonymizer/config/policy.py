@@ -1,0 +1,153 @@
+"""What may leave the house: bounds for each record, bounds for the release, who must approve, and what is waived."""
+
+from __future__ import annotations
+
+from datetime import date
+from difflib import get_close_matches
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from anonymizer.config.base import Attack, Float, Int, Section
+
+Score = Literal["clip_similarity", "lpips", "identity_distance", "faces"]
+
+# Measures of an audit's figures, by the names that they have in a rule.
+MEASURES = {
+    "rank1": "rank-1",
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "tmr": "TMR at FMR",
+    "tpir": "TPIR at FPIR",
+    "tpr": "TPR at FPR",
+    "metadata": "files with metadata",
+    "named": "records named",
+    "neighbours": "neighbours",
+}
+ATTACKS = get_args(Attack)
+
+
+def _words(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"must be words in one line, got {text!r}")
+    return text.strip()
+
+
+Finite = Annotated[Float, Field(allow_inf_nan=False)]  # nothing is less than NaN: such a bound would bound nothing
+Words = Annotated[str, AfterValidator(_words)]
+
+
+class Bound(Section):
+    """Where a score may lie; either end may be left out."""
+
+    min: Finite | None = None
+    max: Finite | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Bound:
+        if self.min is None and self.max is None:
+            raise ValueError("bounds nothing: give min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: nothing would pass")
+        return self
+
+
+class RiskBound(Section):
+    """How high the upper end of a figure's 95 % interval may be."""
+
+    upper: Float = Field(ge=0, le=1)
+
+
+class Waiver(Section):
+    """A rule that a named person sets aside, why, and until which day; it is signed and published with the release."""
+
+    rule: str
+    who: Words
+    why: Words
+    until: date
+
+
+def risk_rule(name: str) -> tuple[str, str | None]:
+    """``max_linkage_rank1`` -> ("linkage", "rank-1"); ``max_linkage`` -> ("linkage", None): the risk above chance.
+
+    ValueError for anything else.
+    """
+    attack, _, measure = name.removeprefix("max_").partition("_")
+    if name.startswith("max_") and attack in ATTACKS and (not measure or measure in MEASURES):
+        return attack, MEASURES.get(measure)
+    known = [f"max_{attack}" for attack in ATTACKS] + [f"max_{a}_{m}" for a in ATTACKS for m in MEASURES]
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = (
+        f"did you mean {near[0]!r}?" if near else f"write max_ATTACK, or max_ATTACK_MEASURE with {', '.join(MEASURES)}"
+    )
+    raise ValueError(f"{name!r} is no figure of an audit: {hint}")
+
+
+def _known_rule(name: str) -> str:
+    risk_rule(name)
+    return name
+
+
+def _public_key(text: str) -> str:
+    from anonymizer.attest import signing  # whose library is loaded where there is a key
+
+    try:
+        signing.public_key(text)
+    except ValueError:  # it may be a private one: it is not repeated
+        raise ValueError("must be a public key as `anonymizer keys` prints it (ed25519:...)") from None
+    return text
+
+
+class PolicyConfig(Section):
+    """The gates of each record and of the release. A rule that cannot be checked is a rule that is broken."""
+
+    scores: dict[Score, Bound] = Field(
+        {}, description="{min, max} of clip_similarity, lpips, identity_distance, faces; what is outside is held back"
+    )
+    escalate: tuple[Float, ...] = Field(
+        (), description="stronger levels that an output which came too close is drawn again at, in turn"
+    )
+    risk: dict[Annotated[str, AfterValidator(_known_rule)], RiskBound] = Field(
+        {}, description="bounds on the audit's figures: {max_linkage_rank1: {upper: 0.05}}, or max_linkage above chance"
+    )
+    audits: tuple[Attack, ...] = Field((), description="attacks that must have been tried on this very release")
+    audit_days: Int | None = Field(None, ge=0, description="how many days old the audit may be")
+    max_quarantined: Float | None = Field(None, ge=0, le=1, description="share of records that may be held back")
+    max_failed: Float | None = Field(None, ge=0, le=1, description="share of records that may have failed")
+    min_released: Int = Field(0, ge=0, description="fewest pictures that may be published")
+    approvals: Int = Field(0, ge=0, description="how many of the approvers must sign before anything is published")
+    approvers: dict[Words, Annotated[str, AfterValidator(_public_key)]] = Field(
+        {}, description="name -> public key of each who may approve; both are published"
+    )
+    waivers: tuple[Waiver, ...] = Field((), description="rules set aside: {rule, who, why, until}; published")
+
+    @field_validator("escalate")
+    @classmethod
+    def _stronger(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < level <= 1 for level in value) or list(value) != sorted(set(value)):
+            raise ValueError(f"must be rising levels in (0, 1], got {', '.join(f'{x:g}' for x in value)}")
+        return value
+
+    @property
+    def named_attacks(self) -> tuple[str, ...]:
+        """Attacks that a rule asks for, be it a bound on what they find."""
+        return tuple(sorted({*self.audits, *(risk_rule(rule)[0] for rule in self.risk)}))
+
+    @model_validator(mode="after")
+    def _waivers_waive_something(self) -> PolicyConfig:
+        rules = ["min_released", *self.risk, *(f"audits.{attack}" for attack in self.named_attacks)]
+        rules += [name for name in ("max_quarantined", "max_failed", "audit_days") if getattr(self, name) is not None]
+        for waiver in self.waivers:
+            if waiver.rule not in rules:
+                raise ValueError(f"waivers: {waiver.rule!r} is none of the rules that are set: {', '.join(rules)}")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_approvers(self) -> PolicyConfig:
+        if self.approvals > len(self.approvers):
+            raise ValueError(
+                f"approvals: {self.approvals} asked for, and {len(self.approvers)} approvers named: name as many"
+            )
+        if len(set(self.approvers.values())) < len(self.approvers):
+            raise ValueError("approvers: one key stands for two names: give each a key of their own")
+        return self
