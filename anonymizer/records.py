@@ -32,6 +32,11 @@ class Reason(StrEnum):
     BAD_METADATA = "bad_metadata"  # a label, caption or carried column that cannot be read
     NOT_FINITE = "not_finite"  # the model returned NaN or infinity
     NOT_SCORED = "not_scored"  # a score that the run asks for is missing
+    NO_FACE = "no_face"  # the policy asks about faces, and none was detected
+    TOO_CLOSE = "too_close"  # nearer to its original than the policy allows
+    TOO_FAR = "too_far"  # further from it than the policy allows: of no use
+    UNCLASSIFIED = "unclassified"  # a column that the configuration neither carries, drops nor restricts
+    WITHDRAWN = "withdrawn"  # erased from an earlier release
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Entry:
     ``member`` names a part inside ``uri``: a tar member, a Parquet row, a listing row. ``size`` in bytes where the
     listing knows it. ``problem`` marks a record that is known to be unusable before it is read. ``mark`` is what tells
     a row of a table from one that has taken its place since: a digest of the row, or the version of its file.
+    ``subject`` is whose picture it is, where the listing knows it.
     """
 
     record_id: str
@@ -52,6 +58,7 @@ class Entry:
     label: str | None = None
     problem: Reason | None = None
     mark: str | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Record:
     label: str | None = None
     caption: str | None = None
     columns: Mapping[str, object] = field(default_factory=dict)
+    restricted: Mapping[str, object] = field(default_factory=dict)  # kept in the ledger, and nowhere else
+    subject: str | None = None  # whose picture it is; kept in the ledger, and nowhere else
     problem: Reason | None = None
 
 
@@ -73,6 +82,7 @@ class Scores:
     clip_similarity: float | None = None
     lpips: float | None = None
     identity_distance: float | None = None
+    faces: int | None = None  # detected in the output
 
 
 @dataclass(frozen=True)

@@ -38,16 +38,21 @@ def check(config: Attackers) -> None:
     for name in ("others", "outsiders", "training"):
         if (extra := getattr(config, name)) is not None:
             try:
-                next(iter(open_source(extra).entries()), None)
+                next(iter(open_source(_read_only(extra)).entries()), None)
             except SourceError as error:
                 raise SourceError(str(error).replace("source.", f"{name}.", 1)) from None
 
 
 def asked(source: SourceConfig, config: Attackers) -> SourceConfig:
     """A source, asked for what attackers want to know of each record besides."""
-    return source.model_copy(
+    return _read_only(source).model_copy(
         update={"label": config.identity, "caption": None, "carry": tuple(dict.fromkeys(config.attributes))}
     )
+
+
+def _read_only(source: SourceConfig) -> SourceConfig:
+    """A source of which nothing is released or kept: what is not asked for is left behind, whatever a release does."""
+    return source.model_copy(update={"drop": ("*",), "restricted": (), "subject": None})
 
 
 def effort(config: Attackers) -> Effort:
@@ -64,9 +69,9 @@ def evidence(
 ) -> Evidence:
     """Originals and outputs (N, 3, S, S), whose they are, and what the settings give to attackers besides."""
     names = originals.labels if config.identity is not None else originals.record_ids
-    others = exhibits.photos(config.others, model.size, 10 * config.sample, rng) if config.others else None
+    others = exhibits.photos(_read_only(config.others), model.size, 10 * config.sample, rng) if config.others else None
     outsiders, note = _outsiders(config, originals, model.size, rng) if config.outsiders else (None, None)
-    training = exhibits.photos(config.training, model.size, ENOUGH, rng) if config.training else None
+    training = exhibits.photos(_read_only(config.training), model.size, ENOUGH, rng) if config.training else None
     return Evidence(
         originals=originals.pictures,
         outputs=outputs,
@@ -88,7 +93,7 @@ def _outsiders(config: Attackers, originals: Photos, size: int, rng: np.random.G
     ConfigError where none is left.
     """
     assert config.outsiders is not None
-    photos = exhibits.photos(_named(config.outsiders, config), size, ENOUGH, rng)
+    photos = exhibits.photos(_named(_read_only(config.outsiders), config), size, ENOUGH, rng)
     told = len(set(photos.labels) - {None}) > 1
     found = exhibits.outsiders(photos, originals, identified=config.identity is not None and told)
     if not len(found.photos):

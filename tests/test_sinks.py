@@ -210,7 +210,7 @@ def test_what_a_sink_writes_a_source_reads(form: str, tmp_path: Path) -> None:
     written(form, iter(rows), fsspec.filesystem("file"), str(tmp_path))
     options: dict[str, Any] = {"label": "folder"}
     if form != "folder":
-        options = {"label": "label", "caption": "caption", "carry": ["age"]}
+        options = {"label": "label", "caption": "caption", "carry": ["age"], "drop": ["output_id"]}
     source = open_source(SourceConfig.model_validate({"uri": str(tmp_path), **options}))
     records = list(source.read(list(source.entries())))
     assert [record.data for record in records] == [image] * 4

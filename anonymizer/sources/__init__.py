@@ -9,6 +9,7 @@ from typing import Protocol
 from anonymizer.config import SourceConfig
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Record
+from anonymizer.sources.fields import Field, embedded
 from anonymizer.sources.files import (
     IGNORED_NAMES,
     PARQUET_SUFFIXES,
@@ -20,7 +21,7 @@ from anonymizer.sources.files import (
 )
 from anonymizer.sources.values import check_carry
 
-__all__ = ["IGNORED_NAMES", "Source", "detect_format", "open_source", "printable"]
+__all__ = ["IGNORED_NAMES", "Field", "Source", "detect_format", "embedded", "open_source", "printable"]
 
 LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
@@ -29,11 +30,18 @@ class Source(Protocol):
     """A dataset that can be listed and read."""
 
     def entries(self) -> Iterator[Entry]:
-        """Every record in a stable order, without reading a picture. SourceError if the source cannot be used."""
+        """Every record in a stable order, without reading a picture.
+
+        SourceError if the source cannot be used, or has a column that nobody has classified.
+        """
         ...
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
         """One record for each entry, in the same order: its bytes, or the reason why there are none. Streams."""
+        ...
+
+    def fields(self) -> list[Field]:
+        """What it holds besides the pixels, and what becomes of it, without reading a picture. SourceError likewise."""
         ...
 
 

@@ -251,7 +251,7 @@ def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], ahead: 
 
 def unusable(entry: Entry, problem: Reason | None = None) -> Record:
     """The record of an entry that cannot be used: for the reason known at planning, or else for this one."""
-    return Record(entry, label=entry.label, problem=entry.problem or problem)
+    return Record(entry, label=entry.label, subject=entry.subject, problem=entry.problem or problem)
 
 
 def _attempt(entry: Entry, read: Callable[[Entry], Record]) -> Record:

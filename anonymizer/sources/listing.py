@@ -12,8 +12,9 @@ from typing import Any
 from anonymizer.config import SourceConfig
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
+from anonymizer.sources.fields import FILES, REST, Columns, Field, named, refuse
 from anonymizer.sources.files import Ids, Location, printable, read_anywhere, read_each, unusable
-from anonymizer.sources.values import check_columns, mark, plain, text, text_or_none
+from anonymizer.sources.values import check_columns, mark, plain, subject, text, text_or_none
 
 # File systems that a row may name; others (archives, caches, references) could lead anywhere.
 PROTOCOLS = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "http", "https"}
@@ -30,6 +31,7 @@ class ListingSource:
         if not location.is_file:
             raise SourceError(f"source.uri {location.uri!r}: a folder: name the CSV or JSONL file in it")
         self.config, self.location = config, location
+        self.columns = Columns(named(config), REST in config.drop)
         self.name = printable(location.path.rpartition("/")[2])
         self.folder = location.path.rpartition("/")[0]
         self._header: list[str] = []
@@ -40,6 +42,7 @@ class ListingSource:
         ids = Ids()
         config = self.config
         row, keys = -1, dict[str, None]()
+        refuse(self.columns.unclassified(self._names()))
         with self.location.open(self.location.path) as file:
             for row, (offset, values) in enumerate(self._rows(file)):
                 keys.update(dict.fromkeys(values))
@@ -50,8 +53,9 @@ class ListingSource:
                 problem = Reason.BAD_METADATA if not own else Reason.EMPTY if not image else None
                 record_id, duplicate = ids.claim(printable(own) if own else f"{self.name}/{row}")
                 uri, outside = self._resolve(image or "")
-                problem = problem or outside or duplicate
-                yield Entry(record_id, uri, str(row), offset, problem=problem, mark=mark(values))
+                who, unreadable = subject(values.get(config.subject)) if config.subject else (None, None)
+                problem = problem or outside or duplicate or unreadable
+                yield Entry(record_id, uri, str(row), offset, problem=problem, mark=mark(values), subject=who)
         if row >= 0:
             check_columns(config, list(keys), repr(self.name))
         if not len(ids):
@@ -70,12 +74,27 @@ class ListingSource:
         with file:
             yield from read_each(entries, lambda entry: self._record(file, entry), self.location.ahead)
 
+    def fields(self) -> list[Field]:
+        names = list(dict.fromkeys(self._names()))
+        refuse(self.columns.unclassified(names))
+        return [FILES, *self.columns.fields(names, "column")]
+
+    def _names(self) -> Iterator[str]:
+        """The columns of the header, or the keys of every row."""
+        with self.location.open(self.location.path) as file:
+            for _, values in self._rows(file):
+                yield from values
+                if not self.is_json:
+                    return
+
     def _record(self, file: Any, entry: Entry) -> Record:
         config, values = self.config, self._planned_row(file, entry)
         label = text(values.get(config.label)) if config.label else None
         caption = text(values.get(config.caption)) if config.caption else None
-        columns = {name: plain(values.get(name)) for name in config.carry}
-        return Record(entry, self._data(entry), label, caption, columns)
+        columns, restricted = (
+            {name: plain(values.get(name)) for name in names} for names in (config.carry, config.restricted)
+        )
+        return Record(entry, self._data(entry), label, caption, columns, restricted, entry.subject)
 
     def _planned_row(self, file: Any, entry: Entry) -> dict[str, Any]:
         """The row of an entry; RecordError CHANGED if another one stands there now."""

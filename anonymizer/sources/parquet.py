@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from anonymizer.config import SourceConfig
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
-from anonymizer.sources.files import PARQUET_SUFFIXES, Ids, Location, data_files, printable, unusable
-from anonymizer.sources.values import check_columns, mark, plain, text, text_or_none, wanted_columns
+from anonymizer.sources.fields import DROPPED, FILES, PICTURE, REST, Columns, Field, named, refuse
+from anonymizer.sources.files import PARQUET_SUFFIXES, File, Ids, Location, data_files, printable, unusable
+from anonymizer.sources.values import check_columns, mark, plain, subject, text, text_or_none, wanted_columns
 
 BATCH_ROWS = 16  # rows of pictures in memory at a time
 
@@ -28,26 +29,24 @@ class ParquetSource:
 
     def __init__(self, config: SourceConfig, location: Location) -> None:
         self.config, self.location = config, location
-        self.keys = list(dict.fromkeys([*([config.id] if config.id else []), *config.where]))  # name and choose rows
+        self.columns = Columns(named(config), REST in config.drop)
+        self.keys = list(dict.fromkeys(key for key in (config.id, config.subject, *config.where) if key is not None))
 
     def entries(self) -> Iterator[Entry]:
         ids = Ids()
         rows = chosen = 0
         config = self.config
-        for file in data_files(self.location, PARQUET_SUFFIXES):
-            uri, name = self.location.to_uri(file.path), printable(file.relative)
-            if file.problem is Reason.NOT_AN_IMAGE:
+        refuse(self.columns.unclassified(name for schema in self._schemas() for name in schema.names))
+        for file, name in self._files():
+            uri = self.location.to_uri(file.path)
+            if file.problem is not None:
                 yield Entry(ids.claim(name)[0], uri, problem=file.problem)
                 continue
-            if file.problem is not None:
-                raise SourceError(
-                    f"source.uri: {name!r} cannot be read, or is a link out of the source "
-                    f"({file.problem.value}): name the folder of the files themselves"
-                )
             with _damage(name):
                 version = self.location.version(file.path)  # before the rows are read, lest they be older than it
             with self._open(file.path, name) as parquet:
                 self._check(parquet.schema_arrow, name)
+                people = _class_names(parquet.schema_arrow, config.subject)
                 rows += parquet.metadata.num_rows
                 for row, values in self._keys(parquet, name):
                     if any(text_or_none(values[column]) != wanted for column, wanted in config.where.items()):
@@ -55,15 +54,52 @@ class ParquetSource:
                     chosen += 1
                     own = text_or_none(values[config.id]) if config.id else f"{name}/{row}"
                     missing = Reason.BAD_METADATA if own is None else None
+                    who, unreadable = subject(_told(values[config.subject], people)) if config.subject else (None, None)
                     record_id, duplicate = ids.claim(printable(own) if own is not None else f"{name}/{row}")
                     found = mark(values) if config.id else version
-                    yield Entry(record_id, uri, str(row), row, problem=missing or duplicate, mark=found)
+                    problem = missing or duplicate or unreadable
+                    yield Entry(record_id, uri, str(row), row, problem=problem, mark=found, subject=who)
         if not chosen:
             why = f"none of its {rows} rows matches source.where: check its values" if rows else "no rows in it"
             raise SourceError(f"source.uri {self.location.uri!r}: {why}")
 
+    def fields(self) -> list[Field]:
+        names, metadata, beside = dict[str, None](), dict[str, None](), dict[str, None]()
+        for schema in self._schemas():
+            names.update(dict.fromkeys(schema.names))
+            metadata.update(dict.fromkeys(key.decode("utf-8", "replace") for key in schema.metadata or ()))
+            image = schema.field(self.config.image).type
+            parts = [image.field(i).name for i in range(image.num_fields)] if pa.types.is_struct(image) else []
+            beside.update(dict.fromkeys(f"{self.config.image}.{part}" for part in parts if part != "bytes"))
+        refuse(self.columns.unclassified(names))
+        return [
+            FILES,
+            *self.columns.fields(names, "column"),
+            *(Field.of(name, DROPPED, f"beside {PICTURE}") for name in beside),
+            *(Field.of(key, DROPPED, "metadata of the files") for key in metadata),
+        ]
+
+    def _files(self) -> Iterator[tuple[File, str]]:
+        """Each file and its name; the problem that one may have is that it is no Parquet file."""
+        for file in data_files(self.location, PARQUET_SUFFIXES):
+            name = printable(file.relative)
+            if file.problem not in (None, Reason.NOT_AN_IMAGE):
+                raise SourceError(
+                    f"source.uri: {name!r} cannot be read, or is a link out of the source "
+                    f"({file.problem.value}): name the folder of the files themselves"
+                )
+            yield file, name
+
+    def _schemas(self) -> Iterator[pa.Schema]:
+        """The columns of each file, all of which have those that are asked for."""
+        for file, name in self._files():
+            if file.problem is None:
+                with self._open(file.path, name) as parquet:
+                    self._check_asked(parquet.schema_arrow, name)
+                    yield parquet.schema_arrow
+
     def _keys(self, parquet: pq.ParquetFile, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Row numbers, with the values that name and choose rows."""
+        """Row numbers, with the values that name and choose rows, and say whose they are."""
         if not self.keys:
             yield from ((row, {}) for row in range(parquet.metadata.num_rows))
             return
@@ -116,11 +152,10 @@ class ParquetSource:
                 raise RecordError(Reason.EMPTY)
             if len(data) > config.limits.max_bytes:
                 raise RecordError(Reason.TOO_MANY_BYTES)
-            label = values[config.label] if config.label else None
-            if names and isinstance(label, int) and 0 <= label < len(names):
-                label = names[label]
+            label = text(_told(values[config.label], names)) if config.label else None
             caption = text(values[config.caption]) if config.caption else None
-            return Record(entry, data, text(label), caption, {name: plain(values[name]) for name in config.carry})
+            columns, restricted = ({n: plain(values[n]) for n in asked} for asked in (config.carry, config.restricted))
+            return Record(entry, data, label, caption, columns, restricted, entry.subject)
         except RecordError as error:
             return unusable(entry, error.reason)
 
@@ -137,6 +172,10 @@ class ParquetSource:
         return True
 
     def _check(self, schema: pa.Schema, name: str) -> None:
+        self._check_asked(schema, name)
+        refuse(self.columns.unclassified(schema.names))
+
+    def _check_asked(self, schema: pa.Schema, name: str) -> None:
         check_columns(self.config, schema.names, repr(name))
         image = schema.field(self.config.image).type
         if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
@@ -186,6 +225,11 @@ def _follows(one: Entry, other: Entry) -> bool:
 
 def _row(entry: Entry) -> int:
     return entry.offset or 0
+
+
+def _told(value: Any, names: Sequence[str] | None) -> Any:
+    """The name behind the number of a class, where there are names."""
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _class_names(schema: pa.Schema, column: str | None) -> list[str] | None:

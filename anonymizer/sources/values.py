@@ -10,40 +10,44 @@ from decimal import Decimal
 from difflib import get_close_matches
 from hashlib import blake2b
 
+from anonymizer.carried import PRIVATE
 from anonymizer.config import SourceConfig
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Reason
 from anonymizer.sources.files import printable
 
 # Columns of the manifest and of the released files themselves, which a carried column must not replace.
-RESERVED = frozenset(
-    [
-        "output_id",
-        "file",
-        "member",
-        "sha256",
-        "bytes",
-        "width",
-        "height",
-        "format",
-        "image",
-        "label",
-        "caption",
-        "level",
-        "t_boom",
-        "log_snr",
-        "sampler",
-        "steps",
-        "model",
-        "model_digest",
-        "config_fingerprint",
-        "clip_similarity",
-        "clip_similarity_bin",
-        "lpips",
-        "lpips_bin",
-        "identity_distance",
-        "identity_distance_bin",
-    ]
+RESERVED = (
+    frozenset(
+        [
+            "output_id",
+            "file",
+            "member",
+            "sha256",
+            "bytes",
+            "width",
+            "height",
+            "format",
+            "image",
+            "label",
+            "caption",
+            "level",
+            "t_boom",
+            "log_snr",
+            "sampler",
+            "steps",
+            "model",
+            "model_digest",
+            "config_fingerprint",
+            "clip_similarity",
+            "clip_similarity_bin",
+            "lpips",
+            "lpips_bin",
+            "identity_distance",
+            "identity_distance_bin",
+        ]
+    )
+    | PRIVATE
 )
 
 
@@ -80,6 +84,12 @@ def text_or_none(value: object) -> str | None:
         return None
 
 
+def subject(value: object) -> tuple[str | None, Reason | None]:
+    """Whose picture it is, as text; BAD_METADATA if that cannot be read, for then nobody could be erased by it."""
+    name = text_or_none(value)
+    return name, Reason.BAD_METADATA if name is None and value is not None else None
+
+
 def mark(values: Mapping[str, object]) -> str:
     """A digest by which a row is known again: names and values, in order; nested values count as empty."""
     row = [(name, text_or_none(value)) for name, value in values.items()]
@@ -88,7 +98,8 @@ def mark(values: Mapping[str, object]) -> str:
 
 def wanted_columns(config: SourceConfig) -> list[str]:
     """Names that are read for each record besides its picture."""
-    return list(dict.fromkeys(name for name in (config.label, config.caption, *config.carry) if name))
+    names = (config.label, config.caption, *config.carry, *config.restricted)
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def check_carry(config: SourceConfig) -> None:
@@ -107,7 +118,9 @@ def check_columns(config: SourceConfig, available: Sequence[str], where: str) ->
         ("id", config.id),
         ("label", config.label),
         ("caption", config.caption),
+        ("subject", config.subject),
         *(("carry", name) for name in config.carry),
+        *(("restricted", name) for name in config.restricted),
         *(("where", name) for name in config.where),
     ]
     for field, name in asked:

@@ -1,15 +1,13 @@
 """WebDataset tar archives (plain or gzip): members that share a name up to its first dot are one record.
 
-Nothing is extracted, so a member's name leads nowhere. Members are found again by their offset.
+Members are found again by their offset.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,24 +16,40 @@ from typing import Any
 from anonymizer.config import SourceConfig
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
+from anonymizer.sources import tar
+from anonymizer.sources.fields import BECOMES, DROPPED, FILES, PICTURE, REST, Columns, Field, named, refuse
 from anonymizer.sources.files import TAR_SUFFIXES, Ids, Location, data_files, is_ignored, printable, read_each, unusable
+from anonymizer.sources.folder import parent
 from anonymizer.sources.values import plain, text, wanted_columns
 
 IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"]
 )
 SIDE_BYTES = 2**20  # a label, caption or json member larger than this is not one
-HEADER_BYTES = 2**20  # a member's headers, with its long name and its attributes, that are larger than this are damage
 OTHER_NAMES = {"label": "cls", "caption": "txt"}  # WebDataset's own names for them
+LOOKED_INTO = 1000  # samples, the first ones, whose json members are read for their keys before any work begins
+ATTRIBUTES = Field("owner, time and attributes", DROPPED, "each member")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in an archive: what reads it, its header, its name, and what that says by WebDataset's convention."""
+
+    file: Any
+    info: tarfile.TarInfo
+    name: str
+    key: str
+    extension: str
 
 
 @dataclass
 class Sample:
-    """Consecutive members of one key; ``images`` holds (name, size, problem)."""
+    """Consecutive members of one key; ``images`` holds (name, size, problem), ``sides`` the other extensions."""
 
     key: str
     offset: int
     images: list[tuple[str, int, Reason | None]] = field(default_factory=list)
+    sides: list[str] = field(default_factory=list)
 
 
 class WebDatasetSource:
@@ -43,6 +57,8 @@ class WebDatasetSource:
 
     Without ``source.image`` the first picture of a key is its picture, and each further one a record with the problem
     DUPLICATE_ID; ``source.image: seg.png`` picks one by its extension, and the others are then left aside as asked.
+
+    Columns are the extensions of members that are no pictures, and the keys of json members.
     """
 
     def __init__(self, config: SourceConfig, location: Location) -> None:
@@ -51,11 +67,26 @@ class WebDatasetSource:
                 raise SourceError(f"source.{name}: works with Parquet and listings, not with tar: leave it out")
         self.config, self.location = config, location
         self.chosen = None if config.image == "image" else config.image.lower()
-        self.wanted = [name for name in wanted_columns(config) if (config.label, name) != ("folder", "folder")]
+        uses = [(name, column) for name, column in named(config) if name != "image"]
+        uses = [use for use in uses if use not in (("label", "folder"), ("subject", "folder"))]
+        for name, column in uses:
+            if column == "json" and name != "drop":
+                raise SourceError(f"source.{name}: 'json' is a whole member: name the keys in it that are meant")
+        # A member that is dropped or restricted by its own name does not stand in for another name.
+        self.others = {n: o for n, o in OTHER_NAMES.items() if o not in (*config.drop, *config.restricted)}
+        others = [(name, self.others[column]) for name, column in uses if column in self.others]
+        picture = [("image", self.chosen)] if self.chosen else []
+        rest = REST in config.drop
+        self.members = Columns([*uses, *others, *picture, ("drop", "json"), ("drop", "")], rest)
+        self.keys = Columns(uses, rest or "json" in config.drop)
+        self.wanted = bool(wanted_columns(config)) or config.subject is not None
 
     def entries(self) -> Iterator[Entry]:
+        if REST not in self.config.drop:
+            self._refuse(*self._columns())
         ids = Ids()
         held: list[Entry] = []  # damage and files that are no archives, until one archive has proved to be one
+        unclassified = dict[str, None]()
         healthy = False
         for file in data_files(self.location, TAR_SUFFIXES):
             uri, name = self.location.to_uri(file.path), printable(file.relative)
@@ -69,21 +100,39 @@ class WebDatasetSource:
                     yield from held
                     held = []
                 if isinstance(sample, Sample):
+                    unclassified.update(dict.fromkeys(self.members.unclassified(sample.sides)))
                     yield from self._entries(sample, uri, ids.claim, name)
+        refuse(unclassified)
         if not healthy:
             raise SourceError(
                 f"source.uri {self.location.uri!r}: no readable tar archive with members in it: check it with tar -t"
             )
 
     def _entries(self, sample: Sample, uri: str, claim: Any, archive: str) -> Iterator[Entry]:
-        name = f"{archive}/{printable(sample.key)}"
-        label = self._folder_label(sample.key)
-        if not sample.images:
-            record_id, _ = claim(name)
-            yield Entry(record_id, uri, printable(sample.key), sample.offset, label=label, problem=Reason.NOT_AN_IMAGE)
-        for member, size, problem in sample.images:
+        name, folder = f"{archive}/{printable(sample.key)}", parent(sample.key)
+        label = folder if self.config.label == "folder" else None
+        subject = folder if self.config.subject == "folder" else None
+        nothing = [(printable(sample.key), None, Reason.NOT_AN_IMAGE)]
+        for member, size, problem in sample.images or nothing:
             record_id, duplicate = claim(name)
-            yield Entry(record_id, uri, member, sample.offset, size, label, problem or duplicate)
+            reason = problem or duplicate
+            yield Entry(record_id, uri, member, sample.offset, size, label, reason, subject=subject)
+
+    def fields(self) -> list[Field]:
+        extensions, keys = self._columns()
+        self._refuse(extensions, keys)
+        found, folder = f"members of the first {LOOKED_INTO} keys", []
+        if uses := [BECOMES[name] for name in ("label", "subject") if getattr(self.config, name) == "folder"]:
+            folder = [Field("folder", " and ".join(uses), "each key")]
+        pictures = {extension: PICTURE if self._is_picture(extension) else DROPPED for extension in extensions}
+        return [
+            FILES,
+            ATTRIBUTES,
+            *folder,
+            *(Field.of(name, what, found) for name, what in pictures.items() if not self._is_column(name)),
+            *self.members.fields((name for name in extensions if self._is_column(name) and name != "json"), found),
+            *self.keys.fields(keys, f"json {found}"),
+        ]
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
         for uri, group in groupby(entries, key=lambda entry: entry.uri):
@@ -95,7 +144,7 @@ class WebDatasetSource:
             return
         with ExitStack() as stack:
             try:
-                file = self._open(path, stack)
+                file = tar.open_archive(self.location, path, stack)
             except Exception:  # storage libraries raise errors of their own
                 yield from (unusable(entry, Reason.UNREADABLE) for entry in entries)
                 return
@@ -103,13 +152,14 @@ class WebDatasetSource:
 
     def _read(self, file: Any, entry: Entry) -> Record:
         """The members of one key, from its first one on, as far as they are needed."""
-        if entry.size is not None and entry.size > self.config.limits.max_bytes:
+        config = self.config
+        if entry.size is not None and entry.size > config.limits.max_bytes:
             raise RecordError(Reason.TOO_MANY_BYTES)
         file.seek(entry.offset)
         data: bytes | None = None
         sides: dict[str, bytes | None] = {}
         key = _key(entry.member or "")[0]
-        for member in _Archive(file):
+        for member in tar.Archive(file):
             name = _clean(member.name)
             member_key, extension = _key(name)
             if member_key != key:
@@ -117,63 +167,98 @@ class WebDatasetSource:
             if name == entry.member and data is None:
                 if not member.isreg() or member.size != entry.size:
                     raise RecordError(Reason.CHANGED)
-                data = _content(file, member)
-            elif self.wanted and extension not in IMAGE_SUFFIXES and member.isreg():
-                sides[extension] = _content(file, member) if member.size <= SIDE_BYTES else None
-            if data is not None and not self.wanted:
+                data = tar.content(file, member)
+            elif self._is_column(extension):
+                if self.members.becomes(extension) is None:
+                    raise RecordError(Reason.UNCLASSIFIED)
+                if member.isreg() and (self.wanted or (extension == "json" and not self.keys.rest)):
+                    sides[extension] = tar.content(file, member) if member.size <= SIDE_BYTES else None
+            if data is not None and not self.wanted and self.keys.rest:
                 break
         if data is None:
             raise RecordError(Reason.CHANGED)
-        values = _Values(sides)
-        label = entry.label if self.config.label in (None, "folder") else text(values[self.config.label])
-        caption = None if self.config.caption is None else text(values[self.config.caption])
-        return Record(entry, data, label, caption, {name: plain(values[name]) for name in self.config.carry})
-
-    def _open(self, path: str, stack: ExitStack) -> Any:
-        file = stack.enter_context(self.location.open(path))
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        return stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
+        values = _Values(sides, self.others)
+        if self.keys.unclassified(values.json):
+            raise RecordError(Reason.UNCLASSIFIED)
+        label = entry.label if config.label in (None, "folder") else text(values[config.label])
+        caption = None if config.caption is None else text(values[config.caption])
+        columns, restricted = ({n: plain(values[n]) for n in asked} for asked in (config.carry, config.restricted))
+        subject = entry.subject if config.subject in (None, "folder") else text(values[config.subject])
+        return Record(entry, data, label, caption, columns, restricted, subject)
 
     def _samples(self, path: str) -> Iterator[Sample | Reason]:
         """Keys of one archive in order; where it is damaged, the reason, and then what can be read behind it."""
         sample: Sample | None = None
-        with ExitStack() as stack:
-            try:
-                file = self._open(path, stack)
-            except Exception:  # storage libraries raise errors of their own
-                yield Reason.UNREADABLE
-                return
-            for member in _members(file):
-                if isinstance(member, Reason):
-                    if sample:
-                        yield sample
-                    sample = None
-                    yield member
-                    continue
-                name = _clean(member.name)
-                if member.isdir() or is_ignored(name.rpartition("/")[2]):
-                    continue
-                key, extension = _key(name)
-                if sample is None or sample.key != key:
-                    if sample:
-                        yield sample
-                    sample = Sample(key, member.offset)
-                if extension == self.chosen or (self.chosen is None and extension.rpartition(".")[2] in IMAGE_SUFFIXES):
-                    sample.images.append((name, member.size, _member_problem(member)))
+        for member in self._walk(path):
+            if isinstance(member, Reason):
+                if sample:
+                    yield sample
+                sample = None
+                yield member
+                continue
+            if sample is None or sample.key != member.key:
+                if sample:
+                    yield sample
+                sample = Sample(member.key, member.info.offset)
+            if self._is_picture(member.extension):
+                sample.images.append((member.name, member.info.size, tar.problem_of(member.info)))
+            elif self._is_column(member.extension):
+                sample.sides.append(member.extension)
         if sample:
             yield sample
 
-    def _folder_label(self, key: str) -> str | None:
-        folder = key.rpartition("/")[0] if self.config.label == "folder" else ""
-        return printable(folder, keep="%") or None
+    def _columns(self) -> tuple[dict[str, None], dict[str, None]]:
+        """Extensions of the members of the first keys, and the keys that are in their json members."""
+        extensions, keys = dict[str, None](), dict[str, None]()
+        samples, last = 0, None
+        for file in data_files(self.location, TAR_SUFFIXES):
+            for member in self._walk(file.path) if file.problem is None else []:
+                if isinstance(member, Reason):
+                    continue
+                samples += last != (file.path, member.key)
+                if samples > LOOKED_INTO:
+                    return extensions, keys
+                last = file.path, member.key
+                extensions[member.extension] = None
+                if member.extension == "json":
+                    keys.update(dict.fromkeys(_json_keys(member)))
+        return extensions, keys
+
+    def _refuse(self, extensions: Iterable[str], keys: Iterable[str]) -> None:
+        columns = [extension for extension in extensions if self._is_column(extension)]
+        refuse(self.members.unclassified(columns) + self.keys.unclassified(keys))
+
+    def _walk(self, path: str) -> Iterator[Member | Reason]:
+        """The files of one archive, what is damaged in it, and UNREADABLE if it cannot be opened."""
+        with ExitStack() as stack:
+            try:
+                file = tar.open_archive(self.location, path, stack)
+            except Exception:  # storage libraries raise errors of their own
+                yield Reason.UNREADABLE
+                return
+            for member in tar.members(file):
+                if isinstance(member, Reason):
+                    yield member
+                    continue
+                name = _clean(member.name)
+                if not member.isdir() and not is_ignored(name.rpartition("/")[2]):
+                    yield Member(file, member, name, *_key(name))
+
+    def _is_picture(self, extension: str) -> bool:
+        if self.chosen:
+            return extension == self.chosen
+        return extension.rpartition(".")[2] in IMAGE_SUFFIXES and extension not in self.config.drop
+
+    def _is_column(self, extension: str) -> bool:
+        """Whether it is neither the picture nor another one, which is left aside."""
+        return extension != self.chosen and extension.rpartition(".")[2] not in IMAGE_SUFFIXES
 
 
 class _Values:
     """Values of a record by name: a member with that extension, else a key of its json member; None if absent."""
 
-    def __init__(self, sides: dict[str, bytes | None]) -> None:
-        self.sides = sides
+    def __init__(self, sides: dict[str, bytes | None], others: Mapping[str, str]) -> None:
+        self.sides, self.others = sides, others
         self.json: dict[str, object] = {}
         if "json" in sides:
             try:
@@ -185,7 +270,7 @@ class _Values:
     def __getitem__(self, name: str) -> object:
         if name in self.json:
             return self.json[name]
-        extension = name if name in self.sides else OTHER_NAMES.get(name, name)
+        extension = name if name in self.sides else self.others.get(name, name)
         if extension not in self.sides:
             return None
         data = self.sides[extension]
@@ -195,104 +280,15 @@ class _Values:
             raise RecordError(Reason.BAD_METADATA) from None
 
 
-class _Window:
-    """A file as tarfile may read it for one member: no further than HEADER_BYTES behind ``start``."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.start = file, 0
-        self.tell, self.seek = file.tell, file.seek
-
-    def read(self, size: int) -> Any:
-        if size < 0 or self.tell() + size > self.start + HEADER_BYTES:
-            raise tarfile.ReadError("the headers of a member are too large")
-        return self.file.read(size)
-
-
-class _Archive(tarfile.TarFile):
-    """Members from where the file stands, in order, none of them remembered; each begins at the first of its headers.
-
-    Ends at whatever is no header; with ``ignore_zeros`` at the end of the file, and what is no header is skipped.
-    """
-
-    firstmember: tarfile.TarInfo | None
-    pax_headers: dict[str, str]
-
-    def __init__(self, file: Any, ignore_zeros: bool = False) -> None:
-        self.window = _Window(file)
-        super().__init__(fileobj=self.window, mode="r", ignore_zeros=ignore_zeros)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        return iter(self.next, None)
-
-    def next(self) -> tarfile.TarInfo | None:
-        first, self.firstmember = self.firstmember, None
-        return first or self._next()
-
-    def _next(self) -> tarfile.TarInfo | None:
-        while True:
-            start = self.window.start = self.offset
-            self.window.seek(start)
-            self.pax_headers.clear()  # of an earlier member: whoever begins to read here would not know of them
-            try:
-                member = self.tarinfo.fromtarfile(self)
-                if member.size < 0 or self.offset <= start:
-                    raise tarfile.ReadError("a negative size")
-            except (OSError, EOFError, zlib.error):  # nothing behind this can be read
-                raise
-            except Exception:  # a damaged header raises anything at all
-                self.offset = self.window.tell()
-                if self.offset == start or not self.ignore_zeros:
-                    return None
-            else:
-                member.offset = start
-                return member
-
-
-def _members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
-    """Headers of an archive; TRUNCATED wherever something that is not a header stands where one belongs.
-
-    Damage is skipped block by block until a header follows; so are the end marks inside archives that were joined.
-    """
-    expected = 0  # where the next header belongs
+def _json_keys(member: Member) -> Sequence[str]:
+    """Keys of a json member; none of one that cannot be read, which is told when its record is read."""
+    if not member.info.isreg() or member.info.size > SIDE_BYTES:
+        return ()
     try:
-        tar = _Archive(file, ignore_zeros=True)
-        for member in tar:
-            if member.offset > expected and not _is_zero(file, expected, member.offset):
-                yield Reason.TRUNCATED
-            expected = tar.offset
-            yield member
-        if not _is_zero(file, expected, None):
-            yield Reason.TRUNCATED
+        found = json.loads(tar.content(member.file, member.info))
     except Exception:  # a damaged archive raises anything at all
-        yield Reason.TRUNCATED
-
-
-def _is_zero(file: Any, start: int, end: int | None) -> bool:
-    """Whether there are only zero bytes, and at least one block of them, from start to end (or the file's end)."""
-    file.seek(start)
-    seen = 0
-    while end is None or start + seen < end:
-        block = file.read(65536 if end is None else min(65536, end - start - seen))
-        if block.strip(b"\0"):
-            return False
-        if not block:
-            break
-        seen += len(block)
-    return seen >= tarfile.BLOCKSIZE
-
-
-def _member_problem(member: tarfile.TarInfo) -> Reason | None:
-    if member.issym() or member.islnk():
-        return Reason.OUTSIDE_SOURCE
-    return None if member.isreg() and not member.issparse() else Reason.UNREADABLE
-
-
-def _content(file: Any, member: tarfile.TarInfo) -> bytes:
-    file.seek(member.offset_data)
-    data = bytes(file.read(member.size))
-    if len(data) != member.size:
-        raise RecordError(Reason.TRUNCATED)
-    return data
+        return ()
+    return tuple(found) if isinstance(found, dict) else ()
 
 
 def _clean(name: str) -> str:
