@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from pictures import noisy, pictures
 
 from anonymizer.config import MetricsConfig
 from metrics.scorer import ReleaseScorer, build_scorer
+
+needs_faces = pytest.mark.skipif(find_spec("dlib") is None, reason="the extra is not installed: anonymizer[faces]")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def test_an_unchanged_picture_scores_one_and_zero(scorer: ReleaseScorer) -> None
     x = pictures(3)
     for row in scorer.score(scorer.embed(x), x.clone()):
         assert row.clip_similarity == pytest.approx(1, abs=1e-5) and row.lpips == pytest.approx(0, abs=1e-6)
-        assert row.identity_distance is None
+        assert row.identity_distance is None and row.faces is None
 
 
 def test_rows_keep_their_order(scorer: ReleaseScorer) -> None:
@@ -91,6 +94,9 @@ def test_every_output_against_every_original_has_the_score_of_its_pair(scorer: R
         (MetricsConfig(clip="none"), {"lpips"}),
         (MetricsConfig(lpips="none"), {"clip_similarity"}),
         (MetricsConfig(clip="none", lpips="none"), set()),
+        pytest.param(
+            MetricsConfig(clip="none", lpips="none", identity="dlib"), {"identity_distance", "faces"}, marks=needs_faces
+        ),
     ],
 )
 def test_a_metric_set_to_none_is_none_in_each_row(config: MetricsConfig, filled: set[str]) -> None:
@@ -99,7 +105,7 @@ def test_a_metric_set_to_none_is_none_in_each_row(config: MetricsConfig, filled:
     rows = scorer.score(scorer.embed(x), x)
     assert set(scorer.names) == filled and len(rows) == 2
     for row in rows:
-        for column in ("clip_similarity", "lpips"):
+        for column in ("clip_similarity", "lpips", "identity_distance", "faces"):
             assert (getattr(row, column) is not None) == (column in filled)
 
 
@@ -117,6 +123,7 @@ def test_larger_pictures_are_scored_at_their_own_size(scorer: ReleaseScorer) -> 
 
 
 def test_importing_the_scorer_does_not_import_its_heavy_models() -> None:
-    code = "import sys, metrics.scorer; print([m for m in ('open_clip', 'lpips', 'torchvision') if m in sys.modules])"
+    heavy = ("open_clip", "lpips", "torchvision", "dlib", "onnxruntime")
+    code = f"import sys, metrics.scorer; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Face recognisers of the ArcFace kind (Deng et al. 2019), from any ONNX file that the auditor names."""
+"""Face recognisers of the ArcFace kind (Deng et al. 2019), from any ONNX file that the user names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anonymizer.errors import ModelError
 from metrics import weights
 from metrics.clip import check_images
 from metrics.features import FIELD, Rows
-from metrics.features.faces import Face, FaceFinder, faces_extra, unit
+from metrics.features.faces import Face, FaceFinder, faces_extra, stacked, unit
 from metrics.features.pictures import resized
 
 SIDE = 112
@@ -63,11 +63,11 @@ class ArcFace:
         self.width = len(self._describe(torch.zeros(3, input_.side, input_.side)))
 
     @classmethod
-    def load(cls, file: str) -> Self:
-        """Raises ModelError."""
-        path = weights.given(FIELD, file, "write arcface:FILE.onnx")
-        onnxruntime = faces_extra("onnxruntime")
-        finder = FaceFinder.load() if find_spec("dlib") else None
+    def load(cls, file: str, field: str = FIELD) -> Self:
+        """Raises ModelError, which names ``field``."""
+        path = weights.given(field, file, "write arcface:FILE.onnx")
+        onnxruntime = faces_extra("onnxruntime", field)
+        finder = FaceFinder.load(field) if find_spec("dlib") else None
         try:
             session = _session(onnxruntime, path)
             (wanted,) = session.get_inputs()
@@ -75,7 +75,7 @@ class ArcFace:
             return cls(session, input_, finder, digest=weights.digest(path))
         except Exception as error:  # onnxruntime has an exception for everything that a wrong file can cause
             reason = next(iter(str(error).splitlines()), "")[:160]
-            raise ModelError(f"{FIELD}: {path.name!r} is no face recogniser ({reason}): check the file") from None
+            raise ModelError(f"{field}: {path.name!r} is no face recogniser ({reason}): check the file") from None
 
     @property
     def reported(self) -> str:
@@ -85,12 +85,21 @@ class ArcFace:
         check_images(images)
         return np.stack([self._embed(image) for image in images])
 
+    def every_face(self, images: torch.Tensor) -> list[Rows]:
+        """Of each picture its faces, (F, D) and the surest first; F may be 0. Only with ``finder``."""
+        assert self.finder is not None
+        check_images(images)
+        found = [self.finder.find_all(image) for image in images]
+        return [stacked([self._row(face) for face in faces], self.width) for faces in found]
+
     def _embed(self, image: torch.Tensor) -> Rows:
-        side = self.input.side
         if self.finder is None:
-            return unit(self._describe(resized(image[None], (side, side))[0]))
+            return unit(self._describe(resized(image[None], (self.input.side, self.input.side))[0]))
         face = self.finder.find(image)
-        return np.full(self.width, np.nan, np.float32) if face is None else unit(self._describe(aligned(face, side)))
+        return np.full(self.width, np.nan, np.float32) if face is None else self._row(face)
+
+    def _row(self, face: Face) -> Rows:
+        return unit(self._describe(aligned(face, self.input.side)))
 
     def _describe(self, image: torch.Tensor) -> npt.NDArray[np.float64]:
         """One picture at a time, as many a file takes no more."""
