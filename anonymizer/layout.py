@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anonymizer.place import Place
+from anonymizer.sealed import SUFFIX
+
+MANIFEST, STATEMENT = "manifest.parquet", "release.intoto.jsonl"
+REVOCATIONS, AUDIT = "revocations.intoto.jsonl", "audit.json"  # of the public half, as the two above
 
 
 @dataclass(frozen=True)
@@ -22,22 +26,39 @@ class Release:
         return self.root / "public"
 
     @property
-    def manifest(self) -> Place:
-        return self.public / "manifest.parquet"
-
-    @property
     def is_published(self) -> bool:
         """The manifest is the last thing that appears in ``public/``."""
-        return self.manifest.exists()
+        return (self.public / MANIFEST).exists()
+
+    @property
+    def is_assembled(self) -> bool:
+        """There is something to hand out, whether it may be or not."""
+        return self.is_published or (self.candidate / MANIFEST).exists()
 
     @property
     def is_complete(self) -> bool:
-        """Published, reported, and nothing left to tidy up."""
-        return self.is_published and self.report.exists() and not self.staging.exists() and not self.assembling.exists()
+        """Published, reported (or purged since), and nothing left to tidy up."""
+        left = (self.staging, self.assembling, self.candidate)
+        reported = any(place.exists() for place in (self.report, self.sealed_report, self.purged))
+        return self.is_published and reported and not any(place.exists() for place in left)
+
+    @property
+    def handout(self) -> Place:
+        """What is to be handed out: ``public``, or the candidate that the gate has not let out yet."""
+        return self.public if self.is_published else self.candidate
+
+    @property
+    def manifest(self) -> Place:
+        return self.handout / MANIFEST
+
+    @property
+    def statement(self) -> Place:
+        """Who says what about this release: a signed statement."""
+        return self.handout / STATEMENT
 
     @property
     def restricted(self) -> Place:
-        return self.root / "restricted"
+        return (self.root / "restricted").as_private()
 
     @property
     def plan(self) -> Place:
@@ -50,6 +71,11 @@ class Release:
     @property
     def report(self) -> Place:
         return self.restricted / "report.html"
+
+    @property
+    def sealed_report(self) -> Place:
+        """The report, where it is kept encrypted."""
+        return self.restricted / f"{self.report.name}{SUFFIX}"
 
     @property
     def ledger(self) -> Place:
@@ -68,7 +94,12 @@ class Release:
     @property
     def assembling(self) -> Place:
         """Where the public half is made, in a folder for each attempt; one of them becomes ``public`` in one move."""
-        return self.restricted / "assembling"
+        return self.root / "restricted" / "assembling"  # with the modes of what is public
+
+    @property
+    def candidate(self) -> Place:
+        """The public half, whole, while the gate and the approvers have not let it out."""
+        return self.root / "restricted" / "candidate"
 
     @property
     def quarantine(self) -> Place:
@@ -89,9 +120,34 @@ class Release:
         return self.restricted / "audit.html"
 
     @property
-    def public_audit(self) -> Place:
+    def audit_summary(self) -> Place:
         """What of the audit may be handed out: bounds, and nothing that helps an attacker."""
-        return self.public / "audit.json"
+        return self.audit / "public.json"
+
+    @property
+    def events(self) -> Place:
+        """What happened, in order; see ``anonymizer.events``."""
+        return self.restricted / "events.jsonl"
+
+    @property
+    def decision(self) -> Place:
+        """What the policy said of this release each time it was asked, signed; the last line counts."""
+        return self.restricted / "decisions.intoto.jsonl"
+
+    @property
+    def erased(self) -> Place:
+        """Keyed digests of what was erased, here or in a release before, so that it does not come back."""
+        return self.restricted / "erased.parquet"
+
+    @property
+    def purged(self) -> Place:
+        """What was removed when it had been kept long enough, and when."""
+        return self.restricted / "purged.json"
+
+    @property
+    def revocations(self) -> Place:
+        """The list of what was revoked, here or in a release before, as it will stand in the public half."""
+        return self.restricted / REVOCATIONS
 
     @property
     def plans(self) -> Place:

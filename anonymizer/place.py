@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,14 @@ def output_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Place:
-    """One path on one fsspec file system."""
+    """One path on one fsspec file system.
+
+    What is written to a disk at or below ``private`` is for its owner alone, whatever the umask.
+    """
 
     fs: Any
     path: str
+    private: str | None = None
 
     @classmethod
     def of(cls, uri: str) -> Place:
@@ -47,10 +51,14 @@ class Place:
         return cls(fs, path.rstrip("/") or "/")
 
     def __truediv__(self, name: str) -> Place:
-        return Place(self.fs, f"{self.path}/{name}")
+        return replace(self, path=f"{self.path}/{name}")
 
     def __str__(self) -> str:
         return str(self.fs.unstrip_protocol(self.path)) if not self.is_local else self.path
+
+    def as_private(self) -> Place:
+        """The same path, from which on everything is for its owner alone, unless that began above it."""
+        return replace(self, private=self.private or self.path)
 
     @property
     def name(self) -> str:
@@ -98,10 +106,10 @@ class Place:
     def _scratch(self, data: bytes) -> Iterator[tuple[Path, Path]]:
         """A file beside the target that holds ``data``, on the disk, and the target."""
         target = Path(self.path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
-            with scratch.open("wb") as file:
+            with open(self._opened(scratch), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -113,21 +121,36 @@ class Place:
         """A new folder on a disk is for its owner alone; one that is there stays as it is. OutputError if it fails."""
         if self.is_local and not self.exists():
             with output_errors():
-                Path(self.path).mkdir(mode=0o700, parents=True)
+                self.as_private()._make_folder(Path(self.path))
 
     def put(self, data: bytes) -> None:
         """A write that something else commits later; cheaper than ``write``. OutputError if it fails."""
         with output_errors():
             if self.is_local:
-                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+                self._make_folder(Path(self.path).parent)
+                if self.private:  # a file that is there keeps its mode when it is written
+                    os.close(self._opened(Path(self.path)))
             self.fs.pipe_file(self.path, data)
+
+    def _opened(self, file: Path) -> int:
+        """A descriptor of a file, which is made where it is missing."""
+        return os.open(file, os.O_WRONLY | os.O_CREAT, 0o600 if self.private else 0o666)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder where it is missing, and those above it."""
+        private = self.private is not None and folder.is_relative_to(self.private)
+        try:
+            folder.mkdir(0o700 if private else 0o777, exist_ok=True)
+        except FileNotFoundError:
+            self._make_folder(folder.parent)
+            self._make_folder(folder)
 
     def children(self) -> Iterator[Place]:
         """What lies directly inside, by name; nothing where there is no such folder."""
         if self.exists():
             self.fs.invalidate_cache()
             for path in sorted(self.fs.ls(self.path, detail=False)):
-                yield Place(self.fs, path.rstrip("/"))
+                yield replace(self, path=path.rstrip("/"))
 
     def remove(self) -> None:
         if self.exists():

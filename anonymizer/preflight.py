@@ -19,32 +19,41 @@ BEGUN = {".lock", "plan", "errors", "config.yaml"}  # what a run that was stoppe
 
 
 @contextmanager
-def alone(config: RunConfig) -> Iterator[None]:
-    """No second run works on this output meanwhile, where it lies on a disk. OutputError if one does."""
-    release = Release.at(config.output.uri)
+def alone(uri: str) -> Iterator[None]:
+    """No second run works on the release at ``uri`` meanwhile, where that is on a disk. OutputError if one does."""
+    release = Release.at(uri)
     if not release.root.is_local:
         yield
         return
     release.restricted.make_private()
     # One object for each path in this process, so that whoever holds it may take it again.
-    lock = FileLock(release.lock.path, timeout=0, is_singleton=True, thread_local=False)
+    lock = FileLock(release.lock.path, timeout=0, is_singleton=True, thread_local=False, mode=0o600)
     try:
         with lock:
             yield
     except Timeout:
         raise OutputError(
-            f"output.uri {config.output.uri!r}: another run is working on it: wait for it, or choose another output"
+            f"output.uri {uri!r}: another run is working on it: wait for it, or choose another output"
         ) from None
 
 
 def check(config: RunConfig) -> None:
     """SourceError if there is nothing to read, OutputError if the release cannot go where it is meant to."""
     next(iter(open_source(config.source).entries()), None)
+    _check_apart(config, Place.of(config.source.uri), Place.of(config.output.uri))
+    check_output(config)
+
+
+def check_output(config: RunConfig) -> None:
+    """OutputError if the release cannot go where it is meant to, wherever its source lies."""
     release = Release.at(config.output.uri)
-    _check_apart(config, Place.of(config.source.uri), release.root)
     _check_place(config, release.root)
     if not release.plan.exists():
         _check_unused(config, release)
+    elif release.is_published and not release.ledger.exists():
+        raise OutputError(
+            f"output.uri {config.output.uri!r}: its records were purged, nothing can be redone: choose another"
+        )
 
 
 def check_folder(key: str, uri: str, source: str) -> None:
