@@ -6,10 +6,12 @@
     │   ├── SourceError       the dataset that is to be read
     │   ├── OutputError       the place that is to be written
     │   ├── ModelError        a diffusion or scoring model, its device, its dtype
-    │   └── CustodianKeyError the custodian's key
+    │   ├── CustodianKeyError the custodian's key
+    │   └── SigningKeyError   a publisher's or approver's key
     ├── RecordError           one record cannot be used; it becomes a row with a reason, the run goes on
     ├── StepError             a step of a run failed unexpectedly; its text never names a record
     │   └── ShardError        one shard or more
+    ├── GateError             the policy does not let the release out (exit 1)
     └── IntegrityError        numbers or files that must agree do not; nothing is published (exit 1)
 
 Messages name field, value and next step in one line. ``UsageError`` may name paths that the user typed.
@@ -52,6 +54,10 @@ class CustodianKeyError(UsageError):
     """The custodian's key is malformed or not the one that this release was begun with."""
 
 
+class SigningKeyError(UsageError):
+    """A private key is missing, or is none, or is not one that may sign here."""
+
+
 class RecordError(AnonymizerError):
     """One record cannot be used. Carries a typed reason and nothing else."""
 
@@ -66,6 +72,10 @@ class StepError(AnonymizerError):
 
 class ShardError(StepError):
     """Shards could not be finished."""
+
+
+class GateError(AnonymizerError):
+    """The policy does not let the release out; says which rules are broken."""
 
 
 class IntegrityError(AnonymizerError):

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -41,6 +42,14 @@ class CustodianKey:
     def source_hmac(self, data: bytes) -> str:
         """A keyed digest of an original's bytes (64 hex digits); a bare hash would be a membership oracle."""
         return self.derive("source", hashlib.sha256(data).digest()).hex()
+
+    def subject_hmac(self, subject: str) -> str:
+        """A keyed digest (64 hex digits) of what a source calls a person."""
+        return self.derive("subject", subject.encode()).hex()
+
+    def materials(self, data_hmacs: Sequence[str]) -> str:
+        """One keyed digest (64 hex digits) of all originals of a release, whatever their order."""
+        return self.derive("materials", *(digest.encode() for digest in sorted(data_hmacs))).hex()
 
     def noise_key(self, data_hmac: str, fingerprint: str) -> bytes:
         """The 128-bit key of one original's noise.

@@ -1,0 +1,149 @@
+"""The statement about a release: what was published, from what, by which code and model, and who let it out.
+
+The predicate is documented field by field in docs/formats.md. It goes into ``public/``: it holds no name, path, score
+or bare hash of an original, and no figure of an audit that is not public anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anonymizer.attest import envelope, merkle, said, signing
+from anonymizer.attest.envelope import Signed
+from anonymizer.attest.said import Said
+from anonymizer.config import PolicyConfig
+from anonymizer.layout import MANIFEST, STATEMENT
+from anonymizer.place import Place
+from anonymizer.policy import Counts, Verdict
+
+if TYPE_CHECKING:
+    from anonymizer.plan import Plan
+
+PREDICATE = "urn:anonymizer:predicate:release:v1"
+LIBRARIES = (
+    *("torch", "diffusers", "numpy", "pillow", "pyarrow"),
+    *("open_clip_torch", "lpips", "stlpips-pytorch", "prefect", "securesystemslib"),
+)
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a release was made from, as keyed digests, which say nothing without the custodian's key."""
+
+    originals: int
+    hmac: str
+    previous: str | None  # SHA-256 of the statement of the release before
+
+
+def made_of(plan: Plan, counts: Counts, manifest: pa.Table, public_scores: str, origin: Origin) -> dict[str, Any]:
+    """What is said of how a release was made."""
+    return {
+        "version": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "manifest": {
+            "rows": len(manifest),
+            "columns": manifest.column_names,
+            "merkle_root": merkle.root(merkle.rows(manifest)).hex(),
+            "public_scores": public_scores,
+        },
+        "materials": {"originals": origin.originals, "hmac_sha256": origin.hmac, "previous": origin.previous},
+        "settings": {
+            "fingerprint": plan.fingerprint,
+            "level": plan.level,
+            "levels": sorted(set(manifest["level"].to_pylist())),
+            "t_boom": plan.t_boom,
+            "T": plan.T,
+            "log_snr": plan.log_snr,
+            "sampler": plan.sampler,
+            "steps": plan.steps,
+        },
+        "model": {"name": plan.model, "sha256": plan.model_digest},
+        "code": {"anonymizer": version("anonymizer"), "libraries": dict(_libraries())},
+        "counts": {name: getattr(counts, name) for name in ("read", "released", "quarantined", "failed")},
+    }
+
+
+def decided(
+    policy: PolicyConfig, verdict: Verdict, audit: Mapping[str, Any] | None, publisher: str | None
+) -> dict[str, Any]:
+    """What is said of why it was let out, and by whom. ``audit`` is public; ``publisher`` is a public key."""
+    return {
+        "gate": {
+            "result": verdict.result,
+            "rules": [{"rule": r.rule, "bound": r.bound, "result": r.result} for r in verdict.rulings],
+            "waivers": [w.model_dump(mode="json") for w in policy.waivers if w.rule in verdict.waived],
+        },
+        "audit": audit,
+        "publisher": publisher,
+        "approvals": {"required": policy.approvals, "approvers": dict(sorted(policy.approvers.items()))},
+    }
+
+
+def subjects(folder: Place, manifest: pa.Table) -> dict[str, str]:
+    """Name -> SHA-256 of every file but the statement itself, and pictures that are files, whose digests the manifest
+    holds."""
+    pictures = set(_own_files(manifest))
+    return {name: digest(folder / name) for name in folder.files() if name not in pictures and name != STATEMENT}
+
+
+def digest(place: Place) -> str:
+    """SHA-256 (hex) of a file, read block by block."""
+    found = hashlib.sha256()
+    with place.fs.open(place.path, "rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
+    return found.hexdigest()
+
+
+def read_manifest(folder: Place) -> pa.Table:
+    """The manifest of a public half. Raises pyarrow.ArrowException or OSError where it is damaged."""
+    return pq.read_table(io.BytesIO((folder / MANIFEST).read()), use_threads=False)
+
+
+def read(folder: Place) -> Signed:
+    """The statement in a public half; its signatures are not checked here.
+
+    OSError; ValueError where it is none, or says what no statement says.
+    """
+    found = envelope.read((folder / STATEMENT).read(), PREDICATE)
+    if len(found) != 1:
+        raise ValueError(f"holds {len(found)} statements and must hold one")
+    said_of(found[0])
+    return found[0]
+
+
+def said_of(signed: Signed) -> Said:
+    """What a statement says. ValueError where it is not what a statement says."""
+    return said.parse(Said, signed.predicate)
+
+
+def approved_by(signed: Signed) -> tuple[str, ...]:
+    """Names of the approvers whose signatures hold. The publisher's own is none: nobody approves what they publish."""
+    told = said_of(signed)
+    others = {name: text for name, text in told.approvals.approvers.items() if text != told.publisher}
+    return tuple(name for name, text in others.items() if signed.is_signed_by(signing.public_key(text)))
+
+
+def _own_files(manifest: pa.Table) -> Iterable[str]:
+    """Files that hold one picture each."""
+    for file, member in zip(manifest["file"].to_pylist(), manifest["member"].to_pylist(), strict=True):
+        if member is None:
+            yield file
+
+
+def _libraries() -> Iterable[tuple[str, str]]:
+    for name in LIBRARIES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
