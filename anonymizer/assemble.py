@@ -1,4 +1,4 @@
-"""From committed shards to ``public/``: reconcile, write in output order, and show it in one move."""
+"""From committed shards to a candidate: reconcile, and write what may become ``public/`` in output order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer import carried, images, ledger, parquet, plan, report, scores
+from anonymizer import carried, images, ledger, parquet, plan, previous, scores
 from anonymizer.config import RunConfig
 from anonymizer.errors import IntegrityError, OutputError
-from anonymizer.layout import Release
+from anonymizer.layout import MANIFEST, Release
 from anonymizer.place import Place
 from anonymizer.records import Status
+from anonymizer.sealed import Sealer
 from anonymizer.sinks import Placed, ReleasedPicture, open_sink
+
+KEPT = "kept"  # in staging, the folder of what was published before
 
 
 @dataclass(frozen=True)
@@ -54,70 +57,76 @@ def summary(release: Release, the_plan: plan.Plan) -> Summary:
 
 
 def assemble(release: Release, config: RunConfig) -> None:
-    """Write the public half and show it; does nothing where it is shown already.
+    """Write the pictures and the manifest that may become the public half; does nothing where they are there already.
 
-    IntegrityError if counts disagree, or if what is shown is not what the ledger speaks of.
+    IntegrityError if counts disagree, or if what is there is not what the ledger speaks of.
     """
     the_plan = plan.read(release)
     tables = dict(ledger.committed(release, the_plan))
     ledger.reconcile(release, the_plan, tables)
+    if not release.is_assembled:
+        _stage_kept(release, config, tables)
     _quarantine(release, config, tables)
     rows, models = _released(tables)
-    if not release.is_published:
+    if not release.is_assembled:
         attempt = release.assembling / secrets.token_hex(6)
         try:
             _make_room(release)
-            _write_public(attempt, release, the_plan, config, rows, models)
-            attempt.move_to(release.public, last=release.manifest.name)
+            _write(attempt, release, config, rows, models)
+            attempt.move_to(release.candidate, last=MANIFEST)
         except (IntegrityError, OutputError):
-            if not release.is_published:  # nobody else was quicker
+            if not release.is_assembled:  # nobody else was quicker
                 raise
-    _check_published(release, rows)
+    _check_assembled(release, rows)
     release.assembling.remove()
     release.staging.remove()
 
 
+def _stage_kept(release: Release, config: RunConfig, tables: Mapping[int, pa.Table]) -> None:
+    """What earlier releases published of records that are kept, beside what this run drew."""
+    kept = pa.concat_tables(table.filter(table["kept"]).replace_schema_metadata() for table in tables.values())
+    previous.stage(release, kept, release.staging / KEPT, images.SUFFIXES[config.output.image])
+
+
 def _quarantine(release: Release, config: RunConfig, tables: Mapping[int, pa.Table]) -> None:
     """The outputs that the gate held back, and nothing else, in ``restricted/quarantine/``."""
-    suffix = images.SUFFIXES[config.output.image]
+    if release.purged.exists():  # they have been kept long enough, here or in the release that this one follows
+        return
+    suffix, sealer = images.SUFFIXES[config.output.image], Sealer(config.restricted.recipients)
     held = _ending(tables, Status.QUARANTINED)
     there = {place.name for place in release.quarantine.children()}
     for row in held.to_pylist():
         name = f"{row['output_id']}{suffix}"
-        if name not in there:
-            (release.quarantine / name).put(_staged(release, row, suffix))
-    for stale in there - {f"{output_id}{suffix}" for output_id in held["output_id"].to_pylist()}:
+        if sealer.name(name) not in there:
+            sealer.put(release.quarantine / name, _staged(release, row, suffix))
+    for stale in there - {sealer.name(f"{output_id}{suffix}") for output_id in held["output_id"].to_pylist()}:
         (release.quarantine / stale).remove()
 
 
-def _write_public(
-    folder: Place, release: Release, the_plan: plan.Plan, config: RunConfig, rows: pa.Table, models: Mapping[str, str]
-) -> None:
-    """Pictures, manifest, card and report of the public half."""
+def _write(folder: Place, release: Release, config: RunConfig, rows: pa.Table, models: Mapping[str, str]) -> None:
+    """Pictures and manifest of the public half."""
     columns = {n: a.type for n, a in carried.to_arrays(rows["carried"].to_pylist(), config.source.carry).items()}
     sink = open_sink(config.output, columns)
     placed = list(sink.write(_pictures(release, rows, config), folder.fs, folder.path))
-    manifest = _manifest(rows, placed, config, models)
-    (folder / release.manifest.name).put(parquet.to_bytes(manifest))
-    report.write_public(folder, the_plan, config, summary(release, the_plan), manifest)
+    (folder / MANIFEST).put(parquet.to_bytes(_manifest(rows, placed, config, models)))
     if not {item.file for item in placed} <= set(folder.files()):
         raise IntegrityError("release: pictures vanished while it was written: run the same command again")
 
 
 def _make_room(release: Release) -> None:
-    """No public half without a manifest: on a disk somebody took it, elsewhere an attempt was stopped while copying."""
-    if release.public.exists():
-        if release.public.is_local:
-            raise IntegrityError("release: public/ has lost its manifest: restore it, or choose another output")
-        release.public.remove()
+    """No half without a manifest: on a disk somebody took it, elsewhere an attempt was stopped while copying."""
+    for half in (release.public, release.candidate):
+        if half.exists() and half.is_local:
+            raise IntegrityError(f"release: {half.name}/ has lost its manifest: restore it, or choose another output")
+        half.remove()
 
 
-def _check_published(release: Release, rows: pa.Table) -> None:
+def _check_assembled(release: Release, rows: pa.Table) -> None:
     shown = parquet.read(release.manifest, ["output_id", "sha256"])
     if not shown.equals(rows.select(["output_id", "sha256"])):
         raise IntegrityError(
-            "release: public/ does not hold what the ledger speaks of: restore both from one copy, or choose another "
-            "output"
+            f"release: {release.handout.name}/ does not hold what the ledger speaks of: restore both from one copy, or "
+            "choose another output"
         )
 
 
@@ -126,7 +135,8 @@ def _ending(tables: Mapping[int, pa.Table], status: Status) -> pa.Table:
     parts = []
     for table in tables.values():
         kept = table.filter(pc.equal(table["status"], status.value)).replace_schema_metadata()
-        parts.append(kept.append_column("staging", pa.repeat(table.schema.metadata[b"staging"].decode(), len(kept))))
+        own = table.schema.metadata[b"staging"].decode()
+        parts.append(kept.append_column("staging", pc.if_else(kept["kept"], KEPT, own)))
     return pa.concat_tables(parts)
 
 
@@ -160,6 +170,11 @@ def _staged(release: Release, row: Mapping[str, Any], suffix: str) -> bytes:
     except OSError:
         data = b""
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        if row["kept"]:
+            raise IntegrityError(
+                "release: a picture that is kept is missing or damaged in the releases before this one: nothing is "
+                "published: restore their public/, then run the same command again"
+            )
         redo = ledger.redo(row["shard"])
         raise IntegrityError(
             f"shard {row['shard']}: a staged picture is missing or damaged: nothing is published: {redo}"
@@ -184,7 +199,8 @@ def _manifest(rows: pa.Table, placed: Sequence[Placed], config: RunConfig, model
     }
     columns |= carried.to_arrays(rows["carried"].to_pylist(), config.source.carry)
     columns |= {name: rows[name] for name in ("level", "t_boom", "log_snr", "sampler", "steps")}
-    columns |= {"model": pa.repeat(config.model.public_name, len(rows)), "model_digest": rows["model_digest"]}
+    columns |= {"model": rows["model"], "model_digest": rows["model_digest"]}
     columns |= {"config_fingerprint": rows["config_fingerprint"]}
     columns |= scores.public_columns(rows, config.output.public_scores)
-    return pa.table(columns).replace_schema_metadata({"metric_models": carried.to_json(models) or "{}"})
+    public = {name: made_by for name, made_by in models.items() if name in scores.COLUMNS}
+    return pa.table(columns).replace_schema_metadata({"metric_models": carried.to_json(public) or "{}"})

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from anonymizer.config.policy import MEASURES as NAMED
+
 Line = Mapping[str, Any]
 
-MEASURES = (
-    *("rank-1", "AUC", "accuracy", "TMR at FMR", "TPIR at FPIR", "TPR at FPR"),
-    *("files with metadata", "records named", "neighbours"),
-)
+MEASURES = tuple(NAMED.values())
 OF_THE_MODEL = "training"  # what is asked of the model's training set says nothing about who is in the release
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from anonymizer import parquet
 from anonymizer.errors import IntegrityError
@@ -43,6 +45,8 @@ class Row:
     shard: int
     started: datetime
     seconds: float
+    model: str
+    faces: int | None = None
     sha256: str | None = None  # of the output, from here on
     bytes: int | None = None
     width: int | None = None
@@ -50,13 +54,17 @@ class Row:
     label: str | None = None
     caption: str | None = None
     carried: str | None = None  # further columns that the configuration names, as JSON
+    restricted: str | None = None  # columns that stay here, as JSON
+    subject: str | None = None
+    earlier: str | None = None  # attempts before this one, as JSON: level, scores, reason
+    kept: bool = False  # published in the previous release, and taken over from there
 
 
 _ARROW = {
     "attempts": pa.int32(), "level": pa.float64(), "t_boom": pa.int32(), "log_snr": pa.float64(), "steps": pa.int32(),
     "clip_similarity": pa.float32(), "lpips": pa.float32(), "identity_distance": pa.float32(), "shard": pa.int32(),
     "started": pa.timestamp("us", "UTC"), "seconds": pa.float64(), "bytes": pa.int64(), "width": pa.int32(),
-    "height": pa.int32(),
+    "height": pa.int32(), "faces": pa.int32(), "kept": pa.bool_(),
 }  # fmt: skip
 METADATA = {b"metric_models", b"staging"}
 SCHEMA = pa.schema([pa.field(f.name, _ARROW.get(f.name, pa.string())) for f in fields(Row)])
@@ -139,6 +147,12 @@ def committed(release: Release, plan: Plan) -> Iterator[tuple[int, pa.Table]]:
             yield shard, table
 
 
+def digest(release: Release, plan: Plan) -> str:
+    """One SHA-256 (hex) over all files of the ledger; the event that a statement speaks of holds it."""
+    files = (hashlib.sha256(release.shard(number).read()).hexdigest().encode() for number in range(plan.shards))
+    return hashlib.sha256(b"".join(files)).hexdigest()
+
+
 def summarize(shard: int, table: pa.Table) -> ShardSummary:
     counts = Counter(table["status"].to_pylist())
     return ShardSummary(
@@ -169,7 +183,8 @@ def reconcile(release: Release, plan: Plan, tables: Mapping[int, pa.Table]) -> N
                 f"shard {shard}: planned {len(planned)} records, the ledger has {s.read}, and they are not the same: "
                 f"nothing is published: {redo(shard)}"
             )
-        if set(table["config_fingerprint"].to_pylist()) != {plan.fingerprint}:
+        made = table.filter(pc.invert(table["kept"]))["config_fingerprint"]
+        if not set(made.to_pylist()) <= {plan.fingerprint, *plan.escalated}:
             raise IntegrityError(f"shard {shard}: made with other settings than planned: {redo(shard)}")
     if (total := sum(len(table) for table in tables.values())) != plan.records:
         raise IntegrityError(

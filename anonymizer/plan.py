@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from anonymizer import config as configuration
+from anonymizer import events
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
@@ -44,6 +45,7 @@ class Plan:
     model: str
     model_digest: str
     fingerprint: str
+    escalated: tuple[str, ...]  # fingerprints at the levels of policy.escalate
     key_check: str | None
 
 
@@ -71,6 +73,7 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
         model=config.model.public_name,
         model_digest=backbone.digest,
         fingerprint=config.fingerprint(backbone.digest),
+        escalated=tuple(config.at(level).fingerprint(backbone.digest) for level in config.policy.escalate),
         key_check=key.check,
     )
 
@@ -108,6 +111,8 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
             "boomerang.level was chosen without knowing who is on which picture: if people have several, the promise "
             "about risk may not hold; calibrate with identity"
         )
+    if config.source.label is not None and config.source.label == config.source.subject:
+        found.append("source.label is source.subject: what the source calls each person is published as a label")
     if config.output.public_scores == "exact":
         found.append(
             "output.public_scores exact: a score is a fact about an original, and whoever holds a candidate can compare"
@@ -146,32 +151,53 @@ def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Rel
     release.plans.remove()  # of a run that was stopped while planning
     records = 0
     for shard, entries in enumerate(_chunks(open_source(config.source).entries(), config.run.shard_size)):
-        release.entries(shard).put(json.dumps([_to_json(e) for e in entries]).encode())
+        write_entries(release, shard, entries)
         records += len(entries)
     plan = describe(config, backbone, key, records)
     release.config.write(configuration.dump(config).encode())
     release.plan.write(json.dumps(asdict(plan), indent=2).encode())  # last: the plan stands when this file does
+    events.record(release, "planned", records=records, shards=plan.shards, fingerprint=plan.fingerprint)
     return plan
 
 
 def read(release: Release) -> Plan:
     if not release.plan.exists():
-        raise OutputError(
-            f"release {str(release.root)!r}: no restricted/plan.json: it is not a release, or only its public half"
-        )
+        what = "it was erased" if release.events.exists() else "it is not a release, or only its public half"
+        raise OutputError(f"release {str(release.root)!r}: no restricted/plan.json: {what}")
     try:
-        return Plan(**json.loads(release.plan.read()))
-    except (ValueError, TypeError):
+        told = json.loads(release.plan.read())
+        return Plan(**told | {"escalated": tuple(told["escalated"])})
+    except (ValueError, TypeError, KeyError):
         raise IntegrityError(
             f"release {str(release.root)!r}: restricted/plan.json is damaged, or of another version: restore it"
         ) from None
+
+
+def settings_of(release: Release) -> RunConfig:
+    """What a release was made with; a source on a disk by its whole path, wherever this is asked."""
+    the_plan = read(release)  # says what is missing where this is no release
+    try:
+        text = release.config.read().decode()
+    except (OSError, UnicodeDecodeError):
+        raise IntegrityError(
+            f"release {str(release.root)!r}: restricted/config.yaml is missing or damaged: restore it"
+        ) from None
+    settings = configuration.build(configuration.parse(text, "restricted/config.yaml"))
+    if not Place.of(settings.source.uri).is_local:
+        return settings
+    return settings.model_copy(update={"source": settings.source.model_copy(update={"uri": the_plan.source})})
+
+
+def write_entries(release: Release, shard: int, entries: Sequence[Entry]) -> None:
+    release.entries(shard).put(json.dumps([_to_json(e) for e in entries]).encode())
 
 
 def read_entries(release: Release, shard: int) -> list[Entry]:
     return [_from_json(item) for item in json.loads(release.entries(shard).read())]
 
 
-# What may change while a run is unfinished: where it runs and how fast; the model's weights are in the fingerprint.
+# What may change while a run is unfinished: where it runs and how fast, how the restricted half is kept, and
+# waivers, which are the only way past a policy; the model's weights are in the fingerprint.
 FREE = (
     "output.uri",
     "source.uri",
@@ -180,7 +206,11 @@ FREE = (
     "model.device",
     "model.allow_pickle",
     "key_env",
+    "signing_key_env",
     "run.",
+    "restricted.",
+    "lineage.",
+    "policy.waivers",
 )
 FINISH = "use the settings in its restricted/config.yaml to finish it, or choose another output"
 
@@ -208,6 +238,8 @@ def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: R
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict | tuple):
+        return json.dumps(value, default=lambda one: one.model_dump(mode="json", exclude_none=True))
     return "none" if value is None else repr(value)
 
 

@@ -15,7 +15,7 @@ import torch
 from conftest import IdealGaussian
 from PIL import Image
 
-from anonymizer import assemble, ledger, plan
+from anonymizer import assemble, ledger, plan, previous, publish
 from anonymizer.config import RunConfig, build
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import Release
@@ -123,7 +123,9 @@ def settings(source: Path | str, output: Path | str, /, *overrides: str, **secti
 def begin(config: RunConfig, backbone: Any = None, key: CustodianKey = KEY) -> Release:
     """Write, or take up, the plan of a run."""
     release = Release.at(config.output.uri)
+    previous.check(config, key, PlainScorer.names)
     plan.write(config, backbone or IdealGaussian(), key, release)
+    previous.take_over(config, release)
     return release
 
 
@@ -138,7 +140,8 @@ def one_shard(
     release, scorer = Release.at(config.output.uri), scorer or PlainScorer()
     writer = ShardWriter(release, shard, scorer.names)
     entries = plan.read_entries(release, shard)
-    return anonymize_shard(shard, entries, config, backbone or IdealGaussian(), scorer, key, writer, progress)
+    before = previous.load(release)
+    return anonymize_shard(shard, entries, config, backbone or IdealGaussian(), scorer, key, writer, progress, before)
 
 
 def run(config: RunConfig, backbone: Any = None, scorer: Scorer | None = None, key: CustodianKey = KEY) -> Release:
@@ -148,6 +151,7 @@ def run(config: RunConfig, backbone: Any = None, scorer: Scorer | None = None, k
         if ledger.read_shard(release, shard) is None:
             one_shard(config, shard, backbone, scorer, key)
     assemble.assemble(release, config)
+    publish.settle(release, config, key)
     return release
 
 

@@ -97,10 +97,15 @@ POINTS: dict[str, tuple[Any, str, Any, bool]] = {
     "between staging and commit": (Place, "create", named("ledger/shard-00001"), False),
     "right after a commit": (Place, "create", named("ledger/shard-00001"), True),
     "between the last commit and assembling": (assemble, "assemble", lambda *args: True, False),
-    "in the middle of assembling": (report, "write_public", lambda *args: True, False),
+    "before the papers are written": (report, "write_public", lambda *args: True, False),
     "when the manifest is there": (Place, "put", named("manifest.parquet"), True),
-    "before public/ appears": (Place, "move_to", lambda *args: True, False),
-    "after public/ appeared": (Place, "move_to", lambda *args: True, True),
+    "before the candidate appears": (Place, "move_to", named("assembling/"), False),
+    "after the candidate appeared": (Place, "move_to", named("assembling/"), True),
+    "after the policy was asked": (Place, "write", named("decisions"), True),
+    "before it is signed": (Place, "write", named("candidate/release.intoto.jsonl"), False),
+    "after it was signed": (Place, "write", named("candidate/release.intoto.jsonl"), True),
+    "before public/ appears": (Place, "move_to", named("candidate"), False),
+    "after public/ appeared": (Place, "move_to", named("candidate"), True),
     "while tidying up": (Place, "remove", named("restricted/staging"), False),
 }
 
@@ -114,7 +119,7 @@ def test_a_run_that_was_stopped_is_finished_with_the_same_pictures(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         stop_at(patch, *POINTS[point])
         finish(config)
-    published = point in ("after public/ appeared", "while tidying up")
+    published = point == "after public/ appeared"
     assert release.public.exists() == release.is_published == published
 
     finish(config)
@@ -218,7 +223,7 @@ def test_columns_that_are_asked_for_are_carried_to_the_right_picture(tmp_path: P
     config = settings(
         listing(tmp_path / "in", items),
         tmp_path / "out",
-        source={"id": "id", "carry": ["age"], "label": "who"},
+        source={"id": "id", "carry": ["age"], "label": "who", "drop": ["secret"]},
         output={"format": form},
     )
     release = finish(config)
@@ -360,7 +365,7 @@ def test_a_shard_that_is_done_twice_counts_once_and_the_first_commit_stands(
         (s.read, s.released, s.quarantined, s.failed) for s in first
     ]
     assert len(list(release.staging.children())) == 4
-    assemble.assemble(release, config)
+    finish(config)
     assert handed_out(release)[0] == handed_out(undisturbed)[0]
 
 
@@ -392,7 +397,7 @@ def test_two_that_assemble_at_once_publish_one_whole_release(
         return original(place, *args, **rest)
 
     monkeypatch.setattr(owner, name, interrupted)
-    assemble.assemble(release, config)
+    finish(config)
     assert handed_out(release)[0] == handed_out(undisturbed)[0]
     assert handed_out(release)[1].equals(handed_out(undisturbed)[1])
     assert {p.name for p in release.restricted.children()} == {p.name for p in undisturbed.restricted.children()}

@@ -23,7 +23,7 @@ from anonymizer.records import Reason, Status
 ROW = Row(
     record_id="r", source_uri="u", source_hmac=None, output_id=None, status=Status.FAILED, reason=Reason.EMPTY,
     attempts=0, level=0.5, t_boom=500, log_snr=-1.0, sampler="ddim", steps=2, clip_similarity=None, lpips=None,
-    identity_distance=None, model_digest="m", config_fingerprint="f", code_version="1", shard=0,
+    identity_distance=None, model="m", model_digest="m", config_fingerprint="f", code_version="1", shard=0,
     started=datetime(2024, 5, 17, tzinfo=UTC), seconds=0.1,
 )  # fmt: skip
 

@@ -295,14 +295,14 @@ def test_a_run_without_a_key_may_be_finished_by_another_process(tmp_path: Path, 
 def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "out")
     other = [sys.executable, "-c", SECOND, str(tmp_path / "out" / "restricted" / ".lock")]
-    with preflight.alone(config), preflight.alone(config):  # whoever holds it may take it again
+    with preflight.alone(config.output.uri), preflight.alone(config.output.uri):  # whoever holds it may take it again
         assert subprocess.run(other, capture_output=True, text=True).stdout == "busy\n"
     with subprocess.Popen([*other, "hold"], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "free\n"
-        with pytest.raises(OutputError, match="another run is working on it"), preflight.alone(config):
+        with pytest.raises(OutputError, match="another run is working on it"), preflight.alone(config.output.uri):
             raise AssertionError
         holder.kill()
-    with preflight.alone(config):  # a killed run holds nothing
+    with preflight.alone(config.output.uri):  # a killed run holds nothing
         preflight.check(config)
 
 

@@ -221,7 +221,7 @@ class Miscounting(PlainScorer):
 def test_a_scorer_that_miscounts_is_an_error_and_not_a_row(tmp_path: Path, change: int) -> None:
     config = settings(people(tmp_path / "in", 2), tmp_path / "out")
     release = begin(config)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="it must give one for each"):
         one_shard(config, 0, scorer=Miscounting(change))
     assert ledger.read_shard(release, 0) is None
 
