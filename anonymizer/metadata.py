@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from anonymizer.pillow import quiet_pillow
 # PNG chunks that only say how to show the pixels.
 PLAIN_PNG = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"cICP"}
 PLAIN_PNG |= {b"acTL", b"fcTL", b"fdAT"}
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # in a JPEG's scan, what is neither stuffing nor a restart
 PLAIN_WEBP = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
 
 
@@ -89,9 +91,9 @@ def _jpeg(data: bytes) -> Iterator[str]:
         at += length
         yield from _jpeg_segment(marker, body)
         if marker == 0xDA:  # the scan itself: up to the next marker that is neither stuffing nor a restart
-            at = data.index(b"\xff", at)
-            while data[at + 1] == 0 or 0xD0 <= data[at + 1] <= 0xD7:
-                at = data.index(b"\xff", at + 2)
+            if (found := MARKER.search(data, at)) is None:
+                raise ValueError("ends early")
+            at = found.start()
     if at < len(data):
         yield "trailing data"
 

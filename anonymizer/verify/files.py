@@ -1,0 +1,138 @@
+"""Every file of a public half, read again: nothing missing, nothing more, and each picture what the manifest says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from anonymizer.ahead import ahead
+from anonymizer.attest import statement
+from anonymizer.layout import AUDIT, MANIFEST, REVOCATIONS, STATEMENT
+from anonymizer.pillow import quiet_pillow
+from anonymizer.place import Place
+from anonymizer.verify.findings import Finding, verdict
+from anonymizer.verify.listing import Listing, opened
+from anonymizer.verify.parts import Found, open_part
+from anonymizer.verify.picture import COLUMNS, Row, problem
+from anonymizer.verify.table import PART
+
+PAPERS = {MANIFEST, REVOCATIONS, AUDIT, "README.md", "report.html", "croissant.json"}
+TOGETHER = 32  # pictures that a thread looks at in one go
+
+
+@dataclass(frozen=True)
+class Look:
+    """How many pictures were looked at, how many of them decoded, and what is wrong with some."""
+
+    seen: int
+    decoded: int
+    problems: Sequence[str]
+
+
+def check_papers(folder: Place, there: Listing, digests: Mapping[str, str]) -> Iterator[Finding]:
+    """Files that were signed and hold no pictures; the others are read with their pictures."""
+    papers = sorted(name for name in digests if not PART.fullmatch(name))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = ahead(lambda name: _is_other(folder, there, name, digests[name]), papers, pool, depth=16)
+        problems = [f"{name}: {wrong}" for name, wrong in zip(papers, found, strict=True) if wrong]
+    yield from verdict("digests", problems, f"{len(papers)} files, as signed")
+
+
+def check_files(
+    folder: Place, there: Listing, manifest: pa.Table, digests: Mapping[str, str], decode: int | None
+) -> Iterator[Finding]:
+    """Nothing is missing, nothing is there that nothing speaks of, and every picture is what the manifest says.
+
+    ``decode``: about how many are decoded, besides their digest and structure; none: all of them.
+    """
+    every = 1 if decode is None else max(1, len(manifest) // max(1, decode))
+    own = pc.is_null(manifest["member"])
+    alone, packed = manifest.filter(own), manifest.filter(pc.invert(own))
+    names, parts = set(alone["file"].to_pylist()), {name for name in digests if PART.fullmatch(name)}
+    yield from verdict("strays", list(_strays(there, names, digests)), "no file that nothing speaks of")
+    unsigned = sorted(set(packed["file"].to_pylist()) - parts)
+    problems = [f"{name}: was not signed" for name in unsigned]
+    problems += [f"{name}: is missing" for name in sorted((names | parts) - there.files)]
+    seen = decoded = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool, quiet_pillow():
+        looks = ahead(lambda rows: _look(_read(folder, there, rows), every), _rows(alone), pool, depth=64)
+        inside = _inside(folder, sorted(parts & there.files), packed, digests)
+        for found in chain(looks, ahead(lambda some: _look(some, every), _together(inside), pool, depth=16)):
+            seen += found.seen
+            decoded += found.decoded
+            problems += found.problems
+    if not problems and seen != len(manifest):
+        problems = [f"{len(manifest) - seen:,} pictures of the manifest could not be looked at"]
+    which = "they decode" if decoded == seen else f"the {decoded:,} that were decoded do"
+    yield from verdict("pictures", problems, f"{seen:,} read again: as signed, {which}, and carry nothing else")
+
+
+def _strays(there: Listing, pictures: set[str], digests: Mapping[str, str]) -> Iterator[str]:
+    yield from there.odd
+    unknown = sorted(there.files - pictures - digests.keys() - {STATEMENT})
+    yield from (f"{name}: nothing speaks of it" for name in unknown)
+    other = sorted(name for name in digests if name not in PAPERS and not PART.fullmatch(name))
+    yield from (f"{name}: was signed, and is no file of a release" for name in other)
+    if there.files - PAPERS - {STATEMENT} or there.empty != {"data"}:  # which a release of nothing may have
+        yield from (f"{name}: is an empty folder" for name in sorted(there.empty))
+
+
+def _is_other(folder: Place, there: Listing, name: str, signed: str) -> str | None:
+    """Why a file is not what was signed, or nothing."""
+    try:
+        if name in there.files:
+            return None if statement.digest(folder / name) == signed else "is not what was signed"
+    except OSError:
+        return "cannot be read"
+    return "is missing"
+
+
+def _read(folder: Place, there: Listing, rows: Iterable[Row]) -> Iterator[Found]:
+    """Pictures that are files of their own; those that are missing have been said."""
+    for row in rows:
+        if row["file"] in there.files:
+            try:
+                with opened(folder, row["file"]) as file:
+                    same = file.seek(0, os.SEEK_END) == row["bytes"]  # or it may be larger than the memory
+                    file.seek(0)
+                    data = file.read() if same else b""
+            except (OSError, MemoryError):
+                yield f"{row['file']}: cannot be read"
+            else:
+                yield row, data
+
+
+def _inside(folder: Place, parts: Iterable[str], packed: pa.Table, digests: Mapping[str, str]) -> Iterator[Found]:
+    for name in parts:
+        yield from open_part(folder, name, digests[name], packed.filter(pc.equal(packed["file"], name)))
+
+
+def _look(found: Iterable[Found], every: int) -> Look:
+    seen, decoded, problems = 0, 0, []
+    for one in found:
+        if isinstance(one, str):
+            problems.append(one)
+            continue
+        row, data = one
+        decode = int(row["sha256"][:8], 16) % every == 0
+        seen, decoded = seen + 1, decoded + decode
+        if wrong := problem(row, data, decode=decode):
+            problems.append(f"{row['file']}{'/' + row['member'] if row['member'] else ''}: {wrong}")
+    return Look(seen, decoded, problems)
+
+
+def _rows(table: pa.Table) -> Iterator[list[Row]]:
+    for batch in table.select(COLUMNS).to_batches(max_chunksize=TOGETHER):
+        yield batch.to_pylist()
+
+
+def _together(items: Iterable[Found]) -> Iterator[list[Found]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, TOGETHER)):
+        yield chunk

@@ -1,0 +1,166 @@
+"""Both halves together: the ledger accounts for what is public, the event log is whole, and nobody else can read it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+
+import pyarrow as pa
+
+from anonymizer import events, ledger, plan, publish, retention
+from anonymizer.assemble import summary
+from anonymizer.attest import envelope, signing, statement
+from anonymizer.attest.said import Said
+from anonymizer.config import RunConfig
+from anonymizer.errors import AnonymizerError
+from anonymizer.events import Head
+from anonymizer.keys import CustodianKey
+from anonymizer.layout import MANIFEST, Release
+from anonymizer.plan import Plan
+from anonymizer.records import Status
+from anonymizer.sealed import SUFFIX
+from anonymizer.verify.findings import Finding, failed, noted, passed, verdict
+
+Tables = Mapping[int, pa.Table]
+
+
+def check_restricted(release: Release, config: RunConfig, key: CustodianKey) -> Iterator[Finding]:
+    """What the custodian can check besides. ``key``: the custodian's, or a fresh one where none is at hand."""
+    yield from _modes(release)
+    try:
+        said = statement.said_of(publish.sealed(release))
+    except AnonymizerError as problem:
+        yield failed("ledger", str(problem))
+        return
+    yield from _guarded("events", lambda: _events(release, said))
+    yield from _guarded("decision", lambda: _decision(release, config, said))
+    yield from _guarded("ledger", lambda: _ledger(release, config, said, key))
+
+
+def _guarded(check: str, work: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What ``work`` finds. Whoever could change these files may have written anything at all into them."""
+    try:
+        yield from work()
+    except AnonymizerError as problem:
+        yield failed(check, str(problem))
+    except Exception:
+        yield failed(check, "a file of the restricted half is missing, or not what was written: restore it")
+
+
+def _decision(release: Release, config: RunConfig, said: Said) -> Iterator[Finding]:
+    """What the policy said last: that this may go out, by the rules that the settings still have."""
+    if not release.decision.exists():
+        yield failed("decision", f"{release.decision.name} is missing: nothing says what the policy found: restore it")
+        return
+    last = envelope.read(release.decision.read(), publish.DECISION)[-1]
+    problems = []
+    if said.publisher is not None and not last.is_signed_by(signing.public_key(said.publisher)):
+        problems.append("the last decision is not signed by the publisher")
+    if last.digests != {MANIFEST: statement.digest(release.manifest)} or last.predicate["result"] != "pass":
+        problems.append("the last decision does not let this release out")
+    if last.predicate["policy"] != config.policy.model_dump(mode="json"):
+        problems.append("the policy in restricted/config.yaml is not the one that decided")
+    yield from verdict("decision", problems, f"the policy passed it on {str(last.predicate['when'])[:10]}")
+
+
+def _ledger(release: Release, config: RunConfig, said: Said, key: CustodianKey) -> Iterator[Finding]:
+    if not release.ledger.exists():
+        logged = any(e["event"] == "purged" and e["details"]["what"] == "records" for e in events.read(release))
+        if logged and "records" in retention.purged(release):
+            yield noted("ledger", "the records of this release were purged: nothing can be reconciled any more")
+        else:
+            yield failed("ledger", "restricted/ledger is missing, and nothing says that it was purged: restore it")
+        return
+    the_plan = plan.read(release)
+    tables = dict(ledger.committed(release, the_plan))
+    ledger.reconcile(release, the_plan, tables)
+    counts = summary(release, the_plan)
+    told = f"{counts.read:,} read, {counts.released:,} released, {counts.quarantined:,} quarantined, {counts.failed:,}"
+    differences = [*_unlike_public(release, tables), *_unlike_signed(release, the_plan, said)]
+    yield from verdict("ledger", differences, f"{told} failed, and no other")
+    yield _materials(tables, said, the_plan, key, config.key_env)
+    yield from _settings(config, the_plan, said)
+    yield from verdict("quarantine", list(_quarantine(release, tables)), "holds what was held back, and nothing else")
+
+
+def _unlike_public(release: Release, tables: Tables) -> Iterator[str]:
+    rows = _sha256(tables, Status.RELEASED)
+    manifest = statement.read_manifest(release.handout)
+    shown = dict(zip(manifest["output_id"].to_pylist(), manifest["sha256"].to_pylist(), strict=True))
+    if more := len(shown.keys() - rows.keys()):
+        yield f"{more:,} pictures are public that no row of the ledger speaks of"
+    if less := len(rows.keys() - shown.keys()):
+        yield f"{less:,} released records are not in the manifest"
+    if other := sum(shown[i] != rows[i] for i in shown.keys() & rows.keys()):
+        yield f"{other:,} pictures are not those that the ledger speaks of"
+
+
+def _unlike_signed(release: Release, the_plan: Plan, said: Said) -> Iterator[str]:
+    counts = summary(release, the_plan)
+    for name, count in said.counts.model_dump().items():
+        if getattr(counts, name) != count:
+            yield f"{name}: the ledger has {getattr(counts, name):,}, and {count:,} were signed"
+    sealed = events.read(release)[: said.events.count][-1:]
+    if not sealed or sealed[0]["details"].get("ledger") != ledger.digest(release, the_plan):
+        yield "its files are not those that were there when the release was signed: restore restricted/ledger"
+
+
+def _sha256(tables: Tables, status: Status) -> dict[str, str]:
+    """Output id -> SHA-256 of all records that ended so."""
+    columns = ["status", "output_id", "sha256"]
+    rows = (row for table in tables.values() for row in table.select(columns).to_pylist())
+    return {row["output_id"]: row["sha256"] for row in rows if row["status"] == status}
+
+
+def _materials(tables: Tables, said: Said, the_plan: Plan, key: CustodianKey, key_env: str) -> Finding:
+    digests = [d for table in tables.values() for d in table["source_hmac"].drop_null().to_pylist()]
+    if len(digests) != said.materials.originals:
+        signed = said.materials.originals
+        return failed("materials", f"the ledger has {len(digests):,} originals, and {signed:,} were signed")
+    if the_plan.key_check is None or key.check is None:
+        return noted("materials", f"not checked: {key_env} is not set, or the release's own key was thrown away")
+    if key.check != the_plan.key_check:
+        return failed("materials", f"{key_env}: not the key that this release was made with: set that one, or none")
+    if key.materials(digests) != said.materials.hmac_sha256:
+        return failed("materials", "the originals in the ledger are not those that were signed")
+    return passed("materials", f"{len(digests):,} originals, as signed")
+
+
+def _settings(config: RunConfig, the_plan: Plan, said: Said) -> Iterator[Finding]:
+    prints = {config.fingerprint(the_plan.model_digest), the_plan.fingerprint, said.settings.fingerprint}
+    same = [] if len(prints) == 1 else ["config.yaml, plan.json and the statement have different fingerprints"]
+    yield from verdict("settings", same, f"fingerprint {the_plan.fingerprint[:16]}… throughout")
+
+
+def _events(release: Release, said: Said) -> Iterator[Finding]:
+    found = events.read(release)
+    ours = events.holds(release, Head(said.events.count, said.events.hash))
+    whole = [] if ours else ["the log is not the one that the statement speaks of"]
+    yield from verdict("events", whole, f"{len(found):,} events, each following from the one before")
+
+
+def _modes(release: Release) -> Iterator[Finding]:
+    """Files of the restricted half that somebody else on this machine may read."""
+    if not release.root.is_local or os.name != "posix":
+        return
+    public = (release.candidate.path, release.assembling.path)  # with the modes of what is public
+    paths = [release.restricted.path]
+    for folder, names, files in os.walk(release.restricted.path):
+        names[:] = [name for name in names if os.path.join(folder, name) not in public]
+        paths += [os.path.join(folder, name) for name in (*names, *files)]
+    is_open = sum(bool(stat.S_IMODE(os.lstat(path).st_mode) & 0o077) for path in paths)
+    said = f"{is_open:,} files or folders of the restricted half are open to others: chmod -R go= it"
+    yield from verdict("modes", [said] if is_open else [], "the restricted half is its owner's alone")
+
+
+def _quarantine(release: Release, tables: Tables) -> Iterator[str]:
+    held = _sha256(tables, Status.QUARANTINED)
+    there = {place.name.partition(".")[0]: place for place in release.quarantine.children()}
+    if strange := len(there.keys() - held.keys()):
+        yield f"{strange:,} files that no row of the ledger speaks of"
+    if "pictures" not in retention.purged(release) and (less := len(held.keys() - there.keys())):
+        yield f"{less:,} pictures that were held back are missing"
+    open_files = [name for name, place in there.items() if name in held and not place.name.endswith(SUFFIX)]
+    if other := sum(statement.digest(there[name]) != held[name] for name in open_files):
+        yield f"{other:,} files are not what was held back"

@@ -1,0 +1,190 @@
+"""How fast a public half is verified, against coreutils' sha256sum over the same files, which only reads them.
+
+    python benchmarks/verify.py [--scale 1] [--repeats 5] [--json FILE]
+
+Each repeat takes sha256sum, a digest pass of ours and the whole check in turn, so that what else the machine does hits
+all of them; medians are shown. Files were just written: they are read from memory, where hashing and decoding count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from anonymizer import parquet
+from anonymizer.attest import envelope, merkle, signing, statement
+from anonymizer.config import OutputConfig
+from anonymizer.layout import MANIFEST, STATEMENT
+from anonymizer.place import Place
+from anonymizer.sinks import ReleasedPicture, open_sink
+from anonymizer.verify import check_public
+
+DISTINCT = 64  # pictures; the rest are copies under other names
+SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+CASES = [  # layout, kind, side, pictures at scale 1
+    ("folder", "png", 64, 20_000),
+    ("parquet", "png", 64, 20_000),
+    ("webdataset", "png", 64, 20_000),
+    ("folder", "png", 512, 3_000),
+    ("folder", "jpeg", 512, 6_000),
+    ("parquet", "jpeg", 512, 6_000),
+]
+
+
+def encoded(kind: str, side: int) -> list[bytes]:
+    """Pictures that compress as photographs do: soft shapes and a little noise."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(DISTINCT):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        soft = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
+        pixels = (soft + rng.normal(0, 4, soft.shape)).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        options = {"quality": 95, "subsampling": 0} if kind == "jpeg" else {"compress_level": 6}
+        Image.fromarray(pixels).save(file, kind, **options)
+        found.append(file.getvalue())
+    return found
+
+
+def write(folder: Place, layout: str, kind: str, side: int, count: int) -> None:
+    """A public half that its publisher signed."""
+    data = encoded(kind, side)
+    ids = sorted(secrets.token_hex(16) for _ in range(count))
+    digests = [hashlib.sha256(one).hexdigest() for one in data]
+    released = (ReleasedPicture(one, data[i % DISTINCT], SUFFIXES[kind]) for i, one in enumerate(ids))
+    config = OutputConfig.model_validate({"uri": str(folder), "format": layout})
+    placed = list(open_sink(config, {}).write(released, folder.fs, folder.path))
+    manifest = table(
+        output_id=ids,
+        file=[one.file for one in placed],
+        member=pa.array([one.member for one in placed], pa.string()),
+        sha256=[digests[i % DISTINCT] for i in range(count)],
+        bytes=pa.array([len(data[i % DISTINCT]) for i in range(count)], pa.int64()),
+        width=side,
+        height=side,
+        format=kind,
+    )
+    (folder / MANIFEST).put(parquet.to_bytes(manifest))
+    signer = signing.generate()
+    told = predicate(manifest, signing.public_text(signer.public_key))
+    made = envelope.make(statement.PREDICATE, statement.subjects(folder, manifest), told, signer)
+    (folder / STATEMENT).put(envelope.write([made]))
+
+
+def table(**columns: Any) -> pa.Table:
+    """A manifest: columns as given, a value standing for all rows; the rest as a release without scores has them."""
+    nothing = pa.scalar(None, pa.string())
+    same = {"label": nothing, "caption": nothing, "level": 0.6, "t_boom": 600, "log_snr": -1.5, "sampler": "sde-dpm++"}
+    same |= {"steps": 20, "model": "a local model", "model_digest": "0" * 64, "config_fingerprint": "0" * 64}
+    rows = len(columns["output_id"])
+    return pa.table({name: _column(name, value, rows) for name, value in (columns | same).items()})
+
+
+def _column(name: str, value: Any, rows: int) -> Any:
+    if isinstance(value, int):
+        return pa.repeat(pa.scalar(value, pa.int32()), rows)
+    return pa.repeat(value, rows) if isinstance(value, str | float | pa.Scalar) else value
+
+
+def predicate(manifest: pa.Table, publisher: str) -> dict[str, Any]:
+    zeros, rows = "0" * 64, len(manifest)
+    root = merkle.root(merkle.rows(manifest)).hex()
+    return {
+        "version": 1,
+        "created": "2026-11-25T12:00:00+00:00",
+        "manifest": {"rows": rows, "columns": manifest.column_names, "merkle_root": root, "public_scores": "none"},
+        "materials": {"originals": rows, "hmac_sha256": zeros, "previous": None},
+        "settings": {
+            "fingerprint": zeros, "level": 0.6, "levels": [0.6], "t_boom": 600, "T": 1000, "log_snr": -1.5,
+            "sampler": "sde-dpm++", "steps": 20,
+        },
+        "model": {"name": "a local model", "sha256": zeros},
+        "code": {"anonymizer": "0", "libraries": {}},
+        "counts": {"read": rows, "released": rows, "quarantined": 0, "failed": 0},
+        "gate": {"result": "pass", "rules": [], "waivers": []},
+        "audit": None,
+        "publisher": publisher,
+        "approvals": {"required": 0, "approvers": {}},
+        "events": {"count": 1, "hash": zeros},
+    }  # fmt: skip
+
+
+def sha256sum(folder: Place) -> None:
+    listed = "\0".join(f"{folder.path}/{name}" for name in folder.files())
+    subprocess.run(["xargs", "-0", "sha256sum"], input=listed.encode(), stdout=subprocess.DEVNULL, check=True)
+
+
+def digests(folder: Place) -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda name: statement.digest(folder / name), folder.files()):
+            pass
+
+
+def verify(folder: Place, decode: int | None = None) -> None:
+    wrong = [finding for finding in check_public(folder, decode=decode) if finding.result == "fail"]
+    assert not wrong, wrong
+
+
+def measured(folder: Place, repeats: int) -> dict[str, float]:
+    """Median MB/s of each."""
+    size = sum(os.path.getsize(f"{folder.path}/{name}") for name in folder.files())
+    ways: dict[str, Callable[[Place], None]] = {
+        "sha256sum": sha256sum, "digests": digests, "verify": verify, SAMPLED: lambda folder: verify(folder, 100),
+    }  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            begun = time.monotonic()
+            way(folder)
+            times[name].append(time.monotonic() - begun)
+    return {"MB": size / 1e6} | {name: size / 1e6 / statistics.median(found) for name, found in times.items()}
+
+
+def results(scale: float, repeats: int) -> Iterator[dict[str, Any]]:
+    for layout, kind, side, pictures in CASES:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, count = Place.of(str(Path(scratch) / "public")), max(1, round(pictures * scale))
+            write(folder, layout, kind, side, count)
+            yield {"case": f"{layout}, {count:,} {kind.upper()} of {side} x {side}"} | measured(folder, repeats)
+
+
+SAMPLED = "--decode 100"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    print(
+        f"{'MB/s, on ' + str(os.cpu_count()) + ' cores':35} {'MB':>6} {'sha256sum':>10} {'digests':>10} {'verify':>10} "
+        f"{SAMPLED:>12}"
+    )
+    found = []
+    for result in results(args.scale, args.repeats):
+        found.append(result)
+        share = {name: result[name] / result["sha256sum"] for name in ("digests", "verify", SAMPLED)}
+        print(f"{result['case']:35} {result['MB']:6.0f} {result['sha256sum']:10.0f} "
+              + " ".join(f"{result[name]:4.0f} x{share[name]:4.2f}" for name in share), flush=True)  # fmt: skip
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
