@@ -7,7 +7,6 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,11 @@ from anonymizer import images, ledger, parquet, plan, public
 from anonymizer.config import SourceConfig
 from anonymizer.errors import IntegrityError, RecordError, SourceError
 from anonymizer.layout import Release
+from anonymizer.place import Place
 from anonymizer.records import Entry, Record, Status
 from anonymizer.sources import open_source
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,60 +46,75 @@ class Photos:
 
     def where(self, kept: Sequence[bool]) -> Photos:
         """Those that are kept, in their order."""
+        return self.take([at for at, is_kept in enumerate(kept) if is_kept])
+
+    def take(self, places: Sequence[int]) -> Photos:
+        """Those at the given places; one may be taken several times."""
         rows: dict[str, Any] = {
-            field.name: list(compress(getattr(self, field.name), kept))
+            field.name: [getattr(self, field.name)[at] for at in places]
             for field in fields(self)
             if field.name != "pictures"
         }
-        return Photos(pictures=self.pictures[torch.tensor(kept, dtype=torch.bool)], **rows)
+        return Photos(pictures=self.pictures[torch.tensor(places, dtype=torch.long)], **rows)
 
 
 @dataclass(frozen=True)
 class Exhibits:
     """N released records: their originals, their outputs as they lie in ``public/``, and their rows.
 
-    Row i of ``originals``, ``outputs``, ``ledger`` and ``manifest`` is one record.
+    Row i of ``originals``, ``outputs``, ``files``, ``ledger`` and ``manifest`` is one record of one release.
     """
 
     originals: Photos
     outputs: torch.Tensor  # (N, 3, S, S) in [-1, 1]
     encoded: Sequence[bytes]  # of the outputs
-    ledger: Sequence[Mapping[str, Any]]
-    manifest: Sequence[Mapping[str, Any]]
-    released: int  # records in the whole release
+    files: Sequence[Place]  # where they lie
+    ledger: Sequence[Row]
+    manifest: Sequence[Row]
+    released: int  # records in the whole release, or pictures of several
     unread: int  # of those drawn, whose original can no longer be had
 
     def __len__(self) -> int:
         return len(self.ledger)
 
 
-def exhibits(release: Release, source: SourceConfig, size: int, most: int, rng: np.random.Generator) -> Exhibits:
+def exhibits(
+    release: Release,
+    source: SourceConfig,
+    size: int,
+    most: int,
+    rng: np.random.Generator,
+    union: Sequence[Release] = (),
+) -> Exhibits:
     """At most ``most`` released records, drawn by chance. ``source`` may ask for more columns than the run did.
 
-    SourceError if no original can be read any more; IntegrityError if a released picture is missing.
+    With those of a ``union`` of earlier releases, made with the same key, each picture once; their originals are looked
+    for in the source as it is. SourceError if no original can be read any more; IntegrityError if a released picture is
+    missing.
     """
-    released = _released(release)
+    releases = (release, *union)
+    released = _released(releases)
     drawn = sorted(rng.choice(len(released), min(most, len(released)), replace=False))
-    rows = {row["record_id"]: row for row in released.take(pa.array(drawn, pa.int64())).to_pylist()}
-    manifest = _manifest(release, [row["output_id"] for row in rows.values()])
-    found = {row["output_id"]: data for row, data in public.contents(release.public, list(manifest.values()))}
-    if len(found) < len(rows):
-        raise IntegrityError(
-            f"release: {len(rows) - len(found)} of {len(rows)} released pictures cannot be read: restore public/"
-        )
-    originals = _photos(source, (e for e in open_source(source).entries() if e.record_id in rows), size)
+    rows = released.take(pa.array(drawn, pa.int64())).to_pylist()
+    manifest, found = _handed_out(releases, rows)
+    names = _names_now(release, rows) if union else [row["record_id"] for row in rows]
+    wanted = set(names)
+    originals = _photos(source, (e for e in open_source(source).entries() if e.record_id in wanted), size)
     if not len(originals):
         raise SourceError(
             f"source.uri {source.uri!r}: holds none of the released originals any more: bring them back for the audit"
         )
-    kept = [rows[record_id] for record_id in originals.record_ids]
-    encoded = [found[row["output_id"]] for row in kept]
+    places = {record_id: at for at, record_id in enumerate(originals.record_ids)}
+    order = sorted((places[name], number) for number, name in enumerate(names) if name in places)
+    kept = [number for _, number in order]
+    encoded = [found[number] for number in kept]
     return Exhibits(
-        originals=originals,
+        originals=originals.take([at for at, _ in order]),
         outputs=torch.stack([images.decode(data, size).tensor for data in encoded]),
         encoded=encoded,
-        ledger=kept,
-        manifest=[manifest[row["output_id"]] for row in kept],
+        files=[releases[rows[number]["release"]].handout / manifest[number]["file"] for number in kept],
+        ledger=[rows[number] for number in kept],
+        manifest=[manifest[number] for number in kept],
         released=len(released),
         unread=len(rows) - len(kept),
     )
@@ -185,20 +202,71 @@ def _photos(source: SourceConfig, entries: Iterable[Entry], size: int) -> Photos
     )
 
 
-def _released(release: Release) -> pa.Table:
-    tables = [
-        table.filter(pc.equal(table["status"], Status.RELEASED.value)).replace_schema_metadata()
-        for _, table in ledger.committed(release, plan.read(release))
-    ]
-    released = pa.concat_tables(tables)
+def _released(releases: Sequence[Release]) -> pa.Table:
+    """Released rows of the first release, then those of the others whose pictures were not there yet."""
+    seen: set[str] = set()
+    parts = []
+    for number, release in enumerate(releases):
+        rows = _of_one(release)
+        if number:
+            first = {sha256: at for at, sha256 in reversed([*enumerate(rows["sha256"].to_pylist())])}
+            rows = rows.take(pa.array(sorted(at for sha256, at in first.items() if sha256 not in seen), pa.int64()))
+        seen |= set(rows["sha256"].to_pylist())
+        parts.append(rows.append_column("release", pa.array([number] * len(rows), pa.int32())))
+    released = pa.concat_tables(parts)
     if not len(released):
         raise IntegrityError("release: nothing was released: there is nothing to audit")
     return released
 
 
-def _manifest(release: Release, output_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    if not release.is_published:
-        raise IntegrityError("release: no public/manifest.parquet: finish the run before the audit")
+def _of_one(release: Release) -> pa.Table:
+    tables = [
+        table.filter(pc.equal(table["status"], Status.RELEASED.value)).replace_schema_metadata()
+        for _, table in ledger.committed(release, plan.read(release))
+    ]
+    if not tables:
+        raise IntegrityError(
+            f"release {str(release.root)!r}: no records of it are here, or they were purged: it cannot be attacked"
+        )
+    return pa.concat_tables(tables)
+
+
+def _handed_out(releases: Sequence[Release], rows: Sequence[Row]) -> tuple[list[Row], list[bytes]]:
+    """Of each row of a ledger, its row of the manifest and its picture."""
+    manifest: dict[int, Row] = {}
+    found: dict[int, bytes] = {}
+    for at, release in enumerate(releases):
+        numbers = {row["output_id"]: number for number, row in enumerate(rows) if row["release"] == at}
+        own = _manifest(release, list(numbers))
+        manifest |= {numbers[output_id]: row for output_id, row in own.items()}
+        contents = public.contents(release.handout, list(own.values()))
+        found |= {numbers[row["output_id"]]: data for row, data in contents}
+    if lost := len(rows) - len(found):
+        raise IntegrityError(f"release: {lost} of {len(rows)} released pictures cannot be read: restore public/")
+    return [manifest[n] for n in range(len(rows))], [found[n] for n in range(len(rows))]
+
+
+def _names_now(release: Release, rows: Sequence[Row]) -> list[str | None]:
+    """What the originals of rows are called in the source of ``release``; none where another has taken the name."""
+    hmac_of: dict[str, str | None] = {}
+    name_of: dict[str | None, str] = {}
+    for _, table in ledger.committed(release, plan.read(release)):
+        for name, hmac in zip(table["record_id"].to_pylist(), table["source_hmac"].to_pylist(), strict=True):
+            hmac_of[name] = hmac
+            name_of.setdefault(hmac, name)
+
+    def now(row: Row) -> str | None:
+        name, hmac = row["record_id"], row["source_hmac"]
+        if hmac_of.get(name) == hmac:
+            return str(name)
+        return name_of.get(hmac, None if name in hmac_of else name)
+
+    return [now(row) for row in rows]
+
+
+def _manifest(release: Release, output_ids: Sequence[str]) -> dict[str, Row]:
+    if not release.is_assembled:
+        raise IntegrityError("release: no manifest.parquet: finish the run before the audit")
     table = parquet.read(release.manifest)
     wanted = table.filter(pc.is_in(table["output_id"], value_set=pa.array(output_ids, pa.string())))
     return {row["output_id"]: row for row in wanted.to_pylist()}
