@@ -18,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from anonymizer import assemble, config, keys, ledger, plan, report, scores
+from anonymizer import assemble, config, keys, ledger, plan, publish, report, scores
 from anonymizer.layout import Release
 from anonymizer.records import Reason, Scores
 from anonymizer.report import figures, pages, words
@@ -69,6 +69,7 @@ def release_of(tmp_path: Path, ideal: Any, good: int = 6, **settings: Any) -> tu
         anonymize_shard(shard, plan.read_entries(release, shard), run, ideal, ToyScorer(), key, writer)
     assemble.assemble(release, run)
     write_restricted(release, run)
+    publish.settle(release, run, key)
     return release, run
 
 
@@ -122,7 +123,7 @@ def test_public_half_says_nothing_of_source_records_or_places(
     secrets = {str(tmp_path), SECRET_FOLDER, run.source.uri, run.output.uri, "jane_doe", "onerror", "empty_scan"}
     secrets |= set(rows["record_id"].to_pylist()) | set(rows["source_hmac"].drop_null().to_pylist())
     secrets |= {f"{when:%H:%M:%S}" for when in rows["started"].to_pylist()}
-    for name in ("public/report.html", "public/README.md"):
+    for name in ("public/report.html", "public/README.md", "public/croissant.json"):
         page = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text(release, name))
         assert [s for s in secrets if s in page] == [], name
 
@@ -159,7 +160,7 @@ def test_hostile_names_are_text(made: tuple[Release, config.RunConfig]) -> None:
 
 
 def test_no_half_promises_more_than_is_known(made: tuple[Release, config.RunConfig]) -> None:
-    for name in ("public/report.html", "public/README.md", "restricted/report.html"):
+    for name in ("public/report.html", "public/README.md", "public/croissant.json", "restricted/report.html"):
         page = text(made[0], name)
         assert "A level is a setting, not a guarantee" in page
         assert "audit" in page
@@ -266,10 +267,10 @@ def test_the_code_on_the_card_runs(tmp_path: Path, ideal: Any, monkeypatch: pyte
     release, _ = release_of(tmp_path, ideal, output={"format": layout})
     monkeypatch.chdir(release.public.path)
     blocks = re.findall(r"```python\n(.*?)```", text(release, "public/README.md"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     found: dict[str, Any] = {}
     for block in blocks:
-        if "load_dataset" not in block:  # not among our dependencies
+        if "load_dataset" not in block and "mlcroissant" not in block:  # those are run in test_ecosystem
             exec(block, found)
     assert len(found["manifest"]) == 6
     if layout == "folder":

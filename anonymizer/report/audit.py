@@ -20,6 +20,7 @@ from anonymizer.plan import Plan
 from anonymizer.report import pictures
 from anonymizer.report.pages import render
 from anonymizer.report.pictures import Shown
+from anonymizer.sealed import Sealer
 
 WORST = 12  # records shown
 PUBLIC_STEP = 0.05  # public bounds are rounded up to it
@@ -83,12 +84,13 @@ class Beside:
 
 
 def write_audit(release: Release, config: RunConfig, the_plan: Plan, attackers: Mapping[str, str]) -> None:
-    """``restricted/audit.html`` and ``public/audit.json``, from the tables in ``restricted/audit/``."""
+    """``restricted/audit.html`` and ``restricted/audit/public.json``, from the tables in ``restricted/audit/``."""
     every = parquet.read(release.audit / "figures.parquet").to_pylist()
     lines = [line for line in every if line["baseline"] is None]
     told = json.loads((release.audit / "audit.json").read())
     answers = [Answer(question, strongest(lines, question.attacks)) for question in QUESTIONS]
-    release.audit_page.write(
+    Sealer(config.restricted.recipients).write(
+        release.audit_page,
         render(
             "audit.html.j2",
             plan=the_plan,
@@ -102,10 +104,9 @@ def write_audit(release: Release, config: RunConfig, the_plan: Plan, attackers: 
             subgroups=_subgroups(lines),
             not_run=[line for line in every if line["value"] is None and line["subgroup"] is None],
             sentence=told["certificate"]["sentence"],
-        )
+        ),
     )
-    if release.is_published:
-        release.public_audit.write(json.dumps(public_summary(the_plan, told, answers), indent=2).encode())
+    release.audit_summary.write(json.dumps(public_summary(the_plan, told, answers), indent=2).encode())
 
 
 def public_summary(the_plan: Plan, told: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
@@ -122,13 +123,15 @@ def public_summary(the_plan: Plan, told: Mapping[str, Any], answers: Sequence[An
             "attacks_tried": sorted({line["attack"] for line in answer.strongest}),
         }
 
+    what = "this release and of earlier ones" if told.get("union") else "this release"
     return {
+        "manifest_sha256": told["manifest"],
         "level": the_plan.level,
         "pictures_attacked": told["audited"],
         "confidence": 0.95,
         "answers": {answer.question.title: bound(answer) for answer in answers},
         "formal_guarantee": told["certificate"]["sentence"].split(":")[0],
-        "reading": "Bounds hold for the attacks that were tried, on a sample of this release. Other attackers may do "
+        "reading": f"Bounds hold for the attacks that were tried, on a sample of {what}. Other attackers may do "
         "better. A bound of 1 means that the attack cannot be ruled out for any picture.",
     }
 
@@ -190,7 +193,7 @@ def _worst(release: Release, config: RunConfig, lines: Sequence[Line]) -> list[W
     ids = pa.array([row["output_id"] for row in rows], pa.string())
     manifest = parquet.read(release.manifest)
     outputs = pictures.released(
-        release.public, manifest.filter(pc.is_in(manifest["output_id"], value_set=ids)).to_pylist()
+        release.handout, manifest.filter(pc.is_in(manifest["output_id"], value_set=ids)).to_pylist()
     )
     originals, _ = pictures.originals(release, config, rows)
     shown = [

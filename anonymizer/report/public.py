@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,11 @@ import yaml
 
 from anonymizer import carried, scores
 from anonymizer.config import RunConfig
+from anonymizer.layout import MANIFEST as MANIFEST_FILE
 from anonymizer.place import Place
 from anonymizer.plan import Plan
 from anonymizer.report import figures, pictures
+from anonymizer.report.croissant import KEYWORDS, croissant
 from anonymizer.report.pages import render
 from anonymizer.report.words import CARRIED, MANIFEST, SCORES, Fact, Score, day, settings, sizes
 
@@ -47,50 +51,113 @@ class Facts:
     level: str
     model: str
     date: str
+    day: str  # the same in ISO 8601
     layout: str
+    image: str
     bytes: int
+    manifest_bytes: int
+    manifest_sha256: str
     carried: Sequence[str]
     settings: Sequence[Fact]
     columns: Sequence[Column]
     scores: Sequence[tuple[Score, figures.Histogram]]
     exact: bool
+    audit: Mapping[str, Any] | None  # its public summary
+    is_signed: bool
+    approvals: int
+
+    @property
+    def risks(self) -> Sequence[tuple[str, str]]:
+        """Each of the audit's questions, and the risk above chance that was not exceeded, in words."""
+        answers = self.audit["answers"] if self.audit else {}
+        return [
+            (title, f"at most {a['risk_above_chance_at_most']:.0%}" if "attacks_tried" in a else "not measured")
+            for title, a in answers.items()
+        ]
+
+    @property
+    def title(self) -> str:
+        return f"Redrawn pictures (Boomerang, level {self.level})"
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether mlcroissant is told to read the pictures with their rows.
+
+        It decodes no WebP files, and tar files it unpacks to a place where it takes one release's for another's.
+        """
+        return self.layout == "parquet" or (self.layout == "folder" and self.image != "webp")
 
     @property
     def size(self) -> str:
         return f"{self.bytes / 2**20:,.1f} MiB" if self.bytes >= 2**20 else f"{self.bytes / 2**10:,.0f} KiB"
 
 
-def write_public(folder: Place, plan: Plan, config: RunConfig, summary: Summary, manifest: pa.Table) -> None:
-    """``report.html`` and ``README.md`` of the public half: nothing about an individual original."""
-    facts = _facts(plan, config, summary, manifest)
+def write_public(
+    folder: Place,
+    plan: Plan,
+    config: RunConfig,
+    summary: Summary,
+    manifest: pa.Table,
+    audit: Mapping[str, Any] | None,
+    *,
+    is_signed: bool,
+) -> None:
+    """Report, card and ``croissant.json`` of the public half: nothing about an individual original.
+
+    ``manifest`` is what lies in ``folder``, with all pictures; ``audit`` is its public summary, if there is one.
+    """
+    facts = _facts(folder, plan, config, summary, manifest, audit, is_signed)
     rows = manifest.slice(0, SHEET).select(["output_id", "file", "member", "format", "width", "height"]).to_pylist()
     sheet = list(pictures.released(folder, rows).values())
     (folder / "report.html").put(render("public.html.j2", facts=facts, sheet=sheet))
-    (folder / "README.md").put(render("card.md.j2", facts=facts, front=_front_matter(facts, config, manifest)))
+    (folder / "README.md").put(render("card.md.j2", facts=facts, front=_front_matter(facts, manifest)))
+    (folder / "croissant.json").put(croissant(facts))
 
 
-def _facts(plan: Plan, config: RunConfig, summary: Summary, manifest: pa.Table) -> Facts:
+def _facts(
+    folder: Place,
+    plan: Plan,
+    config: RunConfig,
+    summary: Summary,
+    manifest: pa.Table,
+    audit: Mapping[str, Any] | None,
+    is_signed: bool,
+) -> Facts:
     model = config.model.public_name
     named = carried.from_json((manifest.schema.metadata or {}).get(b"metric_models", b"{}").decode())
     how = config.output.public_scores
     models = {name: str(value) for name, value in named.items() if how != "none"}
     size = sizes(manifest)
+    now, file = datetime.now(UTC), (folder / MANIFEST_FILE).read()
     return Facts(
         released=len(manifest),
         read=summary.read,
-        level=f"{plan.level:g}",
+        level=_levels(plan, manifest),
         model=model,
-        date=day(datetime.now(UTC)),
+        date=day(now),
+        day=now.date().isoformat(),
         layout=config.output.format,
+        image=config.output.image,
         bytes=pc.sum(manifest["bytes"]).as_py() or 0,
+        manifest_bytes=len(file),
+        manifest_sha256=hashlib.sha256(file).hexdigest(),
         carried=[
             name for name in ("label", "caption", *config.source.carry) if manifest[name].null_count < len(manifest)
         ],
-        settings=settings(plan, config, model, models, size),
+        settings=settings(plan, config, model, models, size, Counter(manifest["level"].to_pylist())),
         columns=[Column(f.name, _type(f.type), MANIFEST.get(f.name, CARRIED)) for f in manifest.schema],
         scores=_histograms(manifest),
         exact=how == "exact",
+        audit=audit,
+        is_signed=is_signed,
+        approvals=config.policy.approvals,
     )
+
+
+def _levels(plan: Plan, manifest: pa.Table) -> str:
+    """The level of the pictures, or from which to which theirs go."""
+    low, high = pc.min_max(manifest["level"]).as_py().values() if len(manifest) else (plan.level, plan.level)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _histograms(manifest: pa.Table) -> list[tuple[Score, figures.Histogram]]:
@@ -108,23 +175,34 @@ def _histograms(manifest: pa.Table) -> list[tuple[Score, figures.Histogram]]:
     return found
 
 
-def _front_matter(facts: Facts, config: RunConfig, manifest: pa.Table) -> str:
+def _front_matter(facts: Facts, manifest: pa.Table) -> str:
     """What the Hugging Face hub and ``datasets`` read at the head of a card. A licence is the publisher's to state."""
     category = next((name for most, name in CATEGORIES if facts.released < most), "n>1T")
     front: dict[str, Any] = {
-        "pretty_name": f"Redrawn pictures (Boomerang, level {facts.level})",
-        "tags": ["image", "synthetic", "diffusion", "boomerang"],
+        "pretty_name": facts.title,
+        "tags": [*KEYWORDS],
         "size_categories": [category],
     }
     if facts.released:
         part: dict[str, Any] = {
             "config_name": "default",
-            "data_files": [{"split": "train", "path": DATA_FILES[facts.layout]}],
+            # All releases lie in folders of one name, and ``datasets`` keeps what it loaded by the name and this.
+            "description": f"SHA-256 of {MANIFEST_FILE}: {facts.manifest_sha256}",
+            "data_files": [{"split": "train", "path": _paths(facts, manifest)}],
         }
         if facts.layout == "folder":  # folders are labels only where every picture has one
-            part["drop_labels"] = config.source.label is None or manifest["label"].null_count > 0
+            part["drop_labels"] = not all(manifest["label"].to_pylist())
         front["configs"] = [part]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+
+
+def _paths(facts: Facts, manifest: pa.Table) -> str | list[str]:
+    """Where pictures are; ``datasets`` passes over folders that begin so, unless a pattern names them."""
+    found = [DATA_FILES[facts.layout]]
+    if facts.layout == "folder":
+        names = {file.split("/")[1] for file in manifest["file"].to_pylist()}
+        found += [f"images/{odd}*/**" for odd in ("__", ".") if any(name.startswith(odd) for name in names)]
+    return found if len(found) > 1 else found[0]
 
 
 def _type(kind: Any) -> str:

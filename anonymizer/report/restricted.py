@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer import parquet
+from anonymizer import parquet, previous
 from anonymizer.config import RunConfig
 from anonymizer.layout import Release
 from anonymizer.plan import Plan
 from anonymizer.report import figures, pictures
+from anonymizer.report.gate import given_away
 from anonymizer.report.pages import render
 from anonymizer.report.pictures import Shown
 from anonymizer.report.survey import NAMED, Row, survey
 from anonymizer.report.words import REASONS, SCORES, Fact, Score, day, settings, sizes
+from anonymizer.sealed import Sealer
 
 if TYPE_CHECKING:
     from anonymizer.assemble import Summary
@@ -56,32 +58,35 @@ def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: S
     sample = [] if shown else found.sample  # of a small release the closest pairs are all pairs
     rows = list({row["record_id"]: row for group in [*closest.values(), sample] for row in group}.values())
     manifest = _manifest(release, config)
-    outputs = pictures.released(release.public, _manifest_rows(manifest, rows))
+    outputs = pictures.released(release.handout, _manifest_rows(manifest, rows))
     originals, gone = pictures.originals(release, config, rows)
 
     def pairs(group: Sequence[Row]) -> list[Pair]:
         return [_pair(row, originals, outputs, "gone" if gone else "not read") for row in group]
 
     size = "" if manifest is None else sizes(manifest)
-    release.report.write(
+    Sealer(config.restricted.recipients).write(
+        release.report,
         render(
             "restricted.html.j2",
             summary=summary,
             plan=plan,
             started=day(found.started) if found.started else "",
             settings=[
-                *settings(plan, config, config.model.id, found.models, size),
+                *settings(plan, config, config.model.id, found.models, size, found.levels),
                 *_more(plan, config, summary, found.versions),
             ],
             closest=[(SCORES[name], pairs(group)) for name, group in closest.items()],
             sample=pairs(sample),
             gone=gone,
+            against=previous.difference(config, release),
+            given_away=given_away(found.levels),
             histograms=[(SCORES[n], h) for n, values in found.values.items() if (h := figures.of_values(values))],
             not_released=found.not_released,
             reasons=REASONS,
             named=NAMED,
             carried=_carried(manifest, config),
-        )
+        ),
     )
 
 

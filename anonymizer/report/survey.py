@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -45,6 +46,7 @@ class Survey:
     models: Mapping[str, str]
     started: datetime | None
     versions: Sequence[str]
+    levels: Mapping[float, int]
 
 
 def survey(release: Release, plan: Plan) -> Survey:
@@ -57,12 +59,14 @@ def survey(release: Release, plan: Plan) -> Survey:
     models: dict[str, str] = {}
     started: list[datetime] = []
     versions: set[str] = set()
+    levels: Counter[float] = Counter()
     for _, table in ledger.committed(release, plan):
         models |= {k: str(v) for k, v in carried.from_json(table.schema.metadata[b"metric_models"].decode()).items()}
         started += [earliest] if (earliest := pc.min(table["started"]).as_py()) else []
         versions |= set(pc.unique(table["code_version"]).to_pylist())
         _count(others, table.filter(pc.not_equal(table["status"], Status.RELEASED.value)))
         kept = table.filter(pc.equal(table["status"], Status.RELEASED.value))
+        levels.update(kept["level"].to_pylist())
         for name, score in SCORES.items():
             column = pc.fill_null(kept[name], float("nan")).to_numpy().astype(np.float64)
             values[name].append(column[np.isfinite(column)])
@@ -77,6 +81,7 @@ def survey(release: Release, plan: Plan) -> Survey:
         models=models,
         started=min(started, default=None),
         versions=sorted(versions),
+        levels=dict(sorted(levels.items())),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -56,6 +56,11 @@ REASONS: Mapping[str, str] = {
     Reason.BAD_METADATA: "A label, caption or column that cannot be read.",
     Reason.NOT_FINITE: "The model returned no usable picture.",
     Reason.NOT_SCORED: "A score that the run asks for is missing; the output was held back.",
+    Reason.NO_FACE: "The policy asks about faces, and none was detected; the output was held back.",
+    Reason.TOO_CLOSE: "Nearer to its original than the policy allows; the output was held back.",
+    Reason.TOO_FAR: "Further from its original than the policy allows; the output was held back.",
+    Reason.UNCLASSIFIED: "It has a column that the configuration neither carries, drops nor restricts.",
+    Reason.WITHDRAWN: "Erased from an earlier release.",
 }
 
 
@@ -89,14 +94,21 @@ class Fact:
     note: str = ""
 
 
-def settings(plan: Plan, config: RunConfig, model: str, score_models: Mapping[str, str], sizes: str) -> list[Fact]:
-    """What made the pictures: nothing of the source, the output's place or the key. ``sizes`` are of the pictures."""
+def settings(
+    plan: Plan, config: RunConfig, model: str, score_models: Mapping[str, str], sizes: str, levels: Mapping[float, int]
+) -> list[Fact]:
+    """What made the pictures: nothing of the source, the output's place or the key.
+
+    ``sizes`` are of the pictures; ``levels`` count those that were released at each level.
+    """
+    others = {level: count for level, count in sorted(levels.items()) if level != plan.level}
     encoding = config.output.image.upper() + ("" if config.output.image == "png" else f" at {config.output.quality}")
     fits = {"crop": "its centred square was taken", "pad": "it was padded to a square, and the padding cut off again"}
     if config.output.size == "model":
         fits["pad"] = "it was padded to a square"
     facts = [
         Fact("Level", f"{plan.level:g}", "share of the noise schedule that was run; at 1 next to nothing is left"),
+        *_other_levels(others),
         Fact("Step", f"{number(plan.t_boom)} of {number(plan.T)}", "where the level starts: t_boom of T"),
         Fact(
             "Log-SNR",
@@ -116,6 +128,12 @@ def settings(plan: Plan, config: RunConfig, model: str, score_models: Mapping[st
         Fact("Settings", f"{plan.fingerprint[:12]}…", "fingerprint of all that changes pixels"),
     ]
     return facts
+
+
+def _other_levels(levels: Mapping[float, int]) -> Iterator[Fact]:
+    if levels:
+        said = ", ".join(f"{number(count)} at {level:g}" for level, count in levels.items())
+        yield Fact("Other levels", said, "drawn again because a weaker level came too close, or kept from before")
 
 
 def sizes(pictures: pa.Table) -> str:

@@ -1,0 +1,189 @@
+"""``croissant.json``: what a release is and how to load it, for machines (Croissant 1.1 with the RAI vocabulary).
+
+It is told what the card is told, so nothing else can get in. What only the publisher can state, such as a licence, an
+address, a creator or a citation, is left out, though Croissant asks for some of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from anonymizer.images import MEDIA_TYPES, SUFFIXES
+from anonymizer.layout import MANIFEST
+
+if TYPE_CHECKING:
+    from anonymizer.report.public import Facts
+
+PAPER = "https://arxiv.org/abs/2210.12100"
+KEYWORDS = ("image", "synthetic", "diffusion", "boomerang")
+TERMS = (
+    *("annotation", "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "excludes", "extract"),
+    *("field", "fileObject", "fileProperty", "fileSet", "format", "includes", "isArray", "isLiveDataset", "jsonPath"),
+    *("key", "md5", "parentField", "path", "readLines", "recordSet", "references", "regex", "repeated", "replace"),
+    *("samplingRate", "sdVersion", "separator", "source", "subField", "transform", "unArchive"),
+)
+CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "description": {"@container": "@language"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "name": {"@container": "@language"},
+    **{term: f"cr:{term}" for term in TERMS},
+}
+# By the word for a column's type; all others are text.
+DATA_TYPES = {"integer": "sc:Integer", "number": "sc:Float", "true or false": "sc:Boolean"}
+PARQUET = "application/x-parquet"
+PARTS = {"webdataset": ("application/x-tar", "data/*.tar"), "parquet": (PARQUET, "data/*.parquet")}
+FILES = "files"  # the set of those that hold pictures
+PICTURES = "pictures"
+TABLE: dict[str, Any] = {"fileObject": {"@id": MANIFEST}}
+SET: dict[str, Any] = {"fileSet": {"@id": FILES}}
+
+
+def croissant(facts: Facts) -> bytes:
+    """The file, from what the public half is told; the same facts give the same bytes."""
+    told = {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "name": facts.title,
+        "description": _description(facts),
+        "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
+        "citation": PAPER,
+        "datePublished": facts.day,
+        "keywords": [*KEYWORDS],
+        "isLiveDataset": False,
+        **{f"rai:{name}": value for name, value in _responsible(facts).items()},
+        "distribution": [*_distribution(facts)],
+        "recordSet": [_records(facts)],
+    }
+    return json.dumps(told, indent=2).encode()
+
+
+def _description(facts: Facts) -> str:
+    made = {0: "No picture was released", 1: "1 picture, redrawn from one original"}.get(
+        facts.released, f"{facts.released:,} pictures, each redrawn from one original"
+    )
+    return (
+        f"{made}. The originals are not part of this release: noise was added to each, and a diffusion model drew a "
+        f"new picture from what was left (Boomerang local sampling, {PAPER}). A level is a setting, not a guarantee: "
+        "it says how much noise was added, not whether a person can be found again. Licence, address, creator and "
+        "citation are the publisher's to state; this file states none."
+    )
+
+
+def _responsible(facts: Facts) -> dict[str, str | list[str]]:
+    """The RAI vocabulary, as far as facts go."""
+    carried = ", ".join(facts.carried)
+    settings = "; ".join(f"{f.name}: {f.value}" + (f" ({f.note})" if f.note else "") for f in facts.settings)
+    return {
+        "dataCollection": "Each picture was drawn by a diffusion model from one original that the publisher held. How "
+        "the originals were collected is the publisher's to say.",
+        "dataCollectionType": ["Secondary Data analysis"],
+        "dataCollectionRawData": "The originals, which stay with the publisher.",
+        "dataCollectionMissingData": f"{facts.read - facts.released:,} of {facts.read:,} records that were read are "
+        "not released. A value is empty where the source had none, or where the publisher chose to carry none.",
+        "dataPreprocessingProtocol": [
+            "Every picture was encoded afresh from pixels. Metadata, thumbnails, comments and file names of originals "
+            "did not come along.",
+        ],
+        "dataManipulationProtocol": f"Boomerang local sampling ({PAPER}). {settings}. Where a picture was drawn in "
+        "another way, its row says so.",
+        "dataAnnotationProtocol": [
+            f"Copied from the source unchanged: {carried}. They were made for the originals, and know nothing of what "
+            "the model changed."
+            if carried
+            else "No label, caption or other column was copied from the source."
+        ],
+        "personalSensitiveInformation": [
+            "Pictures may still show people, redrawn. Whoever holds an original may pick out the picture that was made "
+            "from it. The risk is measured by an audit; this file reports none.",
+            *([f"What was copied from the source may itself be personal: {carried}."] if carried else []),
+        ],
+        "dataLimitations": [
+            "What the model drew may never have been there: do not measure, diagnose or identify with these pictures.",
+            "No formal guarantee stands behind a level.",
+            "A low similarity does not mean a low risk: scores compare pictures, they do not attack them.",
+        ],
+        "dataBiases": [
+            "Not measured here. Expect those of the originals, and those of the pictures that taught the model."
+        ],
+        "dataUseCases": [
+            "Training and testing where the originals cannot be handed out, once it was checked that the pictures "
+            "serve the task at hand."
+        ],
+        "dataSocialImpact": "Meant to expose whoever is on the originals less than the originals would; nobody can be "
+        "sure not to be recognised. A diffusion model may also draw what it remembers of people elsewhere.",
+        "dataReleaseMaintenancePlan": f"One state of this release is told from another by the SHA-256 of {MANIFEST}. "
+        "Who maintains it, and for how long, is the publisher's to say.",
+    }
+
+
+def _distribution(facts: Facts) -> Iterator[dict[str, Any]]:
+    yield {
+        "@type": "cr:FileObject",
+        "@id": MANIFEST,
+        "name": MANIFEST,
+        "description": "One row for each picture.",
+        "contentUrl": MANIFEST,
+        "contentSize": f"{facts.manifest_bytes} B",
+        "encodingFormat": PARQUET,
+        "sha256": facts.manifest_sha256,
+    }
+    if facts.released:
+        kind, pattern = PARTS.get(facts.layout) or (MEDIA_TYPES[facts.image], f"images/*/*{SUFFIXES[facts.image]}")
+        about = "The pictures; the manifest has the SHA-256 of each."
+        yield {"@type": "cr:FileSet", "@id": FILES, "name": FILES, "description": about, "encodingFormat": kind,
+               "includes": pattern}  # fmt: skip
+
+
+def _records(facts: Facts) -> dict[str, Any]:
+    """The manifest's columns, and, where they can be joined, the pictures."""
+    sources = {column.name: {"source": _column(TABLE, column.name)} for column in facts.columns}
+    has_pictures = facts.released > 0 and facts.is_joined
+    if has_pictures:
+        sources["output_id"] = _join(facts)
+    fields = [_field(c.name, c.about, DATA_TYPES.get(c.type, "sc:Text"), sources[c.name]) for c in facts.columns]
+    if has_pictures:  # no column is called image
+        fields.append(_field("image", "The picture.", "sc:ImageObject", {"source": _content(facts)}))
+    return {
+        "@type": "cr:RecordSet",
+        "@id": PICTURES,
+        "name": PICTURES,
+        "description": "One record for each picture.",
+        "key": {"@id": f"{PICTURES}/output_id"},
+        "field": fields,
+    }
+
+
+def _field(name: str, about: str, kind: str, source: dict[str, Any]) -> dict[str, Any]:
+    where = f"{PICTURES}/{quote(name, safe='')}"
+    return {"@type": "cr:Field", "@id": where, "name": name, "description": about, "dataType": kind, **source}
+
+
+def _join(facts: Facts) -> dict[str, Any]:
+    """How a row of the manifest finds its picture. mlcroissant transforms the source alone, and does so twice."""
+    by_row = _column(TABLE, "output_id")
+    if facts.layout == "parquet":
+        return {"source": by_row, "references": _column(SET, "output_id")}
+    by_name = {"extract": {"fileProperty": "filename"}, "transform": {"regex": "^([0-9a-f]+)"}}
+    return {"source": SET | by_name, "references": by_row}
+
+
+def _content(facts: Facts) -> dict[str, Any]:
+    if facts.layout == "parquet":
+        return _column(SET, "image") | {"transform": {"jsonPath": "bytes"}}
+    return SET | {"extract": {"fileProperty": "content"}}
+
+
+def _column(files: dict[str, Any], name: str) -> dict[str, Any]:
+    return files | {"extract": {"column": name}}
