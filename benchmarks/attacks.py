@@ -167,7 +167,7 @@ def gathered(asked: argparse.Namespace, boomerang: Boomerang, rng: np.random.Gen
 
 
 def source_of(uri: str, where: str) -> SourceConfig:
-    return SourceConfig(uri=uri, where=yaml.safe_load(where))
+    return SourceConfig(uri=uri, where=yaml.safe_load(where), drop=("*",))
 
 
 def methods(

@@ -144,7 +144,7 @@ def pictures(source: str | None, count: int, folder: Path) -> str:
                 folder / f"{i:05d}.jpg", quality=92
             )
         return str(folder)
-    reader = open_source(build({"source": {"uri": source}, "output": {"uri": "unused"}}).source)
+    reader = open_source(build({"source": {"uri": source, "drop": ["*"]}, "output": {"uri": "unused"}}).source)
     entries = []
     for entry in reader.entries():
         entries.append(entry)

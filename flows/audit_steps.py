@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from anonymizer import config as configuration
-from anonymizer import exhibits, parquet, plan, report, scores
+from anonymizer import events, exhibits, parquet, plan, report, scores
+from anonymizer.attest import statement
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AuditConfig, RunConfig
@@ -21,7 +22,7 @@ from anonymizer.errors import ModelError, OutputError, StepError
 from anonymizer.exhibits import Exhibits
 from anonymizer.layout import Release
 from anonymizer.metadata import has_metadata
-from anonymizer.place import Place
+from anonymizer.plan import settings_of
 from anonymizer.sources import open_source
 from flows import attacking
 from flows.progress import NOBODY, Watcher
@@ -52,7 +53,8 @@ class AuditSummary:
 def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
     """Attack a release and write ``restricted/audit/``, its page and the public summary. Raises before long work."""
     release = Release.at(config.release)
-    settings, the_plan = _settings(release), plan.read(release)
+    settings, the_plan = settings_of(release), plan.read(release)
+    union = _union(config, the_plan)
     backbone, embedders = _models(config, settings, the_plan)
     boomerang = Boomerang(backbone, settings.boomerang.sampler, settings.boomerang.steps)
     seed = int(the_plan.fingerprint[:12], 16)
@@ -62,7 +64,8 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
     on_pictures = [name for name in wanted if name != "leaks"]
     watching.begin(len(wanted) + len(on_pictures) * len(config.baselines), 0)
     watching.stage("reading originals and outputs")
-    shown = exhibits.exhibits(release, attacking.asked(settings.source, config), backbone.size, config.sample, rng)
+    source = attacking.asked(settings.source, config)
+    shown = exhibits.exhibits(release, source, backbone.size, config.sample, rng, union)
     method = LocalSampling(boomerang, the_plan.level, settings.output.image, settings.output.quality)
     evidence = attacking.evidence(config, shown.originals, shown.outputs, method, backbone, rng)
     if len(evidence) < FEWEST or len(set(evidence.subjects)) < 2:
@@ -71,7 +74,7 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
             f"needs {FEWEST} of two people or more"
         )
     try:
-        bound = certificate(backbone.encode(evidence.originals).flatten(1), float(boomerang.abar[the_plan.t_boom]), rng)
+        bound = certificate(backbone.encode(evidence.originals).flatten(1), _weakest(shown), rng)
     except ValueError:
         raise OutputError(
             f"release {config.release!r}: all originals that were drawn are the same picture: nothing can be told apart"
@@ -80,14 +83,17 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
     findings = audit.examine(bench, on_pictures, watching.advance)
     if "leaks" in wanted:
         watching.stage("leaks")
-        published = _published(release, settings, shown, str(backbone.device), bench.rng("published scores"))
-        around = _surroundings(release, shown, published)
+        scored_by = [_score_models(one) for one in (release, *union)]
+        published = _published(scored_by, settings, shown, str(backbone.device), bench.rng("published scores"))
+        around = _surroundings(shown, published)
         findings.figures += surroundings.figures(around, evidence.subjects, bench.rng("leaks"))
         watching.advance(1)
     beside, distances = _beside(config, settings, bench, on_pictures, watching)
     findings.figures += beside
-    _write(release, config, shown, findings, bound, distances, evidence.note)
+    note = "; ".join(filter(None, [evidence.note, _levels(shown, the_plan)])) or None
+    _write(release, config, shown, findings, bound, distances, note)
     report.write_audit(release, settings, the_plan, ATTACKERS)
+    events.record(release, "audited", pictures=len(shown), attacks=wanted)
     return AuditSummary(
         audited=len(shown),
         released=shown.released,
@@ -104,11 +110,40 @@ def run_for_scheduler(config: AuditConfig, watching: Watcher) -> AuditSummary:
 
 def check(config: AuditConfig) -> RunConfig:
     """What can be told before the work: release, sources, models. Writes nothing; returns the release's settings."""
-    settings = _settings(Release.at(config.release))
+    settings = settings_of(Release.at(config.release))
     next(iter(open_source(attacking.asked(settings.source, config)).entries()), None)
     attacking.check(config)
-    _models(config, settings, plan.read(Release.at(config.release)))
+    the_plan = plan.read(Release.at(config.release))
+    _union(config, the_plan)
+    _models(config, settings, the_plan)
     return settings
+
+
+def _weakest(shown: Exhibits) -> float:
+    """abar where the least noise was added: pictures may have several levels, and models, after a gate or an update."""
+    return 1 / (1 + math.exp(-max(row["log_snr"] for row in shown.ledger)))
+
+
+def _levels(shown: Exhibits, the_plan: plan.Plan) -> str | None:
+    """What is to be said where pictures have several levels."""
+    found = sorted({row["level"] for row in shown.ledger})
+    if len(found) < 2:
+        return None
+    return (
+        f"pictures were drawn at {', '.join(f'{level:g}' for level in found)}; attackers who know the method drew "
+        f"theirs at {the_plan.level:g}, and would do better at each picture's own level"
+    )
+
+
+def _union(config: AuditConfig, the_plan: plan.Plan) -> list[Release]:
+    """The releases that are attacked together with the one that is audited. OutputError where they cannot be."""
+    found = [Release.at(uri) for uri in config.union]
+    for uri, one in zip(config.union, found, strict=True):
+        if the_plan.key_check is None or plan.read(one).key_check != the_plan.key_check:
+            raise OutputError(f"union {uri!r}: was made with another key: nobody in it is known again: leave it out")
+        if not one.is_published:
+            raise OutputError(f"union {uri!r}: is not published: finish it first, or leave it out")
+    return found
 
 
 def _models(config: AuditConfig, settings: RunConfig, the_plan: plan.Plan) -> tuple[Backbone, Sequence[Embedder]]:
@@ -119,15 +154,6 @@ def _models(config: AuditConfig, settings: RunConfig, the_plan: plan.Plan) -> tu
             f"release {config.release!r}: was made with another model than {settings.model.id!r} is now: bring it back"
         )
     return backbone, attacking.embedders_of(config.features, str(backbone.device))
-
-
-def _settings(release: Release) -> RunConfig:
-    """What the release was made with; a source on a disk by its whole path, wherever the audit is started."""
-    the_plan = plan.read(release)  # says what is missing where this is no release
-    settings = configuration.build(configuration.parse(release.config.read().decode(), "restricted/config.yaml"))
-    if not Place.of(settings.source.uri).is_local:
-        return settings
-    return settings.model_copy(update={"source": settings.source.model_copy(update={"uri": the_plan.source})})
 
 
 def _beside(
@@ -156,23 +182,31 @@ def _beside(
 
 
 def _published(
-    release: Release, settings: RunConfig, shown: Exhibits, device: str, rng: np.random.Generator
+    scored_by: Sequence[Mapping[str, str]],
+    settings: RunConfig,
+    shown: Exhibits,
+    device: str,
+    rng: np.random.Generator,
 ) -> Published | str:
-    """The scores in the manifest beside what their models give for every candidate, or why that was not tried."""
+    """The scores in the manifest beside what their models give for every candidate, or why that was not tried.
+
+    ``scored_by``: of each release, the model of each score.
+    """
     columns = {
         name: Column(
             score,
-            np.array([scores.number(row[name]) for row in shown.manifest]),
+            np.array([scores.number(row.get(name)) for row in shown.manifest]),
             None if name == score else scores.binned,
         )
         for name, score in scores.columns(shown.manifest[0]).items()
     }
     if not columns:
         return "no score is published"
-    told = parquet.read(release.manifest, ["output_id"]).schema.metadata or {}
-    models = json.loads(told.get(b"metric_models", b"{}"))
+    models, *others = scored_by
+    if any(other != models for other in others):
+        return "the releases were scored by different models"
     try:
-        scorer = scorer_of(settings.metrics, device)
+        scorer = scorer_of(settings.metrics.model_copy(update={"identity": "none"}), device)  # never published
         for name in (column.score for column in columns.values()):
             if scorer.names.get(name) != models.get(name):
                 return (
@@ -183,11 +217,18 @@ def _published(
         return f"scores cannot be computed again: {problem}"
 
 
-def _surroundings(release: Release, shown: Exhibits, published: Published | str) -> surroundings.Surroundings:
+def _score_models(release: Release) -> dict[str, str]:
+    """Which model made each score that is published."""
+    told = parquet.read(release.manifest, ["output_id"]).schema.metadata or {}
+    found: dict[str, str] = json.loads(told.get(b"metric_models", b"{}"))
+    return found
+
+
+def _surroundings(shown: Exhibits, published: Published | str) -> surroundings.Surroundings:
     """What an attacker finds beside the pictures that were drawn."""
     manifest = shown.manifest
-    paths = [release.public / row["file"] for row in manifest]
-    times = [Path(place.path).stat().st_mtime_ns for place in paths] if release.root.is_local else []
+    local = all(place.is_local for place in shown.files)
+    times = [Path(place.path).stat().st_mtime_ns for place in shown.files] if local else []
     text = [repr({k: v for k, v in row.items() if k not in ("label", "caption")}) for row in manifest]
     return surroundings.Surroundings(
         files=shown.encoded,
@@ -231,8 +272,10 @@ def _write(
     told = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": version("anonymizer"),
+        "manifest": statement.digest(release.manifest),
         "audited": len(shown),
         "released": shown.released,
+        "union": len(config.union),  # releases besides this one, whose pictures are counted here too
         "unread": shown.unread,
         "config": config.model_dump(mode="json"),
         "certificate": asdict(bound),

@@ -44,6 +44,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except AnonymizerError as error:
             click.echo(f"error: {error}", err=True)
+            for note in getattr(error, "__notes__", ()):
+                click.echo(f"caution: {note}", err=True)
             sys.exit(2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt:
             click.echo("stopped: run the same command again to finish what is left", err=True)
@@ -211,6 +213,7 @@ def attacker_options(command: F) -> F:
 @main.command()
 @click.argument("release")
 @attacker_options
+@click.option("--union", multiple=True, help="An earlier release, attacked together with this one; repeatable.")
 @click.option("--skip", callback=_names, help="Attacks to leave out: inversion,parrot.")
 @click.option("--baselines", callback=_names, help="Attack these too: round-trip,blur,pixelation,global,unrelated.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable.")
@@ -224,6 +227,7 @@ def audit(
     \b
     anonymizer audit releases/2026-11
     anonymizer audit releases/2026-11 --identity folder --others more-photos/
+    anonymizer audit releases/2026-11 --union releases/2026-10 --union releases/2026-09
     """
     from anonymizer.config import AuditConfig, build_as
     from flows import commands
@@ -277,6 +281,125 @@ def calibrate(
     commands.calibrate(
         build_as(CalibrationConfig, {"run": run.model_dump()}, rest, given), as_json=as_json, quiet=quiet
     )
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--folder", default="keys", show_default=True, type=click.Path(file_okay=False, path_type=Path),
+    help="Where NAME.key and NAME.pub go.",
+)  # fmt: skip
+@click.option(
+    "--kind", default="signing", show_default=True, type=click.Choice(["signing", "age", "custodian"]),
+    help="To sign and approve with; to encrypt what is restricted; to derive ids and noise from.",
+)  # fmt: skip
+def keys(name: str, folder: Path, kind: str) -> None:
+    """Make a key pair.
+
+    \b
+    anonymizer keys alice
+    anonymizer keys vault --kind age
+    """
+    from flows import governance
+
+    governance.keys(name, folder, kind)
+
+
+@main.command()
+@click.argument("release")
+@click.option("--key", type=click.Path(dir_okay=False, path_type=Path), help="File of your private key.")
+@click.option(
+    "--key-env", default="ANONYMIZER_SIGNING_KEY", show_default=True, help="Variable with it, where no file is given."
+)
+@click.option("--trust", multiple=True, help="A public key, or its file, that the publisher's must be; repeatable.")
+def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]) -> None:
+    """Sign a release that waits for approval.
+
+    It is checked first, and published by the last approval that it waits for.
+
+    \b
+    anonymizer approve releases/2026-11 --key keys/alice.key
+    """
+    from flows import governance
+
+    governance.approve(release, key, key_env, trust)
+
+
+@main.command()
+@click.argument("path")
+@click.option("--trust", multiple=True, help="A public key, or its file, that the publisher's must be; repeatable.")
+@click.option(
+    "--decode", type=click.IntRange(0),
+    help="About how many pictures to decode; every file is read and its digest checked all the same.  [default: all]",
+)  # fmt: skip
+@click.option(
+    "--rescore", type=click.IntRange(0), help="Pictures to score again.  [default: 8, where originals are at hand]",
+)  # fmt: skip
+@click.option("--replay", default=0, type=click.IntRange(0), help="Pictures to draw again, with the custodian's key.")
+@as_json
+def verify(
+    path: str, trust: tuple[str, ...], decode: int | None, rescore: int | None, replay: int, as_json: bool
+) -> None:
+    """Check a release, or its public half alone.
+
+    \b
+    anonymizer verify releases/2026-11/public --trust publisher.pub
+    anonymizer verify releases/2026-11 --replay 4
+    """
+    from flows import governance
+
+    if not governance.verify(path, trust, decode=decode, rescore=rescore, replay=replay, as_json=as_json):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("release")
+@click.option(
+    "--records", required=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="File with a record id, or subject:NAME, on each line.",
+)  # fmt: skip
+@click.option("--output", required=True, help="Where the new release goes; any fsspec URI.")
+@as_json
+@quiet
+def erase(release: str, records: Path, output: str, as_json: bool, quiet: bool) -> None:
+    """Take people out of a release.
+
+    Writes a new release without them and a signed list of what is revoked, and destroys the old release.
+
+    \b
+    anonymizer erase releases/2026-11 --records withdrawn.txt --output releases/2026-11b
+    """
+    from flows import governance
+
+    governance.erase(release, records, output, as_json=as_json, quiet=quiet)
+
+
+@main.command()
+@click.argument("file")
+@click.option("--identity", required=True, help="File with an age private key, or an environment variable with one.")
+@click.option("--output", required=True, help="A new file, for you alone.")
+def unseal(file: str, identity: str, output: str) -> None:
+    """Decrypt a file of the restricted half.
+
+    \b
+    anonymizer unseal releases/2026-11/restricted/report.html.age --identity vault.key --output report.html
+    """
+    from flows import custody
+
+    custody.unseal(file, identity, output)
+
+
+@main.command()
+@click.argument("release")
+@as_json
+def purge(release: str, as_json: bool) -> None:
+    """Remove what has been kept long enough.
+
+    See restricted.picture_days and restricted.record_days; `status` says what is due.
+    """
+    from flows import governance
+
+    governance.purge(release, as_json=as_json)
 
 
 @main.command()

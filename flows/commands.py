@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from anonymizer import assemble, calibration, report
+from anonymizer import assemble, calibration, previous, publish, report, retention
 from anonymizer import plan as planning
 from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
 from anonymizer.errors import AnonymizerError
 from anonymizer.keys import load_key
 from anonymizer.layout import Release
 from anonymizer.place import Place
+from anonymizer.plan import settings_of
+from anonymizer.sealed import SUFFIX
+from anonymizer.sources import embedded, open_source
 from flows import show
+from flows.lineage import emitting
 
 
 def run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
-    something_to_do = release_once(config, quiet=quiet or as_json)
+    problems = release_once(config, quiet=quiet or as_json)
     place = _place(config)
     the_plan = planning.read(place)
     result = assemble.summary(place, the_plan)
-    cautions = planning.cautions(config, the_plan)
+    cautions = _cautions(config, the_plan) + (problems or [])
+    against = previous.difference(config, place)
     if as_json:
-        click.echo(json.dumps(asdict(result) | {"cautions": cautions}))
+        told: dict[str, Any] = {"against_previous": asdict(against)} if against else {}
+        told |= {"published": place.is_published, "state": str(publish.standing(place) or "not published")}
+        click.echo(json.dumps(asdict(result) | told | {"cautions": cautions}))
     else:
-        done = "Released" if something_to_do else "Nothing to do, this release is complete:"
+        state = publish.standing(place)
+        done = "Released" if state and state.published else "Made"
+        done = done if problems is not None else "Nothing to do, this release is complete:"
         show.facts(
             f"{done} {result.released} of {result.read} pictures at level {config.boomerang.level:g}",
             {
+                "state": state or "not published",
                 "released": result.released,
                 "quarantined": result.quarantined,
-                "failed": f"{result.failed}{_reasons(result.reasons)}",
+                "failed": result.failed,
+                **({"why": _reasons(result.reasons)} if result.reasons else {}),
+                **({"against the previous release": against} if against else {}),
                 "closest": ", ".join(f"{name} {bin}" for name, bin in report.closest(place, the_plan).items())
                 or "none",
-                "handed out": place.public,
+                "handed out" if place.is_published else "waits in": place.handout,
                 "stays with you": place.restricted,
-                "look at": place.report,
+                "look at": _page(place.report),
             },
         )
         show.cautions(cautions)
@@ -49,10 +63,11 @@ def run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         raise AnonymizerError("release: no picture could be released: see the reasons in restricted/report.html")
 
 
-def release_once(config: RunConfig, *, quiet: bool) -> bool:
-    """Run the release flow in this process, on the user's Prefect server or a temporary one.
+def release_once(config: RunConfig, *, quiet: bool) -> list[str] | None:
+    """Run the release flow in this process, on the user's Prefect server or a temporary one; lines on what went wrong
+    beside it.
 
-    Everything that is wrong with the input is said before the flow starts. False where the release is complete already.
+    Everything that is wrong with the input is said before the flow starts. None where the release is complete already.
     """
     from flows import server, steps
 
@@ -60,14 +75,14 @@ def release_once(config: RunConfig, *, quiet: bool) -> bool:
         steps.check(config)
         if _place(config).is_complete:
             _taken_up(config)  # complete, but is it what was asked for?
-            return False
-        with server.available(config.key_env) as ready:
+            return None
+        with server.available(config.key_env, config.signing_key_env) as ready:
             steps.prepare(config)  # the models load while the server starts
             ready()
             from flows.release import release
 
-            release(config.model_dump(mode="json"))
-    return True
+            problems: list[str] = release(config.model_dump(mode="json"))["problems"]
+    return problems
 
 
 def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
@@ -77,7 +92,8 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     with show.progress_bar(quiet or as_json):
         steps.check(config)
         backbone = steps.backbone_of(config.model)
-        steps.scorer_of(config.metrics, str(backbone.device))
+        scorer = steps.scorer_of(config.metrics, str(backbone.device))
+        previous.check(config, load_key(config.key_env), scorer.names)
         if place.plan.exists():
             the_plan = _taken_up(config)
             done = assemble.summary(place, the_plan).read
@@ -85,10 +101,12 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
             the_plan = planning.describe(config, backbone, load_key(config.key_env), planning.count(config))
             done = 0
         seconds = planning.estimate(config, backbone, replace(the_plan, records=the_plan.records - done))
-    cautions = planning.cautions(config, the_plan)
+        source = open_source(config.source)
+        fields = [*source.fields(), *embedded(source)]
+    cautions = _cautions(config, the_plan)
     if as_json:
         told = asdict(the_plan) | {"done": done, "estimated_seconds": seconds, "cautions": cautions}
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(told | {"fields": [asdict(field) for field in fields]}))
         return
     show.facts(
         f"Plan for {the_plan.records} records",
@@ -107,6 +125,7 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
             "sampling time": f"about {show.duration(seconds)} on this machine, from one timed network call",
         },
     )
+    show.fields(fields)
     show.cautions(cautions)
 
 
@@ -114,20 +133,27 @@ def status(uri: str, *, as_json: bool) -> None:
     release = Release.at(uri)
     the_plan = planning.read(release)
     result = assemble.summary(release, the_plan)
-    if as_json:
-        click.echo(
-            json.dumps(
-                asdict(result)
-                | {"planned": the_plan.records, "planned_shards": the_plan.shards, "public": release.is_published}
-            )
-        )
-        return
+    terms = retention.terms(release, settings_of(release).restricted)
+    now, purged = datetime.now(UTC), retention.purged(release)
     if release.is_published:
-        stage = "complete"
+        stage = "complete" if release.ledger.exists() else "complete; its records were purged, and are not counted here"
+    elif release.is_assembled:
+        stage = str(publish.standing(release) or "not let out by the policy: run the same command again to ask it")
     elif result.shards == the_plan.shards:
         stage = "all shards committed, not yet assembled: run the same command again"
     else:
         stage = "unfinished: run the same command again to finish it"
+    if as_json:
+        told: dict[str, Any] = {
+            "planned": the_plan.records,
+            "planned_shards": the_plan.shards,
+            "public": release.is_published,
+        }
+        told |= {"state": stage, "policy": publish.last_decision(release)}
+        kept = {t.what: {"until": t.until.isoformat(), "left": t.left, "due": t.is_due(now)} for t in terms}
+        click.echo(json.dumps(asdict(result) | told | {"retention": kept, "purged": purged}))
+        return
+    rules = (publish.last_decision(release) or {"rules": []})["rules"]
     show.facts(
         f"Release {uri}",
         {
@@ -136,9 +162,17 @@ def status(uri: str, *, as_json: bool) -> None:
             "shards": f"{result.shards} of {the_plan.shards} committed",
             "released": result.released,
             "quarantined": result.quarantined,
-            "failed": f"{result.failed}{_reasons(result.reasons)}",
+            "failed": result.failed,
+            **({"why": _reasons(result.reasons)} if result.reasons else {}),
+            **{f"policy: {rule['rule']}": f"{rule['result']}: {rule['bound']}; {rule['found']}" for rule in rules},
+            **{f"{what} purged on": day for what, day in purged.items()},
+            **{f"{term.what} kept until": _until(term, now) for term in terms if term.left},
         },
     )
+
+
+def _until(term: retention.Term, now: datetime) -> str:
+    return f"{term.until:%Y-%m-%d}{': due, see `anonymizer purge`' if term.is_due(now) else ''}"
 
 
 def audit(config: AuditConfig, *, as_json: bool, quiet: bool) -> None:
@@ -146,13 +180,14 @@ def audit(config: AuditConfig, *, as_json: bool, quiet: bool) -> None:
 
     with show.progress_bar(quiet or as_json):
         settings = audit_steps.check(config)
-        with server.available(settings.key_env) as ready:
+        with server.available(settings.key_env, settings.signing_key_env) as ready:
             ready()
             from flows.audit import audit as flow
 
-            summary = flow(config.model_dump(mode="json"))
+            with emitting(settings, "audit", config.release) as told:
+                summary = flow(config.model_dump(mode="json"))
     release = Release.at(config.release)
-    answers = json.loads(release.public_audit.read())
+    answers = json.loads(release.audit_summary.read())
     if as_json:
         click.echo(json.dumps(summary | {"public": answers}))
         return
@@ -169,11 +204,12 @@ def audit(config: AuditConfig, *, as_json: bool, quiet: bool) -> None:
         | {
             "formal guarantee": answers["formal_guarantee"],
             "could not be tried": summary["not_run"],
-            "look at": release.audit_page,
+            "look at": _page(release.audit_page),
             "tables": release.audit,
-            "may be handed out": release.public_audit,
+            "may be handed out": release.audit_summary,
         },
     )
+    show.cautions(told.problems)
     show.line(
         "Bounds are upper ends of 95 % intervals, for the attacks that were tried. Other attackers may do better."
     )
@@ -184,7 +220,7 @@ def calibrate(config: CalibrationConfig, *, as_json: bool, quiet: bool) -> None:
 
     with show.progress_bar(quiet or as_json):
         calibrate_steps.check(config)
-        with server.available(config.run.key_env) as ready:
+        with server.available(config.run.key_env, config.run.signing_key_env) as ready:
             ready()
             from flows.calibrate import calibrate as flow
 
@@ -214,9 +250,22 @@ def _taken_up(config: RunConfig) -> planning.Plan:
     return planning.write(config, steps.backbone_of(config.model), load_key(config.key_env), _place(config))
 
 
+def _cautions(config: RunConfig, the_plan: planning.Plan) -> list[str]:
+    """What should be known before anything is handed out."""
+    found = planning.cautions(config, the_plan)
+    if absent := previous.absent(config):
+        found.append(f"previous: {absent} earlier releases are not at hand: who was only there gets a second output")
+    return found
+
+
+def _page(place: Place) -> str:
+    """Where a page is, as it is or encrypted."""
+    return str(place) if place.exists() else f"{place}{SUFFIX} (`anonymizer unseal`)"
+
+
 def _place(config: RunConfig) -> Release:
     return Release.at(config.output.uri)
 
 
-def _reasons(reasons: Any) -> str:
-    return f" ({', '.join(f'{name}: {count}' for name, count in reasons.items())})" if reasons else ""
+def _reasons(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in reasons.items())

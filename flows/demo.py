@@ -1,4 +1,4 @@
-"""The demo: invent people, plant leaks, release them, and look for each leak in what would be handed out."""
+"""The demo: invent people, plant leaks, release them, look for each leak in what would be handed out, and verify it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from rich.table import Table
 from anonymizer import config, demo_data, images
 from anonymizer.errors import OutputError
 from anonymizer.layout import Release
-from flows import commands, show, steps
+from flows import commands, governance, show, steps
 from flows.progress import watcher
+from flows.quiet import environment
 
 MARK = ".made-by-anonymizer-demo"
 
@@ -39,10 +40,14 @@ def run(folder: Path, count: int, level: float, *, quiet: bool) -> None:
         watcher().stage("inventing")
         backbone, progress = steps.backbone_of(settings.model), watcher().advance
         names = steps.apart(lambda: demo_data.make(source, count, backbone, progress))
-    show.out.print("Releasing them (starting Prefect takes a moment) ...\n")
-    commands.run(settings, as_json=False, quiet=quiet)
+    show.out.print("Releasing them, signed with a new key (starting Prefect takes a moment) ...\n")
+    private_file, public_file = governance.make_keys("publisher", folder / "keys", "signing")
+    with environment({settings.signing_key_env: str(private_file)}):
+        commands.run(settings, as_json=False, quiet=quiet)
     show.out.print()
     show.out.print(_leaks(source, output, names))
+    show.out.print()
+    governance.verify(str(output / "public"), [str(public_file)])
 
 
 def _leaks(source: Path, output: Path, names: list[str]) -> Table:

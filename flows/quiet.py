@@ -43,16 +43,25 @@ def chosen() -> set[str]:
 @contextmanager
 def settings(values: Mapping[str, str]) -> Iterator[None]:
     """Let these hold for Prefect, here and in what is started here, for a while."""
+    try:
+        with environment(values):
+            _refresh()
+            yield
+    finally:
+        _refresh()
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Let these variables be set for a while."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
-    _refresh()
     try:
         yield
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)
             os.environ |= {} if value is None else {name: value}
-        _refresh()
 
 
 def _refresh() -> None:

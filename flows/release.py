@@ -11,9 +11,10 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from anonymizer import preflight
-from anonymizer.config import RunConfig, build
-from anonymizer.errors import ShardError
+from anonymizer.config import PolicyConfig, RunConfig, build
+from anonymizer.errors import GateError, ShardError
 from flows import steps
+from flows.lineage import emitting
 from flows.progress import watcher
 from flows.steps import TELLABLE
 from flows.tagging import tag_run
@@ -30,23 +31,36 @@ TAGS = ["anonymizer", "release"]
 def release(config: dict[str, Any]) -> dict[str, Any]:
     """Make one release from a configuration (nested mappings, as in the YAML file); returns its counts.
 
+    ``problems`` are lines about events that a lineage server did not take.
+
     Prefect sees the configuration, shard numbers and counts. It never sees a picture, an id or a key.
     """
     tag_run(TAGS)
     settled = build(config)  # a level that a calibration chooses is chosen once, and every task sees the number
-    with preflight.alone(settled):
-        return _release(settled.model_dump(mode="json"))
+    with preflight.alone(settled.output.uri), emitting(settled, "release") as told:
+        try:
+            summary = _release(settled.model_dump(mode="json"))
+        except GateError:
+            told.gate = "fail"
+            raise
+        told.gate = "none" if settled.policy == PolicyConfig() else "pass"
+    return summary | {"problems": told.problems}
 
 
 def _release(config: dict[str, Any]) -> dict[str, Any]:
     plan = make_plan(config)
+    steps.note(RunConfig.model_validate(config), "started")
     progress = cast(UUID, create_progress_artifact(0.0, key="release-progress", description="shards committed"))
     retries = RunConfig.model_validate(config).run.retries
     shard_task = run_shard.with_options(retries=retries)
     problems: list[BaseException] = []
+    committed = steps.logged_shards(RunConfig.model_validate(config))
     for done, future in enumerate(shard_task.map(range(plan["shards"]), config=unmapped(config)), start=1):
         result = future.result(raise_on_failure=False)
-        problems += [result] if isinstance(result, BaseException) else []
+        if isinstance(result, BaseException):
+            problems.append(result)
+        elif result["shard"] not in committed:
+            steps.note(RunConfig.model_validate(config), "shard committed", **result)
         update_progress_artifact(progress, 100.0 * done / plan["shards"])
     for problem in problems:
         if isinstance(problem, TELLABLE):  # no space, another key: one line that says more than how many shards failed

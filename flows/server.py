@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryFile
 from typing import IO
@@ -41,10 +41,10 @@ uvicorn.Server(config).run(sockets=[listener])
 
 
 @contextmanager
-def available(secret: str) -> Iterator[Callable[[], None]]:
+def available(*secrets: str) -> Iterator[Callable[[], None]]:
     """Start a temporary server, unless Prefect is set up to use another; call what is yielded to wait until it answers.
 
-    The environment variable named ``secret`` is not handed to it. Prefect is imported here and not earlier.
+    Environment variables named in ``secrets`` are not handed to it. Prefect is imported here and not earlier.
     """
     quiet.prepare()
     from prefect.settings import PREFECT_API_URL
@@ -56,7 +56,7 @@ def available(secret: str) -> Iterator[Callable[[], None]]:
     unset = {name: value for name, value in quiet.TEMPORARY.items() if name not in chosen}
     own = nullcontext(None) if database.SETTING in chosen else database.of_its_own()
     # Prefect would start a server of its own only when the flow begins, after importing all of it into this process.
-    with quiet.settings(unset), own as kept, TemporaryFile() as log, _process(secret, kept, log) as process:
+    with quiet.settings(unset), own as kept, TemporaryFile() as log, _process(secrets, kept, log) as process:
         port = int((process.stdout or sys.stdin).readline() or b"0")  # type: ignore[arg-type]
         url = f"http://127.0.0.1:{port}/api"
 
@@ -71,8 +71,8 @@ def available(secret: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _process(secret: str, kept: Database | None, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {name: value for name, value in os.environ.items() if name != secret}
+def _process(secrets: Sequence[str], kept: Database | None, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {name: value for name, value in os.environ.items() if name not in secrets}
     environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     environment |= {database.SETTING: kept.url} if kept else {}
     process = subprocess.Popen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,8 +19,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from anonymizer.calibration import Calibration
 from flows.progress import watched_by
+
+if TYPE_CHECKING:
+    from anonymizer.calibration import Calibration
+    from anonymizer.sources import Field
+    from anonymizer.verify import Finding
 
 SCORES = ("LPIPS", "CLIP similarity")  # medians that fit beside the risks; the rest is in tables and plots
 
@@ -71,6 +75,18 @@ def facts(title: str, rows: Mapping[str, Any]) -> None:
     out.print()
 
 
+def fields(found: Sequence[Field]) -> None:
+    """What a source holds: each thing, where it was found, and what becomes of it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("field", "found", "becomes"):
+        table.add_column(title, overflow="fold")
+    for one in found:
+        table.add_row(Text(one.name), Text(one.found), Text(one.becomes))
+    line("What becomes of what is in the source", style="bold")
+    out.print(table)
+    out.print()
+
+
 def curve(found: Calibration) -> None:
     """Risk of each attack, at most for those who choose and as measured on those who confirm, and the scores."""
     scores = [name for name in found.levels[0].utility if name in SCORES]
@@ -89,6 +105,19 @@ def curve(found: Calibration) -> None:
         table.add_row(f"{one.level:g}", f"{one.log_snr:+.2f}", *risks, *utility)
     line("Risk above chance: at most, of those who choose / measured, of those who confirm", style="bold")
     out.print(table)
+    out.print()
+
+
+MARKS = {"pass": ("ok", "green"), "fail": ("FAIL", "bold red"), "note": ("note", "yellow")}
+
+
+def findings(title: str, found: Sequence[Finding]) -> None:
+    """What was checked, a line for each, however long: good, bad, or worth knowing."""
+    line(title, style="bold" if all(one.result != "fail" for one in found) else "bold red")
+    width = max(len(one.check) for one in found)
+    for one in found:
+        mark, style = MARKS[one.result]
+        out.print(Text.assemble((f"{mark:<5}", style), (f"{one.check:<{width}}  ", "dim"), one.said), soft_wrap=True)
     out.print()
 
 

@@ -7,25 +7,28 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from anonymizer import assemble, ledger, plan, preflight, report
+from anonymizer import assemble, events, ledger, plan, preflight, previous, publish, report
 from anonymizer.backbones import Backbone, load_backbone
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.errors import (
     AnonymizerError,
     ConfigError,
     CustodianKeyError,
+    GateError,
     IntegrityError,
     ModelError,
     OutputError,
     ShardError,
+    SigningKeyError,
     StepError,
 )
 from anonymizer.keys import load_key
 from anonymizer.layout import Release
 from anonymizer.ledger import ShardSummary, ShardWriter
 from anonymizer.place import Place
+from anonymizer.previous import Previous
 from anonymizer.shard import anonymize_shard
 
 if TYPE_CHECKING:
@@ -47,6 +50,12 @@ def scorer_of(metrics: MetricsConfig, device: str) -> ReleaseScorer:
     return apart(lambda: build_scorer(metrics, device))
 
 
+@lru_cache(maxsize=1)
+def previous_of(output: str) -> Previous:
+    """What the releases before this one published, loaded once for each process."""
+    return apart(lambda: previous.load(Release.at(output)))
+
+
 def apart(work: Callable[[], T]) -> T:
     """What ``work`` returns, done in a thread that ends with it.
 
@@ -66,9 +75,13 @@ def check(config: RunConfig) -> None:
 def prepare(config: RunConfig) -> plan.Plan:
     """Everything that can go wrong before the work: key, source, output, model, scorer. Writes the plan."""
     check(config)
-    key, backbone = load_key(config.key_env), backbone_of(config.model)
-    scorer_of(config.metrics, str(backbone.device))
-    return plan.write(config, backbone, key, Release.at(config.output.uri))
+    publish.check_key(config)
+    key, backbone, release = load_key(config.key_env), backbone_of(config.model), Release.at(config.output.uri)
+    previous.check(config, key, scorer_of(config.metrics, str(backbone.device)).names)
+    the_plan = plan.write(config, backbone, key, release)
+    previous.take_over(config, release)
+    previous_of.cache_clear()  # of another run in this process, at the same place
+    return the_plan
 
 
 def prepare_for_scheduler(config: RunConfig) -> plan.Plan:
@@ -92,6 +105,17 @@ def finish(config: RunConfig) -> assemble.Summary:
     )
 
 
+def note(config: RunConfig, event: str, **details: Any) -> None:
+    """Add an event to the release's log; counts only."""
+    events.record(Release.at(config.output.uri), event, **details)
+
+
+def logged_shards(config: RunConfig) -> set[int]:
+    """Shards whose commit is in the log already."""
+    found = events.read(Release.at(config.output.uri))
+    return {event["details"]["shard"] for event in found if event["event"] == "shard committed"}
+
+
 def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
     release = Release.at(config.output.uri)
     if (table := ledger.read_shard(release, shard)) is not None:
@@ -100,7 +124,8 @@ def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -
     scorer = scorer_of(config.metrics, str(backbone.device))
     entries = plan.read_entries(release, shard)
     writer = ShardWriter(release, shard, scorer.names)
-    return anonymize_shard(shard, entries, config, backbone, scorer, load_key(config.key_env), writer, progress)
+    key, before = load_key(config.key_env), previous_of(config.output.uri)
+    return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
 
 
 def _finish(config: RunConfig) -> assemble.Summary:
@@ -109,6 +134,7 @@ def _finish(config: RunConfig) -> assemble.Summary:
     the_plan = plan.read(release)
     summary = assemble.summary(release, the_plan)
     report.write_restricted(release, the_plan, config, summary)
+    publish.settle(release, config, load_key(config.key_env))
     return summary
 
 
@@ -117,7 +143,7 @@ def _restricted(config: RunConfig) -> Place:
 
 
 # Errors whose text is about the run and never about a record: a scheduler may keep them.
-TELLABLE = (ConfigError, OutputError, ModelError, CustodianKeyError, IntegrityError)
+TELLABLE = (ConfigError, OutputError, ModelError, CustodianKeyError, SigningKeyError, GateError, IntegrityError)
 
 
 def guarded(place: Place, step: str, otherwise: StepError, work: Callable[[], T]) -> T:

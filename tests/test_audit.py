@@ -207,7 +207,8 @@ def release(tmp_path: Path, ideal: IdealGaussian) -> Release:
         {"image": f"Wanda_Zx{i:02d}.png", "id": f"Wanda_Zx{i:02d}", "who": f"p{i % 10}", "side": i % 2}
         for i in range(30)
     ]
-    return run(settings(listing(tmp_path / "in", items), tmp_path / "out", source={"id": "id"}), ideal)
+    classified = {"id": "id", "subject": "who", "restricted": ["side"]}
+    return run(settings(listing(tmp_path / "in", items), tmp_path / "out", source=classified), ideal)
 
 
 def settings_of(release: Release, **more: Any) -> AuditConfig:
@@ -224,14 +225,14 @@ def test_an_audit_writes_every_figure_a_page_and_a_public_summary(release: Relea
     page = release.audit_page.read().decode()
     for part in ("Singling out", "Linkability", "Inference", "No formal guarantee", "Wanda_Zx"):
         assert part in page
-    told = json.loads(release.public_audit.read())
+    told = json.loads(release.audit_summary.read())
     assert set(told["answers"]) == {"Singling out", "Linkability", "Inference"}
     assert plan.read(release).records == 30
 
 
 def test_the_public_summary_names_nobody_and_helps_no_attacker(release: Release) -> None:
     audit_steps.run(settings_of(release, identity="who", attributes=["side"]))
-    told = release.public_audit.read().decode()
+    told = release.audit_summary.read().decode()
     for row in rows(release):
         for name in ("record_id", "output_id", "source_hmac"):
             assert str(row[name]) not in told
@@ -265,6 +266,19 @@ def test_outsiders_who_are_insiders_are_left_out_and_said(release: Release, tmp_
         audit_steps.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(tmp_path / "in")}))
 
 
+def test_what_attackers_bring_need_not_be_classified(release: Release, tmp_path: Path) -> None:
+    """Nothing of it is released; nor is what they ask of the originals, whatever the release does with it."""
+    folder_of(tmp_path / "theirs", {f"{i}.png": picture(200 + i) for i in range(20)})
+    items = [{"image": f"{i}.png", "who": f"stranger {i}", "city": "x"} for i in range(20)]
+    theirs = {"uri": str(listing(tmp_path / "theirs", items)), "label": "who", "restricted": ["who"]}
+    config = settings_of(
+        release, identity="who", attributes=["side"], attacks=["membership"],
+        outsiders=theirs, others=theirs, training=theirs,
+    )  # fmt: skip
+    audit_steps.check(config)
+    assert audit_steps.run(config).figures
+
+
 def test_baselines_stand_beside_the_release_and_out_of_its_answers(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,9 +297,9 @@ def test_baselines_stand_beside_the_release_and_out_of_its_answers(
     page = release.audit_page.read().decode()
     assert "Beside other methods" in page and "this release" in page
     audit_steps.run(settings_of(release, attacks=["linkage"]))
-    alone = json.loads(release.public_audit.read())
+    alone = json.loads(release.audit_summary.read())
     audit_steps.run(settings_of(release, attacks=["linkage"], baselines=["round-trip"]))
-    assert json.loads(release.public_audit.read()) == alone
+    assert json.loads(release.audit_summary.read()) == alone
 
 
 def test_attacks_are_left_out_by_name(release: Release) -> None:
@@ -317,10 +331,10 @@ def test_a_release_that_is_too_small_to_attack_is_one_line(
 ) -> None:
     folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(count)})
     source = listing(tmp_path / "in", [{"image": f"{i}.png", "who": "one person"} for i in range(count)])
-    small = run(settings(source, tmp_path / "out"), ideal)
+    small = run(settings(source, tmp_path / "out", source={"drop": ["who"]}), ideal)
     with pytest.raises(OutputError, match="an audit needs 4 of two people or more"):
         audit_steps.run(settings_of(small, identity=identity))
-    assert not small.audit.exists() and not small.public_audit.exists()
+    assert not small.audit.exists() and not small.audit_summary.exists()
 
 
 @pytest.mark.parametrize("attack", ["linkage", "leaks"])

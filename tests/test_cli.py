@@ -64,7 +64,7 @@ def test_a_folder_becomes_a_release(
     done = cli(*arguments)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "Released 5 of 6 pictures at level 0.3" in done.stdout
-    assert "1 (not_an_image: 1)" in done.stdout
+    assert "not_an_image: 1" in done.stdout
     assert str(out / "public") in done.stdout
     assert len(manifest(Release.at(str(out)))) == 5
     before = tree(out)
@@ -125,6 +125,11 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     assert (told["records"], told["shards"], told["t_boom"], told["steps"]) == (6, 3, 400, 2)
     assert told["estimated_seconds"] > 0
     assert "Plan for 6 records" in cli(*arguments, "-q").stdout
+    found = {field["name"]: (field["found"], field["becomes"]) for field in told["fields"]}
+    assert found["file name, path, size and time"] == ("each file", "restricted (ledger)")
+    assert found["other metadata of pictures"][0] == "0 of 5 pictures"
+    assert "What becomes of what is in the source" in done.stdout
+    assert re.search("file name, path, size and time +each file +restricted \\(ledger\\)", done.stdout)
     assert tree(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
@@ -292,6 +297,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "missing source": (["run", "--source", "none", "--output", "out"], "source.uri 'none': no such file or folder"),
     "empty source": (["run", "--source", "EMPTY", "--output", "out"], "no files in it"),
     "source of unknown format": (["run", "--source", "IN/bad.jpg", "--output", "out"], "a file of unknown format"),
+    "unclassified column": (["run", "--source", "MINE/list.csv", "--output", "out"], "nobody has classified, 'name'"),
+    "plan of unclassified": (["plan", "--source", "MINE/list.csv", "--output", "out"], "nobody has classified, 'name'"),
     "missing config": (["run", "none.yaml"], "config: no file 'none.yaml'"),
     "config is a folder": (["run", "IN"], "is a directory"),
     "source as config": (["run", "IN"], "config: 'IN' is a directory: if it holds the pictures, give it as --source"),
@@ -349,7 +356,7 @@ def test_bad_input_is_one_line_and_leaves_no_trace(
 ) -> None:
     source = folder_of(people(tmp_path / "IN", 1), {"bad.jpg": b"\xff\xd8\t"})
     (tmp_path / "EMPTY").mkdir()
-    folder_of(tmp_path / "MINE", {"diary.txt": b"dear"})
+    folder_of(tmp_path / "MINE", {"diary.txt": b"dear", "list.csv": b"image,name\ndiary.txt,Ada\n"})
     good = f"source: {{uri: '{source}'}}\noutput: {{uri: out}}\nmetrics: {{clip: none, lpips: none}}\n"
     (tmp_path / "c.yaml").write_text(f"{good}model: {{device: cpu}}\n")
     monkeypatch.chdir(tmp_path)

@@ -19,16 +19,21 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from conftest import IdealGaussian
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from PIL import Image, ImageCms, PngImagePlugin
 from prefect_database import cells, wait_for
 from running import HEX, KEY, PlainScorer, folder_of, picture, rows, tree
+from securesystemslib.signer import CryptoSigner
 
 from anonymizer import images
+from anonymizer.attest import signing
 from anonymizer.layout import Release
 from anonymizer.shard import _Journey
 from flows import steps
 from flows.cli import main
 
+PUBLISHER, ALICE = signing.generate(), signing.generate()
 MARK = "Zz7Marker"
 ADDRESS = re.compile(rb'"[^"]*/Zz7Marker(Root|Models/tiny)"')  # what a run's settings name, and nothing below it
 
@@ -75,7 +80,7 @@ def pictures() -> dict[str, bytes]:
 
 def as_folder(root: Path) -> tuple[Path, list[str]]:
     folder_of(root / f"{MARK}Root", {f"{MARK}Folder/{name}": data for name, data in pictures().items()})
-    return root / f"{MARK}Root", []
+    return root / f"{MARK}Root", ["source.subject=folder"]
 
 
 def as_parquet(root: Path) -> tuple[Path, list[str]]:
@@ -86,7 +91,8 @@ def as_parquet(root: Path) -> tuple[Path, list[str]]:
     path = root / f"{MARK}Root" / f"{MARK}.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(items).replace_schema_metadata({"note": f"{MARK}Schema"}), path)
-    return path.parent, ["source.id=id", "source.carry=[ok]", "output.format=parquet"]
+    kept = ["source.id=id", "source.subject=label", "source.restricted=[x]"]
+    return path.parent, [*kept, "source.carry=[ok]", "output.format=parquet"]
 
 
 def as_tar(root: Path) -> tuple[Path, list[str]]:
@@ -101,7 +107,8 @@ def as_tar(root: Path) -> tuple[Path, list[str]]:
                 info = tarfile.TarInfo(member)
                 info.size, info.uname, info.gname = len(content), f"{MARK}User", f"{MARK}Group"
                 tar.addfile(info, io.BytesIO(content))
-    return path.parent, ["source.carry=[ok]", "output.format=webdataset"]
+    kept = ["source.restricted=[who]", "source.drop=[txt]"]
+    return path.parent, [*kept, "source.carry=[ok]", "output.format=webdataset"]
 
 
 def spellings(text: str) -> Iterator[bytes]:
@@ -139,7 +146,10 @@ def forbidden(source: Path, found: list[dict[str, Any]]) -> set[bytes]:
         marks |= set(digests(name.encode()))
     for row in found:
         marks |= {*spellings(row["record_id"]), *digests(row["record_id"].encode())}
-        marks |= {row["source_hmac"].encode()} if row["source_hmac"] else set()
+        if row["source_hmac"]:
+            seed = KEY.noise_key(row["source_hmac"], row["config_fingerprint"])
+            marks |= {row["source_hmac"].encode(), seed, seed.hex().encode(), base64.b64encode(seed)}
+            marks |= {str(int.from_bytes(seed, "little")).encode()}
         for score in (row["clip_similarity"], row["lpips"]):
             if score is not None:
                 marks |= {
@@ -148,13 +158,23 @@ def forbidden(source: Path, found: list[dict[str, Any]]) -> set[bytes]:
                     struct.pack("<f", score),
                     struct.pack("<d", score),
                 }
-    marks |= {HEX.encode(), HEX.upper().encode(), KEY.secret, base64.b64encode(KEY.secret)}
+    for secret in (KEY.secret, *(_raw(signer) for signer in (PUBLISHER, ALICE))):
+        marks |= {secret.hex().encode(), secret.hex().upper().encode(), secret, base64.b64encode(secret)}
     return {mark for mark in marks if len(mark) >= 4}
+
+
+def _raw(signer: CryptoSigner) -> bytes:
+    """A private key's own 32 bytes, which its PEM file holds in base64."""
+    key = load_pem_private_key(signer.private_bytes, password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return key.private_bytes_raw()
 
 
 def seen_in(name: str, data: bytes) -> list[bytes]:
     """A file as it lies there, its name, and what is inside where that is packed."""
     views = [name.encode(), data]
+    if name.endswith(".intoto.jsonl"):
+        views += [base64.b64decode(json.loads(line)["payload"]) for line in data.splitlines()]
     if name.endswith(".parquet"):
         table = pq.read_table(pa.BufferReader(data))
         views += [str(table.schema.to_string(show_schema_metadata=True)).encode(), repr(table.schema.metadata).encode()]
@@ -193,14 +213,20 @@ def test_nothing_of_an_original_is_found_outside_restricted(
     model = tmp_path / f"{MARK}Models" / "tiny"
     model.mkdir(parents=True)
     options += [f"model.id={model}", "run.shard_size=3", "run.retries=0", "boomerang.steps=2"]
+    key_file = tmp_path / "alice.key"
+    key_file.write_bytes(ALICE.private_bytes)
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", PUBLISHER.private_bytes.decode())
+    options += [f"policy.approvers={{alice: '{signing.public_text(ALICE.public_key)}'}}", "policy.approvals=1"]
+    options += ["policy.max_failed=0.5", "policy.scores={lpips: {min: 0.001}}", "policy.escalate=[0.9]"]
+    options += [f"lineage.to={tmp_path / 'lineage.jsonl'}"]
     command = ["run", "--source", str(source), "--output", str(tmp_path / "out")]
     command += [part for option in options for part in ("--set", option)]
 
     # The second shard fails with a message that names what it was working on.
-    def failing(journey: Any, batch: Any) -> Any:
-        if journey.settings["shard"] == 1:
+    def failing(journey: Any, batch: Any, attempt: Any) -> Any:
+        if attempt.columns["shard"] == 1:
             raise RuntimeError(f"{MARK}: {batch[0].record.entry.record_id} of {source}")
-        return original(journey, batch)
+        return original(journey, batch, attempt)
 
     original = _Journey.sample
     with monkeypatch.context() as patch:
@@ -214,6 +240,10 @@ def test_nothing_of_an_original_is_found_outside_restricted(
     assert (counts["read"], counts["released"], counts["failed"]) == (9, 7, 2)
 
     release = Release.at(str(tmp_path / "out"))
+    approved = CliRunner().invoke(main, ["approve", str(tmp_path / "out"), "--key", str(key_file)])
+    assert approved.exit_code == 0, approved.stderr
+    checked = CliRunner().invoke(main, ["verify", str(tmp_path / "out"), "--rescore", "0", "--json"])
+    assert checked.exit_code == 0, checked.stdout
     assert MARK in (tmp_path / "out/restricted/errors/shard-00001.txt").read_text()
     found = rows(release)
     marks = forbidden(source, found)
@@ -227,8 +257,15 @@ def test_nothing_of_an_original_is_found_outside_restricted(
     assert len(list(pictures_of(public))) == 7
 
     said = capfd.readouterr()
-    for text in (failed.stdout, failed.stderr, done.stdout, done.stderr, said.out, said.err, caplog.text):
+    runs = [text for result in (failed, done, approved, checked) for text in (result.stdout, result.stderr)]
+    for text in (*runs, said.out, said.err, caplog.text):
         assert not [mark for mark in marks if mark in text.encode()]
+
+    events = ADDRESS.sub(b"", (tmp_path / "lineage.jsonl").read_bytes())
+    assert events.count(b"\n") == 4  # two that start, one that fails, one that is complete
+    assert not [
+        mark for mark in marks | {row["output_id"].encode() for row in found if row["output_id"]} if mark in events
+    ]
 
     # Prefect: parameters hold the settings, the source's address among them; nothing else holds anything.
     assert wait_for(lambda: any(t == "task_run" for t, _, _ in cells(prefect_home)))
