@@ -71,7 +71,8 @@ def assemble(release: Release, config: RunConfig) -> None:
     if not release.is_assembled:
         attempt = release.assembling / secrets.token_hex(6)
         try:
-            _make_room(release)
+            for half in (release.public, release.candidate):
+                make_room(half)
             _write(attempt, release, config, rows, models)
             attempt.move_to(release.candidate, last=MANIFEST)
         except (IntegrityError, OutputError):
@@ -113,12 +114,11 @@ def _write(folder: Place, release: Release, config: RunConfig, rows: pa.Table, m
         raise IntegrityError("release: pictures vanished while it was written: run the same command again")
 
 
-def _make_room(release: Release) -> None:
-    """No half without a manifest: on a disk somebody took it, elsewhere an attempt was stopped while copying."""
-    for half in (release.public, release.candidate):
-        if half.exists() and half.is_local:
-            raise IntegrityError(f"release: {half.name}/ has lost its manifest: restore it, or choose another output")
-        half.remove()
+def make_room(half: Place) -> None:
+    """Away with a half without a manifest: on a disk somebody took that, elsewhere a copy was stopped."""
+    if half.exists() and half.is_local:
+        raise IntegrityError(f"release: {half.name}/ has lost its manifest: restore it, or choose another output")
+    half.remove()
 
 
 def _check_assembled(release: Release, rows: pa.Table) -> None:

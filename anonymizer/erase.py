@@ -27,7 +27,6 @@ from anonymizer.plan import Plan
 from anonymizer.records import Status
 
 SUBJECT = "subject:"  # before the name of a person, in a list of what is to be erased
-LOG, LOG_LOCK = "events.jsonl", ".events.lock"  # the first of them outlives a release
 BEGUN, DONE = "erasing", "predecessor destroyed"  # events of the new release: its first one, and the last of an erasure
 
 
@@ -90,7 +89,7 @@ class Split:
 def check(old: Release, new: Release, wanted: Wanted) -> None:
     """What can be told before the work. UsageError; writes nothing."""
     name = f"release {str(old.root)!r}"
-    if previous.lies_in(new.root, old.root):
+    if new.root.lies_in(old.root):
         raise OutputError("--output: is the release itself, or lies in it, which is to be destroyed: name a new folder")
     if new.plan.exists():
         raise OutputError(f"--output {str(new.root)!r}: is another release: name a new folder")
@@ -105,8 +104,7 @@ def is_begun(old: Release, new: Release) -> bool:
     """Whether ``new`` is the release that an erasure from ``old`` began to write, or has written."""
     if not new.config.exists() or [event["event"] for event in events.read(new)][:1] != [BEGUN]:
         return False
-    told = configuration.build(configuration.parse(new.config.read().decode(), "restricted/config.yaml"))
-    return told.previous == previous.address(str(old.root))
+    return plan.stored(new).previous == previous.address(str(old.root))
 
 
 def check_again(new: Release, wanted: Wanted) -> None:
@@ -138,7 +136,7 @@ def prepare(
     """
     the_plan, parted = plan.read(old), split(old, wanted)
     new.restricted.make_private()
-    _clear(new.restricted, {LOG, new.lock.name, new.errors.name})
+    _clear(new.restricted, {new.events.name, new.lock.name, new.errors.name})
     new.config.write(configuration.dump(settings).encode())
     counts = Erased(parted.named, len(parted.go) - parted.named, len(parted.revoked))
     since = retention.since(old)
@@ -171,11 +169,11 @@ def destroy(old: Release, new: Release, successor: str) -> None:
     if files:
         events.record(old, "erased", files=len(files), bytes=size, successor=successor)
     old.public.remove()
-    _clear(old.restricted, {LOG})
+    _clear(old.restricted, {old.events.name})  # which outlives a release
     if left := _left(old):
         raise IntegrityError(f"erase: {len(left)} files of the old release could not be removed: remove them by hand")
     head = events.record(old, "destroyed", successor=successor)
-    (old.restricted / LOG_LOCK).remove()
+    old.events_lock.remove()
     events.record(new, DONE, files=len(files), bytes=size, events=asdict(head))
 
 
@@ -260,7 +258,7 @@ def _clear(folder: Place, kept: set[str]) -> None:
 
 def _left(release: Release) -> list[str]:
     """Files of both halves that are to go when the release goes."""
-    return [f"{half.name}/{name}" for half in _halves(release) for name in half.files() if name != LOG]
+    return [f"{half.name}/{name}" for half in _halves(release) for name in half.files() if name != release.events.name]
 
 
 def _halves(release: Release) -> Iterator[Place]:

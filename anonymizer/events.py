@@ -164,5 +164,5 @@ def _alone(release: Release) -> Iterator[None]:
         yield
         return
     release.restricted.make_private()
-    with FileLock(release.restricted.path + "/.events.lock", mode=0o600):
+    with FileLock(release.events_lock.path, mode=0o600):
         yield

@@ -130,6 +130,11 @@ class Release:
         return self.restricted / "events.jsonl"
 
     @property
+    def events_lock(self) -> Place:
+        """Held by whoever writes an event, on a disk."""
+        return self.restricted / ".events.lock"
+
+    @property
     def decision(self) -> Place:
         """What the policy said of this release each time it was asked, signed; the last line counts."""
         return self.restricted / "decisions.intoto.jsonl"

@@ -68,6 +68,15 @@ class Place:
     def is_local(self) -> bool:
         return isinstance(self.fs, LocalFileSystem)
 
+    def lies_in(self, outer: Place) -> bool:
+        """Whether this is ``outer`` or lies below it, whatever links and spellings lead there."""
+        if type(self.fs) is not type(outer.fs):
+            return False
+        if not outer.is_local:
+            return f"{self.path}/".startswith(f"{outer.path.rstrip('/')}/")
+        real = Path(os.path.realpath(self.path))
+        return any(_same(folder, Path(outer.path)) for folder in (real, *real.parents))
+
     def exists(self) -> bool:
         return bool(self.fs.exists(self.path))
 
@@ -172,6 +181,13 @@ class Place:
                 self.fs.makedirs(f"{other.path}/{name}".rpartition("/")[0], exist_ok=True)
                 self.fs.cp_file(f"{self.path}/{name}", f"{other.path}/{name}")
         self.remove()
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there yet
+        return str(one) == os.path.realpath(other)
 
 
 def _link(scratch: Path, target: Path) -> None:

@@ -173,16 +173,21 @@ def read(release: Release) -> Plan:
         ) from None
 
 
-def settings_of(release: Release) -> RunConfig:
-    """What a release was made with; a source on a disk by its whole path, wherever this is asked."""
-    the_plan = read(release)  # says what is missing where this is no release
+def stored(release: Release) -> RunConfig:
+    """The settings in ``restricted/config.yaml``, as they are written there."""
     try:
         text = release.config.read().decode()
     except (OSError, UnicodeDecodeError):
         raise IntegrityError(
             f"release {str(release.root)!r}: restricted/config.yaml is missing or damaged: restore it"
         ) from None
-    settings = configuration.build(configuration.parse(text, "restricted/config.yaml"))
+    return configuration.build(configuration.parse(text, "restricted/config.yaml"))
+
+
+def settings_of(release: Release) -> RunConfig:
+    """What a release was made with; a source on a disk by its whole path, wherever this is asked."""
+    the_plan = read(release)  # says what is missing where this is no release
+    settings = stored(release)
     if not Place.of(settings.source.uri).is_local:
         return settings
     return settings.model_copy(update={"source": settings.source.model_copy(update={"uri": the_plan.source})})
@@ -223,7 +228,7 @@ def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: R
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {output} was begun with: set that one, or choose another output"
         )
-    begun = configuration.build(configuration.parse(release.config.read().decode(), "restricted/config.yaml"))
+    begun = stored(release)
     for name in configuration.known_keys():
         was, now = configuration.setting(begun, name), configuration.setting(config, name)
         if was != now and not name.startswith(FREE):

@@ -161,7 +161,8 @@ def _highest(figures: Sequence[Line], attack: str, measure: str | None) -> float
     """
     own = [line for line in figures if line["attack"] == attack and line["subgroup"] is None]
     if measure is None:
-        asked, highs = headlines(own, attack), [excess(line) for line in headlines(own, attack)]
+        asked = headlines(own, attack)
+        highs = [excess(line) for line in asked]
     else:
         asked = [line for line in own if line["measure"].startswith(measure) and OF_THE_MODEL not in line["measure"]]
         highs = [math.nan if line["value"] is None or line["high"] is None else line["high"] for line in asked]

@@ -59,7 +59,7 @@ def check_output(config: RunConfig) -> None:
 def check_folder(key: str, uri: str, source: str) -> None:
     """OutputError if ``uri``, which setting ``key`` names, cannot take files that are not to be handed out."""
     place, name = Place.of(uri), f"{key} {uri!r}"
-    if type(place.fs) is type(Place.of(source).fs) and _contains(Place.of(source), place):
+    if place.lies_in(Place.of(source)):
         raise OutputError(f"{name}: lies inside the source: what is written would become input: choose another")
     if place.is_local and any((folder / "restricted/plan.json").exists() for folder in Path(place.path).parents):
         raise OutputError(f"{name}: lies inside a release: choose a folder outside of it")
@@ -74,30 +74,13 @@ def _is_left_over(folder: Path) -> bool:
 
 
 def _check_apart(config: RunConfig, source: Place, output: Place) -> None:
-    if type(source.fs) is not type(output.fs):
-        return
     name = f"output.uri {config.output.uri!r}"
-    if _contains(source, output) and _contains(output, source):
+    if output.lies_in(source) and source.lies_in(output):
         raise OutputError(f"{name}: is the source: choose a folder outside of it")
-    if _contains(source, output):
+    if output.lies_in(source):
         raise OutputError(f"{name}: lies inside the source: outputs would become inputs: choose a folder outside of it")
-    if _contains(output, source):
+    if source.lies_in(output):
         raise OutputError(f"{name}: holds the source: originals would lie in the release: choose another folder")
-
-
-def _contains(outer: Place, inner: Place) -> bool:
-    """Whether ``inner`` is ``outer`` or lies below it, whatever links and spellings lead there."""
-    if not outer.is_local:
-        return f"{inner.path}/".startswith(f"{outer.path.rstrip('/')}/")
-    real = Path(os.path.realpath(inner.path))
-    return any(_same(folder, Path(outer.path)) for folder in (real, *real.parents))
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:  # one of them is not there yet
-        return str(one) == os.path.realpath(other)
 
 
 def _check_place(config: RunConfig, root: Place) -> None:

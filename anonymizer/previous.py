@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]
     if config.previous is None:
         return
     before, name = Release.at(config.previous), f"previous {config.previous!r}"
-    if lies_in(Place.of(config.output.uri), before.root):
+    if Place.of(config.output.uri).lies_in(before.root):
         raise ConfigError(f"{name}: is the output itself, or holds it: each release has a place of its own")
     if not before.plan.exists():
         what = "was erased: name the release that took its place" if before.events.exists() else (
@@ -100,7 +99,7 @@ def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
         )
-    made = configuration.build(configuration.parse(before.config.read().decode(), "restricted/config.yaml"))
+    made = plan.stored(before)
     for setting in SAME:
         was, now = configuration.setting(made, setting), configuration.setting(config, setting)
         if was != now:
@@ -143,14 +142,6 @@ def address(uri: str) -> str:
     """Where a release lies, whatever folder a command is run in."""
     place = Place.of(uri)
     return place.path if place.is_local else uri
-
-
-def lies_in(inner: Place, outer: Place) -> bool:
-    """Whether ``inner`` is ``outer`` or lies below it, whatever links and spellings lead there."""
-    if type(inner.fs) is not type(outer.fs):
-        return False
-    one, other = (os.path.realpath(p.path) if p.is_local else p.path for p in (inner, outer))
-    return f"{one}/".startswith(f"{other.rstrip('/')}/")
 
 
 def take_over(config: RunConfig, release: Release) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from securesystemslib.signer import CryptoSigner
 
 from anonymizer import config as configuration
 from anonymizer import events, ledger, parquet, plan, previous, report
-from anonymizer.assemble import Summary, summary
+from anonymizer.assemble import Summary, make_room, summary
 from anonymizer.attest import envelope, signing, statement
 from anonymizer.attest.envelope import Signed
 from anonymizer.config import PolicyConfig, RunConfig
@@ -134,10 +133,7 @@ def _show(release: Release, signed: Signed) -> Standing:
     if len(approved) < required:
         return Standing(False, approved, required)
     _refuse_changed(release, signed)
-    if release.public.exists():
-        if release.public.is_local:
-            raise IntegrityError("release: public/ has lost its manifest: restore it, or choose another output")
-        release.public.remove()  # of a copy that was stopped
+    make_room(release.public)
     _log_publication(release, signed, approved)
     try:
         release.candidate.move_to(release.public, last=MANIFEST)
@@ -160,12 +156,12 @@ def approvals(signed: Signed) -> tuple[str, ...]:
     return statement.approved_by(signed)
 
 
-def last_decision(release: Release) -> Mapping[str, Any] | None:
+def last_decision(release: Release) -> Signed | None:
     """What the policy said last, with its reasons; none where it has not been asked."""
     if not release.decision.exists():
         return None
     try:
-        return envelope.read(release.decision.read(), DECISION)[-1].predicate
+        return envelope.read(release.decision.read(), DECISION)[-1]
     except (ValueError, IndexError):
         raise IntegrityError(f"release: restricted/{release.decision.name} is damaged: restore it") from None
 
@@ -274,16 +270,14 @@ def _refuse_changed(release: Release, signed: Signed) -> None:
 
 def _log_publication(release: Release, signed: Signed, approved: tuple[str, ...]) -> None:
     """An event, written before what it speaks of, and once: whoever is stopped in between comes here again."""
-    digest = hashlib.sha256(signed.envelope.payload).hexdigest()
-    if not any(e["event"] == "published" and e["details"]["statement"] == digest for e in events.read(release)):
-        events.record(release, "published", statement=digest, approved=list(approved))
+    published = [event["details"]["statement"] for event in events.read(release) if event["event"] == "published"]
+    if signed.digest not in published:
+        events.record(release, "published", statement=signed.digest, approved=list(approved))
 
 
 def _origin(release: Release, config: RunConfig, the_plan: Plan, key: CustodianKey) -> statement.Origin:
     digests: list[str] = []
     for _, table in ledger.committed(release, the_plan):
         digests += table["source_hmac"].drop_null().to_pylist()
-    before = None
-    if config.previous is not None:
-        before = hashlib.sha256(sealed(Release.at(config.previous)).envelope.payload).hexdigest()
+    before = None if config.previous is None else sealed(Release.at(config.previous)).digest
     return statement.Origin(len(digests), key.materials(digests), before)

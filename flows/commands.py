@@ -134,7 +134,7 @@ def status(uri: str, *, as_json: bool) -> None:
     the_plan = planning.read(release)
     result = assemble.summary(release, the_plan)
     terms = retention.terms(release, settings_of(release).restricted)
-    now, purged = datetime.now(UTC), retention.purged(release)
+    now, purged, decision = datetime.now(UTC), retention.purged(release), publish.last_decision(release)
     if release.is_published:
         stage = "complete" if release.ledger.exists() else "complete; its records were purged, and are not counted here"
     elif release.is_assembled:
@@ -149,11 +149,11 @@ def status(uri: str, *, as_json: bool) -> None:
             "planned_shards": the_plan.shards,
             "public": release.is_published,
         }
-        told |= {"state": stage, "policy": publish.last_decision(release)}
+        told |= {"state": stage, "policy": decision.predicate if decision else None}
         kept = {t.what: {"until": t.until.isoformat(), "left": t.left, "due": t.is_due(now)} for t in terms}
         click.echo(json.dumps(asdict(result) | told | {"retention": kept, "purged": purged}))
         return
-    rules = (publish.last_decision(release) or {"rules": []})["rules"]
+    rules = decision.predicate["rules"] if decision else []
     show.facts(
         f"Release {uri}",
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,4 +100,4 @@ def _destroy(old: Release, new: Release) -> None:
     bad = [finding for finding in check_public(new.public) if finding.result == "fail"]
     if bad:
         raise IntegrityError(f"erase: the new release does not verify ({bad[0].check}): the old one was left as it is")
-    erase.destroy(old, new, hashlib.sha256(publish.sealed(new).envelope.payload).hexdigest())
+    erase.destroy(old, new, publish.sealed(new).digest)

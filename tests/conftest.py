@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 import torch
 
@@ -41,6 +43,15 @@ class IdealGaussian:
 @pytest.fixture
 def ideal() -> IdealGaussian:
     return IdealGaussian()
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    """An object store that lasts for one test."""
+    memory = fsspec.filesystem("memory")
+    yield memory
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,9 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -269,14 +267,6 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed_when_there_is_space(
     assert str(caught.value) == f"{line} again"
     assert not (tmp_path / "out" / "public").exists()
     assert handed_out(finish(config))[0] == handed_out(undisturbed)[0]
-
-
-@pytest.fixture
-def store() -> Iterator[Any]:
-    memory = fsspec.filesystem("memory")
-    yield memory
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
 
 
 def test_an_object_store_gets_the_same_release(store: Any, source: Path, undisturbed: Release) -> None:

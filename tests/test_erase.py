@@ -6,11 +6,10 @@ import base64
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyrage
 import pytest
@@ -32,7 +31,7 @@ from running import (
     settings,
     tree,
 )
-from test_assemble import Stop, stop_at
+from test_assemble import Stop, named, stop_at
 from test_leaks import seen_in
 from test_previous import after, seen
 
@@ -257,14 +256,6 @@ def test_everybody_can_be_erased(tmp_path: Path, old: Release) -> None:
     assert len(manifest(new)) == 0 and rows(new) == [] and problems(new) == []
 
 
-@pytest.fixture
-def store() -> Iterator[Any]:
-    memory = fsspec.filesystem("memory")
-    yield memory
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
-
-
 def test_people_are_erased_on_an_object_store(tmp_path: Path, source: Path, store: Any) -> None:
     old = released(source, "memory://bucket/old")
     kept = seen(old)
@@ -473,33 +464,29 @@ def test_a_new_release_that_does_not_verify_leaves_the_old_one(
     assert erase(old, tmp_path / "new", file).published and set(tree(tmp_path / "old")) == {"restricted/events.jsonl"}
 
 
-def at(part: str) -> Any:
-    return lambda place, *rest: part in place.path
-
-
 POINTS: dict[str, tuple[Any, str, Any, bool]] = {
-    "before anything": (Place, "write", at("/new/restricted/config.yaml"), False),
-    "after its settings": (Place, "write", at("/new/restricted/config.yaml"), True),
-    "while the plan is copied": (Place, "put", at("/new/restricted/plan/shard-00001"), False),
-    "while the ledger is copied": (Place, "write", at("/new/restricted/ledger/shard-00001"), False),
-    "while quarantine is copied": (Place, "put", at("/new/restricted/quarantine/"), True),
-    "before the list of the erased": (Place, "write", at("/new/restricted/erased"), False),
-    "after the list of the erased": (Place, "write", at("/new/restricted/erased"), True),
-    "after the revocations": (Place, "write", at("/new/restricted/revocations"), True),
-    "before the plan stands": (Place, "write", at("/new/restricted/plan.json"), False),
-    "after the plan stands": (Place, "write", at("/new/restricted/plan.json"), True),
-    "while pictures are staged": (Place, "put", at("/new/restricted/staging/"), True),
-    "after the candidate appeared": (Place, "move_to", at("/new/restricted/assembling/"), True),
-    "before the report": (Place, "write", at("/new/restricted/report.html"), False),
-    "after the policy was asked": (Place, "write", at("/new/restricted/decisions"), True),
-    "before public/ appears": (Place, "move_to", at("/new/restricted/candidate"), False),
-    "after public/ appeared": (Place, "move_to", at("/new/restricted/candidate"), True),
-    "before the old one goes": (Place, "remove", at("/old/public"), False),
-    "after the old pictures went": (Place, "remove", at("/old/public"), True),
-    "after the old settings went": (Place, "remove", at("/old/restricted/config.yaml"), True),
-    "after the old plan went": (Place, "remove", at("/old/restricted/plan.json"), True),
-    "before the old report goes": (Place, "remove", at("/old/restricted/report.html"), False),
-    "when all of it went": (Place, "remove", at("/old/restricted/.events.lock"), False),
+    "before anything": (Place, "write", named("/new/restricted/config.yaml"), False),
+    "after its settings": (Place, "write", named("/new/restricted/config.yaml"), True),
+    "while the plan is copied": (Place, "put", named("/new/restricted/plan/shard-00001"), False),
+    "while the ledger is copied": (Place, "write", named("/new/restricted/ledger/shard-00001"), False),
+    "while quarantine is copied": (Place, "put", named("/new/restricted/quarantine/"), True),
+    "before the list of the erased": (Place, "write", named("/new/restricted/erased"), False),
+    "after the list of the erased": (Place, "write", named("/new/restricted/erased"), True),
+    "after the revocations": (Place, "write", named("/new/restricted/revocations"), True),
+    "before the plan stands": (Place, "write", named("/new/restricted/plan.json"), False),
+    "after the plan stands": (Place, "write", named("/new/restricted/plan.json"), True),
+    "while pictures are staged": (Place, "put", named("/new/restricted/staging/"), True),
+    "after the candidate appeared": (Place, "move_to", named("/new/restricted/assembling/"), True),
+    "before the report": (Place, "write", named("/new/restricted/report.html"), False),
+    "after the policy was asked": (Place, "write", named("/new/restricted/decisions"), True),
+    "before public/ appears": (Place, "move_to", named("/new/restricted/candidate"), False),
+    "after public/ appeared": (Place, "move_to", named("/new/restricted/candidate"), True),
+    "before the old one goes": (Place, "remove", named("/old/public"), False),
+    "after the old pictures went": (Place, "remove", named("/old/public"), True),
+    "after the old settings went": (Place, "remove", named("/old/restricted/config.yaml"), True),
+    "after the old plan went": (Place, "remove", named("/old/restricted/plan.json"), True),
+    "before the old report goes": (Place, "remove", named("/old/restricted/report.html"), False),
+    "when all of it went": (Place, "remove", named("/old/restricted/.events.lock"), False),
 }
 
 

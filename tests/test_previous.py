@@ -6,11 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -302,14 +301,6 @@ def test_the_previous_release_may_be_spelled_as_one_likes(
     monkeypatch.chdir("/")
     march = run(after(february, source, tmp_path / "march", **OTHER))
     assert [one.root.path for one in previous.line(march)] == [february.root.path, january.root.path]
-
-
-@pytest.fixture
-def store() -> Iterator[Any]:
-    memory = fsspec.filesystem("memory")
-    yield memory
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
 
 
 def test_releases_follow_each_other_on_an_object_store(tmp_path: Path, source: Path, store: Any) -> None:

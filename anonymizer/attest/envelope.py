@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,11 @@ class Signed:
     digests: Mapping[str, str]
     predicate: Mapping[str, Any]
     envelope: Envelope
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of what is signed, by which other statements and events speak of this one."""
+        return hashlib.sha256(self.envelope.payload).hexdigest()
 
     @property
     def key_ids(self) -> set[str]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from anonymizer import events, ledger, plan, publish, retention
 from anonymizer.assemble import summary
-from anonymizer.attest import envelope, signing, statement
+from anonymizer.attest import signing, statement
 from anonymizer.attest.said import Said
 from anonymizer.config import RunConfig
 from anonymizer.errors import AnonymizerError
@@ -50,10 +50,9 @@ def _guarded(check: str, work: Callable[[], Iterator[Finding]]) -> Iterator[Find
 
 def _decision(release: Release, config: RunConfig, said: Said) -> Iterator[Finding]:
     """What the policy said last: that this may go out, by the rules that the settings still have."""
-    if not release.decision.exists():
+    if (last := publish.last_decision(release)) is None:
         yield failed("decision", f"{release.decision.name} is missing: nothing says what the policy found: restore it")
         return
-    last = envelope.read(release.decision.read(), publish.DECISION)[-1]
     problems = []
     if said.publisher is not None and not last.is_signed_by(signing.public_key(said.publisher)):
         problems.append("the last decision is not signed by the publisher")
