@@ -15,7 +15,7 @@ from anonymizer.plan import Plan
 from anonymizer.records import Reason
 
 MANIFEST: Mapping[str, str] = {
-    "output_id": "Name of the picture: a keyed digest. It cannot be computed or led back without the publisher's key.",
+    "output_id": "Name of the picture: a keyed digest. It cannot be computed or led back without the custodian's key.",
     "file": "Where the picture is, relative to this folder.",
     "member": "Member of the tar file, or row of the Parquet file; empty where a picture is a file of its own.",
     "sha256": "SHA-256 of the picture's bytes.",
