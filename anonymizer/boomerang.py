@@ -12,19 +12,22 @@ import torch
 
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.noise import FORWARD, Noise
-from anonymizer.samplers import make_stepper
+from anonymizer.samplers import NO_SIGNAL, SAMPLERS, make_stepper
 
 
 class Boomerang:
     """Local sampling with any diffusion model.
 
-    ``sampler`` is ``ddpm`` (Algorithm 1) or an accelerated one (``ddim``, ``dpm++``, ``sde-dpm++``, ``unipc``).
-    ``steps`` is the number of reverse steps that are run from ``t_boom`` to 0; ``None`` runs every one.
+    ``sampler`` is ``ddpm`` (Algorithm 1), an accelerated one (``ddim``, ``dpm++``, ``sde-dpm++``, ``unipc``), or that
+    of a few-step model (``lcm``, ``tcd``). ``steps`` is the number of reverse steps that are run from ``t_boom`` to 0;
+    ``None`` runs every one.
     """
 
     def __init__(self, backbone: Backbone, sampler: str = "ddpm", steps: int | None = None) -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be 1 or more, got {steps}: None runs every step")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler: unknown {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         self.backbone, self.sampler, self.steps = backbone, sampler, steps
         self.abar = torch.cat([torch.ones(1, dtype=torch.float64), backbone.alphas_cumprod.double().cpu()])  # (T + 1,)
 
@@ -35,8 +38,8 @@ class Boomerang:
         return max(1, round(level * self.backbone.T))
 
     def log_snr(self, t: int) -> float:
-        """log(abar_t / (1 - abar_t)): what makes levels of different models comparable."""
-        abar = float(self.abar[t])
+        """log(abar_t / (1 - abar_t)): what makes levels of different models comparable; no less than at NO_SIGNAL."""
+        abar = max(float(self.abar[t]), NO_SIGNAL)
         return math.log(abar) - math.log1p(-abar)
 
     def grid(self, t_boom: int) -> list[int]:
@@ -48,6 +51,8 @@ class Boomerang:
     def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object = None) -> torch.Tensor:
         """One local sample for each row of ``x0`` (B, 3, H, W) in [-1, 1]; the same shape and range come back.
 
+        ``condition``: what the backbone's ``condition`` made of prompts or classes, one for each row.
+
         Where the model returns NaN or infinity the sample is NaN, so that nobody takes it for a picture.
         """
         grid = self.grid(self.t_boom(level))
@@ -56,9 +61,9 @@ class Boomerang:
         z0 = self.backbone.encode(x0)
         zt = self.forward(z0, grid[0], noise(FORWARD, z0))
         for t, s in pairwise(grid):
-            eps = self.backbone.predict(zt, t, condition)
+            found = self.backbone.predict(zt, t, condition)
             eta = noise(t, zt) if stepper.is_stochastic(s) else None
-            zt = stepper.step(zt, eps, t, s, eta)
+            zt = stepper.step(zt, found, t, s, eta)
         x = self.backbone.decode(zt)
         return x.clamp(-1, 1).masked_fill(~x.isfinite(), math.nan)
 

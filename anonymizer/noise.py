@@ -37,6 +37,10 @@ class KeyedNoise:
     attempt: int = 0
     number: int = 0
 
+    def __post_init__(self) -> None:
+        if any(len(key) != 16 for key in self.keys):
+            raise ValueError("keys: each must be 16 bytes, which nobody else knows: secrets.token_bytes(16)")
+
     def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
         if len(like) != len(self.keys):
             raise ValueError(f"keys: {len(self.keys)} for a batch of {len(like)}: give one key for each row")

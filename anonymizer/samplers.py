@@ -1,4 +1,4 @@
-"""One reverse step from t to s < t, by several methods: the paper's own, and diffusers' accelerated ones.
+"""One reverse step from t to s < t, by several methods: the paper's own, accelerated ones, few-step models' own.
 
 Every stepper works on the grid that it is given: it starts exactly at ``grid[0]`` and ends at 0.
 """
@@ -11,19 +11,29 @@ from typing import Any, Protocol
 
 import torch
 
+from anonymizer.backbones.protocol import Denoised
+
+# A schedule may end without any signal (alphas_cumprod 0); where its logarithm is needed, this stands for none.
+NO_SIGNAL = 2.0**-64
+
 
 class Stepper(Protocol):
     def is_stochastic(self, s: int) -> bool:
         """Whether the step that arrives at ``s`` needs noise."""
         ...
 
-    def step(self, zt: torch.Tensor, eps: torch.Tensor, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
-        """``zt`` at t and the model's noise ``eps`` (same shape) give z at s; ``eta`` ~ N(0, I) where stochastic."""
+    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+        """``zt`` at t and what the model takes it for give z at s; ``eta`` ~ N(0, I) where stochastic."""
         ...
 
 
 class Ancestral:
-    """Algorithm 1 of the paper; over a sub-grid, beta_t is that of the longer step (Nichol and Dhariwal 2021)."""
+    """Algorithm 1 of the paper; over a sub-grid, beta_t is that of the longer step (Nichol and Dhariwal 2021).
+
+    Its mean ``(z_t - beta / sqrt(1 - abar_t) eps) / sqrt(1 - beta)`` is written by z0 here (Ho et al. 2020, equation
+    7): the same number, and one that exists where no signal is left (beta = 1). On a sub-grid this is also DDIM with
+    eta = 1 and Euler's ancestral method, which Turbo models are sampled with.
+    """
 
     def __init__(self, abar: torch.Tensor, grid: Sequence[int]) -> None:
         self.abar: list[float] = abar.tolist()
@@ -31,17 +41,21 @@ class Ancestral:
     def is_stochastic(self, s: int) -> bool:
         return s > 0
 
-    def step(self, zt: torch.Tensor, eps: torch.Tensor, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         abar_t, abar_s = self.abar[t], self.abar[s]
         beta = 1 - abar_t / abar_s
-        mean: torch.Tensor = (zt - beta / math.sqrt(1 - abar_t) * eps) / math.sqrt(1 - beta)
+        of_z0, of_zt = math.sqrt(abar_s) * beta / (1 - abar_t), math.sqrt(1 - beta) * (1 - abar_s) / (1 - abar_t)
+        mean: torch.Tensor = of_z0 * found.z0 + of_zt * zt
         if eta is None:
             return mean
         return mean + math.sqrt((1 - abar_s) / (1 - abar_t) * beta) * eta
 
 
 class DDIM:
-    """The deterministic step of Song et al. 2021 (eta = 0): predict z0, then go back to s along the same noise."""
+    """The deterministic step of Song et al. 2021 (eta = 0): take z0, and go back to s along the same noise.
+
+    Euler's method in the scale of sigma, and for flow matching, is this step too.
+    """
 
     def __init__(self, abar: torch.Tensor, grid: Sequence[int]) -> None:
         self.abar: list[float] = abar.tolist()
@@ -49,10 +63,54 @@ class DDIM:
     def is_stochastic(self, s: int) -> bool:
         return False
 
-    def step(self, zt: torch.Tensor, eps: torch.Tensor, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
-        abar_t, abar_s = self.abar[t], self.abar[s]
-        z0: torch.Tensor = (zt - math.sqrt(1 - abar_t) * eps) / math.sqrt(abar_t)
-        return math.sqrt(abar_s) * z0 + math.sqrt(1 - abar_s) * eps
+    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+        return math.sqrt(self.abar[s]) * found.z0 + math.sqrt(1 - self.abar[s]) * found.eps
+
+
+class Consistency:
+    """Multistep consistency sampling (LCM: Luo et al. 2023): take z0, and noise it to s afresh.
+
+    The boundary that the models were distilled with holds z_t back near t = 0 (Karras' c_skip and c_out, sigma_data
+    0.5, times scaled by 10: the values of diffusers' ``LCMScheduler``, whose times count from 0).
+    """
+
+    SIGMA_DATA, SCALE = 0.5, 10.0
+
+    def __init__(self, abar: torch.Tensor, grid: Sequence[int]) -> None:
+        self.abar: list[float] = abar.tolist()
+
+    def is_stochastic(self, s: int) -> bool:
+        return s > 0
+
+    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+        time, data = (t - 1) * self.SCALE, self.SIGMA_DATA
+        c_skip, c_out = data**2 / (time**2 + data**2), time / math.sqrt(time**2 + data**2)
+        z0 = c_skip * zt + c_out * found.z0
+        return z0 if eta is None else math.sqrt(self.abar[s]) * z0 + math.sqrt(1 - self.abar[s]) * eta
+
+
+class Trajectory:
+    """Strategic stochastic sampling of trajectory consistency models (TCD: Zheng et al. 2024; Hyper-SD).
+
+    Go along the trajectory to s' = (1 - gamma) s, further than s, and noise that to s afresh. gamma 0.3, the default of
+    diffusers' ``TCDScheduler``, whose times count from 0; ours ends at z0, and theirs one time before it.
+    """
+
+    GAMMA = 0.3
+
+    def __init__(self, abar: torch.Tensor, grid: Sequence[int]) -> None:
+        self.abar: list[float] = abar.tolist()
+
+    def is_stochastic(self, s: int) -> bool:
+        return s > 0
+
+    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+        further = math.floor((1 - self.GAMMA) * (s - 1)) + 1 if s else 0
+        near: torch.Tensor = math.sqrt(self.abar[further]) * found.z0 + math.sqrt(1 - self.abar[further]) * found.eps
+        if eta is None:
+            return near
+        kept = self.abar[s] / self.abar[further]
+        return math.sqrt(kept) * near + math.sqrt(1 - kept) * eta
 
 
 class Multistep:
@@ -62,23 +120,24 @@ class Multistep:
         self.scheduler, self.stochastic = scheduler, stochastic
         # Our own grid in place of set_timesteps(), whose spacings need not start at t_boom. Its timesteps count from 0.
         visited = torch.tensor(grid[:-1])
+        signal = abar[visited].clamp(min=NO_SIGNAL)
         scheduler.num_inference_steps = len(visited)
         scheduler.timesteps = visited - 1
-        scheduler.sigmas = torch.cat([((1 - abar[visited]) / abar[visited]).sqrt(), torch.zeros(1)]).float()
+        scheduler.sigmas = torch.cat([((1 - signal) / signal).sqrt(), torch.zeros(1)]).float()
         scheduler.set_begin_index(0)
 
     def is_stochastic(self, s: int) -> bool:
         return self.stochastic and s > 0
 
-    def step(self, zt: torch.Tensor, eps: torch.Tensor, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         if not self.stochastic:
-            return self._advance(eps, t, zt)
+            return self._advance(found.z0, t, zt)
         # The last step lands on sigma = 0, where the solver's noise term vanishes.
         eta = torch.zeros_like(zt) if eta is None else eta
-        return self._advance(eps, t, zt, variance_noise=eta)
+        return self._advance(found.z0, t, zt, variance_noise=eta)
 
-    def _advance(self, eps: torch.Tensor, t: int, zt: torch.Tensor, **noise: torch.Tensor) -> torch.Tensor:
-        zs: torch.Tensor = self.scheduler.step(eps, t - 1, zt, return_dict=False, **noise)[0]
+    def _advance(self, z0: torch.Tensor, t: int, zt: torch.Tensor, **noise: torch.Tensor) -> torch.Tensor:
+        zs: torch.Tensor = self.scheduler.step(z0, t - 1, zt, return_dict=False, **noise)[0]
         return zs
 
 
@@ -89,14 +148,17 @@ def _betas(abar: torch.Tensor) -> list[float]:
 def _dpm(abar: torch.Tensor, grid: Sequence[int], algorithm: str) -> Stepper:
     from diffusers import DPMSolverMultistepScheduler
 
-    scheduler = DPMSolverMultistepScheduler(len(abar) - 1, trained_betas=_betas(abar), algorithm_type=algorithm)
+    scheduler = DPMSolverMultistepScheduler(
+        len(abar) - 1, trained_betas=_betas(abar), algorithm_type=algorithm, prediction_type="sample"
+    )
     return Multistep(scheduler, grid, abar, stochastic=algorithm.startswith("sde"))
 
 
 def _unipc(abar: torch.Tensor, grid: Sequence[int]) -> Stepper:
     from diffusers import UniPCMultistepScheduler
 
-    return Multistep(UniPCMultistepScheduler(len(abar) - 1, trained_betas=_betas(abar)), grid, abar, stochastic=False)
+    scheduler = UniPCMultistepScheduler(len(abar) - 1, trained_betas=_betas(abar), prediction_type="sample")
+    return Multistep(scheduler, grid, abar, stochastic=False)
 
 
 SAMPLERS: dict[str, Callable[[torch.Tensor, Sequence[int]], Stepper]] = {
@@ -105,11 +167,11 @@ SAMPLERS: dict[str, Callable[[torch.Tensor, Sequence[int]], Stepper]] = {
     "dpm++": lambda abar, grid: _dpm(abar, grid, "dpmsolver++"),
     "sde-dpm++": lambda abar, grid: _dpm(abar, grid, "sde-dpmsolver++"),
     "unipc": _unipc,
+    "lcm": Consistency,
+    "tcd": Trajectory,
 }
 
 
 def make_stepper(sampler: str, abar: torch.Tensor, grid: Sequence[int]) -> Stepper:
     """A fresh stepper for one batch; ``abar`` (T + 1,) with ``abar[0] = 1``, ``grid`` falling from t_boom to 0."""
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler: unknown {sampler!r}: choose one of {', '.join(SAMPLERS)}")
     return SAMPLERS[sampler](abar, grid)

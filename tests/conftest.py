@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
+
+from anonymizer.backbones import Denoised
+from anonymizer.backbones.prediction import from_noise
 
 
 class IdealGaussian:
@@ -25,6 +28,7 @@ class IdealGaussian:
         betas = torch.linspace(1e-4 * 1000 / T, 0.02 * 1000 / T, T, dtype=torch.float64).clamp(max=0.999)
         self.alphas_cumprod = torch.cumprod(1 - betas, 0)
         self.device, self.name = torch.device("cpu"), "ideal"
+        self.multiple, self.scale, self.asks = 1, 1, "nothing"
         self.digest = hashlib.sha256(b"ideal").hexdigest()
         self.calls: list[int] = []
 
@@ -34,10 +38,17 @@ class IdealGaussian:
     def decode(self, z0: torch.Tensor) -> torch.Tensor:
         return z0
 
-    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> torch.Tensor:
+    def condition(self, told: Sequence[str]) -> object:
+        raise AssertionError("it knows neither prompts nor classes")
+
+    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+        return [False] * len(images)
+
+    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         self.calls.append(t)
         abar = float(self.alphas_cumprod[t - 1])
-        return (1 - abar) ** 0.5 * (zt - abar**0.5 * self.mean) / (abar * self.spread**2 + 1 - abar)
+        eps = (1 - abar) ** 0.5 * (zt - abar**0.5 * self.mean) / (abar * self.spread**2 + 1 - abar)
+        return from_noise(zt, eps, abar)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from conftest import IdealGaussian
 from PIL import Image
 
 from anonymizer import assemble, ledger, plan, previous, publish
+from anonymizer.backbones import Denoised
 from anonymizer.config import RunConfig, build
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import Release
@@ -73,7 +74,7 @@ class Broken(IdealGaussian):
         super().__init__()
         self.after, self.message = after, message
 
-    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> torch.Tensor:
+    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         if len(self.calls) >= self.after:
             raise RuntimeError(self.message)
         return super().predict(zt, t, condition)

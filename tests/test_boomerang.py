@@ -7,13 +7,25 @@ import math
 import pytest
 import torch
 from conftest import IdealGaussian
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+    UniPCMultistepScheduler,
+)
 
+from anonymizer.backbones.prediction import from_noise
 from anonymizer.boomerang import Boomerang
 from anonymizer.noise import FORWARD, KeyedNoise
 from anonymizer.samplers import SAMPLERS
 
 ALL = list(SAMPLERS)
+FEW_STEP = {"lcm": LCMScheduler, "tcd": TCDScheduler}  # they keep no distribution but that of models made for them
+FAITHFUL = [name for name in ALL if name not in FEW_STEP]
 # diffusers' set_timesteps, which only the references here call, trips over numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -32,7 +44,7 @@ def test_levels_outside_zero_to_one_are_refused(ideal, level):
         Boomerang(ideal).sample(torch.zeros(1, 3, 8, 8), level, KeyedNoise(keys(1)))
 
 
-@pytest.mark.parametrize("sampler", ALL)
+@pytest.mark.parametrize("sampler", FAITHFUL)
 @pytest.mark.parametrize("level", [0.2, 0.5, 1.0])
 def test_mean_and_spread_of_gaussian_data_are_kept(ideal, sampler, level):
     x0 = gaussian(120, ideal)
@@ -114,7 +126,7 @@ def reference(
     assert int(visited[0]) == t_boom - 1
     zt = scheduler.add_noise(x0, noise(FORWARD, x0), torch.full((len(x0),), t_boom - 1))
     for t in visited.tolist():
-        eps = ideal.predict(zt, t + 1)
+        eps = ideal.predict(zt, t + 1).eps
         if sampler == "ddpm":
             zt = ddpm_step(scheduler, eps, t, zt, noise(t + 1, zt))
         elif sampler == "sde-dpm++":
@@ -133,7 +145,7 @@ def ddpm_step(scheduler: DDPMScheduler, eps: torch.Tensor, t: int, zt: torch.Ten
     return stepped if t == 0 else stepped + scheduler._get_variance(t) ** 0.5 * (eta - drawn)
 
 
-@pytest.mark.parametrize("sampler", ALL)
+@pytest.mark.parametrize("sampler", FAITHFUL)
 @pytest.mark.parametrize("level", [0.2, 0.6, 1.0])
 def test_parity_with_diffusers_own_loop(ideal, sampler, level):
     steps = round(50 * level)  # 50 over the whole schedule: a spacing that diffusers' "trailing" can express
@@ -143,6 +155,51 @@ def test_parity_with_diffusers_own_loop(ideal, sampler, level):
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)
 
 
+class Drawn:
+    """Noise in the order in which a generator gives it, as diffusers' schedulers draw theirs."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(5)
+
+    def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize("sampler", FEW_STEP)
+@pytest.mark.parametrize(("level", "steps"), [(0.3, 2), (0.73, 4), (1.0, 8), (0.5, 1)])
+def test_few_step_samplers_are_diffusers_on_a_grid_from_t_boom(ideal, sampler, level, steps):
+    boomerang, x0, theirs = Boomerang(ideal, sampler, steps), gaussian(4, ideal), Drawn()
+    grid = boomerang.grid(boomerang.t_boom(level))
+    scheduler = FEW_STEP[sampler](ideal.T, trained_betas=betas_of(ideal), clip_sample=False)
+    scheduler.num_inference_steps, scheduler.timesteps = len(grid) - 1, torch.tensor(grid[:-1]) - 1
+    zt = scheduler.add_noise(x0, theirs(FORWARD, x0), torch.full((4,), grid[0] - 1))
+    for t in scheduler.timesteps:
+        eps = ideal.predict(zt, int(t) + 1).eps
+        last, here = int(t) + 1 == grid[-2] and sampler == "tcd", zt
+        zt = scheduler.step(eps, t, zt, generator=theirs.generator).prev_sample
+        if last:  # theirs stops at its time 0, which is our 1
+            zt = from_noise(here, eps, float(ideal.alphas_cumprod[t])).z0
+    torch.testing.assert_close(boomerang.sample(x0, level, Drawn()), zt.clamp(-1, 1), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "euler"), [("ddim", EulerDiscreteScheduler), ("ddpm", EulerAncestralDiscreteScheduler)]
+)
+def test_turbo_models_euler_steps_are_ddim_and_ddpm_on_the_same_grid(ideal, sampler, euler):
+    scheduler = euler(ideal.T, trained_betas=betas_of(ideal), timestep_spacing="trailing")
+    scheduler.set_timesteps(4)
+    x0, theirs = gaussian(4, ideal), Drawn()
+    abar = float(ideal.alphas_cumprod[-1])
+    zt = abar**0.5 * x0 + (1 - abar) ** 0.5 * theirs(FORWARD, x0)
+    x = zt / abar**0.5  # these schedulers count in x0 + sigma eps
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        eps = ideal.predict(seen, int(t) + 1).eps
+        x = scheduler.step(eps, t, x, **({"generator": theirs.generator} if sampler == "ddpm" else {})).prev_sample
+    ours = Boomerang(ideal, sampler, 4).sample(x0, 1.0, Drawn())
+    torch.testing.assert_close(ours, x.clamp(-1, 1), atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("steps", [5, 10, 50])
 def test_respaced_ddpm_is_diffusers_respaced_ddpm(ideal, steps):
     scheduler = DDPMScheduler(ideal.T, trained_betas=betas_of(ideal), clip_sample=False, timestep_spacing="trailing")
@@ -150,7 +207,7 @@ def test_respaced_ddpm_is_diffusers_respaced_ddpm(ideal, steps):
     x0, noise = gaussian(4, ideal), KeyedNoise(keys(4))
     zt = scheduler.add_noise(x0, noise(FORWARD, x0), torch.full((4,), ideal.T - 1))
     for t in scheduler.timesteps.tolist():
-        eps = ideal.predict(zt, t + 1)
+        eps = ideal.predict(zt, t + 1).eps
         if t == int(scheduler.timesteps[-1]):  # diffusers adds noise in a last step from t > 0; Algorithm 1 never does
             zt = scheduler.step(eps, t, zt, generator=torch.Generator().manual_seed(0)).pred_original_sample
         else:

@@ -73,3 +73,9 @@ def test_a_replay_sees_the_numbers_that_were_drawn():
 def test_one_key_for_each_row_is_demanded():
     with pytest.raises(ValueError, match="6 for a batch of 2"):
         KeyedNoise(KEYS)(0, LIKE[:2])
+
+
+@pytest.mark.parametrize("key", [b"", b"short", bytes(17)])
+def test_a_key_of_another_length_is_refused(key: bytes) -> None:
+    with pytest.raises(ValueError, match="each must be 16 bytes"):
+        KeyedNoise([bytes(16), key])

@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
-from anonymizer.backbones.pixel import PixelBackbone
+from anonymizer.backbones.parts import NEEDED, Parts
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 
 BUNDLED = "bundled:"
-NEEDED = "scheduler/scheduler_config.json, unet/config.json and unet/diffusion_pytorch_model.safetensors"
+
+# Class of a pipeline in its model_index.json -> who builds a backbone of its parts.
+FAMILIES = {
+    "DDPMPipeline": "pixel:PixelBackbone",
+    "DDIMPipeline": "pixel:PixelBackbone",
+    "StableDiffusionPipeline": "stable:StableBackbone",
+    "StableDiffusionImg2ImgPipeline": "stable:StableBackbone",
+    "LatentConsistencyModelPipeline": "stable:StableBackbone",
+    "LatentConsistencyModelImg2ImgPipeline": "stable:StableBackbone",
+    "StableDiffusionXLPipeline": "stable:StableXLBackbone",
+    "StableDiffusionXLImg2ImgPipeline": "stable:StableXLBackbone",
+    "DiTPipeline": "dit:DiTBackbone",
+    "StableDiffusion3Pipeline": "sd3:SD3Backbone",
+    "FluxPipeline": "flux:FluxBackbone",
+}
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
     """The model that ``config`` names, ready to predict. Raises ModelError with one line that says what to do."""
-    folder = resolve(config)
+    parts = Parts(resolve(config), config)
     device, dtype = torch_device(config.device), getattr(torch, config.dtype)
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("model.dtype: float16 is not usable on a CPU: choose float32 or bfloat16")
-    unet, scheduler = _load_parts(config, folder)
-    return PixelBackbone(unet, scheduler, name=config.id, digest=digest(folder), device=device, dtype=dtype)
+    if parts.pipeline not in FAMILIES:
+        raise ModelError(
+            f"model.id {config.id!r}: {parts.pipeline} is not supported, nor are inpainting, ONNX and other tasks: use "
+            f"a folder of one of {', '.join(FAMILIES)}"
+        )
+    module, _, name = FAMILIES[parts.pipeline].partition(":")
+    build = cast(Callable[..., Backbone], getattr(import_module(f"anonymizer.backbones.{module}"), name))
+    backbone = build(parts, device=device, dtype=dtype)
+    _refuse_other_settings(config, backbone)
+    return backbone
+
+
+def _refuse_other_settings(config: ModelConfig, backbone: Backbone) -> None:
+    """Settings that this model can make nothing of."""
+    if config.condition == "label" and backbone.asks != "class":
+        raise ModelError(f"model.condition: the model {config.id!r} knows no classes: leave it out")
+    for name in ("prompt", "negative_prompt"):
+        if getattr(config, name) and backbone.asks != "prompt":
+            raise ModelError(f"model.{name}: the model {config.id!r} takes no prompt: leave it out")
+    if config.guidance != 1 and backbone.asks == "nothing":
+        raise ModelError(f"model.guidance: the model {config.id!r} knows neither prompts nor classes: leave it out")
 
 
 def bundled_models() -> dict[str, Path]:
@@ -73,73 +103,24 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def digest(folder: Path) -> str:
-    """SHA-256 (hex) over the names and contents of configs and weights, in sorted order."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin")):
-        with path.open("rb") as file:
-            inner = hashlib.file_digest(file, "sha256")
-        total.update(path.relative_to(folder).as_posix().encode() + b"\0" + inner.digest())
-    return total.hexdigest()
-
-
 def _from_hub(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", *(["*.bin"] if config.allow_pickle else [])]
+    # Of each part its configuration, vocabulary and weights; not the checkpoints of other programs beside them.
+    weights = "*" if config.variant is None else f"*.{config.variant}*"
+    patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
+    patterns += [f"*/{weights}.safetensors", "diffusion_pytorch_model.safetensors"]
+    patterns += ["*/*.bin", "diffusion_pytorch_model.bin"] if config.allow_pickle else []
+    ignored = [] if config.variant else ["*.fp16.*", "*.non_ema.*"]
     try:
-        return Path(snapshot_download(config.id, revision=config.revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                config.id, revision=config.revision, allow_patterns=patterns, ignore_patterns=ignored or None
+            )
+        )
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
             f"model.id {config.id!r} at {config.revision!r}: neither on the hub nor in its cache "
             f"({type(error).__name__}): put model_index.json, {NEEDED} in a folder and set model.id to that folder"
         ) from None
-
-
-def _load_parts(config: ModelConfig, folder: Path) -> tuple[Any, Any]:
-    """U-Net and DDPM scheduler of a pipeline folder, by diffusers' own classes, weights from safetensors only."""
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    index = folder / "model_index.json"
-    try:
-        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"] if index.exists() else "DDPMPipeline"
-        if kind not in ("DDPMPipeline", "DDIMPipeline"):
-            raise ModelError(
-                f"model.id {config.id!r}: a {kind} is not supported: use a DDPMPipeline or DDIMPipeline folder"
-            )
-        unet_at, scheduler_at = (name if (folder / name).is_dir() else None for name in ("unet", "scheduler"))
-        with _quiet():
-            # The schedule and the prediction type are shared by all schedulers, so DDPM's reads any of their configs.
-            scheduler = DDPMScheduler.from_pretrained(folder, subfolder=scheduler_at)
-            unet, found = UNet2DModel.from_pretrained(
-                folder,
-                subfolder=unet_at,
-                torch_dtype=torch.float32,
-                use_safetensors=None if config.allow_pickle else True,  # None: pickles, where there is nothing else
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"model.id {config.id!r}: not a usable diffusers folder ({type(error).__name__}): it needs {NEEDED} "
-            "(pickled weights only with model.allow_pickle=true)"
-        ) from None
-    if missing := found["missing_keys"]:  # diffusers would have drawn them at random
-        raise ModelError(
-            f"model.id {config.id!r}: the weights lack {len(missing)} of the tensors that unet/config.json asks for: "
-            "save the model again"
-        )
-    return unet, scheduler
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """diffusers writes about missing and pickled files on standard error, which our own line says better."""
-    log = logging.getLogger("diffusers")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

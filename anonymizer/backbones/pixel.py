@@ -1,13 +1,18 @@
-"""Unconditional models of pixels in diffusers' format, patched ones included."""
+"""Models of pixels in diffusers' format, patched and class-conditional ones included."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from anonymizer.backbones.classes import Classes
+from anonymizer.backbones.parts import Parts
+from anonymizer.backbones.prediction import clipped, predictor
+from anonymizer.backbones.protocol import Asks, Denoised
 from anonymizer.errors import ModelError
 
 
@@ -16,47 +21,85 @@ class PixelBackbone:
 
     A network with 3 p^2 input channels sees pictures through ``pixel_unshuffle(p)`` (Patched Diffusion, Luhman and
     Luhman 2022). Where the model's own scheduler clips its estimate of x0, so do we, and return the noise that agrees
-    with the clipped estimate.
+    with the clipped estimate. A model that knows classes may have one more that stands for none of them; ``guidance``
+    then mixes what it says with and without a class (Ho and Salimans 2022).
     """
 
-    def __init__(
-        self, unet: Any, scheduler: Any, *, name: str, digest: str, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import DDPMScheduler, UNet2DModel
+
+        # The schedule and the prediction type are shared by all schedulers, so DDPM's reads any of their configs.
+        scheduler = parts.load(DDPMScheduler, "scheduler")
+        unet = parts.weights(UNet2DModel, "unet", torch.float32)
+        self.name, self.device, self.dtype = parts.config.id, device, dtype
         self.patch = math.isqrt(unet.config.in_channels // 3)
-        _refuse_other_kinds(name, unet, scheduler, self.patch)
-        self.unet = unet.to(device).eval().requires_grad_(False)
-        self.name, self.digest, self.device, self.dtype = name, digest, device, dtype
+        _refuse_other_kinds(self.name, unet, scheduler, self.patch)
+        self.unet = unet.to(device)
+        self.digest = parts.digest
         self.T = int(scheduler.config.num_train_timesteps)
         self.alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
-        self.prediction = scheduler.config.prediction_type
-        self.clip = (
-            float(scheduler.config.get("clip_sample_range", 1.0)) if scheduler.config.get("clip_sample") else None
-        )
+        self.read = predictor(self.name, scheduler.config.prediction_type, self.alphas_cumprod)
+        self.clip = _clip(parts.load_config(DDPMScheduler, "scheduler"))
         self.channels = int(unet.config.in_channels)
-        self.size = int(unet.config.sample_size) * self.patch
+        self.scale = self.patch
+        self.multiple = self.patch * 2 ** (len(unet.config.block_out_channels) - 1)
+        self.size = parts.side(int(unet.config.sample_size) * self.patch, self.multiple)
+        self.classes = _classes(unet, parts)
+        self.asks: Asks = "class" if self.classes else "nothing"
+        self.guidance = parts.config.guidance
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return F.pixel_unshuffle(images.to(self.device, torch.float32), self.patch)  # (B, 3 p^2, H / p, W / p)
 
-    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> torch.Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = self.unet(zt, t - 1).sample[:, : self.channels]  # a learned variance, where there is one, is not used
+    def condition(self, told: Sequence[str]) -> torch.Tensor:
+        if self.classes is None:
+            raise ModelError(f"model.condition: the model {self.name!r} knows no classes: leave it out")
+        return self.classes.numbers(told).to(self.device)  # (B,)
+
+    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         abar = float(self.alphas_cumprod[t - 1])
-        eps = self._noise(zt, out.float(), abar)
-        if self.clip is None:
-            return eps
-        z0 = ((zt - math.sqrt(1 - abar) * eps) / math.sqrt(abar)).clamp(-self.clip, self.clip)
-        return (zt - math.sqrt(abar) * z0) / math.sqrt(1 - abar)
+        found = self.read(zt, self._guided(zt, t, condition), abar)
+        return found if self.clip is None else clipped(zt, found, abar, self.clip)
 
     def decode(self, z0: torch.Tensor) -> torch.Tensor:
         return F.pixel_shuffle(z0, self.patch)
 
-    def _noise(self, zt: torch.Tensor, out: torch.Tensor, abar: float) -> torch.Tensor:
-        if self.prediction == "v_prediction":  # v = sqrt(abar) eps - sqrt(1 - abar) x0
-            return math.sqrt(abar) * out + math.sqrt(1 - abar) * zt
-        if self.prediction == "sample":
-            return (zt - math.sqrt(abar) * out) / math.sqrt(1 - abar)
-        return out
+    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+        return [False] * len(images)
+
+    def _guided(self, zt: torch.Tensor, t: int, condition: object) -> torch.Tensor:
+        if self.classes is None:
+            return self._network(zt, t, None)
+        null = None if self.classes.null is None else torch.full((len(zt),), self.classes.null, device=self.device)
+        if not isinstance(condition, torch.Tensor):
+            if null is None:
+                raise ModelError(
+                    f"model.condition: the model {self.name!r} needs a class for each record: set it to label"
+                )
+            return self._network(zt, t, null)
+        if self.guidance == 1:
+            return self._network(zt, t, condition)
+        if null is None:
+            raise ModelError(f"model.guidance: the model {self.name!r} has no class that stands for none: set it to 1")
+        both = self._network(torch.cat([zt, zt]), t, torch.cat([null, condition]))
+        without, within = both.chunk(2)
+        return without + self.guidance * (within - without)
+
+    def _network(self, zt: torch.Tensor, t: int, labels: torch.Tensor | None) -> torch.Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            out: torch.Tensor = self.unet(zt, t - 1, class_labels=labels).sample
+        return out[:, : self.channels].float()  # a learned variance, where there is one, is not used
+
+
+def _clip(own: Mapping[str, Any]) -> float | None:
+    """Where the scheduler that the model was saved with clips its estimate of x0; DDPM's and DDIM's do if not told."""
+    clips = own.get("clip_sample", own.get("_class_name", "DDPMScheduler") in ("DDPMScheduler", "DDIMScheduler"))
+    return float(own.get("clip_sample_range", 1.0)) if clips else None
+
+
+def _classes(unet: Any, parts: Parts) -> Classes | None:
+    embeddings = unet.config.get("num_class_embeds")
+    return Classes.of(int(embeddings), parts.index.get("id2label")) if embeddings else None
 
 
 def _refuse_other_kinds(name: str, unet: Any, scheduler: Any, patch: int) -> None:
@@ -65,22 +108,12 @@ def _refuse_other_kinds(name: str, unet: Any, scheduler: Any, patch: int) -> Non
         raise ModelError(
             f"model.id {name!r}: {config.in_channels} input channels: an RGB pixel model has 3, 12, 27 or 48"
         )
-    if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise ModelError(f"model.id {name!r}: class-conditional: choose an unconditional pixel model")
+    if (kind := config.get("class_embed_type")) is not None:
+        raise ModelError(f"model.id {name!r}: class_embed_type {kind!r}: only numbered classes are supported")
     if not isinstance(config.sample_size, int):
         raise ModelError(f"model.id {name!r}: sample_size {config.sample_size!r}: only square models are supported")
-    if scheduler.config.prediction_type not in ("epsilon", "sample", "v_prediction"):
-        kind = scheduler.config.prediction_type
-        raise ModelError(f"model.id {name!r}: prediction_type {kind!r}: epsilon, sample and v_prediction are supported")
     if scheduler.config.get("thresholding"):
         raise ModelError(
             f"model.id {name!r}: thresholding: dynamic thresholding is not supported: choose a model that is sampled "
             "without it"
-        )
-    abar = scheduler.alphas_cumprod
-    if not ((abar > 0) & (abar < 1)).all():  # Boomerang divides by the square roots of both
-        at = int(((abar > 0) & (abar < 1)).int().argmin()) + 1
-        raise ModelError(
-            f"model.id {name!r}: its schedule leaves no signal or no noise at step {at} (alphas_cumprod "
-            f"{float(abar[at - 1]):g}): choose a model without a zero-terminal-SNR schedule (rescale_betas_zero_snr)"
         )

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self, Unpack
 import numpy as np
 import torch
 
+from anonymizer.backbones.protocol import Denoised
 from metrics.attacks.linkage import Floats, Names, blocks, detected
 from metrics.curves import curve_figures
 from metrics.risk import Described, Figure
@@ -98,7 +99,7 @@ class Denoiser(Protocol):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor: ...
 
-    def predict(self, zt: torch.Tensor, t: int, condition: Any = None) -> torch.Tensor: ...
+    def predict(self, zt: torch.Tensor, t: int, condition: Any = None) -> Denoised: ...
 
 
 @torch.inference_mode()
@@ -124,7 +125,7 @@ def denoising_losses(
         abar = float(model.alphas_cumprod[t - 1])
         noise = torch.from_numpy(rng.standard_normal(tuple(z0s[0].shape[1:]), dtype=np.float32)).to(z0s[0].device)
         errors = [
-            (model.predict(abar**0.5 * z0 + (1 - abar) ** 0.5 * noise, t).float() - noise).square().mean((1, 2, 3))
+            (model.predict(abar**0.5 * z0 + (1 - abar) ** 0.5 * noise, t).eps.float() - noise).square().mean((1, 2, 3))
             for z0 in z0s
         ]
         total += torch.cat(errors).double().cpu().numpy()

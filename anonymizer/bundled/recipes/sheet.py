@@ -1,8 +1,9 @@
-"""The sheet in a model card: people the model invented, and local samples of them at rising levels.
+"""The sheet in a model card: what the model invented, and local samples of that at rising levels.
 
     python -m anonymizer.bundled.recipes.sheet --model bundled:faces-64 --out sheet.png
 
-The originals are inventions of the same model (level 1), so the sheet shows nobody who exists.
+The originals are inventions of the same model (level 1), so the sheet shows nothing that exists. A
+model that knows classes is told another one in each column.
 """
 
 from __future__ import annotations
@@ -21,23 +22,24 @@ LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MARGIN = 110  # pixels, for the names of the rows
 
 
-def rows(model: str, people: int, steps: int) -> dict[str, torch.Tensor]:
-    """Name of each row -> pictures (people, 3, H, W) in [-1, 1]."""
-    backbone = load_backbone(ModelConfig(id=model))
+def rows(model: str, columns: int, steps: int, guidance: float) -> dict[str, torch.Tensor]:
+    """Name of each row -> pictures (columns, 3, H, W) in [-1, 1]."""
+    backbone = load_backbone(ModelConfig(id=model, guidance=guidance))
+    told = backbone.condition([str(i) for i in range(columns)]) if backbone.asks == "class" else None
     boomerang = Boomerang(backbone, "sde-dpm++", steps)
-    inventions = KeyedNoise([i.to_bytes(16, "big") for i in range(people)])
-    blank = torch.zeros(people, 3, backbone.size, backbone.size)
-    originals = boomerang.sample(blank, 1.0, inventions)
+    inventions = KeyedNoise([i.to_bytes(16, "big") for i in range(columns)])
+    blank = torch.zeros(columns, 3, backbone.size, backbone.size)
+    originals = boomerang.sample(blank, 1.0, inventions, told)
     sheet = {"invented": originals}
     for level in LEVELS:
-        sheet[f"level {level:g}"] = boomerang.sample(originals, level, inventions.sample(1))
+        sheet[f"level {level:g}"] = boomerang.sample(originals, level, inventions.sample(1), told)
     return sheet
 
 
 def draw(sheet: dict[str, torch.Tensor], scale: int = 2) -> Image.Image:
     """One picture: a row for each entry, its name on the left."""
-    people, size = len(next(iter(sheet.values()))), next(iter(sheet.values())).shape[-1] * scale
-    out = Image.new("RGB", (MARGIN + people * size, len(sheet) * size), "white")
+    columns, size = len(next(iter(sheet.values()))), next(iter(sheet.values())).shape[-1] * scale
+    out = Image.new("RGB", (MARGIN + columns * size, len(sheet) * size), "white")
     pen, font = ImageDraw.Draw(out), ImageFont.load_default(18)
     for r, (name, pictures) in enumerate(sheet.items()):
         pen.text((10, r * size + size // 2), name, "black", font, anchor="lm")
@@ -53,10 +55,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:faces-64")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--people", type=int, default=12)
+    parser.add_argument("--columns", type=int, default=12)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--scale", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)
     args = parser.parse_args()
-    draw(rows(args.model, args.people, args.steps)).save(args.out)
+    draw(rows(args.model, args.columns, args.steps, args.guidance), args.scale).save(args.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""The settings of the diffusion model, and of what it is told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from anonymizer.config.base import Float, Int, Section
+
+FIELD = re.compile(r"\{(\w+)\}")
+# What changes what a model of the same weights makes of a picture.
+USED = {"variant", "size", "prompt", "negative_prompt", "guidance", "condition", "vae_tiling", "tile_overlap"}
+
+
+class ModelConfig(Section):
+    """Which diffusion model samples, and on what."""
+
+    id: str = Field("bundled:faces-64", description="bundled:NAME, a local folder, or a hub id with a revision")
+    revision: str | None = Field(None, description="commit of a hub model; needed for one, so that it cannot change")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="float32, bfloat16 or float16")
+    device: str = Field("auto", description="auto (a GPU where there is one), cpu, or cuda:N")
+    variant: str | None = Field(None, description="of the weights' files, such as fp16; the plain ones by default")
+    allow_pickle: bool = Field(False, description="whether pickled weights are loaded; they can run code")
+    size: Int | None = Field(
+        None, gt=0, le=8192, description="side in pixels that the model works at; its own by default"
+    )
+    prompt: str = Field("", description="what a model with prompts is told; {label}, {caption} or {COLUMN} of each")
+    negative_prompt: str = Field("", description="what guidance leads away from")
+    guidance: Float = Field(1.0, ge=0, description="weight of the prompt or class; 1: as the model was trained")
+    condition: Literal["none", "label"] = Field(
+        "none", description="label: a model with classes is told each record's; none: no class"
+    )
+    safety_checker: bool = Field(True, description="whether what the model's safety checker objects to is quarantined")
+    vae_tiling: bool = Field(False, description="whether large pictures are encoded and decoded in tiles, for memory")
+    tile_overlap: Float = Field(0.25, ge=0, le=0.75, description="share of a tile's side that it shares with the next")
+
+    @field_validator("negative_prompt")
+    @classmethod
+    def _negative_prompt(cls, value: str) -> str:
+        if set(value) & set("{}"):
+            raise ValueError(f"must hold no braces, got {value!r}: it is the same for all records")
+        return value
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What of each record stands in the prompt."""
+        return tuple(dict.fromkeys(FIELD.findall(self.prompt)))
+
+    @property
+    def common_prompt(self) -> str:
+        """What can be told without a record: the prompt, without what of a record stands in it."""
+        return " ".join(FIELD.sub("", self.prompt).split())
+
+    @property
+    def differs_by_record(self) -> bool:
+        """Whether the model is told something else of each record."""
+        return self.condition != "none" or bool(self.fields)
+
+    @property
+    def is_hub_id(self) -> bool:
+        """Whether the id reads as OWNER/NAME; a folder of that name may still be meant."""
+        return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.id) is not None
+
+    @property
+    def public_name(self) -> str:
+        """What a manifest calls the model: where a folder lies is nobody's business, and its digest names it."""
+        hub = self.revision is not None and self.is_hub_id
+        known = self.id.startswith("bundled:") or (hub and not Path(self.id).is_dir())
+        return self.id if known else "a local model"
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt(cls, value: str) -> str:
+        if set(FIELD.sub("", value)) & set("{}"):
+            raise ValueError(f"must hold braces around names of columns only, got {value!r}: {{label}}, {{caption}}")
+        return value
