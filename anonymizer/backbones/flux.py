@@ -1,0 +1,89 @@
+"""FLUX.1 (Black Forest Labs 2024): flow matching on packed latents, told prompts by CLIP and T5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from anonymizer.backbones.flow import FlowBackbone, refuse_without
+from anonymizer.backbones.parts import Parts
+from anonymizer.backbones.prompts import Encoder, Rows
+from anonymizer.config import ModelConfig
+from anonymizer.errors import ModelError
+
+CELLS = 128  # of a side: what its pipeline draws, since its configuration names no size
+PATCH = 2  # cells on each side of a token
+
+
+class FluxBackbone(FlowBackbone):
+    """A folder of ``FluxPipeline``: one with distilled guidance, which is an input (dev), or without (schnell).
+
+    A negative prompt, which that pipeline follows in a second pass, is not offered.
+    """
+
+    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import FluxTransformer2DModel
+
+        refuse_without(parts, "text_encoder", "text_encoder_2")
+        transformer = parts.weights(FluxTransformer2DModel, "transformer", dtype)
+        self.takes_guidance = bool(transformer.config.guidance_embeds)
+        _refuse_other_guidance(parts.config, self.takes_guidance)
+        encoder = _Encoder(_pipeline(parts, dtype), device, longest=512 if self.takes_guidance else 256)
+        channels = transformer.config.in_channels // PATCH**2
+        super().__init__(parts, transformer, encoder, channels=channels, cells=CELLS, patch=PATCH, dtype=dtype)
+
+    def _velocity(self, xt: torch.Tensor, s: float, told: Rows) -> torch.Tensor:
+        packed = F.pixel_unshuffle(xt, PATCH)  # (B, 4 channels, h / 2, w / 2)
+        height, width = packed.shape[-2:]
+        out: torch.Tensor = self.transformer(
+            packed.flatten(2).transpose(1, 2).to(self.dtype),  # (B, tokens, 4 channels)
+            encoder_hidden_states=told.hidden,
+            pooled_projections=told.pooled,
+            timestep=torch.full((len(xt),), s * self.T, device=self.device, dtype=self.dtype) / 1000,
+            guidance=torch.full((len(xt),), self.config.guidance, device=self.device) if self.takes_guidance else None,
+            img_ids=places(height, width).to(self.device),
+            txt_ids=torch.zeros(told.hidden.shape[1], 3, device=self.device),
+            return_dict=False,
+        )[0]
+        return F.pixel_shuffle(out.float().transpose(1, 2).unflatten(2, (height, width)), PATCH)
+
+
+class _Encoder(Encoder):
+    """T5 looks at ``longest`` tokens, padded ones included, so it must be as many as the model was trained with."""
+
+    def __init__(self, pipeline: Any, device: torch.device, longest: int) -> None:
+        super().__init__(pipeline, device)
+        self.longest = longest
+
+    def __call__(self, text: str) -> Rows:
+        hidden, pooled, _ = self._encode(text, max_sequence_length=self.longest)
+        return Rows(hidden, pooled)
+
+
+def places(height: int, width: int) -> torch.Tensor:
+    """Where each token is (height * width, 3): 0, its row, its column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).float()
+
+
+def _pipeline(parts: Parts, dtype: torch.dtype) -> Any:
+    """Text encoders and tokenizers, in the pipeline that knows how they are used."""
+    from diffusers import FluxPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+    return FluxPipeline(
+        tokenizer=parts.load(CLIPTokenizer, "tokenizer"),
+        tokenizer_2=parts.load(T5TokenizerFast, "tokenizer_2"),
+        text_encoder=parts.weights(CLIPTextModel, "text_encoder", dtype),
+        text_encoder_2=parts.weights(T5EncoderModel, "text_encoder_2", dtype),
+        **dict.fromkeys(("transformer", "vae", "scheduler")),
+    )
+
+
+def _refuse_other_guidance(config: ModelConfig, takes_guidance: bool) -> None:
+    if config.negative_prompt:
+        raise ModelError(f"model.negative_prompt: the model {config.id!r} takes none: leave it out")
+    if config.guidance != 1 and not takes_guidance:
+        raise ModelError(f"model.guidance: the model {config.id!r} was distilled to need none: leave it out")
