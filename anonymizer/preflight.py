@@ -9,12 +9,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from anonymizer import purpose
 from anonymizer.config import RunConfig
 from anonymizer.errors import OutputError
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.sources import IGNORED_NAMES, open_source
 
+OF_RELEASES = ("restricted/plan.json", "release.intoto.jsonl")  # the latter in a public half that was handed out alone
 BEGUN = {".lock", "plan", "errors", "config.yaml"}  # what a run that was stopped while planning leaves in restricted/
 
 
@@ -39,6 +41,7 @@ def alone(uri: str) -> Iterator[None]:
 
 def check(config: RunConfig) -> None:
     """SourceError if there is nothing to read, OutputError if the release cannot go where it is meant to."""
+    purpose.refuse_source("source.uri", config.source.uri)
     next(iter(open_source(config.source).entries()), None)
     _check_apart(config, Place.of(config.source.uri), Place.of(config.output.uri))
     check_output(config)
@@ -47,6 +50,7 @@ def check(config: RunConfig) -> None:
 def check_output(config: RunConfig) -> None:
     """OutputError if the release cannot go where it is meant to, wherever its source lies."""
     release = Release.at(config.output.uri)
+    purpose.refuse_output("output.uri", config.output.uri)
     _check_place(config, release.root)
     if not release.plan.exists():
         _check_unused(config, release)
@@ -61,8 +65,9 @@ def check_folder(key: str, uri: str, source: str) -> None:
     place, name = Place.of(uri), f"{key} {uri!r}"
     if place.lies_in(Place.of(source)):
         raise OutputError(f"{name}: lies inside the source: what is written would become input: choose another")
-    if place.is_local and any((folder / "restricted/plan.json").exists() for folder in Path(place.path).parents):
-        raise OutputError(f"{name}: lies inside a release: choose a folder outside of it")
+    for folder in purpose.around(place):
+        if any((folder / of_release).exists() for of_release in OF_RELEASES):
+            raise OutputError(f"{name}: lies inside a release: choose a folder outside of it")
     if place.is_local and place.exists() and not _is_left_over(Path(place.path)):
         raise OutputError(f"{name}: is there already: name a new folder")
     _check_writable(name, place)
