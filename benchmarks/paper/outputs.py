@@ -1,0 +1,72 @@
+"""Outputs of one model on some originals, and the judges that compare them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from common import Arrays, Pictures, Sampling, Work, digest, to_floats
+
+from anonymizer.backbones.protocol import Backbone
+from anonymizer.boomerang import Boomerang
+from metrics import features
+from metrics.clip import ClipEmbedder, cosine_similarity
+from metrics.features import Embedder, embed_all
+from metrics.lpips import OFFLINE, PerceptualDistance
+
+MEASURES = {"lpips": "LPIPS to the original", "clip": "CLIP similarity to the original", "pixels": "pixel distance"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One set of originals and the model that makes samples of them."""
+
+    name: str
+    backbone: Backbone
+    originals: Pictures
+    asked: argparse.Namespace
+    work: Work
+
+    def sampling(self, sampler: str, steps: int | None, block: int = 250) -> Sampling:
+        batch = min(block, self.asked.batch)
+        boomerang = Boomerang(self.backbone, sampler, steps)
+        return Sampling(boomerang, self.work, True, self.asked.dtype, self.asked.seed, block, batch)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """``embedders`` give the features whose distributions are compared."""
+
+    lpips: PerceptualDistance
+    clip: ClipEmbedder
+    embedders: Sequence[Embedder]
+
+    @classmethod
+    def load(cls, device: torch.device) -> Judges:
+        clip = ClipEmbedder.load("bundled:clip-mini", device)
+        return cls(PerceptualDistance.load(OFFLINE, device), clip, features.load(["clip", "imagenet"], device))
+
+    def scores(self, work: Work, originals: torch.Tensor, outputs: torch.Tensor) -> Arrays:
+        """Of each output (N,): LPIPS, CLIP similarity, and the root mean square of the difference, of 0 to 255."""
+        names = [self.lpips.reported, self.clip.reported]
+        key = {"outputs": digest(outputs), "originals": digest(originals), "by": names}
+
+        def make() -> Arrays:
+            a, b = to_floats(originals), to_floats(outputs)
+            alike = cosine_similarity(self.clip.embed(a), self.clip.embed(b))
+            return {
+                "lpips": self.lpips(a, b).double().cpu().numpy(),
+                "clip": alike.double().cpu().numpy(),
+                "pixels": (a - b).double().square().mean((1, 2, 3)).sqrt().numpy() * 127.5,
+            }
+
+        return work.arrays("scores", key, make)
+
+    def rows(self, work: Work, outputs: torch.Tensor) -> Arrays:
+        """Features (N, D) by their names."""
+        key = {"outputs": digest(outputs), "by": [one.reported for one in self.embedders]}
+        return work.arrays(
+            "features", key, lambda: {one.name: embed_all(one, to_floats(outputs)) for one in self.embedders}
+        )
