@@ -110,7 +110,7 @@ def exhibits(
     encoded = [found[number] for number in kept]
     return Exhibits(
         originals=originals.take([at for at, _ in order]),
-        outputs=torch.stack([images.decode(data, size).tensor for data in encoded]),
+        outputs=torch.stack([images.decode(data, size, source.square_fit).tensor for data in encoded]),
         encoded=encoded,
         files=[releases[rows[number]["release"]].handout / manifest[number]["file"] for number in kept],
         ledger=[rows[number] for number in kept],
@@ -187,7 +187,7 @@ def _photos(source: SourceConfig, entries: Iterable[Entry], size: int) -> Photos
     for record in open_source(source).read(list(entries)):
         with suppress(RecordError):
             if record.problem is None:
-                picture = images.decode(record.data, size, source.fit, source.limits)
+                picture = images.decode(record.data, size, source.square_fit, source.limits)
                 digest = hashlib.sha256(record.data).digest()
                 kept.append((picture, replace(record, data=b""), len(record.data), digest))
     records = [record for _, record, _, _ in kept]

@@ -32,13 +32,14 @@ from PIL import (
 from anonymizer.colour import resizable, resize_to_srgb
 from anonymizer.config import Limits
 from anonymizer.errors import RecordError
+from anonymizer.fit import content_box, tiled_sides
 from anonymizer.metadata import gif_frames, has_metadata
 from anonymizer.pillow import quiet_pillow
 from anonymizer.records import Reason
 
 __all__ = ["FORMATS", "MEDIA_TYPES", "SUFFIXES", "EncodedPicture", "Picture", "decode", "encode", "has_metadata"]
 
-Fit = Literal["crop", "pad"]
+Fit = Literal["crop", "pad", "tiles"]
 Encoding = Literal["png", "jpeg", "webp"]
 
 SUFFIXES: dict[str, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -90,9 +91,9 @@ UNSUPPORTED = (
 class Picture:
     """A decoded picture, brought to the model's shape.
 
-    ``tensor``: (3, size, size) float32 in [-1, 1]. ``width``, ``height``: pixels of the part of the original that the
-    tensor shows, after orientation; the centred square of it under "crop", all of it under "pad". With the tensor's
-    size they are all that is needed to undo the fit.
+    ``tensor``: (3, size, size) float32 in [-1, 1], or of other sides under "tiles". ``width``, ``height``: pixels of
+    the part of the original that the tensor shows, after orientation; the centred square of it under "crop", all of it
+    otherwise. With the tensor's size they are all that is needed to undo the fit.
     """
 
     tensor: torch.Tensor
@@ -109,10 +110,11 @@ class EncodedPicture:
     height: int
 
 
-def decode(data: bytes, size: int, fit: Fit = "crop", limits: Limits = LIMITS) -> Picture:
+def decode(data: bytes, size: int, fit: Fit = "crop", limits: Limits = LIMITS, multiple: int = 1) -> Picture:
     """The first frame of an encoded picture as sRGB, upright, opaque (on white), at ``size`` x ``size``.
 
-    "crop" scales to cover and keeps the centre; "pad" scales to fit and repeats the edges. Lanczos, antialiased.
+    "crop" scales to cover and keeps the centre; "pad" scales to fit and repeats the edges; "tiles" keeps the picture's
+    own sides, each rounded to a ``multiple``, or scales it to cover if it is smaller. Lanczos, antialiased.
     Raises RecordError: EMPTY, NOT_AN_IMAGE, TRUNCATED, TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_FRAMES or
     UNSUPPORTED_MODE. Safe to call from several threads.
     """
@@ -129,7 +131,7 @@ def decode(data: bytes, size: int, fit: Fit = "crop", limits: Limits = LIMITS) -
         except Exception as error:  # hostile bytes raise anything at all in a decoder; it is the record that is bad
             raise _problem(error, Reason.TRUNCATED if FORMATS[name].telling else Reason.NOT_AN_IMAGE) from None
         try:
-            return _decode(image, size, fit)
+            return _decode(image, size, fit, limits, multiple)
         except Exception as error:  # as above
             raise _problem(error, Reason.TRUNCATED) from None
 
@@ -140,11 +142,13 @@ def encode(
     image: Encoding = "png",
     quality: int = 95,
     size: Literal["model", "original"] = "model",
+    fit: Fit = "pad",
 ) -> EncodedPicture:
     """A (3, H, W) tensor in [-1, 1] as a file with pixels and nothing else; the same tensor gives the same bytes.
 
-    ``size="original"`` takes ``shape``, the (width, height) of the ``Picture``: padding is cut off and the rest resized
-    to it. Raises RecordError: NOT_FINITE, or TOO_MANY_PIXELS when the format cannot hold the shape.
+    ``size="original"`` takes ``shape``, the (width, height) of the ``Picture``: padding is cut off (under "tiles" there
+    is none) and the rest resized to it. Raises RecordError: NOT_FINITE, or TOO_MANY_PIXELS when the format cannot hold
+    the shape.
     """
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ValueError(f"tensor must be (3, H, W), got {tuple(tensor.shape)}: pass one picture")
@@ -160,7 +164,7 @@ def encode(
             raise ValueError("size 'original' needs the picture's shape: pass (width, height)")
         if max(shape) > LARGEST_SIDE[image]:
             raise RecordError(Reason.TOO_MANY_PIXELS)
-        left, top, width, height = content_box(*shape, out.size[0])
+        left, top, width, height = (0, 0, *out.size) if fit == "tiles" else content_box(*shape, out.size[0])
         out = out.resize(shape, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
     file = io.BytesIO()
     if image == "png":
@@ -170,13 +174,6 @@ def encode(
     else:
         out.save(file, "WEBP", quality=quality, method=4)
     return EncodedPicture(file.getvalue(), *out.size)
-
-
-def content_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of the picture inside a padded square of ``size``; all of it for a square one."""
-    longest = max(width, height)
-    inner_width, inner_height = (max(1, round(side * size / longest)) for side in (width, height))
-    return (size - inner_width) // 2, (size - inner_height) // 2, inner_width, inner_height
 
 
 def _problem(error: Exception, otherwise: Reason) -> RecordError:
@@ -235,12 +232,14 @@ def _tiff_pages(image: Any, most: int) -> int:
     return most
 
 
-def _decode(image: Any, size: int, fit: Fit) -> Picture:
+def _decode(image: Any, size: int, fit: Fit, limits: Limits, multiple: int) -> Picture:
     """Decode, resize, then colour and orientation, which cost little on the small picture that is left."""
     raw_width, raw_height = image.size
     longest, shortest = max(raw_width, raw_height), min(raw_width, raw_height)
     scale = 1.0
-    if image.format == "JPEG":  # decode at 1/2, 1/4 or 1/8 as long as twice the wanted size is left for Lanczos
+    if (
+        image.format == "JPEG" and fit != "tiles"
+    ):  # decode at 1/2, 1/4 or 1/8 as long as twice the wanted size is left for Lanczos
         share = 2 * size / (shortest if fit == "crop" else longest)
         drafted = image.draft(None, (math.ceil(raw_width * share), math.ceil(raw_height * share)))
         if drafted is not None:
@@ -253,7 +252,10 @@ def _decode(image: Any, size: int, fit: Fit) -> Picture:
         target = (size, size)
     else:
         box = (0, 0, raw_width, raw_height)
-        target = content_box(raw_width, raw_height, size)[2:]
+        target = (
+            content_box(raw_width, raw_height, size)[2:] if fit == "pad" else tiled_sides(image.size, size, multiple)
+        )
+    _check_pixels(*target, limits)  # a narrow picture is enlarged to a tile's side
     box = tuple(edge / scale for edge in box)
 
     pixels = resize_to_srgb(resizable(image), target, box, image.info.get("icc_profile"))  # (h, w, 3), 0 to 255
@@ -261,7 +263,7 @@ def _decode(image: Any, size: int, fit: Fit) -> Picture:
     width, height = (raw_height, raw_width) if orientation >= 5 else (raw_width, raw_height)
     if fit == "crop":
         width = height = shortest
-    else:
+    elif fit == "pad":
         left, top, inner_width, inner_height = content_box(width, height, size)
         sides = ((top, size - top - inner_height), (left, size - left - inner_width), (0, 0))
         pixels = np.pad(pixels, sides, mode="edge")

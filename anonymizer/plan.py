@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from anonymizer import config as configuration
-from anonymizer import events
+from anonymizer import events, purpose
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
@@ -23,6 +23,7 @@ from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.records import Entry, Reason
 from anonymizer.sources import open_source
+from anonymizer.told import refuse_idle_guidance
 
 MOST_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
 
@@ -58,6 +59,7 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
     t_boom = boomerang.t_boom(config.boomerang.level)
     _refuse_too_low(config.boomerang.level, boomerang, t_boom)
     _refuse_another_model(config, backbone)
+    refuse_idle_guidance(config.model, backbone)
     return Plan(
         source=str(Place.of(config.source.uri)),
         output=config.output.uri,
@@ -113,6 +115,20 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
         )
     if config.source.label is not None and config.source.label == config.source.subject:
         found.append("source.label is source.subject: what the source calls each person is published as a label")
+    if config.source.fit == "tiles":
+        found.append("source.fit tiles: width and height of each original are published with its output")
+        found.append(
+            "a level hides less in tiles: of a picture k times as large as the model, coarse structure is left as at a "
+            "log-SNR that is 2 ln k higher (docs/models.md)"
+        )
+    if config.model.differs_by_record:
+        what = f"columns in model.prompt ({', '.join(config.model.fields)})" if config.model.fields else "each class"
+        found.append(
+            f"the model is told {what}: what that says of a person is drawn into the output, whatever the level and "
+            "whether it is published or not; attackers who know the method are audited without it"
+        )
+    if config.boomerang.sampler in ("lcm", "tcd"):
+        found.append(f"boomerang.sampler {config.boomerang.sampler}: fits models only that were distilled for it")
     if config.output.public_scores == "exact":
         found.append(
             "output.public_scores exact: a score is a fact about an original, and whoever holds a candidate can compare"
@@ -123,19 +139,25 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
 
 
 def estimate(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
-    """Seconds of sampling for the whole plan, from one timed network call on a batch."""
+    """Seconds of sampling for the whole plan, from one timed network call on a batch; of one tile for each picture."""
     size = min(config.run.batch_size, max(plan.records, 1))
-    zt = backbone.encode(torch.zeros(size, 3, backbone.size, backbone.size))
+    told = "0" if config.model.condition == "label" else config.model.prompt if config.model.fields else None
     with torch.inference_mode():
-        backbone.predict(zt, plan.t_boom)  # the first call also prepares
+        zt = backbone.encode(torch.zeros(size, 3, backbone.size, backbone.size))
+        condition = None if told is None else backbone.condition([told] * size)
+        backbone.predict(zt, plan.t_boom, condition)  # the first call also prepares
         begun = time.monotonic()
-        backbone.predict(zt, plan.t_boom).sum().item()
+        backbone.predict(zt, plan.t_boom, condition).z0.sum().item()
     return (time.monotonic() - begun) * plan.steps * -(-plan.records // size)
 
 
 def count(config: RunConfig) -> int:
     """Records in the source, listed without reading a picture."""
-    return sum(1 for _ in open_source(config.source).entries())
+    return sum(1 for _ in _entries(config))
+
+
+def _entries(config: RunConfig) -> Iterator[Entry]:
+    return purpose.checked("source.uri", open_source(config.source).entries())
 
 
 def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
@@ -150,7 +172,7 @@ def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Rel
     release.restricted.make_private()
     release.plans.remove()  # of a run that was stopped while planning
     records = 0
-    for shard, entries in enumerate(_chunks(open_source(config.source).entries(), config.run.shard_size)):
+    for shard, entries in enumerate(_chunks(_entries(config), config.run.shard_size)):
         write_entries(release, shard, entries)
         records += len(entries)
     plan = describe(config, backbone, key, records)

@@ -70,11 +70,12 @@ class Counts(Protocol):
 
 @dataclass(frozen=True)
 class Audited:
-    """An audit of a release: when it was, of which manifest (SHA-256), and its figures."""
+    """An audit of a release: when it was, of which manifest (SHA-256), its figures, and what its attackers lacked."""
 
     when: datetime
     manifest: str
     figures: Sequence[Line]
+    lacking: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,10 @@ def _of_audit(policy: PolicyConfig, manifest: str, audit: Audited | None, now: d
     for rule, bound in policy.risk.items():
         attack, measure = risk_rule(rule)
         high = _highest(ours.figures if ours else [], attack, measure)
-        holds = high is not None and high <= bound.upper
+        partial = ours is not None and ours.lacking is not None  # its figures are no upper bounds
+        holds = high is not None and high <= bound.upper and not partial
         found = "not measured, or not by every attacker" if high is None else f"at most {high:.3f}"
+        found += f"; {ours.lacking}" if ours and partial else ""
         ruling = _ruling(rule, f"upper end at most {bound.upper:g}", found, holds)
         yield replace(ruling, is_figure=high is not None)
     if policy.audit_days is not None:

@@ -104,6 +104,16 @@ def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]
         was, now = configuration.setting(made, setting), configuration.setting(config, setting)
         if was != now:
             raise ConfigError(f"{setting}: {name} has {was!r}, not {now!r}: files of one release are of one kind")
+    if config.model.differs_by_record:
+        raise ConfigError(
+            f"{name}: its pictures would go on to show what the model was told of a record then: leave out "
+            "model.condition and columns in model.prompt, or begin anew without previous"
+        )
+    if config.model.safety_checker and not made.model.safety_checker:
+        raise ConfigError(
+            f"model.safety_checker: {name} was made without it, and its pictures would be kept unchecked: set it to "
+            "false, or begin anew without previous"
+        )
     for older in (before, *line(before)):
         _refuse_changed(older, name if older is before else "previous: a release before it")
         models = _models(older)

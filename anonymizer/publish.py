@@ -175,7 +175,7 @@ def audited(release: Release) -> Audited | None:
         return None
     figures = parquet.read(release.audit / "figures.parquet").to_pylist()
     own = [line for line in figures if line["baseline"] is None]
-    return Audited(datetime.fromisoformat(told["when"]), told.get("manifest", ""), own)
+    return Audited(datetime.fromisoformat(told["when"]), told.get("manifest", ""), own, told.get("lacking"))
 
 
 def _approvers(signed: Signed) -> dict[str, str]:

@@ -30,8 +30,10 @@ class Reason(StrEnum):
     OUTSIDE_SOURCE = "outside_source"  # a link or a path that leaves the source
     DUPLICATE_ID = "duplicate_id"  # a second record of the same id
     BAD_METADATA = "bad_metadata"  # a label, caption or carried column that cannot be read
+    NO_CONDITION = "no_condition"  # the class or prompt that the model should be told is missing, or unknown to it
     NOT_FINITE = "not_finite"  # the model returned NaN or infinity
     NOT_SCORED = "not_scored"  # a score that the run asks for is missing
+    UNSAFE = "unsafe"  # the model's own safety checker objects to the output
     NO_FACE = "no_face"  # the policy asks about faces, and none was detected
     TOO_CLOSE = "too_close"  # nearer to its original than the policy allows
     TOO_FAR = "too_far"  # further from it than the policy allows: of no use

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,10 +20,13 @@ import torch
 from anonymizer import images
 from anonymizer.ahead import ahead
 from anonymizer.backbones import Backbone
+from anonymizer.backbones.tiles import Tiled
+from anonymizer.batches import Decoded, batches
 from anonymizer.boomerang import Boomerang
 from anonymizer.carried import to_json
 from anonymizer.config import RunConfig
 from anonymizer.errors import RecordError
+from anonymizer.fit import squared
 from anonymizer.keys import CustodianKey
 from anonymizer.ledger import Row, ShardSummary, ShardWriter
 from anonymizer.noise import KeyedNoise
@@ -32,6 +35,7 @@ from anonymizer.previous import KEPT, NOTHING, Previous
 from anonymizer.previous import scores as scores_of
 from anonymizer.records import Decision, Entry, Reason, Record, Scores, Status
 from anonymizer.sources import open_source, printable
+from anonymizer.told import told
 
 SCORES = {score.name for score in fields(Scores)}
 A = TypeVar("A")
@@ -53,21 +57,6 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A record with its picture, or with what was published of it before, or with the reason why there is neither.
-
-    ``earlier``: attempts that came too close, each with its level, scores and reason.
-    """
-
-    record: Record
-    source_hmac: str | None = None
-    picture: images.Picture | None = None
-    kept: Mapping[str, Any] | None = None  # its row in the previous release's ledger
-    problem: Reason | None = None
-    earlier: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
 class Attempt:
     """One way through Boomerang: at the level that was asked for, or at a stronger one."""
 
@@ -78,19 +67,24 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Outputs (B, 3, H, W) on the CPU of one attempt, their scores, and the seconds that each record took."""
+    """Outputs (B, 3, H, W) on the CPU of one attempt, their scores, and the seconds that each record took.
+
+    ``unsafe``: what the model's own safety checker objects to.
+    """
 
     items: Sequence[Decoded]
     attempt: Attempt
     outputs: torch.Tensor
     scores: Sequence[Scores]
+    unsafe: Sequence[bool]
     started: datetime
     seconds: float
 
     def where(self, kept: Sequence[int]) -> Drawn:
         """Some of them."""
         items, scores = [self.items[i] for i in kept], [self.scores[i] for i in kept]
-        return replace(self, items=items, scores=scores, outputs=self.outputs[list(kept)])
+        unsafe = [self.unsafe[i] for i in kept]
+        return replace(self, items=items, scores=scores, unsafe=unsafe, outputs=self.outputs[list(kept)])
 
 
 def anonymize_shard(
@@ -114,10 +108,10 @@ def anonymize_shard(
     rows: list[Row] = []
     with ThreadPoolExecutor(config.run.threads, "codec") as pool:
         records = open_source(config.source).read(entries)
-        decoded = ahead(journey.decode, records, pool, depth=2 * config.run.batch_size)
+        decoded = ahead(journey.decode, records, pool, depth=journey.ahead)
         writes: deque[Future[list[Row]]] = deque()
         with closing(decoded):
-            for good, others in _batches(decoded, config.run.batch_size):
+            for good, others in batches(decoded, journey.at_once):
                 rows += [journey.without_drawing(item) for item in others]
                 for drawn in journey.draw(good):
                     writes.append(pool.submit(journey.finish, drawn))
@@ -143,9 +137,10 @@ class _Journey:
         writer: ShardWriter,
         previous: Previous,
     ):
-        self.config, self.backbone, self.scorer, self.key, self.writer = config, backbone, scorer, key, writer
+        self.config, self.scorer, self.key, self.writer = config, scorer, key, writer
+        self.backbone = Tiled(backbone, config.model.tile_overlap) if config.source.fit == "tiles" else backbone
         self.previous = previous
-        self.boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
+        self.boomerang = Boomerang(self.backbone, config.boomerang.sampler, config.boomerang.steps)
         self.attempts = [self._attempt(shard, level) for level in (config.boomerang.level, *config.policy.escalate)]
 
     def _attempt(self, shard: int, level: float) -> Attempt:
@@ -165,6 +160,15 @@ class _Journey:
         }
         return Attempt(level, fingerprint, columns)
 
+    @property
+    def ahead(self) -> int:
+        """Records that are decoded before their turn; few where they may be large."""
+        return 2 if self.config.source.fit == "tiles" else 2 * self.config.run.batch_size
+
+    def at_once(self, picture: torch.Tensor) -> int:
+        """How many pictures of this shape have about as many pixels as a batch of the model's size."""
+        return max(1, self.config.run.batch_size * self.backbone.size**2 // (picture.shape[-2] * picture.shape[-1]))
+
     def decode(self, record: Record) -> Decoded:
         hmac = None if record.problem else self.key.source_hmac(record.data)
         subject = None if record.subject is None else self.key.subject_hmac(record.subject)
@@ -176,10 +180,14 @@ class _Journey:
         if (row := self.previous.row(hmac)) is not None:
             return Decoded(slim, hmac, kept=row)
         try:
-            picture = images.decode(record.data, self.backbone.size, self.config.source.fit, self.config.source.limits)
+            said = told(self.config.model, record)
+            if said is not None and self.backbone.asks == "class":
+                self.backbone.condition([said])  # does the model know it?
+            source, model = self.config.source, self.backbone
+            picture = images.decode(record.data, model.size, source.fit, source.limits, model.multiple)
         except RecordError as error:
             return Decoded(slim, hmac, problem=error.reason)
-        return Decoded(slim, hmac, picture)
+        return Decoded(slim, hmac, picture, said)
 
     def draw(self, batch: Sequence[Decoded]) -> Iterator[Drawn]:
         """Outputs of a batch; those that came too close are drawn again at a stronger level, while there is one."""
@@ -202,14 +210,20 @@ class _Journey:
         x0 = torch.stack([item.picture.tensor for item in batch if item.picture])  # (B, 3, H, W)
         x0 = x0.to(self.backbone.device)
         noise = KeyedNoise([self.key.noise_key(item.source_hmac or "", attempt.fingerprint) for item in batch])
-        outputs = self.boomerang.sample(x0, attempt.level, noise)
-        scores = self.scorer.score(self.scorer.embed(x0), outputs)
+        said = [item.told for item in batch if item.told is not None]
+        condition = self.backbone.condition(said) if said else None
+        outputs = self.boomerang.sample(x0, attempt.level, noise, condition)
+        seen = (x0, outputs)
+        if self.config.source.fit == "tiles":  # scorers look at squares, or at the middle of what is none
+            seen = (squared(x0, self.backbone.size), squared(outputs, self.backbone.size))
+        scores = self.scorer.score(self.scorer.embed(seen[0]), seen[1])
         if len(scores) != len(batch):
             raise ValueError(f"scorer: {len(scores)} scores for {len(batch)} outputs: it must give one for each")
-        return Drawn(batch, attempt, outputs.cpu(), scores, started, (time.monotonic() - begun) / len(batch))
+        unsafe = self.backbone.unsafe(outputs) if self.config.model.safety_checker else [False] * len(batch)
+        return Drawn(batch, attempt, outputs.cpu(), scores, unsafe, started, (time.monotonic() - begun) / len(batch))
 
     def finish(self, drawn: Drawn) -> list[Row]:
-        pairs = zip(drawn.items, drawn.outputs, drawn.scores, strict=True)
+        pairs = zip(drawn.items, drawn.outputs, drawn.scores, drawn.unsafe, strict=True)
         return [self._finish_one(drawn, *pair) for pair in pairs]
 
     def without_drawing(self, item: Decoded) -> Row:
@@ -224,7 +238,7 @@ class _Journey:
         decision = gate(scores_of(said), self.config)
         return self._row(item, self.attempts[0], decision, **said, output_id=output_id, attempts=0, kept=True)
 
-    def _finish_one(self, drawn: Drawn, item: Decoded, output: torch.Tensor, scores: Scores) -> Row:
+    def _finish_one(self, drawn: Drawn, item: Decoded, output: torch.Tensor, scores: Scores, unsafe: bool) -> Row:
         out, attempt = self.config.output, drawn.attempt
         shape = (item.picture.width, item.picture.height) if item.picture else None
         about: dict[str, Any] = {
@@ -234,7 +248,7 @@ class _Journey:
             "seconds": drawn.seconds,
         }
         try:
-            encoded = images.encode(output, shape, out.image, out.quality, out.size)
+            encoded = images.encode(output, shape, out.image, out.quality, out.size, self.config.source.fit)
         except RecordError as error:
             return self._row(item, attempt, Decision(Status.FAILED, error.reason), **about)
         output_id = self.key.output_id(item.record.entry.record_id, item.source_hmac or "", attempt.fingerprint)
@@ -242,7 +256,7 @@ class _Journey:
         return self._row(
             item,
             attempt,
-            gate(scores, self.config),
+            Decision(Status.QUARANTINED, Reason.UNSAFE) if unsafe else gate(scores, self.config),
             **about,
             **asdict(scores),
             output_id=output_id,
@@ -273,16 +287,3 @@ class _Journey:
 def _tried(attempt: Attempt, scores: Scores) -> dict[str, Any]:
     finite = {name: None if value is None or math.isnan(value) else value for name, value in asdict(scores).items()}
     return {"level": attempt.level, "reason": Reason.TOO_CLOSE} | finite
-
-
-def _batches(items: Iterable[Decoded], size: int) -> Iterator[tuple[list[Decoded], list[Decoded]]]:
-    """Full batches of usable records, and with each the unusable ones met on the way."""
-    good: list[Decoded] = []
-    bad: list[Decoded] = []
-    for item in items:
-        (good if item.picture else bad).append(item)
-        if len(good) == size:
-            yield good, bad
-            good, bad = [], []
-    if good or bad:
-        yield good, bad

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from anonymizer import exhibits
+from anonymizer import exhibits, purpose
 from anonymizer.backbones import Backbone
 from anonymizer.config import Attackers, SourceConfig
 from anonymizer.errors import ConfigError, SourceError
@@ -37,6 +37,7 @@ def check(config: Attackers) -> None:
     """Whether the attackers' own pictures can be had. SourceError, which names the setting, if not."""
     for name in ("others", "outsiders", "training"):
         if (extra := getattr(config, name)) is not None:
+            purpose.refuse_source(f"{name}.uri", extra.uri)
             try:
                 next(iter(open_source(_read_only(extra)).entries()), None)
             except SourceError as error:

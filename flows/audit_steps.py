@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from anonymizer.layout import Release
 from anonymizer.metadata import has_metadata
 from anonymizer.plan import settings_of
 from anonymizer.sources import open_source
-from flows import attacking
+from flows import attacking, audit_notes
 from flows.progress import NOBODY, Watcher
 from flows.steps import apart, backbone_of, guarded, scorer_of
 from metrics import audit, baselines, surroundings, tables
@@ -74,11 +73,12 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
             f"needs {FEWEST} of two people or more"
         )
     try:
-        bound = certificate(backbone.encode(evidence.originals).flatten(1), _weakest(shown), rng)
+        bound = certificate(backbone.encode(evidence.originals).flatten(1), audit_notes.weakest(shown), rng)
     except ValueError:
         raise OutputError(
             f"release {config.release!r}: all originals that were drawn are the same picture: nothing can be told apart"
         ) from None
+    bound = audit_notes.covering(bound, settings)
     bench = Workbench(evidence, embedders, attacking.effort(config), seed, watching.stage)
     findings = audit.examine(bench, on_pictures, watching.advance)
     if "leaks" in wanted:
@@ -90,8 +90,8 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
         watching.advance(1)
     beside, distances = _beside(config, settings, bench, on_pictures, watching)
     findings.figures += beside
-    note = "; ".join(filter(None, [evidence.note, _levels(shown, the_plan)])) or None
-    _write(release, config, shown, findings, bound, distances, note)
+    note = "; ".join([*filter(None, [evidence.note]), *audit_notes.notes(shown, the_plan, settings)]) or None
+    _write(release, config, shown, findings, bound, distances, note, audit_notes.lacking(settings))
     report.write_audit(release, settings, the_plan, ATTACKERS)
     events.record(release, "audited", pictures=len(shown), attacks=wanted)
     return AuditSummary(
@@ -117,22 +117,6 @@ def check(config: AuditConfig) -> RunConfig:
     _union(config, the_plan)
     _models(config, settings, the_plan)
     return settings
-
-
-def _weakest(shown: Exhibits) -> float:
-    """abar where the least noise was added: pictures may have several levels, and models, after a gate or an update."""
-    return 1 / (1 + math.exp(-max(row["log_snr"] for row in shown.ledger)))
-
-
-def _levels(shown: Exhibits, the_plan: plan.Plan) -> str | None:
-    """What is to be said where pictures have several levels."""
-    found = sorted({row["level"] for row in shown.ledger})
-    if len(found) < 2:
-        return None
-    return (
-        f"pictures were drawn at {', '.join(f'{level:g}' for level in found)}; attackers who know the method drew "
-        f"theirs at {the_plan.level:g}, and would do better at each picture's own level"
-    )
 
 
 def _union(config: AuditConfig, the_plan: plan.Plan) -> list[Release]:
@@ -252,6 +236,7 @@ def _write(
     bound: Certificate,
     distances: Mapping[str, float],
     note: str | None,
+    lacking: str | None,
 ) -> None:
     """Everything that came out, as tables; the pages are made of these."""
     folder = release.audit
@@ -281,6 +266,7 @@ def _write(
         "certificate": asdict(bound),
         "distances": distances,
         "note": note,
+        "lacking": lacking,
     }
     (folder / "audit.json").write(json.dumps(told, indent=2).encode())
 

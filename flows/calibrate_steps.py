@@ -10,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 import pyarrow as pa
 
-from anonymizer import calibration, exhibits, parquet, preflight, report
+from anonymizer import calibration, exhibits, parquet, preflight, purpose, report
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.calibration import Calibration, Half, Level, Risk, Utility
@@ -112,8 +112,14 @@ def check(config: CalibrationConfig) -> None:
     if (folder / "calibration.json").exists():
         raise OutputError(f"folder {config.folder!r}: holds a calibration already: name another, or remove that one")
     preflight.check_folder("folder", config.folder, config.run.source.uri)
+    purpose.refuse_source("source.uri", config.run.source.uri)
     if "attributes" in config.attacks and not config.attributes:
         raise ConfigError("attributes: none named, and attacks has 'attributes': name columns, or leave the attack out")
+    if config.run.source.fit == "tiles" or config.run.model.differs_by_record:
+        raise ConfigError(
+            "run: a calibration measures squares, of which the model is told nothing by record: leave out "
+            "source.fit=tiles, model.condition and columns in model.prompt"
+        )
     backbone = _backbone(config)
     BelongsTo.of(config.run, backbone.digest)
     next(iter(open_source(attacking.asked(config.run.source, config)).entries()), None)

@@ -55,8 +55,8 @@ def models(name: str | None, *, as_json: bool) -> None:
     rows = {f"bundled:{n}": f"{card.about} ({card.bytes / 2**20:.1f} MiB)" for n, card in found.items()}
     show.facts("Bundled models", rows)
     show.line(
-        "Any unconditional pixel model in diffusers' format works as well: --model FOLDER, or --model OWNER/NAME --set "
-        "model.revision=COMMIT from the hub."
+        "Any diffusion model in diffusers' format works as well (docs/models.md): --model FOLDER, or from the hub "
+        "--model OWNER/NAME --set model.revision=COMMIT."
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anonymizer.errors import AnonymizerError, UsageError
-from flows import cli_governance
+from flows import cli_augment, cli_enhance, cli_governance
 from flows.options import as_json, attacker_options, built, names, quiet, run_options
 
 if TYPE_CHECKING:
@@ -229,6 +229,8 @@ def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
 
 for command in cli_governance.COMMANDS:
     main.add_command(command)
+main.add_command(cli_augment.augment)
+main.add_command(cli_enhance.enhance)
 
 
 if __name__ == "__main__":

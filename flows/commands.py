@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -46,7 +45,7 @@ def run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
                 "released": result.released,
                 "quarantined": result.quarantined,
                 "failed": result.failed,
-                **({"why": _reasons(result.reasons)} if result.reasons else {}),
+                **({"why": show.counts(result.reasons)} if result.reasons else {}),
                 **({"against the previous release": against} if against else {}),
                 "closest": ", ".join(f"{name} {bin}" for name, bin in report.closest(place, the_plan).items())
                 or "none",
@@ -92,7 +91,7 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     with show.progress_bar(quiet or as_json):
         steps.check(config)
         backbone = steps.backbone_of(config.model)
-        scorer = steps.scorer_of(config.metrics, str(backbone.device))
+        scorer = steps.fitting_scorer(config.metrics, backbone)
         previous.check(config, load_key(config.key_env), scorer.names)
         if place.plan.exists():
             the_plan = _taken_up(config)
@@ -103,7 +102,7 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         seconds = planning.estimate(config, backbone, replace(the_plan, records=the_plan.records - done))
         source = open_source(config.source)
         fields = [*source.fields(), *embedded(source)]
-    cautions = _cautions(config, the_plan)
+    cautions, tiled = _cautions(config, the_plan), config.source.fit == "tiles"
     if as_json:
         told = asdict(the_plan) | {"done": done, "estimated_seconds": seconds, "cautions": cautions}
         click.echo(json.dumps(told | {"fields": [asdict(field) for field in fields]}))
@@ -116,13 +115,15 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
             "model": f"{the_plan.model}, {backbone.size} x {backbone.size}, on {backbone.device}",
             "level": show.level(the_plan.level, f"{the_plan.t_boom} of {the_plan.T}", the_plan.log_snr)
             + (f", {config.boomerang.chosen}" if config.boomerang.chosen else ""),
+            **({"told": show.told(config.model)} if backbone.asks != "nothing" else {}),
             "sampler": show.sampler(the_plan.sampler, the_plan.steps),
             "records": f"{done} of {the_plan.records} done",
             "shards": f"{the_plan.shards} of up to {the_plan.shard_size} records",
             "key": "from the environment"
             if the_plan.key_check
             else f"none ({config.key_env} is not set): nobody can replay the run",
-            "sampling time": f"about {show.duration(seconds)} on this machine, from one timed network call",
+            "sampling time": f"about {show.duration(seconds)} on this machine, from one timed network call"
+            + (", of one tile for each picture: several take as many times longer" if tiled else ""),
         },
     )
     show.fields(fields)
@@ -163,7 +164,7 @@ def status(uri: str, *, as_json: bool) -> None:
             "released": result.released,
             "quarantined": result.quarantined,
             "failed": result.failed,
-            **({"why": _reasons(result.reasons)} if result.reasons else {}),
+            **({"why": show.counts(result.reasons)} if result.reasons else {}),
             **{f"policy: {rule['rule']}": f"{rule['result']}: {rule['bound']}; {rule['found']}" for rule in rules},
             **{f"{what} purged on": day for what, day in purged.items()},
             **{f"{term.what} kept until": _until(term, now) for term in terms if term.left},
@@ -265,7 +266,3 @@ def _page(place: Place) -> str:
 
 def _place(config: RunConfig) -> Release:
     return Release.at(config.output.uri)
-
-
-def _reasons(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}: {count}" for name, count in reasons.items())

@@ -12,9 +12,12 @@ import click
 from anonymizer.errors import UsageError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from anonymizer.config import RunConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound="BaseModel")
 
 
 def run_options(command: F) -> F:
@@ -51,16 +54,29 @@ def _config(
     if path is None and (source is None or output is None):
         raise UsageError("config: none given: name a CONFIG.yaml, or give --source and --output")
     short = {"source.uri": source, "output.uri": output, "boomerang.level": level, "model.id": model}
-    return built(path, {name: value for name, value in short.items() if value is not None}, overrides)
+    return built(path, named(short), overrides)
+
+
+def named(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def built(path: str | None, given: dict[str, Any], overrides: tuple[str, ...]) -> RunConfig:
     """The settings of a run from a file, if there is one, options and overrides."""
+    from anonymizer.config import RunConfig
+
+    return built_as(RunConfig, path, given, overrides)
+
+
+def built_as(kind: type[C], path: str | None, given: dict[str, Any], overrides: tuple[str, ...]) -> C:
+    """Settings of some kind from a file, if there is one, options and overrides."""
     from anonymizer import config
 
-    if path is not None:
-        _refuse_source(path)
-    return config.build({}, overrides, given) if path is None else config.load(path, overrides, given)
+    if path is None:
+        return config.build_as(kind, {}, overrides, given)
+    _refuse_source(path)
+    return config.load_as(kind, path, overrides, given)
 
 
 def _refuse_source(path: str) -> None:

@@ -23,6 +23,7 @@ from flows.progress import watched_by
 
 if TYPE_CHECKING:
     from anonymizer.calibration import Calibration
+    from anonymizer.config import ModelConfig
     from anonymizer.sources import Field
     from anonymizer.verify import Finding
 
@@ -135,12 +136,25 @@ def line(text: str, style: str = "") -> None:
     out.print(Text(text, style))
 
 
+def counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in reasons.items())
+
+
 def level(share: float, t_boom: int | str, log_snr: float) -> str:
     return f"{share:g}: t_boom {t_boom}, log-SNR {log_snr:+.2f}"
 
 
 def sampler(name: str, steps: int) -> str:
     return f"{name}, {steps} steps for each picture"
+
+
+def told(model: ModelConfig) -> str:
+    if model.condition == "label":
+        what = "the label of each record"
+    else:
+        what = repr(model.prompt) if model.prompt else "nothing"
+    away = f", and away from {model.negative_prompt!r}" if model.negative_prompt else ""
+    return f"{what}{away}, guidance {model.guidance:g}"
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from anonymizer import assemble, events, ledger, plan, preflight, previous, publish, report
 from anonymizer.backbones import Backbone, load_backbone
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
@@ -50,6 +52,14 @@ def scorer_of(metrics: MetricsConfig, device: str) -> ReleaseScorer:
     return apart(lambda: build_scorer(metrics, device))
 
 
+def fitting_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseScorer:
+    """The scorer, tried on a picture of the model's size. ModelError if that is nothing that it can look at."""
+    scorer = scorer_of(metrics, str(backbone.device))
+    blank = torch.zeros(1, 3, backbone.size, backbone.size, device=backbone.device)
+    apart(lambda: scorer.score(scorer.embed(blank), blank))
+    return scorer
+
+
 @lru_cache(maxsize=1)
 def previous_of(output: str) -> Previous:
     """What the releases before this one published, loaded once for each process."""
@@ -77,7 +87,7 @@ def prepare(config: RunConfig) -> plan.Plan:
     check(config)
     publish.check_key(config)
     key, backbone, release = load_key(config.key_env), backbone_of(config.model), Release.at(config.output.uri)
-    previous.check(config, key, scorer_of(config.metrics, str(backbone.device)).names)
+    previous.check(config, key, fitting_scorer(config.metrics, backbone).names)
     the_plan = plan.write(config, backbone, key, release)
     previous.take_over(config, release)
     previous_of.cache_clear()  # of another run in this process, at the same place

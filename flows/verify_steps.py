@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from anonymizer import exhibits, images, plan
 from anonymizer.boomerang import Boomerang
+from anonymizer.carried import from_json
 from anonymizer.config import RunConfig
 from anonymizer.errors import AnonymizerError, SourceError
 from anonymizer.exhibits import Exhibits
@@ -16,6 +18,8 @@ from anonymizer.keys import CustodianKey, load_key
 from anonymizer.layout import Release
 from anonymizer.noise import KeyedNoise
 from anonymizer.plan import settings_of
+from anonymizer.records import Entry, Record
+from anonymizer.told import told
 from anonymizer.verify.findings import Finding, failed, noted, verdict
 from anonymizer.verify.whole import check_restricted
 from flows.steps import apart, backbone_of, scorer_of
@@ -42,6 +46,10 @@ def check(release: Release, rescore: int | None, replay: int) -> Iterator[Findin
     found = list(check_restricted(release, config, key))
     yield from found
     trusted = not any(finding.result == "fail" and finding.check == "ledger" for finding in found)
+    if config.source.fit == "tiles":  # which are kept at no one size, and scored as squares
+        for check, asked in (("scores", rescore), ("replay", replay)):
+            yield (failed if asked else noted)(check, "nothing measured or drawn again: not supported in tiles")
+        return
     most = max(RESCORED if rescore is None else rescore, replay)
     if not trusted or not release.ledger.exists() or not most:
         return
@@ -86,7 +94,9 @@ def _replayed(release: Release, config: RunConfig, key: CustodianKey, shown: Exh
             continue
         noise = KeyedNoise([key.noise_key(row["source_hmac"], row["config_fingerprint"])])
         x0 = shown.originals.pictures[i : i + 1].to(model.device)
-        output = boomerang.sample(x0, row["level"], noise).cpu()[0]
+        said = told(config.model, _record(row))
+        condition = None if said is None else model.condition([said])
+        output = boomerang.sample(x0, row["level"], noise, condition).cpu()[0]
         shape = shown.originals.shapes[i]
         data = images.encode(output, shape, config.output.image, config.output.quality, config.output.size).data
         if hashlib.sha256(data).hexdigest() == row["sha256"]:
@@ -101,3 +111,14 @@ def _replayed(release: Release, config: RunConfig, key: CustodianKey, shown: Exh
         yield from verdict("replay", wrong, f"{same} drawn again to the byte{also}")
     if gone:
         yield noted("replay", f"{gone} were drawn with another model or other settings, for an earlier release")
+
+
+def _record(row: Mapping[str, Any]) -> Record:
+    """A record as the ledger remembers it, without its picture."""
+    return Record(
+        Entry(row["record_id"], row["source_uri"]),
+        label=row["label"],
+        caption=row["caption"],
+        columns=from_json(row["carried"]),
+        restricted=from_json(row["restricted"]),
+    )

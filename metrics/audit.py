@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from anonymizer.errors import ModelError
 from metrics.attacks import attributes, averaging, linkage, membership, parrot, reidentification
 from metrics.attacks.linkage import Bools, Floats, Names, Ranking, detected, spread, turns
 from metrics.attacks.reidentification import Faces
@@ -49,7 +50,7 @@ def examine(bench: Workbench, attacks: Iterable[str], progress: Callable[[int], 
             bench.progress(name)
             try:
                 attack(bench, findings)
-            except ValueError as problem:  # of one attack, which takes none of the others with it
+            except (ValueError, ModelError) as problem:  # of one attack, which takes none of the others with it
                 findings.figures.append(_not_run(name, EVERY, f"failed ({problem})"))
             progress(1)
     return findings

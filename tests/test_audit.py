@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,43 @@ def test_the_public_summary_names_nobody_and_helps_no_attacker(release: Release)
     for answer in json.loads(told)["answers"].values():
         bound = answer.get("risk_above_chance_at_most")
         assert bound is None or round(bound * 20, 6) % 1 == 0
+
+
+class Listens(IdealGaussian):
+    """A model that takes prompts, and minds none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asks = "prompt"
+
+    def condition(self, told: Sequence[str]) -> object:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("given", "why", "lacking"),
+    [
+        ({"model": {"prompt": "one of {who}"}}, "no bound on the noise covers", "what the model was told"),
+        ({"source": {"fit": "tiles"}}, "noised at their own sides", "compared as squares"),
+    ],
+)
+def test_no_guarantee_is_claimed_where_the_noise_is_not_all_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, why: str, lacking: str
+) -> None:
+    model = Listens()
+    monkeypatch.setattr(audit_steps, "backbone_of", lambda config: model)
+    monkeypatch.setattr(audit_steps, "scorer_of", lambda metrics, device: PlainScorer())
+    folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(8)})
+    items = [{"image": f"{i}.png", "who": f"p{i}"} for i in range(8)]
+    source = {"restricted": ["who"]} | given.get("source", {})
+    # At level 1 next to nothing is left, and the bound alone would be a guarantee.
+    release = run(settings(listing(tmp_path / "in", items), tmp_path / "out", boomerang={"level": 1.0},
+                           **given | {"source": source}), model)  # fmt: skip
+    audit_steps.run(settings_of(release, attacks=["linkage"]))
+    told = json.loads(release.audit_summary.read())
+    assert told["formal_guarantee"] == "No formal guarantee"
+    page = release.audit_page.read().decode()
+    assert why in page and lacking in page
 
 
 def test_no_page_of_an_audit_calls_anything_anonymous(release: Release) -> None:

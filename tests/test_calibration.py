@@ -383,6 +383,9 @@ def test_other_mistakes_are_said_before_the_calibration_is_asked(there: Path) ->
 OTHERS = {
     "model.dtype": "bfloat16", "boomerang.sampler": "ddim", "boomerang.steps": None, "source.fit": "pad",
     "output.image": "jpeg", "output.quality": 50, "output.size": "original", "source.kind": "chest X-rays",
+    "model.size": 128, "model.variant": "fp16", "model.prompt": "a face", "model.negative_prompt": "a cat",
+    "model.guidance": 2.0,
+    "model.vae_tiling": True, "model.tile_overlap": 0.5,
 }  # fmt: skip
 
 

@@ -56,6 +56,16 @@ def one_line(result: Result, status: int = 2) -> str:
     return result.stderr
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_scorer_that_cannot_look_at_such_small_pictures_is_said_before_anything_is_written(
+    tmp_path: Path, source: Path, cli: Cli, tiny_model: Path, command: str
+) -> None:
+    said = one_line(cli(command, "--source", source, "--output", tmp_path / "out", "--model", tiny_model,
+                        "--set", "metrics.clip=none"))  # fmt: skip
+    assert "metrics.lpips" in said and "cannot look at 8 x 8 pictures" in said
+    assert not (tmp_path / "out" / "restricted" / "plan.json").exists()
+
+
 def test_a_folder_becomes_a_release(
     tmp_path: Path, source: Path, cli: Cli, tiny_model: Path, prefect_home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

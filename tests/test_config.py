@@ -230,7 +230,10 @@ def test_only_owner_and_name_are_a_hub_id() -> None:
 
 PIXELS = {
     "boomerang.level": 0.5, "boomerang.sampler": "ddim", "boomerang.steps": 7, "model.dtype": "bfloat16",
-    "source.fit": "pad", "output.image": "jpeg", "output.quality": 50, "output.size": "original",
+    "source.fit": "pad", "model.size": 128, "model.variant": "fp16",
+    "model.prompt": "a", "model.negative_prompt": "a", "model.guidance": 2.0,
+    "model.vae_tiling": True, "model.tile_overlap": 0.5,
+    "output.image": "jpeg", "output.quality": 50, "output.size": "original",
 }  # fmt: skip
 RECIPIENT = str(pyrage.x25519.Identity.generate().to_public())
 NOT_PIXELS = {
@@ -238,7 +241,8 @@ NOT_PIXELS = {
     "source.caption": "x", "source.carry": ("x",), "source.where": {"a": "b"}, "source.limits.max_bytes": 1,
     "source.limits.max_pixels": 1, "source.limits.max_frames": 1, "output.uri": "x", "output.format": "parquet",
     "output.public_scores": "none", "model.id": "x", "model.revision": "x", "model.device": "cpu",
-    "model.allow_pickle": True, "metrics.clip": "none", "metrics.lpips": "none", "run.shard_size": 1,
+    "model.allow_pickle": True, "model.safety_checker": False,
+    "metrics.clip": "none", "metrics.lpips": "none", "run.shard_size": 1,
     "run.batch_size": 1, "run.threads": 1, "run.retries": 0, "key_env": "OTHER", "source.kind": "x",
     "source.drop": ("x",), "source.restricted": ("x",), "source.subject": "x", "previous": "x",
     "metrics.identity": "dlib", "policy.scores": {"lpips": {"min": 0.1}}, "policy.escalate": (0.9,),
@@ -252,7 +256,8 @@ NOT_PIXELS = {
 
 
 def test_every_setting_either_changes_pixels_or_does_not() -> None:
-    alone = {"boomerang.samples", "policy.approvals"}  # samples can only be 1; approvals need approvers
+    # Samples can only be 1; approvals need approvers, and a condition a label.
+    alone = {"boomerang.samples", "policy.approvals", "model.condition"}
     assert set(known_keys()) == set(PIXELS) | set(NOT_PIXELS) | alone
 
 

@@ -18,7 +18,8 @@ from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
 from anonymizer.config import Limits
 from anonymizer.errors import RecordError
-from anonymizer.images import MEDIA_TYPES, SUFFIXES, Picture, content_box, decode, encode, has_metadata
+from anonymizer.fit import content_box
+from anonymizer.images import MEDIA_TYPES, SUFFIXES, Picture, decode, encode, has_metadata
 from anonymizer.pillow import quiet_pillow
 from anonymizer.records import Reason
 

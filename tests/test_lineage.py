@@ -147,14 +147,14 @@ def test_risk_is_what_the_audit_lets_be_said_in_public(config: RunConfig, job: A
     release = released(config)
     line = {"attack": "linkage", "risk_high": 0.31, "risk": 0.2}
     answers = [audit_report.Answer(q, [line] if "linkage" in q.attacks else []) for q in audit_report.QUESTIONS]
-    told = {"manifest": "0" * 64, "audited": 120, "certificate": {"sentence": "No guarantee: because"}}
+    told = {"manifest": "0" * 64, "audited": 120, "certificate": {"sentence": "A formal guarantee: because"}}
     summary = audit_report.public_summary(plan.read(release), told, answers)
     place = release.audit_summary if job == "audit" else release.public / AUDIT
     place.write(json.dumps(summary).encode())
     with emitting(config, job):
         pass
     risk = risk_of(events(config)[-1])
-    assert (risk["result"], risk["pictures_attacked"], risk["formal_guarantee"]) == ("measured", 120, "No guarantee")
+    assert (risk["result"], risk["pictures_attacked"], risk["formal_guarantee"]) == ("measured", 120, "No formal guarantee")
     assert risk["answers"] == summary["answers"]
     assert risk["answers"]["Linkability"]["risk_above_chance_at_most"] == 0.35
     assert risk["answers"]["Inference"]["result"] == "not measured"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from running import KEY, PlainScorer, folder_of, manifest, people, picture, plai
 
 from anonymizer import assemble, plan, publish
 from anonymizer.attest import envelope, signing
+from anonymizer.backbones import Denoised
 from anonymizer.config import PolicyConfig, build
 from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError
 from anonymizer.layout import Release
@@ -133,7 +135,7 @@ class Levelled(IdealGaussian):
 
     level = 0.0
 
-    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> torch.Tensor:
+    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         self.level = max(t / self.T, self.level if self.calls and self.calls[-1] > t else 0)
         return super().predict(zt, t, condition)
 
@@ -279,6 +281,14 @@ LOW, HIGH = line("linkage", "rank-1", 0.04), line("linkage", "rank-1", 0.06)
 )
 def test_a_figure_of_the_audit_is_held_against_its_bound(found: Audited | None, expected: list[str]) -> None:
     assert broken({"risk": {"max_linkage_rank1": {"upper": 0.05}}}, found) == expected
+
+
+def test_figures_of_attackers_who_lacked_something_hold_no_bound() -> None:
+    policy = {"risk": {"max_linkage_rank1": {"upper": 0.05}}}
+    assert broken(policy, audit(LOW)) == []
+    lacking = replace(audit(LOW), lacking="attackers drew without what the model was told")
+    (ruling,) = [r for r in judge(PolicyConfig.model_validate(policy), counts(), "m", lacking, NOW).broken]
+    assert "without what the model was told" in ruling.found
 
 
 def test_without_a_measure_the_bound_is_on_risk_above_chance() -> None:

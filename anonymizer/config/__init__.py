@@ -1,16 +1,18 @@
 """Configurations: frozen, strict, and one line for whatever is wrong with them."""
 
 from anonymizer.config.attack import Attackers, AuditConfig, CalibrationConfig
+from anonymizer.config.augment import AugmentConfig, AugmentOutput, FilterConfig
 from anonymizer.config.base import Attack, Float, Section, Uri, setting
 from anonymizer.config.chosen import BelongsTo, Chosen
-from anonymizer.config.loading import build, build_as, dump, load, parse
+from anonymizer.config.enhance import EnhanceConfig, EnhanceMetrics, EnhanceOutput
+from anonymizer.config.loading import build, build_as, dump, load, load_as, parse
+from anonymizer.config.model import ModelConfig
 from anonymizer.config.policy import Bound, PolicyConfig, RiskBound, Waiver, risk_rule
 from anonymizer.config.run import (
     BoomerangConfig,
     Limits,
     LineageConfig,
     MetricsConfig,
-    ModelConfig,
     OutputConfig,
     RestrictedConfig,
     RunConfig,
@@ -23,11 +25,17 @@ __all__ = [
     "Attack",
     "Attackers",
     "AuditConfig",
+    "AugmentConfig",
+    "AugmentOutput",
     "BelongsTo",
     "BoomerangConfig",
     "Bound",
     "CalibrationConfig",
     "Chosen",
+    "EnhanceConfig",
+    "EnhanceMetrics",
+    "EnhanceOutput",
+    "FilterConfig",
     "Float",
     "Limits",
     "LineageConfig",
@@ -48,6 +56,7 @@ __all__ = [
     "dump",
     "known_keys",
     "load",
+    "load_as",
     "parse",
     "risk_rule",
     "setting",

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 # Where the settings stand that a calibration belongs to.
 BELONGS = {
     "dtype": "model.dtype",
+    "variant": "model.variant",
+    "side": "model.size",
+    "prompt": "model.prompt",
+    "negative_prompt": "model.negative_prompt",
+    "guidance": "model.guidance",
+    "condition": "model.condition",
+    "vae_tiling": "model.vae_tiling",
+    "tile_overlap": "model.tile_overlap",
     "sampler": "boomerang.sampler",
     "steps": "boomerang.steps",
     "fit": "source.fit",
@@ -34,6 +42,14 @@ class BelongsTo(Section):
     model_digest: str
     model: str
     dtype: str
+    variant: str | None
+    side: int | None
+    prompt: str
+    negative_prompt: str
+    guidance: float
+    condition: str
+    vae_tiling: bool
+    tile_overlap: float
     sampler: str
     steps: int | None
     fit: str

@@ -18,14 +18,21 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
-    """A configuration file (YAML), changed as ``build`` does; any problem is one line."""
+    """The configuration of a run from a file (YAML), changed as ``build_as`` does; any problem is one line."""
+    return load_as(RunConfig, path, overrides, given)
+
+
+def load_as(
+    kind: type[C], path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> C:
+    """A configuration of some kind from a file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config: no file {str(path)!r}: name a YAML file, or use --source and --output") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: cannot read {str(path)!r} ({type(error).__name__}): check the file") from None
-    return build(parse(text, str(path)), overrides, given)
+    return build_as(kind, parse(text, str(path)), overrides, given)
 
 
 def parse(text: str, name: str) -> dict[str, Any]:
@@ -74,11 +81,7 @@ def build_as(
         name, separator, value = override.partition("=")
         if not separator or not all(name.split(".")):
             raise ConfigError(f"--set: got {shown(override)}: write it as section.key=value")
-        try:
-            changes[name] = yaml.load(value, Loader=_Loader)
-        except (yaml.YAMLError, ValueError):
-            got = "" if name.endswith("key_env") else f" {shown(value)}"
-            raise ConfigError(f"--set {name}: the value{got} is not YAML: put it in quotes") from None
+        changes[name] = _value(name, value)
     try:
         tree = _plain(tree)
         for name, value in changes.items():
@@ -92,6 +95,19 @@ def build_as(
         raise ConfigError("config: holds itself: write the values out instead of using an anchor") from None
     except ValidationError as error:
         raise ConfigError("; ".join(line(item, kind) for item in error.errors())) from None
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of an override, read as YAML; a prompt that is no text there stays as it is written."""
+    is_prompt = name.endswith("prompt")  # it may begin with a column in braces, which YAML takes for a mapping
+    try:
+        read = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        if is_prompt:
+            return text
+        got = "" if name.endswith("key_env") else f" {shown(text)}"
+        raise ConfigError(f"--set {name}: the value{got} is not YAML: put it in quotes") from None
+    return text if is_prompt and not isinstance(read, str) else read
 
 
 def _put(tree: Any, name: str, value: Any) -> None:

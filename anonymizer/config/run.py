@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from anonymizer.config.base import KEY_ENV, Float, Int, Kind, Section, Uri
 from anonymizer.config.chosen import Chosen
+from anonymizer.config.model import USED, ModelConfig
 from anonymizer.config.policy import PolicyConfig
 
-Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"]
+Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc", "lcm", "tcd"]
 
 
 class Limits(Section):
@@ -43,11 +43,31 @@ class SourceConfig(Section):
         None, description="'folder', or the column that names the person, kept in the ledger so that they can be erased"
     )
     where: dict[str, str] = Field({}, description="keep only rows whose column has this value (Parquet, listing)")
-    fit: Literal["crop", "pad"] = Field("crop", description="crop or pad: how any other shape is made square")
+    fit: Literal["crop", "pad", "tiles"] = Field(
+        "crop", description="crop or pad any other shape to the model's square; or keep it, in overlapping tiles"
+    )
     kind: Kind | None = Field(
         None, description="what is on the pictures, in your own words; a calibration holds for one kind"
     )
     limits: Limits = Limits()
+
+    @property
+    def square_fit(self) -> Literal["crop", "pad"]:
+        """How a picture is made square where only squares will do, as for an attacker's network."""
+        return "crop" if self.fit == "crop" else "pad"
+
+
+def check_told(model: ModelConfig, source: SourceConfig) -> None:
+    """What a model is told of each record must be read from the source. ValueError if it is not."""
+    here = ("label", "caption")
+    known = {*source.carry, *source.restricted} - set(here)
+    known |= {name for name in here if getattr(source, name) is not None}
+    for name in model.fields:
+        if name not in known:
+            how = f"set source.{name}" if name in here else "name the column in source.carry or source.restricted"
+            raise ValueError(f"model.prompt: {{{name}}} is not read from the source: {how}")
+    if model.condition == "label" and source.label is None:
+        raise ValueError("model.condition: label, and source.label is not set: say where the label stands")
 
 
 class OutputConfig(Section):
@@ -65,35 +85,15 @@ class OutputConfig(Section):
     )
 
 
-class ModelConfig(Section):
-    """Which diffusion model samples, and on what."""
-
-    id: str = Field("bundled:faces-64", description="bundled:NAME, a local folder, or a hub id with a revision")
-    revision: str | None = Field(None, description="commit of a hub model; needed for one, so that it cannot change")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="float32, bfloat16 or float16")
-    device: str = Field("auto", description="auto (a GPU where there is one), cpu, or cuda:N")
-    allow_pickle: bool = Field(False, description="whether pickled weights are loaded; they can run code")
-
-    @property
-    def is_hub_id(self) -> bool:
-        """Whether the id reads as OWNER/NAME; a folder of that name may still be meant."""
-        return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.id) is not None
-
-    @property
-    def public_name(self) -> str:
-        """What a manifest calls the model: where a folder lies is nobody's business, and its digest names it."""
-        hub = self.revision is not None and self.is_hub_id
-        known = self.id.startswith("bundled:") or (hub and not Path(self.id).is_dir())
-        return self.id if known else "a local model"
-
-
 class BoomerangConfig(Section):
     """The anonymity level and the sampler of the reverse half."""
 
     level: Float = Field(
         0.6, description="share of the training schedule, in (0, 1]; or a rule, {calibration, max_risk, attacks}"
     )
-    sampler: Sampler = Field("sde-dpm++", description="ddpm (the paper's), ddim, dpm++, sde-dpm++ or unipc")
+    sampler: Sampler = Field(
+        "sde-dpm++", description="ddpm (the paper's), ddim, dpm++, sde-dpm++, unipc; of few-step models lcm, tcd"
+    )
     steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; null: every step")
     samples: Int = Field(1, description="outputs for each original; a release takes 1 only")
     chosen: Chosen | None = None
@@ -209,6 +209,11 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _told_is_read(self) -> RunConfig:
+        check_told(self.model, self.source)
+        return self
+
+    @model_validator(mode="after")
     def _choice_stands(self) -> RunConfig:
         """A level that was chosen is used with what its calibration belongs to, and is not another one by now."""
         if (chosen := self.boomerang.chosen) is not None:
@@ -231,6 +236,7 @@ class RunConfig(Section):
         what = {
             "model": model_digest,
             "dtype": self.model.dtype,
+            "model_settings": self.model.model_dump(include=USED),
             "boomerang": self.boomerang.model_dump(exclude={"chosen"}),
             "fit": self.source.fit,
             "output": self.output.model_dump(include={"image", "quality", "size"}),

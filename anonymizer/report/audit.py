@@ -130,9 +130,11 @@ def public_summary(the_plan: Plan, told: Mapping[str, Any], answers: Sequence[An
         "pictures_attacked": told["audited"],
         "confidence": 0.95,
         "answers": {answer.question.title: bound(answer) for answer in answers},
-        "formal_guarantee": told["certificate"]["sentence"].split(":")[0],
+        # A bound for the originals of the sample is none for all of the release.
+        "formal_guarantee": "No formal guarantee",
         "reading": f"Bounds hold for the attacks that were tried, on a sample of {what}. Other attackers may do "
-        "better. A bound of 1 means that the attack cannot be ruled out for any picture.",
+        "better. A bound of 1 means that the attack cannot be ruled out for any picture."
+        + (f" Here {told['lacking']}." if told.get("lacking") else ""),
     }
 
 

@@ -91,7 +91,7 @@ def originals(
 def _seen(data: bytes, row: Mapping[str, Any], config: RunConfig) -> Shown | str:
     """An original as the model saw it."""
     try:
-        return original(data, row["width"], row["height"], config.source.fit, config.source.limits)
+        return original(data, row["width"], row["height"], config.source.square_fit, config.source.limits)
     except RecordError as error:
         return error.reason.value
 

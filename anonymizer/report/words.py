@@ -10,7 +10,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer.config import RunConfig
+from anonymizer.config import ModelConfig, RunConfig
 from anonymizer.plan import Plan
 from anonymizer.records import Reason
 
@@ -54,8 +54,10 @@ REASONS: Mapping[str, str] = {
     Reason.OUTSIDE_SOURCE: "A link or path that leaves the source.",
     Reason.DUPLICATE_ID: "A second record of the same id.",
     Reason.BAD_METADATA: "A label, caption or column that cannot be read.",
+    Reason.NO_CONDITION: "The class or prompt that the model should be told is missing, or unknown to it.",
     Reason.NOT_FINITE: "The model returned no usable picture.",
     Reason.NOT_SCORED: "A score that the run asks for is missing; the output was held back.",
+    Reason.UNSAFE: "The model's own safety checker objects to the output; it was held back.",
     Reason.NO_FACE: "The policy asks about faces, and none was detected; the output was held back.",
     Reason.TOO_CLOSE: "Nearer to its original than the policy allows; the output was held back.",
     Reason.TOO_FAR: "Further from its original than the policy allows; the output was held back.",
@@ -106,6 +108,8 @@ def settings(
     fits = {"crop": "its centred square was taken", "pad": "it was padded to a square, and the padding cut off again"}
     if config.output.size == "model":
         fits["pad"] = "it was padded to a square"
+    fits["tiles"] = "it was worked on in overlapping tiles of the model's size"
+    ways = {"crop": "cropped", "pad": "padded", "tiles": "kept"}
     facts = [
         Fact("Level", f"{plan.level:g}", "share of the noise schedule that was run; at 1 next to nothing is left"),
         *_other_levels(others),
@@ -115,6 +119,7 @@ def settings(
             f"{plan.log_snr:+.2f}".replace("-", MINUS),
             f"at that step: signal to noise {math.exp(plan.log_snr):.2g} to 1",
         ),
+        *_told(config.model),
         Fact("Sampler", f"{plan.sampler}, {number(plan.steps)} steps", "network calls for each picture"),
         Fact("Model", model, f"SHA-256 {plan.model_digest[:12]}…"),
         *(
@@ -124,10 +129,20 @@ def settings(
         Fact(
             "Pictures", f"{sizes}, {encoding}" if sizes else encoding, "freshly encoded from pixels, with nothing else"
         ),
-        Fact("Other shapes", "cropped" if config.source.fit == "crop" else "padded", fits[config.source.fit]),
+        Fact("Other shapes", ways[config.source.fit], fits[config.source.fit]),
         Fact("Settings", f"{plan.fingerprint[:12]}…", "fingerprint of all that changes pixels"),
     ]
     return facts
+
+
+def _told(model: ModelConfig) -> Iterator[Fact]:
+    """What the model knew of each picture besides its pixels; not in which words."""
+    if model.condition == "label":
+        yield Fact("Told", "its label", "the model was told the class of each picture")
+    elif model.fields:
+        yield Fact("Told", "a prompt of its own", "what that says of a picture was drawn into it")
+    elif model.prompt:
+        yield Fact("Told", "a prompt", "the same for all pictures")
 
 
 def _other_levels(levels: Mapping[float, int]) -> Iterator[Fact]:
