@@ -154,7 +154,8 @@ def test_risk_is_what_the_audit_lets_be_said_in_public(config: RunConfig, job: A
     with emitting(config, job):
         pass
     risk = risk_of(events(config)[-1])
-    assert (risk["result"], risk["pictures_attacked"], risk["formal_guarantee"]) == ("measured", 120, "No formal guarantee")
+    assert (risk["result"], risk["pictures_attacked"]) == ("measured", 120)
+    assert risk["formal_guarantee"] == "No formal guarantee"  # whatever holds for the originals of the sample
     assert risk["answers"] == summary["answers"]
     assert risk["answers"]["Linkability"]["risk_above_chance_at_most"] == 0.35
     assert risk["answers"]["Inference"]["result"] == "not measured"
