@@ -25,6 +25,7 @@ from anonymizer.records import Entry, Reason
 from anonymizer.sources import open_source
 from anonymizer.told import refuse_idle_guidance
 
+DETERMINISTIC = ("ddim", "dpm++", "unipc")
 MOST_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
 
 
@@ -126,6 +127,11 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
         found.append(
             f"the model is told {what}: what that says of a person is drawn into the output, whatever the level and "
             "whether it is published or not; attackers who know the method are audited without it"
+        )
+    if config.boomerang.sampler in DETERMINISTIC:
+        found.append(
+            f"boomerang.sampler {config.boomerang.sampler}: takes no noise on the way back, and leaves outputs nearer "
+            "to their originals than the paper's own at the same level (docs/paper-results.md)"
         )
     if config.boomerang.sampler in ("lcm", "tcd"):
         found.append(f"boomerang.sampler {config.boomerang.sampler}: fits models only that were distilled for it")

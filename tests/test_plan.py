@@ -96,6 +96,7 @@ def test_settings_that_give_more_away_are_named(tmp_path: Path, source: Path) ->
 
     assert cautions() == []
     assert cautions("boomerang.level=0.2") == ["log-SNR +0.66"]
+    assert cautions("boomerang.sampler=ddim") == ["boomerang.sampler ddim"]
     more = ["output.public_scores exact", "output.size original"]
     assert cautions("output.public_scores=exact", "output.size=original") == more
 

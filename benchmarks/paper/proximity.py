@@ -67,7 +67,7 @@ NOTES = (
     "Intervals: 95 %, bootstrap over pictures. Pixel distance: root mean square, of 0 to 255. A model that knows "
     "classes is told them.",
     "Calls are the least ones from which on all that were tried meet the column. Means are compared with those of "
-    "vanilla with the same noise: within 5 %, and with a paired interval that reaches into 5 %. Kernel distances are "
+    "vanilla with the same noise: within 5 %, and with a paired interval that lies within 5 %. Kernel distances are "
     "from vanilla with other noise; 97.5 % of those between two vanilla runs, after swapping their outputs by chance, "
     "are no more.",
 )
