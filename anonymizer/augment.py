@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from anonymizer.boomerang import Boomerang
 from anonymizer.errors import RecordError
 from anonymizer.noise import KeyedNoise
+from anonymizer.told import condition
 
 GRID = 16  # levels of a range that samples on a disk draw from
 HELD_BYTES = 512 * 2**20  # of pictures that wait for others of their level; beyond it a batch goes out unfilled
@@ -141,9 +142,8 @@ def draw(boomerang: Boomerang, batch: Sequence[Wanted]) -> torch.Tensor:
     """One local sample for each of a batch of one level and shape: (B, 3, H, W); NaN where the model returned none."""
     backbone = boomerang.backbone
     x0 = torch.stack([one.image for one in batch]).to(backbone.device)  # (B, 3, H, W)
-    told = [one.told for one in batch if one.told is not None]
-    condition = backbone.condition(told) if told else None
-    return boomerang.sample(x0, batch[0].level, KeyedNoise([one.key for one in batch]), condition)
+    said = condition(backbone, (one.told for one in batch))
+    return boomerang.sample(x0, batch[0].level, KeyedNoise([one.key for one in batch]), said)
 
 
 class LocalSamples(Dataset[tuple[torch.Tensor, Any]]):

@@ -237,9 +237,8 @@ def _decode(image: Any, size: int, fit: Fit, limits: Limits, multiple: int) -> P
     raw_width, raw_height = image.size
     longest, shortest = max(raw_width, raw_height), min(raw_width, raw_height)
     scale = 1.0
-    if (
-        image.format == "JPEG" and fit != "tiles"
-    ):  # decode at 1/2, 1/4 or 1/8 as long as twice the wanted size is left for Lanczos
+    if image.format == "JPEG" and fit != "tiles":
+        # Decode at 1/2, 1/4 or 1/8 as long as twice the wanted size is left for Lanczos.
         share = 2 * size / (shortest if fit == "crop" else longest)
         drafted = image.draft(None, (math.ceil(raw_width * share), math.ceil(raw_height * share)))
         if drafted is not None:
@@ -250,12 +249,13 @@ def _decode(image: Any, size: int, fit: Fit, limits: Limits, multiple: int) -> P
         left, top = (raw_width - shortest) / 2, (raw_height - shortest) / 2
         box = (left, top, left + shortest, top + shortest)
         target = (size, size)
+    elif fit == "pad":
+        box = (0, 0, raw_width, raw_height)
+        target = content_box(raw_width, raw_height, size)[2:]
     else:
         box = (0, 0, raw_width, raw_height)
-        target = (
-            content_box(raw_width, raw_height, size)[2:] if fit == "pad" else tiled_sides(image.size, size, multiple)
-        )
-    _check_pixels(*target, limits)  # a narrow picture is enlarged to a tile's side
+        target = tiled_sides(image.size, size, multiple)
+        _check_pixels(*target, limits)  # a narrow picture is enlarged to a tile's side
     box = tuple(edge / scale for edge in box)
 
     pixels = resize_to_srgb(resizable(image), target, box, image.info.get("icc_profile"))  # (h, w, 3), 0 to 255

@@ -23,7 +23,7 @@ from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.records import Entry, Reason
 from anonymizer.sources import open_source
-from anonymizer.told import refuse_idle_guidance
+from anonymizer.told import condition, refuse_idle_guidance
 
 DETERMINISTIC = ("ddim", "dpm++", "unipc")
 MOST_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
@@ -150,10 +150,10 @@ def estimate(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
     told = "0" if config.model.condition == "label" else config.model.prompt if config.model.fields else None
     with torch.inference_mode():
         zt = backbone.encode(torch.zeros(size, 3, backbone.size, backbone.size))
-        condition = None if told is None else backbone.condition([told] * size)
-        backbone.predict(zt, plan.t_boom, condition)  # the first call also prepares
+        said = condition(backbone, [told] * size)
+        backbone.predict(zt, plan.t_boom, said)  # the first call also prepares
         begun = time.monotonic()
-        backbone.predict(zt, plan.t_boom, condition).z0.sum().item()
+        backbone.predict(zt, plan.t_boom, said).z0.sum().item()
     return (time.monotonic() - begun) * plan.steps * -(-plan.records // size)
 
 

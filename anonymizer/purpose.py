@@ -42,15 +42,31 @@ def checked(setting: str, entries: Iterable[Entry]) -> Iterator[Entry]:
     SourceError for the first that does; it names no place, since that is a record's.
     """
     known: set[str] = set()
+    last = ""
     for entry in entries:
         folder = entry.uri.rpartition("/")[0]
-        if folder not in known and folder:
-            if any((above / FILE).exists() for above in around(Place.of(folder))):
-                raise SourceError(
-                    f"{setting}: lists pictures that `augment` or `enhance` made, not anonymised: give the originals"
-                )
-            known.add(folder)
+        if entry.problem is None and folder != last and _is_marked(folder, known):
+            raise SourceError(
+                f"{setting}: lists pictures that `augment` or `enhance` made, not anonymised: give the originals"
+            )
+        last = folder
         yield entry
+
+
+def _is_marked(folder: str, known: set[str]) -> bool:
+    """Whether a folder, or one that it lies in, is marked; those that are ``known`` are not asked again."""
+    if folder.startswith(("http://", "https://")):  # where none can have been written
+        return False
+    try:
+        for place in around(Place.of(folder)):
+            if str(place) in known:  # and so is all above it: on a store, each question is a request
+                return False
+            known.add(str(place))
+            if (place / FILE).exists():
+                return True
+    except Exception:  # a store that cannot be asked cannot be read either: its records fail one by one
+        return False
+    return False
 
 
 def _refuse(setting: str, uri: str, error: type[AnonymizerError], why: str) -> None:

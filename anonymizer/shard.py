@@ -35,7 +35,7 @@ from anonymizer.previous import KEPT, NOTHING, Previous
 from anonymizer.previous import scores as scores_of
 from anonymizer.records import Decision, Entry, Reason, Record, Scores, Status
 from anonymizer.sources import open_source, printable
-from anonymizer.told import told
+from anonymizer.told import condition, told, unsafe
 
 SCORES = {score.name for score in fields(Scores)}
 A = TypeVar("A")
@@ -180,9 +180,7 @@ class _Journey:
         if (row := self.previous.row(hmac)) is not None:
             return Decoded(slim, hmac, kept=row)
         try:
-            said = told(self.config.model, record)
-            if said is not None and self.backbone.asks == "class":
-                self.backbone.condition([said])  # does the model know it?
+            said = told(self.config.model, record, self.backbone)
             source, model = self.config.source, self.backbone
             picture = images.decode(record.data, model.size, source.fit, source.limits, model.multiple)
         except RecordError as error:
@@ -210,17 +208,18 @@ class _Journey:
         x0 = torch.stack([item.picture.tensor for item in batch if item.picture])  # (B, 3, H, W)
         x0 = x0.to(self.backbone.device)
         noise = KeyedNoise([self.key.noise_key(item.source_hmac or "", attempt.fingerprint) for item in batch])
-        said = [item.told for item in batch if item.told is not None]
-        condition = self.backbone.condition(said) if said else None
-        outputs = self.boomerang.sample(x0, attempt.level, noise, condition)
+        said = condition(self.backbone, (item.told for item in batch))
+        outputs = self.boomerang.sample(x0, attempt.level, noise, said)
         seen = (x0, outputs)
         if self.config.source.fit == "tiles":  # scorers look at squares, or at the middle of what is none
             seen = (squared(x0, self.backbone.size), squared(outputs, self.backbone.size))
         scores = self.scorer.score(self.scorer.embed(seen[0]), seen[1])
         if len(scores) != len(batch):
             raise ValueError(f"scorer: {len(scores)} scores for {len(batch)} outputs: it must give one for each")
-        unsafe = self.backbone.unsafe(outputs) if self.config.model.safety_checker else [False] * len(batch)
-        return Drawn(batch, attempt, outputs.cpu(), scores, unsafe, started, (time.monotonic() - begun) / len(batch))
+        objections = unsafe(self.config.model, self.backbone, outputs)
+        return Drawn(
+            batch, attempt, outputs.cpu(), scores, objections, started, (time.monotonic() - begun) / len(batch)
+        )
 
     def finish(self, drawn: Drawn) -> list[Row]:
         pairs = zip(drawn.items, drawn.outputs, drawn.scores, drawn.unsafe, strict=True)

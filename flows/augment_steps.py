@@ -28,7 +28,7 @@ from anonymizer.place import Place
 from anonymizer.records import Reason, Record
 from anonymizer.sinks.folder import folder_name
 from anonymizer.sources import open_source
-from anonymizer.told import refuse_idle_guidance, told
+from anonymizer.told import refuse_idle_guidance, told, unsafe
 from flows import augment_rows
 from flows.augment_rows import AugmentSummary, Row, place
 from flows.progress import NOBODY, Watcher
@@ -155,9 +155,7 @@ class _Augmentation:
                 raise RecordError(record.problem)
             if source.label is not None and not record.label:
                 raise RecordError(Reason.BAD_METADATA)  # each sample has a label, or none has
-            said = told(self.config.model, record)
-            if said is not None and model.asks == "class":
-                model.condition([said])  # does the model know it?
+            said = told(self.config.model, record, model)
             picture = images.decode(record.data, model.size, source.fit, source.limits, model.multiple)
         except RecordError as error:
             return replace(found, problem=error.reason)
@@ -169,8 +167,8 @@ class _Augmentation:
         writes: deque[Future[list[Row]]] = deque()
         for batch in batches(self.samples(pool, rows), self.config.batch_size):
             outputs = draw(self.boomerang, batch)
-            readings, unsafe = self.read(batch, outputs), self.unsafe(outputs)
-            writes.append(pool.submit(self.finish, batch, outputs.cpu(), readings, unsafe))
+            readings, objections = self.read(batch, outputs), unsafe(self.config.model, self.backbone, outputs)
+            writes.append(pool.submit(self.finish, batch, outputs.cpu(), readings, objections))
             while writes and (len(writes) > THREADS or writes[0].done()):
                 rows += writes.popleft().result()
             progress(len(batch))
@@ -206,9 +204,6 @@ class _Augmentation:
             found = reader.read(torch.stack([one.image for one in firsts]).to(self.backbone.device), labels)
             self.looked_at.update(labels)
             self.agreed.update(label for label, reading in zip(labels, found, strict=True) if reading.agrees)
-
-    def unsafe(self, outputs: torch.Tensor) -> Sequence[bool]:
-        return self.backbone.unsafe(outputs) if self.config.model.safety_checker else [False] * len(outputs)
 
     def finish(
         self, batch: Sequence[Wanted], outputs: torch.Tensor, readings: Sequence[Reading | None], unsafe: Sequence[bool]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from anonymizer import images
-from anonymizer.backbones import Backbone
 from anonymizer.config import EnhanceConfig, SourceConfig
 from anonymizer.enhance import Enhancer, noise_key
 from anonymizer.errors import RecordError, SourceError
@@ -71,7 +70,7 @@ class Pictures:
         try:
             if record.problem:
                 raise RecordError(record.problem)
-            said = self._told(record, enhancer.backbone)
+            said = told(self.config.model, record, enhancer.backbone)
             picture = images.decode(record.data, 1, "tiles", self.config.source.limits).tensor  # at its own size
             self._refuse_too_large(picture, enhancer)
         except RecordError as error:
@@ -79,12 +78,6 @@ class Pictures:
         key = noise_key(self.config.seed, record.data)
         reference = None if self.references is None else self._reference(picture, other)
         return replace(item, picture=picture, key=key, told=said, reference=reference)
-
-    def _told(self, record: Record, backbone: Backbone) -> str | None:
-        said = told(self.config.model, record)
-        if said is not None and backbone.asks == "class":
-            backbone.condition([said])  # does the model know it?
-        return said
 
     def _refuse_too_large(self, picture: torch.Tensor, enhancer: Enhancer) -> None:
         """What is made is bounded as what is read is."""

@@ -21,7 +21,7 @@ from anonymizer.noise import KeyedNoise
 from anonymizer.place import Place
 from anonymizer.records import Reason
 from anonymizer.report.enhance import Example, Group, example, write_enhancement
-from anonymizer.told import refuse_idle_guidance
+from anonymizer.told import condition, refuse_idle_guidance, unsafe
 from flows import enhance_rows
 from flows.enhance_reading import MISSING, Item, Pictures
 from flows.enhance_rows import BETTER, ENHANCED, METHODS, USED, EnhanceSummary, Method, Row, column
@@ -136,11 +136,10 @@ class _Enhancement:
         if not pictures:
             return [Row(item.number, item.record_id, reason=item.problem) for item in batch]
         low = torch.stack(pictures).to(self.backbone.device)  # (B, 3, h, w)
-        said = [item.told for item in batch if item.told is not None]
-        condition = self.backbone.condition(said) if said else None
-        outputs = self.enhancer(low, KeyedNoise([item.key for item in batch]), condition)
-        unsafe = self.backbone.unsafe(outputs) if self.config.model.safety_checker else [False] * len(batch)
-        rows = [self._written(*each) for each in zip(batch, outputs.cpu(), unsafe, strict=True)]
+        said = condition(self.backbone, (item.told for item in batch))
+        outputs = self.enhancer(low, KeyedNoise([item.key for item in batch]), said)
+        objections = unsafe(self.config.model, self.backbone, outputs)
+        rows = [self._written(*each) for each in zip(batch, outputs.cpu(), objections, strict=True)]
         return self._compared(batch, rows) if self.measures else rows
 
     def _written(self, item: Item, output: torch.Tensor, unsafe: bool) -> Row:

@@ -19,7 +19,7 @@ from anonymizer.layout import Release
 from anonymizer.noise import KeyedNoise
 from anonymizer.plan import settings_of
 from anonymizer.records import Entry, Record
-from anonymizer.told import told
+from anonymizer.told import condition, told
 from anonymizer.verify.findings import Finding, failed, noted, verdict
 from anonymizer.verify.whole import check_restricted
 from flows.steps import apart, backbone_of, scorer_of
@@ -94,9 +94,8 @@ def _replayed(release: Release, config: RunConfig, key: CustodianKey, shown: Exh
             continue
         noise = KeyedNoise([key.noise_key(row["source_hmac"], row["config_fingerprint"])])
         x0 = shown.originals.pictures[i : i + 1].to(model.device)
-        said = told(config.model, _record(row))
-        condition = None if said is None else model.condition([said])
-        output = boomerang.sample(x0, row["level"], noise, condition).cpu()[0]
+        said = condition(model, [told(config.model, _record(row), model)])
+        output = boomerang.sample(x0, row["level"], noise, said).cpu()[0]
         shape = shown.originals.shapes[i]
         data = images.encode(output, shape, config.output.image, config.output.quality, config.output.size).data
         if hashlib.sha256(data).hexdigest() == row["sha256"]:

@@ -405,3 +405,13 @@ def test_folders_of_another_kind_are_refused_in_a_line(own, name, spoil, line):
 def test_parts_that_do_not_belong_together_are_refused_in_a_line(tmp_path, make, line):
     with pytest.raises(ModelError, match=line):
         load(make(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path, name):
+    path = getattr(pipelines_flow, name)(tmp_path / "model")
+    for file in (path / "tokenizer").iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+    with pytest.raises(ModelError, match="tokenizer has no vocabulary"):
+        load(path)

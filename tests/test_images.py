@@ -534,3 +534,9 @@ def test_a_shape_that_a_format_cannot_hold_has_a_reason() -> None:
 def test_only_raster_formats_are_opened() -> None:
     source = (Path(__file__).parent.parent / "anonymizer" / "images.py").read_text()
     assert "Image.open(" not in source.replace("Image.open:", "")
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_the_limit_on_pixels_is_one_of_the_file_and_not_of_the_models_size(fit: str) -> None:
+    limits = Limits.model_validate({"max_pixels": 100})
+    assert decode(encode(torch.zeros(3, 10, 10)).data, 64, fit, limits).tensor.shape == (3, 64, 64)

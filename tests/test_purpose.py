@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from running import begin, listing, picture, settings
+from running import begin, folder_of, listing, picture, rows, run, settings
 
 from anonymizer import plan, preflight, purpose
 from anonymizer.errors import OutputError, SourceError
 from anonymizer.place import Place
+from anonymizer.records import Entry
 
 
 @pytest.fixture
@@ -79,3 +81,20 @@ def test_nothing_else_is_made_inside_a_release(tmp_path: Path, store: object, wh
     ):
         with pytest.raises(OutputError, match="lies inside a release"):
             preflight.check_folder("output.uri", str(uri), str(tmp_path / "in"))
+
+
+def test_each_folder_of_a_store_is_asked_once(store: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    exists = Place.exists
+    monkeypatch.setattr(Place, "exists", lambda self: asked.append(str(self)) or exists(self))
+    entries = [Entry(f"{n}", f"memory://bucket/a/{n % 3}/{n}.png") for n in range(30)]
+    assert list(purpose.checked("source.uri", entries)) == entries
+    assert len(asked) == len(set(asked)) < 10
+
+
+def test_a_place_that_cannot_be_asked_fails_its_own_records_alone(tmp_path: Path) -> None:
+    names = ["a.png", "nosuch://bucket/x/b.png", "https://127.0.0.1:9/x/c.png", "memory://bucket/none/d.png"]
+    source = listing(folder_of(tmp_path / "in", {"a.png": picture(1)}), [{"image": name} for name in names])
+    found = Counter((row["status"], row["reason"]) for row in rows(run(settings(source, tmp_path / "out"))))
+    assert found[("released", None)] == 1
+    assert sum(found.values()) == 4 and {status for status, _ in found} == {"released", "failed"}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from anonymizer.backbones.flow import FlowBackbone, refuse_without
 from anonymizer.backbones.parts import Parts
-from anonymizer.backbones.prompts import Encoder, Rows
+from anonymizer.backbones.prompts import Encoder, Rows, clip_tokenizer
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 
@@ -71,10 +71,10 @@ def places(height: int, width: int) -> torch.Tensor:
 def _pipeline(parts: Parts, dtype: torch.dtype) -> Any:
     """Text encoders and tokenizers, in the pipeline that knows how they are used."""
     from diffusers import FluxPipeline
-    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+    from transformers import CLIPTextModel, T5EncoderModel, T5TokenizerFast
 
     return FluxPipeline(
-        tokenizer=parts.load(CLIPTokenizer, "tokenizer"),
+        tokenizer=clip_tokenizer(parts, "tokenizer"),
         tokenizer_2=parts.load(T5TokenizerFast, "tokenizer_2"),
         text_encoder=parts.weights(CLIPTextModel, "text_encoder", dtype),
         text_encoder_2=parts.weights(T5EncoderModel, "text_encoder_2", dtype),

@@ -9,7 +9,7 @@ import torch
 
 from anonymizer.backbones.flow import FlowBackbone, refuse_without
 from anonymizer.backbones.parts import Parts
-from anonymizer.backbones.prompts import Encoder, Rows
+from anonymizer.backbones.prompts import Encoder, Rows, clip_tokenizer
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 
@@ -65,12 +65,12 @@ class _Encoder(Encoder):
 def _pipeline(parts: Parts, transformer: Any, dtype: torch.dtype) -> Any:
     """Text encoders and tokenizers, in the pipeline that knows how they are used; it asks the network for its width."""
     from diffusers import StableDiffusion3Pipeline
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel, T5TokenizerFast
 
     has_t5 = parts.has("text_encoder_3")
     return StableDiffusion3Pipeline(
-        tokenizer=parts.load(CLIPTokenizer, "tokenizer"),
-        tokenizer_2=parts.load(CLIPTokenizer, "tokenizer_2"),
+        tokenizer=clip_tokenizer(parts, "tokenizer"),
+        tokenizer_2=clip_tokenizer(parts, "tokenizer_2"),
         tokenizer_3=parts.load(T5TokenizerFast, "tokenizer_3") if has_t5 else None,
         text_encoder=parts.weights(CLIPTextModelWithProjection, "text_encoder", dtype),
         text_encoder_2=parts.weights(CLIPTextModelWithProjection, "text_encoder_2", dtype),
