@@ -209,5 +209,5 @@ def test_the_command_finishes_a_release_whose_file_came_back(
     assert done.exit_code == 0, done.output
     assert done.output.startswith("Doing 1 failed records again.\nReleased 2 of 2 pictures")
     again = CliRunner().invoke(main, ["retry", "-q", "--failed", str(tmp_path / "out")])
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert "is published and stays as it was signed" in again.output
