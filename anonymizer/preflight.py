@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from anonymizer import purpose
+from anonymizer import lease, purpose
 from anonymizer.config import RunConfig
 from anonymizer.errors import OutputError
 from anonymizer.layout import Release
@@ -22,18 +23,21 @@ BEGUN = {".lock", "plan", "errors", "config.yaml"}  # what a run that was stoppe
 
 @contextmanager
 def alone(uri: str) -> Iterator[None]:
-    """No second run works on the release at ``uri`` meanwhile, where that is on a disk. OutputError if one does."""
+    """No second run works on the release at ``uri`` meanwhile. OutputError if one does.
+
+    A lock on a disk, a lease on a store.
+    """
     release = Release.at(uri)
-    if not release.root.is_local:
-        yield
-        return
-    release.restricted.make_private()
-    # One object for each path in this process, so that whoever holds it may take it again.
-    lock = FileLock(release.lock.path, timeout=0, is_singleton=True, thread_local=False, mode=0o600)
+    if release.root.is_local:
+        release.restricted.make_private()
+        # One object for each path in this process, so that whoever holds it may take it again.
+        only = FileLock(release.lock.path, timeout=0, is_singleton=True, thread_local=False, mode=0o600)
+    else:
+        only = lease.held(release.lock)
     try:
-        with lock:
+        with only:
             yield
-    except Timeout:
+    except (Timeout, lease.Taken):
         raise OutputError(
             f"output.uri {uri!r}: another run is working on it: wait for it, or choose another output"
         ) from None
@@ -92,12 +96,12 @@ def _check_place(config: RunConfig, root: Place) -> None:
     if not root.is_local:
         if set(root.path) & set("*?["):  # a store would read it as a pattern, and remove what it fits
             raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
-        return
     _check_writable(f"output.uri {config.output.uri!r}", root)
 
 
 def _check_writable(name: str, root: Place) -> None:
     if not root.is_local:
+        _probe(name, root)
         return
     path = Path(root.path)
     nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
@@ -106,6 +110,17 @@ def _check_writable(name: str, root: Place) -> None:
         raise OutputError(f"{name}: {what}: name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(f"{name}: cannot be written: check the permissions of {str(nearest)!r}")
+
+
+def _probe(name: str, root: Place) -> None:
+    """OutputError unless a store lets us write, read and delete there."""
+    probe = root / f".probe-{secrets.token_hex(4)}.tmp"
+    try:
+        probe.write(b"probe")
+        probe.read()
+        probe.remove()
+    except OutputError as error:
+        raise OutputError(f"{name}: {str(error).partition(': ')[2]}") from None
 
 
 def _check_unused(config: RunConfig, release: Release) -> None:

@@ -22,7 +22,7 @@ class FolderSink:
                 make_folder(fs, f"{folder}/images/{group}")
                 made.add(group)
             file = f"images/{group}/{picture.output_id}{picture.suffix}"
-            with output_errors():
+            with output_errors(fs):
                 fs.pipe_file(f"{folder}/{file}", picture.data)
             yield Placed(picture.output_id, file)
 
