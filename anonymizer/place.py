@@ -52,7 +52,9 @@ class Place:
     def of(cls, uri: str) -> Place:
         try:
             fs, path = store.open_fs(str(uri))
-        except (ValueError, ImportError, OSError) as error:
+        except ImportError as error:
+            raise OutputError(f"uri {str(uri)!r}: {error}, or name a folder") from None
+        except (ValueError, OSError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OutputError(
                 f"uri {str(uri)!r}: cannot be opened ({why}): check the address, or name a folder"
@@ -76,6 +78,11 @@ class Place:
     @property
     def is_local(self) -> bool:
         return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether nothing lies above it in its store."""
+        return store.has_buckets(self.fs) and "/" not in self.path
 
     def lies_in(self, outer: Place) -> bool:
         """Whether this is ``outer`` or lies below it, whatever links and spellings lead there."""

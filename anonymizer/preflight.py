@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +29,7 @@ def alone(uri: str) -> Iterator[None]:
     A lock on a disk, a lease on a store.
     """
     release = Release.at(uri)
+    only: AbstractContextManager[Any]
     if release.root.is_local:
         release.restricted.make_private()
         # One object for each path in this process, so that whoever holds it may take it again.
@@ -93,9 +95,8 @@ def _check_apart(config: RunConfig, source: Place, output: Place) -> None:
 
 
 def _check_place(config: RunConfig, root: Place) -> None:
-    if not root.is_local:
-        if set(root.path) & set("*?["):  # a store would read it as a pattern, and remove what it fits
-            raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
+    if not root.is_local and set(root.path) & set("*?["):  # read as a pattern, and what it fits would be removed
+        raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
     _check_writable(f"output.uri {config.output.uri!r}", root)
 
 

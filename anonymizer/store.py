@@ -24,17 +24,12 @@ EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> the extra of this package that
 ON_DISK = (None, "file", "local", "memory")
 LIBRARIES = ("botocore", "aiobotocore", "boto3", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "urllib3")
 
-NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
-NO_CREDENTIALS += ("ProfileNotFound", "SSOTokenLoadError", "UnauthorizedSSOTokenError")
-UNREACHABLE = (
-    "EndpointConnectionError",
-    "ConnectTimeoutError",
-    "ClientConnectorError",
-    "gaierror",
-    "ProxyConnectionError",
-)
-PASSING = ("FSTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead", "ResponseStreamingError")
-PASSING += ("ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "ServerTimeoutError")
+# Names of errors of the libraries behind fsspec, which are not all OSErrors.
+NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
+NO_CREDENTIALS |= {"ProfileNotFound", "SSOTokenLoadError", "UnauthorizedSSOTokenError"}
+UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "gaierror"}
+PASSING = {"FSTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead", "ResponseStreamingError"}
+PASSING |= {"ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "ServerTimeoutError"}
 PASSING_CODES = {"500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout"}
 PASSING_CODES |= {"429", "409", "ConditionalRequestConflict", "OperationAborted", "Throttling", "ThrottlingException"}
 PASSING_NUMBERS = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, getattr(errno, "EREMOTEIO", errno.EBUSY)}
@@ -51,6 +46,13 @@ def open_fs(uri: str) -> tuple[Any, str]:
         extra = EXTRAS.get(protocol or "")
         step = f"pip install 'anonymizer[{extra}]'" if extra else str(error).splitlines()[0]
         raise ImportError(f"the package that reaches {protocol}:// is not installed: {step}") from None
+
+
+def has_buckets(fs: Any) -> bool:
+    """Whether what stands before the first slash of a path is a bucket or container, and no folder."""
+    return bool(
+        {"s3", "gs", "gcs", "az", "abfs"} & set((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+    )
 
 
 def knows_conditions(fs: Any) -> bool:
@@ -86,7 +88,7 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, TimeoutError | ConnectionError) or code(error) in PASSING_CODES:
         return True
     names = {type(one).__name__ for one in _causes(error)}
-    return bool(names & set(PASSING)) or (isinstance(error, OSError) and error.errno in PASSING_NUMBERS)
+    return bool(names & PASSING) or (isinstance(error, OSError) and error.errno in PASSING_NUMBERS)
 
 
 def is_missing(error: BaseException) -> bool:
@@ -102,7 +104,7 @@ def is_taken(error: BaseException) -> bool:
 def why(error: BaseException) -> str:
     """What is wrong and what to do, in our own words."""
     said, names = code(error), {type(one).__name__ for one in _causes(error)}
-    if names & set(NO_CREDENTIALS):
+    if names & NO_CREDENTIALS:
         return "no credentials were found: put them into the environment, or name a profile that has them (AWS_PROFILE)"
     if said == "InvalidAccessKeyId":
         return "the store does not know this access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE and the endpoint"
@@ -116,7 +118,7 @@ def why(error: BaseException) -> str:
         return "access denied: check the credentials, and what they may do there"
     if said == "NoSuchBucket":
         return "there is no such bucket: make it, or check its name and the endpoint (AWS_ENDPOINT_URL)"
-    if names & set(UNREACHABLE) or isinstance(error, ConnectionRefusedError):
+    if names & UNREACHABLE or isinstance(error, ConnectionRefusedError):
         return "cannot be reached: check the network and the endpoint (AWS_ENDPOINT_URL)"
     if is_passing(error):
         return "the store failed several times in a row: run the same command again"
