@@ -131,7 +131,7 @@ class Place:
         """``write`` where nothing lies yet; false, and nothing is changed, where something does.
 
         Of several that try at once, one succeeds: on a disk that knows hard links, and on a store that knows
-        conditional puts; elsewhere as far as a look tells.
+        conditional puts, which some servers ignore; there and elsewhere as far as a look tells.
         """
         with output_errors(self.fs):
             try:
@@ -146,17 +146,19 @@ class Place:
     def swap(self, data: bytes, version: str | None) -> bool:
         """``write`` where what ``read_version`` has read still lies; false, and nothing is changed, where it does not.
 
-        For stores. One condition for all: S3's If-Match; elsewhere as far as a look tells.
+        For stores: by S3's If-Match, which some servers ignore; there and elsewhere as far as a look tells.
         """
         if version is None:
             return self.create(data)
         with output_errors(self.fs):
-            if store.knows_conditions(self.fs):  # in one request, whatever the size
-                return self._put_if(data, {"IfMatch": version, "chunksize": max(len(data), 2**26)})
-            if store.version(self.fs.info(self.path)) != version:
+            try:
+                found = store.version(store.patiently(lambda: self.fs.info(self.path)))
+            except FileNotFoundError:
                 return False
-            self.fs.pipe_file(self.path, data)
-            return True
+            if found != version:
+                return False
+            in_one = {"IfMatch": version, "chunksize": max(len(data), 2**26)}  # parts would be put under no condition
+            return self._put_if(data, in_one if store.knows_conditions(self.fs) else {})
 
     def _put_if(self, data: bytes, condition: Mapping[str, Any]) -> bool:
         """Put under a condition, if the store knows any. An answer may get lost, so what lies there then has a say."""
