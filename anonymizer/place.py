@@ -18,8 +18,6 @@ from anonymizer.errors import OutputError
 
 T = TypeVar("T")
 
-COPIES = 16  # copied at a time inside a store
-
 
 @contextlib.contextmanager
 def output_errors(fs: Any = None) -> Iterator[None]:
@@ -158,7 +156,18 @@ class Place:
             if found != version:
                 return False
             in_one = {"IfMatch": version, "chunksize": max(len(data), 2**26)}  # parts would be put under no condition
-            return self._put_if(data, in_one if store.knows_conditions(self.fs) else {})
+            return self._put_if(data, in_one if store.is_s3(self.fs) else {})
+
+    def keeps_to_conditions(self) -> bool:
+        """Whether the store refuses to create what is there; tried with what ``create`` has made here."""
+        with output_errors(self.fs):
+            try:
+                self.fs.pipe_file(self.path, b"", mode="create")
+            except Exception as error:
+                if not store.is_taken(error):
+                    raise
+                return True
+        return False
 
     def _put_if(self, data: bytes, condition: Mapping[str, Any]) -> bool:
         """Put under a condition, if the store knows any. An answer may get lost, so what lies there then has a say."""
@@ -261,7 +270,7 @@ class Place:
             names = self.files()
             for folder in {f"{other.path}/{name}".rpartition("/")[0] for name in names}:
                 self.fs.makedirs(folder, exist_ok=True)
-            with ThreadPoolExecutor(COPIES, "copier") as pool:
+            with ThreadPoolExecutor(store.AT_ONCE, "copier") as pool:
                 for _ in pool.map(lambda name: self._copy(name, other), (name for name in names if name != last)):
                     pass
             if last in names:

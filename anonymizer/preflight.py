@@ -113,15 +113,27 @@ def _check_writable(name: str, root: Place) -> None:
         raise OutputError(f"{name}: cannot be written: check the permissions of {str(nearest)!r}")
 
 
-def _probe(name: str, root: Place) -> None:
-    """OutputError unless a store lets us write, read and delete there."""
+def cautions(config: RunConfig) -> list[str]:
+    """What should be known of the place of the output."""
+    root = Place.of(config.output.uri)
+    if root.is_local or _probe(f"output.uri {config.output.uri!r}", root):
+        return []
+    return [
+        "output.uri: this store ignores conditions on what it is given to write, so that two runs, or two people at "
+        "work on one release, may undo what the other did: let one at a time work there"
+    ]
+
+
+def _probe(name: str, root: Place) -> bool:
+    """OutputError unless a store lets us write, read and delete there; whether it keeps to conditions."""
     probe = root / f".probe-{secrets.token_hex(4)}.tmp"
     try:
-        probe.write(b"probe")
-        probe.read()
+        probe.create(b"probe")
+        kept = probe.keeps_to_conditions() and probe.read() == b"probe"
         probe.remove()
     except OutputError as error:
         raise OutputError(f"{name}: {str(error).partition(': ')[2]}") from None
+    return kept
 
 
 def _check_unused(config: RunConfig, release: Release) -> None:

@@ -15,6 +15,7 @@ import fsspec
 
 T = TypeVar("T")
 
+AT_ONCE = 16  # small requests that are under way at a time
 TRIES = 4
 PAUSE = 0.2  # seconds before the second try; each further one waits twice as long, and up to as long again by chance
 
@@ -55,9 +56,9 @@ def has_buckets(fs: Any) -> bool:
     )
 
 
-def knows_conditions(fs: Any) -> bool:
-    """Whether a put may be bound to the version that it replaces (S3's If-Match)."""
-    return "s3" in fs.protocol
+def is_s3(fs: Any) -> bool:
+    """Whether it speaks S3 through s3fs, whoever serves it."""
+    return "s3" in fs.protocol and hasattr(fs, "call_s3")
 
 
 def version(info: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from anonymizer import assemble, calibration, previous, publish, report, retention
+from anonymizer import assemble, calibration, preflight, previous, publish, report, retention
 from anonymizer import plan as planning
 from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
 from anonymizer.errors import AnonymizerError
@@ -253,7 +253,7 @@ def _taken_up(config: RunConfig) -> planning.Plan:
 
 def _cautions(config: RunConfig, the_plan: planning.Plan) -> list[str]:
     """What should be known before anything is handed out."""
-    found = planning.cautions(config, the_plan)
+    found = [*planning.cautions(config, the_plan), *preflight.cautions(config)]
     if absent := previous.absent(config):
         found.append(f"previous: {absent} earlier releases are not at hand: who was only there gets a second output")
     return found

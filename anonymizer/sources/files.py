@@ -22,6 +22,7 @@ from anonymizer.records import Entry, Reason, Record
 IGNORED_NAMES = frozenset(
     {".DS_Store", ".localized", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", ".gitkeep"}
 )
+PAGE = 1000  # keys of a store that are listed at once
 READ_AHEAD = 4 * 2**20  # bytes that are fetched from a store at once, where a file is read piece by piece
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -63,7 +64,8 @@ class Location:
         if self.is_file:
             yield File(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
         else:
-            yield from _walk_local(self.path, self.uri) if self.is_local else _walk_remote(self.fs, self.path)
+            walk = _walk_s3 if store.is_s3(self.fs) else _walk_remote
+            yield from _walk_local(self.path, self.uri) if self.is_local else walk(self.fs, self.path)
 
     def to_uri(self, path: str) -> str:
         """A name for the path that ``to_path`` undoes; an absolute path on a local disk."""
@@ -190,6 +192,22 @@ def _walk_remote(fs: Any, root: str) -> Iterator[File]:
             found = store.patiently(partial(fs.ls, path, detail=True))
             inside = (i for i in found if str(i["name"]).rstrip("/") != path)  # not its own marker
             stack.append(iter(sorted(inside, key=lambda i: str(i["name"]))))
+
+
+def _walk_s3(fs: Any, root: str) -> Iterator[File]:
+    """Keys in their own order, a page at a time: there may be more than fit into memory."""
+    bucket, prefix, _ = fs.split_path(root.rstrip("/"))
+    prefix = f"{prefix}/" if prefix else ""
+    page: dict[str, Any] = {"NextContinuationToken": None}
+    while "NextContinuationToken" in page:
+        token = page["NextContinuationToken"]
+        asked = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE} | ({"ContinuationToken": token} if token else {})
+        page = store.patiently(partial(fs.call_s3, "list_objects_v2", **asked))
+        for item in page.get("Contents", ()):
+            relative = str(item["Key"]).removeprefix(prefix)
+            *folders, name = relative.split("/")
+            if name and not is_ignored(name) and IGNORED_FOLDERS.isdisjoint(folders):
+                yield File(f"{bucket}/{item['Key']}", relative, item["Size"])
 
 
 def read_anywhere(uri: str, most: int) -> bytes:
