@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from anonymizer import lease, purpose
+from anonymizer import lease, purpose, store
 from anonymizer.config import RunConfig
 from anonymizer.errors import OutputError
 from anonymizer.layout import Release
@@ -115,13 +115,18 @@ def _check_writable(name: str, root: Place) -> None:
 
 def cautions(config: RunConfig) -> list[str]:
     """What should be known of the place of the output."""
-    root = Place.of(config.output.uri)
-    if root.is_local or _probe(f"output.uri {config.output.uri!r}", root):
-        return []
-    return [
-        "output.uri: this store ignores conditions on what it is given to write, so that two runs, or two people at "
-        "work on one release, may undo what the other did: let one at a time work there"
-    ]
+    root, found = Place.of(config.output.uri), []
+    if not root.is_local and not _probe(f"output.uri {config.output.uri!r}", root):
+        found.append(
+            "output.uri: this store ignores conditions on what it is given to write, so that two runs, or two people "
+            "at work on one release, may undo what the other did: let one at a time work there"
+        )
+    if store.keeps_versions(root.fs, root.path):
+        found.append(
+            "output.uri: the bucket keeps old versions, and with them what `erase` and `purge` remove: have a "
+            "lifecycle rule delete them"
+        )
+    return found
 
 
 def _probe(name: str, root: Place) -> bool:

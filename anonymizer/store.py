@@ -61,6 +61,16 @@ def is_s3(fs: Any) -> bool:
     return "s3" in fs.protocol and hasattr(fs, "call_s3")
 
 
+def keeps_versions(fs: Any, path: str) -> bool:
+    """Whether what is deleted there stays as an old version, as far as the store says so."""
+    if not is_s3(fs):
+        return False
+    try:
+        return bool(fs.is_bucket_versioned(fs.split_path(path)[0]))
+    except Exception:  # not everybody may ask
+        return False
+
+
 def version(info: dict[str, Any]) -> str:
     """What changes when a file does, as its file system tells it."""
     return f"{next((info[name] for name in VERSIONS if info.get(name)), '')}"
@@ -123,6 +133,8 @@ def why(error: BaseException) -> str:
         return "cannot be reached: check the network and the endpoint (AWS_ENDPOINT_URL)"
     if is_passing(error):
         return "the store failed several times in a row: run the same command again"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file: check the address"
     number = getattr(error, "errno", None)
     reason = errno.errorcode.get(number, type(error).__name__) if isinstance(number, int) else type(error).__name__
     return f"the store refused ({said if said.isalnum() else reason}): check the address and access"

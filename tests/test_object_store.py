@@ -464,6 +464,14 @@ def test_a_store_that_ignores_conditions_is_cautioned_about(bucket: str, monkeyp
     assert "ignores conditions" in caution and not Place.of(f"{bucket}/out").exists()
 
 
+def test_a_bucket_that_keeps_what_is_erased_is_cautioned_about(bucket: str) -> None:
+    fs = Place.of(bucket).fs
+    fs.makedirs("versioned")
+    fs.make_bucket_versioned("versioned")
+    (caution,) = preflight.cautions(settings("in", "s3://versioned/out"))
+    assert "keeps old versions" in caution
+
+
 def test_an_output_that_may_not_be_deleted_is_refused_before_the_work(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

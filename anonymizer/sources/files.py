@@ -7,6 +7,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -61,11 +62,12 @@ class Location:
 
     def files(self) -> Iterator[File]:
         """All files, in a stable order: the file itself, or what lies below the folder."""
-        if self.is_file:
-            yield File(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
-        else:
-            walk = _walk_s3 if store.is_s3(self.fs) else _walk_remote
-            yield from _walk_local(self.path, self.uri) if self.is_local else walk(self.fs, self.path)
+        with self._told():
+            if self.is_file:
+                yield File(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
+            else:
+                walk = _walk_s3 if store.is_s3(self.fs) else _walk_remote
+                yield from _walk_local(self.path, self.uri) if self.is_local else walk(self.fs, self.path)
 
     def to_uri(self, path: str) -> str:
         """A name for the path that ``to_path`` undoes; an absolute path on a local disk."""
@@ -83,8 +85,21 @@ class Location:
         return f"{known.get('size')} {store.version(known)}"
 
     def open(self, path: str) -> Any:
-        """The file, opened for reading bytes; may seek."""
-        return open(path, "rb") if self.is_local else self.fs.open(path, "rb", block_size=READ_AHEAD)
+        """The file, opened for reading bytes; may seek. SourceError if a store refuses it."""
+        if self.is_local:
+            return open(path, "rb")
+        with self._told():
+            return store.patiently(lambda: self.fs.open(path, "rb", block_size=READ_AHEAD))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What a store says of itself, as a SourceError; nothing of what it says of an object."""
+        try:
+            yield
+        except Exception as error:
+            if self.is_local or not store.is_storage(error):
+                raise
+            raise SourceError(f"source.uri {self.uri!r}: {store.why(error)}") from None
 
     def read(self, path: str, most: int, size: int | None = None) -> bytes:
         """All bytes of a file; RecordError when it is larger than ``most``, or not ``size`` bytes as it was listed."""
