@@ -108,10 +108,8 @@ class Place:
 
     def read_version(self) -> tuple[bytes, str | None]:
         """All bytes and what ``swap`` knows them by; nothing and None where there is no such file."""
-        try:
-            version = store.version(
-                self._asked(lambda: self.fs.info(self.path))
-            )  # before the bytes, lest they be newer
+        try:  # the version first, lest it be newer than the bytes
+            version = store.version(self._asked(lambda: self.fs.info(self.path)))
             return self.read(), version
         except FileNotFoundError:
             return b"", None

@@ -1,6 +1,6 @@
 """Stores behind fsspec: opened so that no listing is remembered; what their errors mean, in words that name no object.
 
-What a store says of itself may hold keys, paths and ids: none of its own words ever gets into a message.
+What a store answers may hold keys, paths and ids: none of it gets into a message, but the name of its error.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 from click.testing import CliRunner
 from object_store import BUCKET, checking_keys, environment, serving, unreliable
 from running import (
@@ -36,6 +38,7 @@ from running import (
     run,
     settings,
 )
+from s3fs.errors import translate_boto_error
 
 from anonymizer import events, fetch, lease, parquet, preflight, publish, retention, store
 from anonymizer.attest import signing
@@ -54,8 +57,6 @@ from anonymizer.verify.whole import check_restricted
 from flows import erase_steps
 from flows.cli import main
 from metrics import weights
-
-pytest.importorskip("s3fs")
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +307,28 @@ def test_without_its_package_the_extra_is_named(bucket: str, monkeypatch: pytest
     for work, error in ((lambda: Place.of(bucket), OutputError), (lambda: files.locate(bucket), SourceError)):
         with pytest.raises(error, match=r"not installed: pip install 'anonymizer\[s3\]'"):
             work()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("NoSuchKey", "there is no such file"),
+        ("NoSuchBucket", "there is no such bucket"),
+        ("AccessDenied", "access denied"),
+        ("InvalidAccessKeyId", "does not know this access key"),
+        ("SignatureDoesNotMatch", "the secret key does not belong"),
+        ("ExpiredToken", "the credentials have expired"),
+        ("SlowDown", "failed several times in a row"),
+        ("InternalError", "failed several times in a row"),
+        ("EntityTooLarge", r"the store refused \(EntityTooLarge\)"),
+        ("ada.png", r"the store refused \(EIO\)"),
+    ],
+)
+def test_what_a_store_answers_is_never_repeated(code: str, said: str) -> None:
+    answer = {"Error": {"Code": code, "Message": "The key people/ada.png of someone is a secret"}}
+    error = translate_boto_error(ClientError(answer, "GetObject"))
+    assert re.search(said, store.why(error))
+    assert not re.search("ada|people|someone|secret is", store.why(error))
 
 
 # Models and configurations
