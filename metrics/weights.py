@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from anonymizer import fetch
 from anonymizer.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,9 @@ def in_package(package: str, inner: str) -> Path:
 
 
 def given(field: str, text: str, instead: str = "give the path of the weights") -> Path:
-    """A file that the user names. Raises ModelError."""
+    """A file that the user names, fetched first where it lies elsewhere. Raises ModelError."""
+    if fetch.is_address(text):
+        return fetch.file(field, text)
     path = Path(text).expanduser()
     if not path.is_file():
         raise ModelError(f"{field}: no file {text!r}: {instead}")
