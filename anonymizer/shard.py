@@ -25,9 +25,11 @@ from anonymizer.drawing import Attempt, Drawing, Drawn, Scorer
 from anonymizer.errors import RecordError
 from anonymizer.keys import CustodianKey
 from anonymizer.ledger import Row, ShardSummary, ShardWriter
+from anonymizer.overlap import overlap
 from anonymizer.policy import gate
 from anonymizer.previous import KEPT, NOTHING, Previous
 from anonymizer.previous import scores as scores_of
+from anonymizer.profile import Stopwatch
 from anonymizer.records import Decision, Entry, Reason, Record, Scores, Status
 from anonymizer.sources import open_source, printable
 from anonymizer.told import told
@@ -51,26 +53,30 @@ def anonymize_shard(
     Decoding and encoding run in threads beside the model. ``progress`` is told how many records ended. A record that
     cannot be used becomes a row; anything else that goes wrong leaves the shard uncommitted and is raised.
     """
-    begun = time.monotonic()
-    drawing = Drawing(shard, config, backbone, scorer, key)
-    journey = _Journey(config, drawing, key, writer, previous)
+    begun, watch, threads = time.monotonic(), Stopwatch(), config.run.threads
     rows: list[Row] = []
-    with ThreadPoolExecutor(config.run.threads, "codec") as pool:
-        records = open_source(config.source).read(entries)
-        decoded = ahead(journey.decode, records, pool, depth=journey.ahead)
+    with ThreadPoolExecutor(threads, "codec") as pool, overlap(backbone.device, threads) as beside:
+        drawing = Drawing(shard, config, backbone, scorer, key, beside, watch)
+        journey = _Journey(config, drawing, key, writer, previous)
         writes: deque[Future[list[Row]]] = deque()
-        with closing(decoded):
-            for good, others in batches(decoded, drawing.at_once):
-                rows += [journey.without_drawing(item) for item in others]
-                for drawn in drawing.draw(good):
-                    writes.append(pool.submit(journey.finish, drawn))
-                while writes and (len(writes) > 2 or writes[0].done()):
-                    rows += writes.popleft().result()
-                progress(len(rows))
-        while writes:
-            rows += writes.popleft().result()
+
+        def written(at_most: int) -> None:
+            """Look after what is being written, until no more than so many batches are."""
+            while writes and (len(writes) > at_most or writes[0].done()):
+                with watch.stage("wait"):
+                    rows.extend(writes.popleft().result())
             progress(len(rows))
-    return writer.commit(rows, len(entries), time.monotonic() - begun)
+
+        records = watch.each("read", open_source(config.source).read(entries))
+        with closing(ahead(journey.decode, records, pool, depth=journey.ahead)) as decoded:
+            for good, others in batches(watch.each("wait", decoded), drawing.at_once):
+                rows += [journey.without_drawing(item) for item in others]
+                writes.extend(pool.submit(journey.finish, drawn) for drawn in drawing.draw(good))
+                written(at_most=2)
+            writes.extend(pool.submit(journey.finish, drawn) for drawn in drawing.rest())
+        written(at_most=0)
+    wall = time.monotonic() - begun
+    return writer.commit(rows, len(entries), wall, drawing.profile(wall, len(entries)))
 
 
 class _Journey:
@@ -80,7 +86,7 @@ class _Journey:
         self, config: RunConfig, drawing: Drawing, key: CustodianKey, writer: ShardWriter, previous: Previous
     ) -> None:
         self.config, self.drawing, self.key, self.writer, self.previous = config, drawing, key, writer, previous
-        self.first = drawing.attempts[0]
+        self.first, self.watch = drawing.attempts[0], drawing.watch
 
     @property
     def ahead(self) -> int:
@@ -88,7 +94,8 @@ class _Journey:
         return 2 if self.config.source.fit == "tiles" else 2 * self.config.run.batch_size
 
     def decode(self, record: Record) -> Decoded:
-        hmac = None if record.problem else self.key.source_hmac(record.data)
+        with self.watch.stage("hash"):
+            hmac = None if record.problem else self.key.source_hmac(record.data)
         subject = None if record.subject is None else self.key.subject_hmac(record.subject)
         if self.previous.is_erased(hmac, subject):
             return Decoded(Record(record.entry), hmac, problem=Reason.WITHDRAWN)  # and nothing more of the person
@@ -100,7 +107,8 @@ class _Journey:
         try:
             said = told(self.config.model, record, self.drawing.backbone)
             source, model = self.config.source, self.drawing.backbone
-            picture = images.decode(record.data, model.size, source.fit, source.limits, model.multiple)
+            with self.watch.stage("decode"):
+                picture = images.decode(record.data, model.size, source.fit, source.limits, model.multiple)
         except RecordError as error:
             return Decoded(slim, hmac, problem=error.reason)
         return Decoded(slim, hmac, picture, said)
@@ -132,12 +140,18 @@ class _Journey:
             "started": drawn.started,
             "seconds": drawn.seconds,
         }
+        if drawn.problem is not None:
+            return self._row(item, attempt, Decision(Status.FAILED, drawn.problem), **about)
         try:
-            encoded = images.encode(output, shape, out.image, out.quality, out.size, self.config.source.fit)
+            with self.watch.stage("encode"):
+                encoded = images.encode(output, shape, out.image, out.quality, out.size, self.config.source.fit)
         except RecordError as error:
             return self._row(item, attempt, Decision(Status.FAILED, error.reason), **about)
         output_id = self.key.output_id(item.record.entry.record_id, item.source_hmac or "", attempt.fingerprint)
-        self.writer.put(output_id, images.SUFFIXES[out.image], encoded.data)
+        with self.watch.stage("write"):
+            self.writer.put(output_id, images.SUFFIXES[out.image], encoded.data)
+        with self.watch.stage("hash"):
+            digest = hashlib.sha256(encoded.data).hexdigest()
         return self._row(
             item,
             attempt,
@@ -145,7 +159,7 @@ class _Journey:
             **about,
             **asdict(scores),
             output_id=output_id,
-            sha256=hashlib.sha256(encoded.data).hexdigest(),
+            sha256=digest,
             bytes=len(encoded.data),
             width=encoded.width,
             height=encoded.height,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from anonymizer import assemble, calibration, previous, publish, report, retention
+from anonymizer import assemble, calibration, ledger, previous, publish, report, retention
 from anonymizer import plan as planning
 from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
 from anonymizer.errors import AnonymizerError
@@ -17,6 +17,7 @@ from anonymizer.keys import load_key
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.plan import settings_of
+from anonymizer.profile import Profile
 from anonymizer.sealed import SUFFIX
 from anonymizer.sources import embedded, open_source
 from flows import show
@@ -130,7 +131,7 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     show.cautions(cautions)
 
 
-def status(uri: str, *, as_json: bool) -> None:
+def status(uri: str, *, profile: bool, as_json: bool) -> None:
     release = Release.at(uri)
     the_plan = planning.read(release)
     result = assemble.summary(release, the_plan)
@@ -144,6 +145,7 @@ def status(uri: str, *, as_json: bool) -> None:
         stage = "all shards committed, not yet assembled: run the same command again"
     else:
         stage = "unfinished: run the same command again to finish it"
+    spent = Profile.total(ledger.profiles(release, the_plan)) if profile else None
     if as_json:
         told: dict[str, Any] = {
             "planned": the_plan.records,
@@ -152,7 +154,9 @@ def status(uri: str, *, as_json: bool) -> None:
         }
         told |= {"state": stage, "policy": decision.predicate if decision else None}
         kept = {t.what: {"until": t.until.isoformat(), "left": t.left, "due": t.is_due(now)} for t in terms}
-        click.echo(json.dumps(asdict(result) | told | {"retention": kept, "purged": purged}))
+        told |= {"retention": kept, "purged": purged}
+        told |= {"profile": None if spent is None else asdict(spent)} if profile else {}
+        click.echo(json.dumps(asdict(result) | told))
         return
     rules = decision.predicate["rules"] if decision else []
     show.facts(
@@ -170,6 +174,8 @@ def status(uri: str, *, as_json: bool) -> None:
             **{f"{term.what} kept until": _until(term, now) for term in terms if term.left},
         },
     )
+    if profile:
+        show.profile(spent)
 
 
 def _until(term: retention.Term, now: datetime) -> str:
