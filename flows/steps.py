@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from anonymizer import assemble, events, ledger, plan, preflight, previous, publish, report
-from anonymizer.backbones import Backbone, load_backbone
+from anonymizer.backbones import Backbone, fast, load_backbone
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.errors import (
     AnonymizerError,
@@ -32,6 +32,7 @@ from anonymizer.ledger import ShardSummary, ShardWriter
 from anonymizer.place import Place
 from anonymizer.previous import Previous
 from anonymizer.shard import anonymize_shard
+from anonymizer.told import condition, stand_in
 
 if TYPE_CHECKING:
     from metrics.scorer import ReleaseScorer
@@ -130,12 +131,26 @@ def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -
     release = Release.at(config.output.uri)
     if (table := ledger.read_shard(release, shard)) is not None:
         return ledger.summarize(shard, table)
-    backbone = backbone_of(config.model)
+    backbone = ready(config, release)
     scorer = scorer_of(config.metrics, str(backbone.device))
     entries = plan.read_entries(release, shard)
     writer = ShardWriter(release, shard, scorer.names)
     key, before = load_key(config.key_env), previous_of(config.output.uri)
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
+
+
+def ready(config: RunConfig, release: Release) -> Backbone:
+    """The model, compiled where that pays."""
+    backbone = backbone_of(config.model)
+
+    def planned() -> float:
+        the_plan = plan.read(release)
+        each = fast.operations(backbone, condition(backbone, [stand_in(config.model)]))
+        return float(each * the_plan.steps * the_plan.records)
+
+    if fast.is_worthwhile(config.run.compile, backbone, planned):
+        fast.compiled(backbone, config.run.batch_size)
+    return backbone
 
 
 def _finish(config: RunConfig) -> assemble.Summary:

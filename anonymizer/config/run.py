@@ -131,6 +131,9 @@ class RunSettings(Section):
     shard_size: Int = Field(256, ge=1, description="records committed at once; what a stopped run can lose")
     batch_size: Int = Field(32, ge=1, description="pictures that the model sees at once")
     threads: Int = Field(2, ge=1, description="threads that decode and encode beside the model")
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="always, never, or auto: the network is compiled on a GPU if the plan is long enough"
+    )
     retries: Int = Field(1, ge=0, description="retries of a failed shard")
 
 
