@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 # Libraries below torch, and torch on a CPU, say so in errors of no class of their own.
@@ -23,3 +25,11 @@ def free(device: torch.device) -> None:
 def name_of(device: torch.device) -> str:
     """What a device is sold as, where it says so."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def fast_dtype(device: str) -> Literal["float32", "bfloat16"]:
+    """bfloat16 on a GPU whose tensor cores compute in it, else float32; ``device`` as in ``model.device``."""
+    if not device.startswith(("auto", "cuda")) or not torch.cuda.is_available():
+        return "float32"
+    major, _ = torch.cuda.get_device_capability(None if device in ("auto", "cuda") else device)
+    return "bfloat16" if major >= 8 else "float32"

@@ -118,7 +118,7 @@ class Drawing:
         self.backbone = Tiled(backbone, config.model.tile_overlap) if config.source.fit == "tiles" else backbone
         self.boomerang = Boomerang(self.backbone, config.boomerang.sampler, config.boomerang.steps)
         self.attempts = [self._attempt(shard, level) for level in (config.boomerang.level, *config.policy.escalate)]
-        self.batch_size, self.halved = config.run.batch_size, 0
+        self.batch_size, self.halved = config.run.at_once, 0
         self.jobs: deque[Job] = deque()
         self.scoring: deque[tuple[Job, Callable[[], Drawn]]] = deque()
         self.last = -math.inf  # when the last batch was scored

@@ -146,7 +146,7 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
 
 def estimate(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
     """Seconds of sampling for the whole plan, from one timed network call on a batch; of one tile for each picture."""
-    size = min(config.run.batch_size, max(plan.records, 1))
+    size = min(config.run.at_once, max(plan.records, 1))
     with torch.inference_mode():
         zt = backbone.encode(torch.zeros(size, 3, backbone.size, backbone.size))
         said = condition(backbone, [stand_in(config.model)] * size)

@@ -91,7 +91,7 @@ class _Journey:
     @property
     def ahead(self) -> int:
         """Records that are decoded before their turn; few where they may be large."""
-        return 2 if self.config.source.fit == "tiles" else 2 * self.config.run.batch_size
+        return 2 if self.config.source.fit == "tiles" else 2 * self.config.run.at_once
 
     def decode(self, record: Record) -> Decoded:
         with self.watch.stage("hash"):

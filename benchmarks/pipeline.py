@@ -90,7 +90,7 @@ def bare(config: RunConfig, encoded: list[bytes]) -> float:
     scorer = steps.scorer_of(config.metrics, str(backbone.device))
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     decoded = [images.decode(data, backbone.size).tensor for data in encoded]
-    size = config.run.batch_size
+    size = config.run.at_once
     batches = [torch.stack(decoded[i : i + size]) for i in range(0, len(decoded), size)]
     boomerang.sample(batches[0], config.boomerang.level, TorchNoise())  # warm up
     begun = time.monotonic()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from anonymizer import assemble, events, ledger, plan, preflight, previous, publish, report
+from anonymizer import assemble, events, ledger, plan, preflight, previous, publish, report, trial
 from anonymizer.backbones import Backbone, fast, load_backbone
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.errors import (
@@ -131,26 +131,24 @@ def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -
     release = Release.at(config.output.uri)
     if (table := ledger.read_shard(release, shard)) is not None:
         return ledger.summarize(shard, table)
-    backbone = ready(config, release)
+    backbone = backbone_of(config.model)
     scorer = scorer_of(config.metrics, str(backbone.device))
+    config = trial.settled(config, backbone, scorer)
+    compile_where_it_pays(config, backbone, release)
     entries = plan.read_entries(release, shard)
     writer = ShardWriter(release, shard, scorer.names)
     key, before = load_key(config.key_env), previous_of(config.output.uri)
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
 
 
-def ready(config: RunConfig, release: Release) -> Backbone:
-    """The model, compiled where that pays."""
-    backbone = backbone_of(config.model)
-
+def compile_where_it_pays(config: RunConfig, backbone: Backbone, release: Release) -> None:
     def planned() -> float:
         the_plan = plan.read(release)
         each = fast.operations(backbone, condition(backbone, [stand_in(config.model)]))
         return float(each * the_plan.steps * the_plan.records)
 
     if fast.is_worthwhile(config.run.compile, backbone, planned):
-        fast.compiled(backbone, config.run.batch_size)
-    return backbone
+        fast.compiled(backbone, config.run.at_once)
 
 
 def _finish(config: RunConfig) -> assemble.Summary:

@@ -81,7 +81,7 @@ def test_an_unknown_key_names_the_nearest_known_one(override: str, hint: str) ->
         ("source.where=4", "source.where: is a mapping, got 4: write source.where.COLUMN: VALUE"),
         ("source.carry=age", "source.carry: is a list, got 'age': put it in square brackets"),
         ("source.uri.x=4", "--set: 'source.uri.x' goes through 'uri', which is a value"),
-        ("run.batch_size=many", "run.batch_size: Input should be a valid integer"),
+        ("run.batch_size=many", "run.batch_size must be a number, 1 or more, or auto, got 'many'"),
         ("run.threads=[", "--set run.threads: the value '[' is not YAML"),
         ("run.threads", "--set: got 'run.threads': write it as section.key=value"),
         ("=3", "--set: got '=3': write it as section.key=value"),

@@ -254,9 +254,8 @@ def test_a_shard_compiles_where_it_is_asked_to(
     tmp_path: Path, tiny_model: Path, cache: Path, mode: str, compiles: bool
 ) -> None:
     config = config_of(tmp_path, tiny_model, f"run.compile={mode}")
-    steps.backbone_of.cache_clear()
-    backbone: Any = steps.ready(config, Release.at(config.output.uri))
-    steps.backbone_of.cache_clear()
+    backbone: Any = load(tiny_model)
+    steps.compile_where_it_pays(config, backbone, Release.at(config.output.uri))
     assert isinstance(backbone.unet.forward, fast.FullBatches) == compiles
 
 
