@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
-from typing import TypeVar
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
+from typing import Generic, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 def ahead(function: Callable[[A], B], items: Iterable[A], pool: Executor, depth: int) -> Generator[B, None, None]:
-    """``function`` of each item, in order, at most ``depth`` of them being worked on or waiting."""
-    waiting: deque[Future[B]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    """``function`` of each item, in order, at most ``depth`` of them being read, worked on or waiting.
+
+    Items are taken in a thread of their own, so that whoever asks never waits for a disk or a network in between. Close
+    it to stop early: it returns when the item that is being read is there.
+    """
+    feeder = _Feeder(function, items, pool, depth)
+    feeder.start()
+    try:
+        while (future := feeder.waiting.get()) is not None:
+            result = future.result()
+            feeder.slots.release()
+            yield result
+    finally:
+        feeder.stop()
+
+
+class _Feeder(Thread, Generic[A, B]):
+    """Takes items while there is room, and has each worked on."""
+
+    def __init__(self, function: Callable[[A], B], items: Iterable[A], pool: Executor, depth: int) -> None:
+        super().__init__(name="reader", daemon=True)
+        self.work, self.slots, self.stopped = (function, items, pool), Semaphore(depth), Event()
+        self.waiting: SimpleQueue[Future[B] | None] = SimpleQueue()
+
+    def run(self) -> None:
+        function, items, pool = self.work
+        iterator = iter(items)
+        try:
+            while self.slots.acquire() and not self.stopped.is_set():
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    break
+                self.waiting.put(pool.submit(function, item))
+            if isinstance(iterator, Generator):
+                iterator.close()  # it may hold files open
+            self.waiting.put(None)
+        except BaseException as error:  # it belongs to whoever asks
+            failed: Future[B] = Future()
+            failed.set_exception(error)
+            self.waiting.put(failed)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.slots.release()
+        self.join()

@@ -45,7 +45,7 @@ def batches(
             good, bad = [], []
         shape = item.picture.tensor.shape
         good.append(item)
-        if len(good) == at_once(item.picture.tensor):
+        if len(good) >= at_once(item.picture.tensor):
             yield good, bad
             good, bad = [], []
     if good or bad:

@@ -47,6 +47,12 @@ class Boomerang:
         n = min(self.steps or t_boom, t_boom)
         return [round(t_boom * (n - i) / n) for i in range(n + 1)]
 
+    def draws(self, level: float) -> list[int]:
+        """The steps that ``sample`` asks its noise for, in order."""
+        grid = self.grid(self.t_boom(level))
+        stepper = make_stepper(self.sampler, self.abar, grid)
+        return [FORWARD, *(t for t, s in pairwise(grid) if stepper.is_stochastic(s))]
+
     @torch.inference_mode()
     def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object = None) -> torch.Tensor:
         """One local sample for each row of ``x0`` (B, 3, H, W) in [-1, 1]; the same shape and range come back.

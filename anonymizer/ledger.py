@@ -18,6 +18,7 @@ from anonymizer.errors import IntegrityError
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.plan import Plan, read_entries
+from anonymizer.profile import KEY, Profile
 from anonymizer.records import Entry, Reason, Status
 
 
@@ -104,7 +105,9 @@ class ShardWriter:
         """Stage one output, released or held back."""
         (self.release.staging / self.folder / f"{output_id}{suffix}").put(data)
 
-    def commit(self, rows: Sequence[Row], expected: int, seconds: float) -> ShardSummary:
+    def commit(
+        self, rows: Sequence[Row], expected: int, seconds: float, profile: Profile | None = None
+    ) -> ShardSummary:
         """Write the ledger file, which makes the shard count; refuses rows that do not account for every record.
 
         Where another attempt was first, this one is thrown away and the other's counts are returned.
@@ -112,6 +115,7 @@ class ShardWriter:
         if len(rows) != expected or len({row.record_id for row in rows}) != expected:
             raise IntegrityError(f"shard {self.shard}: {len(rows)} rows for {expected} records: nothing was committed")
         metadata = {"metric_models": json.dumps(dict(self.metric_models)), "staging": self.folder}
+        metadata |= {} if profile is None else {KEY.decode(): profile.to_json()}
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
         if self.standing is not None:
             table = pa.concat_tables([self.standing.replace_schema_metadata(metadata), table])
@@ -154,6 +158,17 @@ def _read(place: Place, shard: int) -> pa.Table | None:
     if not table.schema.equals(SCHEMA) or not set(table.schema.metadata or {}) >= METADATA:
         raise IntegrityError(f"ledger of shard {shard}: another schema than this version writes: nothing is published")
     return table
+
+
+def profiles(release: Release, plan: Plan) -> Iterator[Profile]:
+    """Where the time of each committed shard went, as far as that was noted; earlier versions did not."""
+    for place in (release.shard(shard) for shard in range(plan.shards)):
+        try:
+            told = parquet.metadata(place).get(KEY) if place.exists() else None
+        except (pa.ArrowException, OSError):  # `verify` says what is wrong with it
+            continue
+        if told is not None:
+            yield Profile.from_json(told)
 
 
 def redo(shard: int) -> str:

@@ -42,15 +42,18 @@ class KeyedNoise:
             raise ValueError("keys: each must be 16 bytes, which nobody else knows: secrets.token_bytes(16)")
 
     def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
-        if len(like) != len(self.keys):
-            raise ValueError(f"keys: {len(self.keys)} for a batch of {len(like)}: give one key for each row")
-        shape = tuple(like.shape[1:])
-        rows = np.empty((len(self.keys), *shape), dtype=np.float32)
-        for row, key in zip(rows, self.keys, strict=True):
+        return self.drawn(step, tuple(like.shape)).to(device=like.device, dtype=like.dtype)
+
+    def drawn(self, step: int, shape: tuple[int, ...], *, pinned: bool = False) -> torch.Tensor:
+        """The numbers on the CPU, in float32; ``pinned``: where a GPU can fetch them by itself. Safe in threads."""
+        if shape[0] != len(self.keys):
+            raise ValueError(f"keys: {len(self.keys)} for a batch of {shape[0]}: give one key for each row")
+        numbers = torch.empty(shape, pin_memory=pinned)
+        for row, key in zip(numbers.numpy(), self.keys, strict=True):
             counter = np.array([0, step, self.number, self.attempt], dtype=np.uint64)
             bits = np.random.Philox(key=int.from_bytes(key, "little"), counter=counter)
             np.random.Generator(bits).standard_normal(dtype=np.float32, out=row)
-        return torch.from_numpy(rows).to(device=like.device, dtype=like.dtype)
+        return numbers
 
     def sample(self, number: int) -> KeyedNoise:
         return replace(self, number=number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,11 @@ def read(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
     # Without Arrow's threads: they may abort a process that ends right after they were used.
     wanted = None if columns is None else list(columns)
     return pq.read_table(pa.BufferReader(place.read()), columns=wanted, use_threads=False, pre_buffer=False)
+
+
+def metadata(place: Place) -> Mapping[bytes, bytes]:
+    """What stands beside the schema of the table that lies there. Raises as ``read`` does."""
+    return pq.read_schema(pa.BufferReader(place.read())).metadata or {}
 
 
 def to_bytes(table: pa.Table) -> bytes:

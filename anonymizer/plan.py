@@ -23,7 +23,7 @@ from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.records import Entry, Reason
 from anonymizer.sources import open_source
-from anonymizer.told import condition, refuse_idle_guidance
+from anonymizer.told import condition, refuse_idle_guidance, stand_in
 
 DETERMINISTIC = ("ddim", "dpm++", "unipc")
 MOST_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
@@ -146,11 +146,10 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
 
 def estimate(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
     """Seconds of sampling for the whole plan, from one timed network call on a batch; of one tile for each picture."""
-    size = min(config.run.batch_size, max(plan.records, 1))
-    told = "0" if config.model.condition == "label" else config.model.prompt if config.model.fields else None
+    size = min(config.run.at_once, max(plan.records, 1))
     with torch.inference_mode():
         zt = backbone.encode(torch.zeros(size, 3, backbone.size, backbone.size))
-        said = condition(backbone, [told] * size)
+        said = condition(backbone, [stand_in(config.model)] * size)
         backbone.predict(zt, plan.t_boom, said)  # the first call also prepares
         begun = time.monotonic()
         backbone.predict(zt, plan.t_boom, said).z0.sum().item()

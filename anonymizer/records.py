@@ -32,6 +32,7 @@ class Reason(StrEnum):
     BAD_METADATA = "bad_metadata"  # a label, caption or carried column that cannot be read
     NO_CONDITION = "no_condition"  # the class or prompt that the model should be told is missing, or unknown to it
     NOT_FINITE = "not_finite"  # the model returned NaN or infinity
+    OUT_OF_MEMORY = "out_of_memory"  # larger than what the model's device has room for, even alone
     NOT_SCORED = "not_scored"  # a score that the run asks for is missing
     UNSAFE = "unsafe"  # the model's own safety checker objects to the output
     NO_FACE = "no_face"  # the policy asks about faces, and none was detected

@@ -28,6 +28,13 @@ def told(model: ModelConfig, record: Record, backbone: Backbone) -> str | None:
     return FIELD.sub(lambda field: _text(columns.get(field[1])), model.prompt)
 
 
+def stand_in(model: ModelConfig) -> str | None:
+    """What is told in place of a record where only time is measured."""
+    if model.condition == "label":
+        return "0"
+    return model.prompt if model.fields else None
+
+
 def condition(backbone: Backbone, said: Iterable[str | None]) -> object:
     """What ``predict`` takes for a batch of which so much is told; None where nothing is."""
     texts = [one for one in said if one is not None]

@@ -1,6 +1,6 @@
 """The whole job against the bare loop, and against what a user would write with diffusers, in one run.
 
-    python benchmarks/pipeline.py [--source URI] [--pictures 512] [--repeats 3] [--json FILE]
+    python benchmarks/pipeline.py [--source URI] [--pictures 512] [--repeats 3] [--device auto] [--json FILE]
 
 Three ways to anonymise the same pictures with the same model, level, sampler and number of steps, on this machine:
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -28,10 +27,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+import timing
 import torch
 from PIL import Image
 
 from anonymizer import assemble, images, plan
+from anonymizer.backbones.load import torch_device
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig, build
 from anonymizer.layout import Release
@@ -89,13 +90,14 @@ def bare(config: RunConfig, encoded: list[bytes]) -> float:
     scorer = steps.scorer_of(config.metrics, str(backbone.device))
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     decoded = [images.decode(data, backbone.size).tensor for data in encoded]
-    size = config.run.batch_size
+    size = config.run.at_once
     batches = [torch.stack(decoded[i : i + size]) for i in range(0, len(decoded), size)]
     boomerang.sample(batches[0], config.boomerang.level, TorchNoise())  # warm up
     begun = time.monotonic()
     for x0 in batches:
-        outputs = boomerang.sample(x0, config.boomerang.level, TorchNoise())
-        scorer.score(scorer.embed(x0), outputs)
+        on_device = x0.to(backbone.device)
+        outputs = boomerang.sample(on_device, config.boomerang.level, TorchNoise())
+        scorer.score(scorer.embed(on_device), outputs)  # numbers on the host: nothing is left to be waited for
     return time.monotonic() - begun
 
 
@@ -115,7 +117,7 @@ def script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
             Image.open(io.BytesIO(data)).convert("RGB").resize((backbone.size, backbone.size), Image.Resampling.LANCZOS)
         )
         x0 = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, backbone.size, backbone.size, 3)
-        x0 = x0.permute(0, 3, 1, 2) / 127.5 - 1
+        x0 = (x0.permute(0, 3, 1, 2) / 127.5 - 1).to(backbone.device)
         scheduler = DPMSolverMultistepScheduler(
             backbone.T, trained_betas=betas.tolist(), algorithm_type="sde-dpmsolver++", prediction_type="v_prediction"
         )
@@ -127,7 +129,7 @@ def script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
                 zt = scheduler.step(unet(zt, t).sample, t, zt).prev_sample
             output = F.pixel_shuffle(zt, patch).clamp(-1, 1)
         scorer.score(scorer.embed(x0), output)
-        levels = ((output[0] + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy()
+        levels = ((output[0] + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
         Image.fromarray(levels).save(folder / f"{i}.png")
     return time.monotonic() - begun
 
@@ -155,7 +157,7 @@ def pictures(source: str | None, count: int, folder: Path) -> str:
     return str(folder)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="where pictures are taken from; random smooth JPEGs by default")
     parser.add_argument("--pictures", type=int, default=512)
@@ -163,8 +165,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--level", type=float, default=0.4)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--model", default="bundled:faces-64", help="one of pixels")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="any other setting")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -175,8 +181,11 @@ def main() -> None:
                 {
                     "source": {"uri": source},
                     "output": {"uri": str(root / name)},
+                    "model": {"id": args.model, "device": args.device},
                     "boomerang": {"level": args.level, "steps": args.steps, "sampler": "sde-dpm++"},
-                }
+                    "run": {"batch_size": args.batch_size},
+                },
+                args.set,
             )
 
         rates: dict[str, list[float]] = {"job": [], "bare": [], "script": []}
@@ -192,10 +201,10 @@ def main() -> None:
                 rates[name].append(way(i))
                 print(f"{name:>8}: {rates[name][-1]:.2f} pictures/s", flush=True)
 
-    median = {name: statistics.median(values) for name, values in rates.items()}
+    median = timing.medians(rates)
     result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "settings": {name: str(getattr(args, name)) for name in ("pictures", "level", "steps", "repeats", "source")},
+        **timing.machine(torch_device(args.device)),
+        "settings": {name: str(value) for name, value in vars(args).items()},
         "pictures_per_second": {name: [round(r, 3) for r in values] for name, values in rates.items()},
         "job_to_bare": [round(j / b, 3) for j, b in zip(rates["job"], rates["bare"], strict=True)],
         "median_job_to_bare": round(median["job"] / median["bare"], 3),

@@ -115,12 +115,13 @@ def plan(config: RunConfig, as_json: bool, quiet: bool) -> None:
 
 @main.command()
 @click.argument("release")
+@click.option("--profile", is_flag=True, help="Say where the time went, too.")
 @as_json
-def status(release: str, as_json: bool) -> None:
+def status(release: str, profile: bool, as_json: bool) -> None:
     """Say how far a release is."""
     from flows import commands
 
-    commands.status(release, as_json=as_json)
+    commands.status(release, profile=profile, as_json=as_json)
 
 
 @main.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from anonymizer import assemble, calibration, preflight, previous, publish, report, retention
+from anonymizer import assemble, calibration, ledger, preflight, previous, publish, report, retention
 from anonymizer import plan as planning
 from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
 from anonymizer.errors import AnonymizerError, UsageError
@@ -19,6 +19,7 @@ from anonymizer.keys import load_key
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.plan import settings_of
+from anonymizer.profile import Profile
 from anonymizer.records import Reason
 from anonymizer.retry import reopen
 from anonymizer.sealed import SUFFIX
@@ -153,7 +154,7 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     show.cautions(cautions)
 
 
-def status(uri: str, *, as_json: bool) -> None:
+def status(uri: str, *, profile: bool, as_json: bool) -> None:
     release = Release.at(uri)
     the_plan = planning.read(release)
     result = assemble.summary(release, the_plan)
@@ -167,6 +168,7 @@ def status(uri: str, *, as_json: bool) -> None:
         stage = "all shards committed, not yet assembled: run the same command again"
     else:
         stage = "unfinished: run the same command again to finish it"
+    spent = Profile.total(ledger.profiles(release, the_plan)) if profile else None
     if as_json:
         told: dict[str, Any] = {
             "planned": the_plan.records,
@@ -175,7 +177,9 @@ def status(uri: str, *, as_json: bool) -> None:
         }
         told |= {"state": stage, "policy": decision.predicate if decision else None}
         kept = {t.what: {"until": t.until.isoformat(), "left": t.left, "due": t.is_due(now)} for t in terms}
-        click.echo(json.dumps(asdict(result) | told | {"retention": kept, "purged": purged}))
+        told |= {"retention": kept, "purged": purged}
+        told |= {"profile": None if spent is None else asdict(spent)} if profile else {}
+        click.echo(json.dumps(asdict(result) | told))
         return
     rules = decision.predicate["rules"] if decision else []
     show.facts(
@@ -193,6 +197,8 @@ def status(uri: str, *, as_json: bool) -> None:
             **{f"{term.what} kept until": _until(term, now) for term in terms if term.left},
         },
     )
+    if profile:
+        show.profile(spent)
 
 
 def _until(term: retention.Term, now: datetime) -> str:

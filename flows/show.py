@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -19,11 +19,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from anonymizer.profile import STAGES
 from flows.progress import watched_by
 
 if TYPE_CHECKING:
     from anonymizer.calibration import Calibration
     from anonymizer.config import ModelConfig
+    from anonymizer.profile import Profile
     from anonymizer.sources import Field
     from anonymizer.verify import Finding
 
@@ -107,6 +109,26 @@ def curve(found: Calibration) -> None:
     line("Risk above chance: at most, of those who choose / measured, of those who confirm", style="bold")
     out.print(table)
     out.print()
+
+
+def profile(spent: Profile | None) -> None:
+    """Seconds of each stage, over all threads, and their share of the time that passed."""
+    if spent is None:
+        line("No committed shard says where its time went.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title, side in (("stage", "left"), ("seconds", "right"), ("of the time", "right"), ("what", "left")):
+        table.add_column(title, justify=cast(Any, side))
+    for name, seconds in spent.seconds.items():
+        share = f"{seconds / spent.wall:.1%}" if spent.wall else "-"
+        table.add_row(name, f"{seconds:.2f}", share, STAGES.get(name, ""))
+    line(f"Where {duration(spent.wall)} of {spent.shards} shards went", style="bold")
+    out.print(table)
+    halved = f", halved {spent.halved} times for want of memory" if spent.halved else ""
+    line(
+        f"{spent.records / spent.wall if spent.wall else 0:.1f} records a second on {spent.device}, "
+        f"{spent.batch_size} pictures at once{halved}. Stages overlap: shares may add up to more than all."
+    )
 
 
 MARKS = {"pass": ("ok", "green"), "fail": ("FAIL", "bold red"), "note": ("note", "yellow")}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from anonymizer import assemble, events, ledger, plan, preflight, previous, publish, report
-from anonymizer.backbones import Backbone, load_backbone
+from anonymizer import assemble, events, ledger, plan, preflight, previous, publish, report, trial
+from anonymizer.backbones import Backbone, fast, load_backbone
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.errors import (
     AnonymizerError,
@@ -32,6 +32,7 @@ from anonymizer.ledger import ShardSummary, ShardWriter
 from anonymizer.place import Place
 from anonymizer.previous import Previous
 from anonymizer.shard import anonymize_shard
+from anonymizer.told import condition, stand_in
 
 if TYPE_CHECKING:
     from metrics.scorer import ReleaseScorer
@@ -132,10 +133,22 @@ def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -
         return ledger.summarize(shard, table)
     backbone = backbone_of(config.model)
     scorer = scorer_of(config.metrics, str(backbone.device))
+    config = trial.settled(config, backbone, scorer)
+    compile_where_it_pays(config, backbone, release)
     writer = ShardWriter(release, shard, scorer.names)
     entries = [entry for entry in plan.read_entries(release, shard) if writer.is_left(entry)]
     key, before = load_key(config.key_env), previous_of(config.output.uri)
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
+
+
+def compile_where_it_pays(config: RunConfig, backbone: Backbone, release: Release) -> None:
+    def planned() -> float:
+        the_plan = plan.read(release)
+        each = fast.operations(backbone, condition(backbone, [stand_in(config.model)]))
+        return float(each * the_plan.steps * the_plan.records)
+
+    if fast.is_worthwhile(config.run.compile, backbone, planned):
+        fast.compiled(backbone, config.run.at_once)
 
 
 def _finish(config: RunConfig) -> assemble.Summary:

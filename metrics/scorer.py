@@ -33,7 +33,7 @@ class Reference:
 class ReleaseScorer:
     """CLIP similarity, perceptual distance, and distance and number of faces, each of these models optional.
 
-    Fulfils ``anonymizer.shard.Scorer``. One thread at a time, as networks of faces hold what they work on.
+    Fulfils ``anonymizer.drawing.Scorer``. One thread at a time, as networks of faces hold what they work on.
     ``names`` maps each metric column that is filled to the model that fills it, with a digest of its weights.
     """
 

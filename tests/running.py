@@ -18,11 +18,12 @@ from PIL import Image
 from anonymizer import assemble, ledger, plan, previous, publish
 from anonymizer.backbones import Denoised
 from anonymizer.config import RunConfig, build
+from anonymizer.drawing import Scorer
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import Release
 from anonymizer.ledger import ShardSummary, ShardWriter
 from anonymizer.records import Scores
-from anonymizer.shard import Scorer, anonymize_shard
+from anonymizer.shard import anonymize_shard
 
 KEY = CustodianKey(bytes(range(32)))
 HEX = KEY.secret.hex()

@@ -28,8 +28,8 @@ from securesystemslib.signer import CryptoSigner
 
 from anonymizer import images
 from anonymizer.attest import signing
+from anonymizer.drawing import Drawing
 from anonymizer.layout import Release
-from anonymizer.shard import _Journey
 from flows import steps
 from flows.cli import main
 
@@ -223,14 +223,14 @@ def test_nothing_of_an_original_is_found_outside_restricted(
     command += [part for option in options for part in ("--set", option)]
 
     # The second shard fails with a message that names what it was working on.
-    def failing(journey: Any, batch: Any, attempt: Any) -> Any:
+    def failing(drawing: Any, batch: Any, attempt: Any) -> Any:
         if attempt.columns["shard"] == 1:
             raise RuntimeError(f"{MARK}: {batch[0].record.entry.record_id} of {source}")
-        return original(journey, batch, attempt)
+        return original(drawing, batch, attempt)
 
-    original = _Journey.sample
+    original = Drawing.sample
     with monkeypatch.context() as patch:
-        patch.setattr(_Journey, "sample", failing)
+        patch.setattr(Drawing, "sample", failing)
         failed = CliRunner().invoke(main, command)
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: 1 of 3 shards failed")

@@ -53,7 +53,7 @@ class DiTBackbone:
         return self.latents.encode(images)
 
     def condition(self, told: Sequence[str]) -> torch.Tensor:
-        return self.classes.numbers(told).to(self.device)  # (B,)
+        return self.classes.numbers(told).to(self.device, non_blocking=True)  # (B,)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         return self.read(zt, self._guided(zt, t, condition), float(self.alphas_cumprod[t - 1]))

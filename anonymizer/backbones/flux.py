@@ -43,7 +43,7 @@ class FluxBackbone(FlowBackbone):
             pooled_projections=told.pooled,
             timestep=torch.full((len(xt),), s * self.T, device=self.device, dtype=self.dtype) / 1000,
             guidance=torch.full((len(xt),), self.config.guidance, device=self.device) if self.takes_guidance else None,
-            img_ids=places(height, width).to(self.device),
+            img_ids=places(height, width).to(self.device, non_blocking=True),
             txt_ids=torch.zeros(told.hidden.shape[1], 3, device=self.device),
             return_dict=False,
         )[0]

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from anonymizer.backbones.classes import Classes
+from anonymizer.backbones.fast import laid_out
 from anonymizer.backbones.parts import Parts
 from anonymizer.backbones.prediction import clipped, predictor
 from anonymizer.backbones.protocol import Asks, Denoised
@@ -34,7 +35,7 @@ class PixelBackbone:
         self.name, self.device, self.dtype = parts.config.id, device, dtype
         self.patch = math.isqrt(unet.config.in_channels // 3)
         _refuse_other_kinds(self.name, unet, scheduler, self.patch)
-        self.unet = unet.to(device)
+        self.unet = laid_out(unet, device, dtype)
         self.digest = parts.digest
         self.T = int(scheduler.config.num_train_timesteps)
         self.alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
@@ -54,7 +55,7 @@ class PixelBackbone:
     def condition(self, told: Sequence[str]) -> torch.Tensor:
         if self.classes is None:
             raise ModelError(f"model.condition: the model {self.name!r} knows no classes: leave it out")
-        return self.classes.numbers(told).to(self.device)  # (B,)
+        return self.classes.numbers(told).to(self.device, non_blocking=True)  # (B,)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         abar = float(self.alphas_cumprod[t - 1])
@@ -86,8 +87,9 @@ class PixelBackbone:
         return without + self.guidance * (within - without)
 
     def _network(self, zt: torch.Tensor, t: int, labels: torch.Tensor | None) -> torch.Tensor:
+        time = torch.full((len(zt),), t - 1, device=self.device)  # a number would be copied there, and waited for
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out: torch.Tensor = self.unet(zt, t - 1, class_labels=labels).sample
+            out: torch.Tensor = self.unet(zt, time, class_labels=labels).sample
         return out[:, : self.channels].float()  # a learned variance, where there is one, is not used
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from anonymizer.backbones.fast import laid_out
 from anonymizer.backbones.parts import Parts
 from anonymizer.backbones.prediction import predictor
 from anonymizer.backbones.prompts import Encoder, Prompts, Rows, clip_tokenizer
@@ -48,7 +49,7 @@ class StableBackbone:
         self.channels, self.scale = self.latents.channels, self.latents.pixels
         self.multiple = self.scale * 2 ** (len(unet.config.block_out_channels) - 1)
         self.size = parts.side(int(unet.config.sample_size) * self.scale, self.multiple)
-        self.unet = unet.to(device)
+        self.unet = laid_out(unet, device, dtype)
         encoder = Encoder(self._pipeline(parts), device)
         self.prompts = Prompts(encoder)
         self.embedded_guidance = _embedded(config.guidance, unet, encoder)  # (1, width), or None
@@ -90,7 +91,7 @@ class StableBackbone:
         embedded = self.embedded_guidance
         out: torch.Tensor = self.unet(
             zt.to(self.dtype),
-            t - 1,
+            torch.full((len(zt),), t - 1, device=self.device),  # a number would be copied there, and waited for
             encoder_hidden_states=told.hidden,
             timestep_cond=None if embedded is None else embedded.expand(len(zt), -1),
             added_cond_kwargs=self._added(zt, told),
@@ -128,7 +129,8 @@ class StableXLBackbone(StableBackbone):
     def _added(self, zt: torch.Tensor, told: Rows) -> Mapping[str, torch.Tensor]:
         height, width = (self.scale * cells for cells in zt.shape[-2:])
         # As it was, where its corner lay, as it shall be.
-        times = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=torch.float32)
+        sides = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+        times = sides.to(self.device, non_blocking=True)
         assert told.pooled is not None
         return {"text_embeds": told.pooled, "time_ids": times.expand(len(zt), -1)}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from anonymizer.backbones.fast import laid_out
 from anonymizer.backbones.parts import quiet
 
 
@@ -20,7 +21,7 @@ class Latents:
     def __init__(self, vae: Any, device: torch.device, dtype: torch.dtype, tiling: bool) -> None:
         self.dtype = torch.float32 if vae.config.get("force_upcast") else dtype
         with quiet():  # it warns of modules that it would rather keep in float32, of which there are none
-            self.vae = vae.to(device, self.dtype)
+            self.vae = laid_out(vae.to(device, self.dtype), device, self.dtype)
         self.vae.enable_slicing()
         if tiling:
             self.vae.enable_tiling()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from anonymizer.config.base import Float, Int, Section, Uri
 
@@ -22,7 +22,10 @@ class ModelConfig(Section):
         "bundled:faces-64", description="bundled:NAME, a folder, any fsspec URI of one, or a hub id with a revision"
     )
     revision: str | None = Field(None, description="commit of a hub model; needed for one, so that it cannot change")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="float32, bfloat16 or float16")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32",
+        description="float32, bfloat16, float16; auto: bfloat16 where the run is planned on a GPU made for it",
+    )
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, or cuda:N")
     variant: str | None = Field(None, description="of the weights' files, such as fp16; the plain ones by default")
     allow_pickle: bool = Field(False, description="whether pickled weights are loaded; they can run code")
@@ -38,6 +41,16 @@ class ModelConfig(Section):
     safety_checker: bool = Field(True, description="whether what the model's safety checker objects to is quarantined")
     vae_tiling: bool = Field(False, description="whether large pictures are encoded and decoded in tiles, for memory")
     tile_overlap: Float = Field(0.25, ge=0, le=0.75, description="share of a tile's side that it shares with the next")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dtype(cls, given: Any) -> Any:
+        """``auto`` is settled once, where a run is configured, so that all of its workers do the same."""
+        if isinstance(given, dict) and given.get("dtype") == "auto":
+            from anonymizer.devices import fast_dtype  # torch, which most configurations do without
+
+            return {**given, "dtype": fast_dtype(str(given.get("device", "auto")))}
+        return given
 
     @field_validator("negative_prompt")
     @classmethod

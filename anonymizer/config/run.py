@@ -9,11 +9,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from anonymizer.config.base import KEY_ENV, Float, Int, Kind, Section, Uri
+from anonymizer.config.base import KEY_ENV, Float, Int, Kind, Section, Uri, shown
 from anonymizer.config.chosen import Chosen
 from anonymizer.config.model import USED, ModelConfig
 from anonymizer.config.policy import PolicyConfig
 
+AT_ONCE = 32
 Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc", "lcm", "tcd"]
 
 
@@ -129,9 +130,26 @@ class RunSettings(Section):
     """How the work is cut up; nothing here changes a picture's noise."""
 
     shard_size: Int = Field(256, ge=1, description="records committed at once; what a stopped run can lose")
-    batch_size: Int = Field(32, ge=1, description="pictures that the model sees at once")
+    batch_size: int | Literal["auto"] = Field(
+        AT_ONCE, description="pictures that the model sees at once; auto: found by trial on the device, and remembered"
+    )
     threads: Int = Field(2, ge=1, description="threads that decode and encode beside the model")
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="always, never, or auto: the network is compiled on a GPU if the plan is long enough"
+    )
     retries: Int = Field(1, ge=0, description="retries of a failed shard")
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _batch_size(cls, value: object) -> object:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"must be a number, 1 or more, or auto, got {shown(value)}")
+        return value
+
+    @property
+    def at_once(self) -> int:
+        """Pictures that the model sees at once, where nobody has tried yet."""
+        return AT_ONCE if self.batch_size == "auto" else self.batch_size
 
 
 class RestrictedConfig(Section):

@@ -56,6 +56,7 @@ REASONS: Mapping[str, str] = {
     Reason.BAD_METADATA: "A label, caption or column that cannot be read.",
     Reason.NO_CONDITION: "The class or prompt that the model should be told is missing, or unknown to it.",
     Reason.NOT_FINITE: "The model returned no usable picture.",
+    Reason.OUT_OF_MEMORY: "Larger than what the model's device has room for, even alone.",
     Reason.NOT_SCORED: "A score that the run asks for is missing; the output was held back.",
     Reason.UNSAFE: "The model's own safety checker objects to the output; it was held back.",
     Reason.NO_FACE: "The policy asks about faces, and none was detected; the output was held back.",

@@ -1,0 +1,88 @@
+"""What makes a network faster and leaves what it says as it was, rounding apart: memory layout and compilation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from anonymizer.backbones.protocol import Backbone
+
+Compile = Literal["auto", "always", "never"]
+# Operations in a plan from which compiling should pay, on a GPU: ten minutes at 50 TFLOP/s. It takes one or two.
+WORTHWHILE = 3e16
+
+
+def laid_out(network: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A network of convolutions on the device, its channels last in memory where that is faster.
+
+    On a CPU it is in float32, and not always in bfloat16. On a GPU it is what tensor
+    cores work on.
+    """
+    network = network.to(device)
+    if device.type == "cuda" or (device.type == "cpu" and dtype == torch.float32):
+        network = network.to(memory_format=torch.channels_last)
+    return network
+
+
+def network_of(backbone: Backbone) -> Any:
+    """The network that ``predict`` asks; none where it is of another kind."""
+    return getattr(backbone, "unet", None) or getattr(backbone, "transformer", None)
+
+
+def operations(backbone: Backbone, said: object = None) -> int:
+    """Floating-point operations of ``predict`` for one picture (a multiplication and an addition are two).
+
+    ``said``: the condition of one row.
+    """
+    with torch.inference_mode():
+        zt = backbone.encode(torch.zeros(1, 3, backbone.size, backbone.size))
+        with FlopCounterMode(display=False) as counter:
+            backbone.predict(zt, backbone.T, said)
+    return int(counter.get_total_flops())
+
+
+def is_worthwhile(mode: Compile, backbone: Backbone, planned: Callable[[], float]) -> bool:
+    """Whether to compile; ``planned`` are the operations of the whole plan, and asked for only where they count.
+
+    It goes by what is planned, not by a clock, so that all workers of one kind do the same.
+    """
+    if mode == "auto":
+        return backbone.device.type == "cuda" and planned() >= WORTHWHILE
+    return mode == "always"
+
+
+def compiled(backbone: Backbone, batch_size: int) -> None:
+    """Have the network compiled for full batches, in place; once for each network and size.
+
+    Others, as the last one of a shard, go the plain way: to compile for each size takes longer than it saves. With
+    guidance a network sees two rows for each picture.
+    """
+    if (network := network_of(backbone)) is None:
+        return
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    if not isinstance(network.forward, FullBatches):
+        network.forward = FullBatches(network.forward)
+    network.forward.sizes |= {batch_size, 2 * batch_size}
+
+
+class FullBatches:
+    """The forward pass of a network, compiled for batches of certain sizes when the first of them comes."""
+
+    def __init__(self, plain: Callable[..., Any]) -> None:
+        self.plain, self.sizes = plain, set[int]()
+        self.fast: Callable[..., Any] = torch.compile(plain, dynamic=False)
+
+    def __call__(self, sample: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        return (self.fast if len(sample) in self.sizes else self.plain)(sample, *rest, **more)
+
+
+def cache_folder() -> Path:
+    """Where a user's programs keep what they can make again; private."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anonymizer"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

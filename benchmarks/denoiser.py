@@ -1,0 +1,153 @@
+"""The share of a device's peak arithmetic that the denoiser reaches, network calls and pictures per second.
+
+    python benchmarks/denoiser.py --model latent --dtype float16 --batch-size 16 --guidance 7.5 --compile   # on a GPU
+    python benchmarks/denoiser.py --model pixel [--batch-size 32]
+    python benchmarks/denoiser.py --model latent --size 256 --batch-size 1 --steps 2 --calls 2              # on a CPU
+
+Operations are counted by ``torch.utils.flop_counter``. The peak is what a large matrix product in the same dtype
+reaches on this device, and, of GPUs that are known, what their maker's data sheet says. The latent model has Stable
+Diffusion 1.5's true size and random weights; it needs neither a network connection nor weights.
+
+A published mark to beat: Stable Diffusion 1.5, 512 px, batch of 16, float16, compiled, with guidance: about 75
+image-steps per second on one A100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timing
+import torch
+from img2img import PROMPT, SAMPLER
+from sizes import SD15, Shape, backbone, parameters, parts
+
+from anonymizer.backbones import Backbone, fast, load_backbone
+from anonymizer.backbones.load import torch_device
+from anonymizer.boomerang import Boomerang
+from anonymizer.config import ModelConfig
+from anonymizer.noise import KeyedNoise
+from anonymizer.told import condition
+
+MARK = 75.0  # image-steps per second
+
+# Dense TFLOP/s of data sheets: half precision with tensor cores, TF32 (what convolutions in float32 run in).
+SHEETS = {
+    "H200": (989.0, 494.0),
+    "H100 PCIe": (756.0, 378.0),
+    "H100": (989.0, 494.0),
+    "A100": (312.0, 156.0),
+    "L40S": (362.0, 183.0),
+    "A10": (125.0, 62.5),
+    "L4": (121.0, 60.0),
+}
+
+
+def sheet(name: str, dtype: torch.dtype) -> float | None:
+    """Operations per second by the data sheet, where the device is known."""
+    for known, (half, tf32) in SHEETS.items():
+        if known in name.replace("-", " "):
+            return 1e12 * (tf32 if dtype == torch.float32 else half)
+    return None
+
+
+def peak(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 5) -> float:
+    """Operations per second of the best of some products of two square matrices."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        torch.mm(a, b)
+        best = min(timing.seconds(lambda: torch.mm(a, b), device) for _ in range(repeats))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    return 2.0 * side**3 / best
+
+
+def measure(model: Backbone, batch_size: int, level: float, steps: int, calls: int, repeats: int) -> dict[str, float]:
+    """Medians of ``repeats``: network calls and pictures per second, and operations of one image-step."""
+    x0 = torch.rand(batch_size, 3, model.size, model.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    said = condition(model, [PROMPT] * batch_size) if model.asks == "prompt" else None
+    one = condition(model, [PROMPT]) if model.asks == "prompt" else None
+    found, noise = Boomerang(model, SAMPLER, steps), KeyedNoise([i.to_bytes(16, "big") for i in range(batch_size)])
+    each = fast.operations(model, one)  # before anything is compiled for it: the plain way is counted
+    with torch.inference_mode():
+        zt = model.encode(x0)
+
+        def network() -> None:
+            for k in range(calls):
+                model.predict(zt, model.T // 2 - k % 2, said)
+
+        def whole() -> None:
+            found.sample(x0.to(model.device), level, noise, said).cpu()
+
+        network()  # warm up, and compile
+        ways = {
+            "calls": lambda: calls / timing.seconds(network, model.device),
+            "pictures": lambda: batch_size / timing.seconds(whole, model.device),
+        }
+        rates = timing.medians(timing.turns(ways, repeats))
+    return {"operations": float(each), **rates}
+
+
+def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["pixel", "latent"], default="pixel")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--size", type=int, help="side of a picture in pixels; the model's own by default")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--level", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.0, help="of the latent model")
+    parser.add_argument("--calls", type=int, default=10, help="network calls that are timed together")
+    parser.add_argument("--matrix", type=int, help="side of the matrices; 8192 on a GPU, 2048 elsewhere")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(given)
+
+    device, dtype = torch_device(args.device), getattr(torch, args.dtype)
+    known: dict[str, Any] = {"device": str(device), "dtype": args.dtype, "size": args.size}
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.model == "pixel":
+            model: Any = load_backbone(ModelConfig(**known))
+        else:
+            told = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **known)
+            model = backbone(parts(shape, Path(scratch)), told, device, Path(scratch))
+        if args.compile:
+            fast.compiled(model, args.batch_size)
+        found = measure(model, args.batch_size, args.level, args.steps, args.calls, args.repeats)
+    best = peak(device, dtype, args.matrix or (8192 if device.type == "cuda" else 2048))
+    name = timing.machine(device)["device"]
+    reached = found["operations"] * found["calls"] * args.batch_size
+    by_sheet = sheet(name, dtype)
+    image_steps = found["calls"] * args.batch_size
+    rows = [
+        ["network calls/s, batches of " + str(args.batch_size), found["calls"]],
+        ["image-steps/s", image_steps],
+        [f"pictures/s, level {args.level:g}, {args.steps} steps", found["pictures"]],
+        ["operations of an image-step", f"{found['operations'] / 1e9:.4g} G"],
+        ["reached", f"{reached / 1e12:.3g} TFLOP/s"],
+        ["of a matrix product here", _share(reached, best)],
+        ["of the data sheet", "not known" if by_sheet is None else _share(reached, by_sheet)],
+    ]
+    if args.model == "latent" and device.type == "cuda":
+        rows.append(["against the mark (75 on one A100)", image_steps / MARK])
+    million = parameters(fast.network_of(model)) / 1e6
+    title = (
+        f"{args.model} model, {million:.1f} M parameters, {model.size} px, {args.dtype}, guidance {args.guidance:g}"
+        f"{', compiled' * args.compile}"
+    )
+    result = {"settings": title, **found, "peak": best, "sheet": by_sheet, "share": reached / best}
+    timing.report(title, device, timing.table(["", ""], rows), result, args.json)
+
+
+def _share(reached: float, best: float) -> str:
+    return f"{best / 1e12:.4g} TFLOP/s: {reached / best:.1%}"
+
+
+if __name__ == "__main__":
+    main()

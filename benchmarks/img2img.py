@@ -1,0 +1,187 @@
+"""Boomerang against diffusers, picture by picture and in batches, with the same weights, steps and dtype, in one run.
+
+    python benchmarks/img2img.py --model pixel  [--pictures 64] [--batch-size 32] [--repeats 3]
+    python benchmarks/img2img.py --model latent [--pictures 32] [--batch-size 16] [--dtype float16] [--guidance 7.5]
+    python benchmarks/img2img.py --model latent --size 256 --pictures 2 --batch-size 2 --steps 2   # on a CPU
+
+* latent: Stable Diffusion 1.5's true size with random weights (speed does not depend on them) against diffusers'
+  ``StableDiffusionImg2ImgPipeline`` with its SDE-DPM++ scheduler, which is made to take exactly as many steps;
+* pixel: ``bundled:faces-64`` against the loop that users write with diffusers' scheduler, as it has no such pipeline.
+
+From pictures in memory to pictures in memory on every side: no files, no scores. ``--compile`` compiles the network
+for full batches, for both. It needs neither a network connection nor weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timing
+import torch
+from sizes import SD15, Shape, backbone, parameters, parts
+from torch.nn import functional as F
+
+from anonymizer.backbones import Backbone, fast, load_backbone
+from anonymizer.backbones.load import torch_device
+from anonymizer.boomerang import Boomerang
+from anonymizer.config import ModelConfig
+from anonymizer.noise import KeyedNoise
+from anonymizer.told import condition
+
+SAMPLER, PROMPT = "sde-dpm++", "a photo"
+Way = Callable[[torch.Tensor], torch.Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> as many
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Ours and theirs, on the same weights; ``network`` is what both ask."""
+
+    ours: Way
+    theirs: Way
+    network: Any
+    backbone: Backbone
+    what: str
+
+
+def latent(shape: Shape, config: ModelConfig, device: torch.device, level: float, steps: int, folder: Path) -> Rivals:
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
+
+    made = parts(shape, folder)
+    model = backbone(made, config, device, folder)
+    scheduler = DPMSolverMultistepScheduler.from_config(made["scheduler"].config, algorithm_type="sde-dpmsolver++")
+    nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    networks = {name: made[name] for name in ("unet", "vae", "text_encoder", "tokenizer")}
+    pipeline = StableDiffusionImg2ImgPipeline(
+        **networks, scheduler=scheduler, requires_safety_checker=False, **nothing
+    ).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    asked = steps_to_ask_for(steps, level)
+
+    def theirs(x0: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = pipeline(
+            prompt=[PROMPT] * len(x0), image=(x0 + 1) / 2, strength=level, num_inference_steps=asked,
+            guidance_scale=config.guidance, output_type="pt",
+        ).images  # fmt: skip
+        return found.float().cpu() * 2 - 1
+
+    counts = ", ".join(f"{name} {parameters(made[name]) / 1e6:.0f} M" for name in ("unet", "vae", "text_encoder"))
+    ours = boomerang(model, config, level, steps)
+    return Rivals(ours, theirs, made["unet"], model, f"{counts}, {model.size} px, random weights")
+
+
+def pixel(config: ModelConfig, level: float, steps: int) -> Rivals:
+    from diffusers import DPMSolverMultistepScheduler
+
+    model: Any = load_backbone(config)
+    betas = 1 - model.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), model.alphas_cumprod[:-1]])
+    t_boom = max(1, round(level * model.T))
+
+    def theirs(x0: torch.Tensor) -> torch.Tensor:
+        scheduler = DPMSolverMultistepScheduler(
+            model.T, trained_betas=betas.tolist(), algorithm_type="sde-dpmsolver++", prediction_type="v_prediction"
+        )
+        scheduler.set_timesteps(timesteps=[round(t_boom * (steps - k) / steps) - 1 for k in range(steps)])
+        with torch.no_grad(), torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
+            z0 = F.pixel_unshuffle(x0.to(model.device), model.patch)
+            zt = scheduler.add_noise(z0, torch.randn_like(z0), scheduler.timesteps[:1])
+            for t in scheduler.timesteps:
+                zt = scheduler.step(model.unet(zt, t).sample.float(), t, zt).prev_sample
+            return F.pixel_shuffle(zt, model.patch).clamp(-1, 1).cpu()
+
+    what = f"{config.id}, {parameters(model.unet) / 1e6:.1f} M, {model.size} px"
+    return Rivals(boomerang(model, config, level, steps), theirs, model.unet, model, what)
+
+
+def boomerang(model: Backbone, config: ModelConfig, level: float, steps: int) -> Way:
+    found = Boomerang(model, SAMPLER, steps)
+
+    def ours(x0: torch.Tensor) -> torch.Tensor:
+        noise = KeyedNoise([i.to_bytes(16, "big") for i in range(len(x0))])
+        said = condition(model, [PROMPT] * len(x0)) if model.asks == "prompt" else None
+        return found.sample(x0.to(model.device), level, noise, said).cpu()
+
+    return ours
+
+
+def steps_to_ask_for(steps: int, level: float) -> int:
+    """The ``num_inference_steps`` of which diffusers takes so many at this strength."""
+    for asked in range(steps, 100 * steps + 1000):
+        if min(int(asked * level), asked) == steps:
+            return asked
+    raise SystemExit(f"--steps {steps}: no number of steps gives that many at level {level:g}: choose another level")
+
+
+def compare(rivals: Rivals, pictures: torch.Tensor, batch_size: int, repeats: int) -> dict[str, list[float]]:
+    """Pictures per second of each way, ``repeats`` times. Where channels lie is each side's own choice."""
+    device = rivals.backbone.device
+    own = next(p for p in rivals.network.parameters() if p.dim() == 4)
+    last = own.is_contiguous(memory_format=torch.channels_last)
+
+    def rate(way: Way, size: int, channels_last: bool) -> Callable[[], float]:
+        def measured() -> float:
+            form = torch.channels_last if channels_last else torch.contiguous_format
+            rivals.network.to(memory_format=form)
+            batches = pictures.split(size)
+            way(batches[0])  # warm up
+            return len(pictures) / timing.seconds(lambda: [way(batch) for batch in batches], device)
+
+        return measured
+
+    ways = {
+        "diffusers, one by one": rate(rivals.theirs, 1, False),
+        "diffusers, batched": rate(rivals.theirs, batch_size, False),
+        "ours, one by one": rate(rivals.ours, 1, last),
+        "ours, batched": rate(rivals.ours, batch_size, last),
+    }
+    return timing.turns(ways, repeats)
+
+
+def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["pixel", "latent"], default="pixel")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--size", type=int, help="side of a picture in pixels; the model's own by default")
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--level", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.0, help="of the latent model")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(given)
+
+    device = torch_device(args.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        known: dict[str, Any] = {"device": str(device), "dtype": args.dtype, "size": args.size}
+        if args.model == "pixel":
+            rivals = pixel(ModelConfig(**known), args.level, args.steps)
+        else:
+            told = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **known)
+            rivals = latent(shape, told, device, args.level, args.steps, Path(scratch))
+        if args.compile:
+            fast.compiled(rivals.backbone, args.batch_size)
+        side = rivals.backbone.size
+        pictures = torch.rand(args.pictures, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        found = compare(rivals, pictures, args.batch_size, args.repeats)
+    median = timing.medians(found)
+    reference = median["diffusers, one by one"]
+    rows = [[name, rate, rate / reference] for name, rate in median.items()]
+    title = (
+        f"{rivals.what}; {args.dtype}, level {args.level:g}, {args.steps} steps of {SAMPLER}, guidance "
+        f"{args.guidance:g}, {args.pictures} pictures, batches of {args.batch_size}{', compiled' * args.compile}"
+    )
+    text = timing.table(["", "pictures/s", "against diffusers one by one"], rows)
+    batched = median["ours, batched"] / median["diffusers, batched"]
+    text += f"\n\nOurs batched / diffusers batched: {batched:.3f}"
+    timing.report(title, device, text, {"settings": title, "pictures_per_second": found, "batched": batched}, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the benchmarks of speed share: turns, medians, the machine, one table."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anonymizer.devices import name_of
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(way: Callable[[], Any], device: torch.device) -> float:
+    synchronize(device)
+    begun = time.perf_counter()
+    way()
+    synchronize(device)
+    return time.perf_counter() - begun
+
+
+def turns(
+    ways: Mapping[str, Callable[[], float]], repeats: int, told: Callable[[str], None] = print
+) -> dict[str, list[float]]:
+    """What each of the ways gives, ``repeats`` times; they take turns, so that a slow minute hits all of them."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for i in range(repeats):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            found[name].append(ways[name]())
+            told(f"  {name}: {found[name][-1]:.3g}")
+    return found
+
+
+def medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What figures are worth nothing without."""
+    return {
+        "date": date.today().isoformat(),
+        "device": name_of(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """In Markdown."""
+    cells = [[_shown(cell) for cell in row] for row in rows]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in cells)]
+    return "\n".join(lines)
+
+
+def report(title: str, device: torch.device, text: str, result: Mapping[str, Any], file: Path | None) -> None:
+    """Print one table, and write what it was made of where a file is named."""
+    told = machine(device)
+    print(f"\n{title}\n{', '.join(f'{name} {value}' for name, value in told.items())}\n\n{text}")
+    if file is not None:
+        file.write_text(json.dumps(told | dict(result), indent=2) + "\n")
+
+
+def _shown(cell: Any) -> str:
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
