@@ -12,9 +12,14 @@ from anonymizer.place import Place
 
 def read(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """The table that lies there, or some of its columns. Raises pyarrow.ArrowException or OSError if it is damaged."""
-    # Without Arrow's threads: they may abort a process that ends right after they were used.
+    # Without Arrow's threads: they may abort a process that ends right after they were used. ``pq.read_table`` starts
+    # some whatever it is told.
     wanted = None if columns is None else list(columns)
-    return pq.read_table(pa.BufferReader(place.read()), columns=wanted, use_threads=False, pre_buffer=False)
+    file = pq.ParquetFile(pa.BufferReader(place.read()), pre_buffer=False)
+    if missing := set(wanted or ()) - set(file.schema_arrow.names):
+        raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")
+    table = file.read(columns=wanted, use_threads=False)
+    return table if wanted is None else table.select(wanted)
 
 
 def to_bytes(table: pa.Table) -> bytes:
