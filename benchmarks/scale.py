@@ -1,6 +1,7 @@
 """How the machinery around the model grows: planning, shards, assembling, publishing, verifying, at several sizes.
 
-    python benchmarks/scale.py [--records 1000 10000 100000] [--format parquet] [--work FOLDER] [--json FILE] [--plot PREFIX]
+    python benchmarks/scale.py [--records 1000 10000 100000] [--format parquet] [--work FOLDER] [--json FILE]
+                               [--plot PREFIX]
 
 The model copies what it is given and the scores cost nothing, so that only our own work is measured. Pictures are PNGs
 of 8 x 8 in Parquet files; one in a hundred is damaged, one in a hundred is held back by the policy. Each step of each
@@ -23,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,7 @@ class Job:
         class Free:
             """Scores that depend on the output, spread evenly, and cost nothing."""
 
-            names = {"clip_similarity": "free", "lpips": "free"}
+            names: Mapping[str, str] = {"clip_similarity": "free", "lpips": "free"}
 
             def embed(self, originals: torch.Tensor) -> torch.Tensor:
                 return originals
@@ -302,7 +304,7 @@ def _exponents(step: str, sizes: Sequence[int], found: Sequence[dict[str, Any]])
     known = [(n, f[step]["seconds"]) for n, f in zip(sizes, found, strict=True) if step in f]
     return [
         f"{math.log(t / before) / math.log(n / fewer):.2f}"
-        for (fewer, before), (n, t) in zip(known, known[1:], strict=False)
+        for (fewer, before), (n, t) in pairwise(known)
         if before > 0.05
     ]
 
