@@ -233,7 +233,8 @@ def shown(release: Release, the_plan: plan.Plan) -> Ordered:
 
     def rows() -> Iterator[pa.Table]:
         for _, table in ledger.committed(release, the_plan, ("status", *PAIR)):
-            yield table.filter(pc.equal(table["status"], Status.RELEASED.value)).select(PAIR)
+            found = table.filter(pc.equal(table["status"], Status.RELEASED.value))
+            yield found.select(PAIR).replace_schema_metadata()
 
     return Ordered(rows(), "output_id", the_plan.records, ledger.scratch(release))
 

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ STEPS = {
     "draw": "300 pictures for an audit",
     "previous": "what a next release looks up",
 }
+TOGETHER: dict[str, Callable[[Iterable[float]], float]] = {"seconds": max, "cpu": sum, "peak_mib": max}
 SIDE, ROWS, CHUNK = 8, 1000, 50_000  # of a picture; of a row group; of a file
 
 
@@ -61,10 +62,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="kept, and taken up again; without it a temporary folder")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", help="PREFIX of two pictures, PREFIX-rate.png and PREFIX-memory.png")
+    parser.add_argument("--workers", type=int, default=1, help="processes that take the shards")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        _measure(args.one, args.work, args.records[0], args.format, args.shard_size)
+        job = Job(args) if args.one != "source" else None
+        _measure(job.steps()[args.one] if job else lambda: _source(args.work, args.records[0]))
         return
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
@@ -87,22 +91,23 @@ def _size(args: argparse.Namespace, work: Path, records: int) -> dict[str, Any]:
         if step in found and step not in args.again:
             continue
         own = ["--one", step, "--records", str(records), "--format", args.format, "--work", str(work)]
-        command = [sys.executable, __file__, *own, "--shard-size", str(args.shard_size)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
+        command = [sys.executable, __file__, *own, "--shard-size", str(args.shard_size), "--workers", str(args.workers)]
+        parts = range(args.workers if step == "shards" else 1)
+        running = [
+            subprocess.Popen([*command, "--part", str(part)], stdout=subprocess.PIPE, text=True) for part in parts
+        ]
+        said = [process.communicate()[0] for process in running]
+        if any(process.returncode for process in running):
             raise SystemExit(f"{step} of {records}: failed")
-        found[step] = json.loads(done.stdout.splitlines()[-1])
+        told = [json.loads(text.splitlines()[-1]) for text in said]
+        found[step] = {name: of(one[name] for one in told) for name, of in TOGETHER.items()}
         results.write_text(json.dumps(found, indent=2) + "\n")
         print(f"{records:>9,} {step:<12} {found[step]}", file=sys.stderr, flush=True)
     return found
 
 
-def _measure(step: str, work: Path, records: int, kind: str, shard_size: int) -> None:
+def _measure(run: Callable[[], object]) -> None:
     """One step in this process; its figures as the last line."""
-    if step == "source":
-        run: Callable[[], object] = lambda: _source(work, records)  # noqa: E731
-    else:
-        run = Job(work, records, kind, shard_size).steps()[step]
     begun, cpu = time.monotonic(), time.process_time()
     run()
     told = {"seconds": time.monotonic() - begun, "cpu": time.process_time() - cpu, "peak_mib": _peak()}
@@ -151,7 +156,7 @@ def _source(work: Path, records: int) -> None:
 class Job:
     """One release, and the steps that make and check it."""
 
-    def __init__(self, work: Path, records: int, kind: str, shard_size: int) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         import numpy as np
         import torch
 
@@ -196,18 +201,19 @@ class Job:
                 spread = (outputs[:, 0, 0, 0].double() * 1e4 % 1).tolist()
                 return [Scores(clip_similarity=value, lpips=1 - value) for value in spread]
 
+        work, kind = args.work, args.format
         self.work, self.backbone, self.scorer = work, Copying(), Free()
-        carry = ["year"]
+        self.part, self.workers = args.part, args.workers
         self.config = build(
             {
                 "source": {
                     "uri": str(work / "source"), "id": "id", "label": None if kind == "folder" else "label",
-                    "carry": carry if kind != "folder" else [], "drop": ["label", "year"] if kind == "folder" else [],
+                    "carry": ["year"] if kind != "folder" else [], "drop": ["label", "year"] if kind == "folder" else [],
                 },
                 "output": {"uri": str(work / "release"), "format": kind},
                 "boomerang": {"level": 0.6, "steps": 1},
                 "policy": {"scores": {"clip_similarity": {"max": 0.99}}},
-                "run": {"shard_size": shard_size},
+                "run": {"shard_size": args.shard_size},
                 "key_env": KEY, "signing_key_env": SIGNING_KEY,
             }
         )  # fmt: skip
@@ -248,7 +254,7 @@ class Job:
         from anonymizer.ledger import ShardWriter
         from anonymizer.shard import anonymize_shard
 
-        for shard in range(plan.read(self.release).shards):
+        for shard in range(self.part, plan.read(self.release).shards, self.workers):
             if self.release.shard(shard).exists():
                 continue
             writer = ShardWriter(self.release, shard, self.scorer.names)
@@ -268,7 +274,8 @@ class Job:
     def draw(self) -> None:
         from anonymizer.exhibits import exhibits
 
-        assert len(exhibits(self.release, self.config.source, SIDE, 300, self.rng)) == 300
+        found = exhibits(self.release, self.config.source, SIDE, 300, self.rng)
+        assert len(found) == min(300, found.released)
 
     def previous(self) -> None:
         from anonymizer import ledger, plan, previous

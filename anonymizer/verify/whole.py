@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Container, Iterator
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -84,8 +85,9 @@ def _ledger(release: Release, config: RunConfig, said: Said, key: CustodianKey) 
 
 
 def _unlike_public(release: Release, the_plan: Plan) -> Iterator[str]:
-    manifest = parquet.stored(release.manifest).select(PAIR).to_batches(max_chunksize=BATCH)
-    pairs = (pa.Table.from_batches([batch]) for batch in manifest)
+    manifest = parquet.stored(release.manifest).select(PAIR)
+    batches = (pa.Table.from_batches([batch]) for batch in manifest.to_batches(max_chunksize=BATCH))
+    pairs = chain([manifest.schema.empty_table()], batches)  # of a release of nothing too
     more = less = other = 0
     with shown(release, the_plan) as ledgers, Ordered(pairs, "output_id", the_plan.records) as public:
         for parts in zip(ledgers.tables(), public.tables(), strict=True):  # parted at the same ids
