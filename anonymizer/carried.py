@@ -65,8 +65,8 @@ def _text(value: object) -> str:
 def _type(seen: Mapping[type, tuple[Any, Any]]) -> pa.DataType:
     """``seen``: the least and the greatest value of each Python type."""
     low, high = seen.get(int, (0, 0))
-    most = 2**63 - 1 if float not in seen else 2**53  # what a number with a fraction can hold
-    exact = -most <= low and high <= most
+    least, most = (-(2**53), 2**53) if float in seen else (-(2**63), 2**63 - 1)  # that are exact
+    exact = least <= low and high <= most
     for kinds, found in (((), pa.null()), ((bool,), pa.bool_()), ((str,), pa.string())):
         if set(seen) == set(kinds):
             return found

@@ -208,7 +208,8 @@ class Job:
             {
                 "source": {
                     "uri": str(work / "source"), "id": "id", "label": None if kind == "folder" else "label",
-                    "carry": ["year"] if kind != "folder" else [], "drop": ["label", "year"] if kind == "folder" else [],
+                    "carry": [] if kind == "folder" else ["year"],
+                    "drop": ["label", "year"] if kind == "folder" else [],
                 },
                 "output": {"uri": str(work / "release"), "format": kind},
                 "boomerang": {"level": 0.6, "steps": 1},
@@ -300,7 +301,10 @@ def _table(sizes: Sequence[int], found: Sequence[dict[str, Any]]) -> str:
     head = ["step", *(f"{n:,}" for n in sizes), *(f"MiB at {n:,}" for n in sizes), "exponents"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for step in STEPS:
-        rates = [f"{n / f[step]['seconds']:,.0f}/s" if step in f else "" for n, f in zip(sizes, found, strict=True)]
+        rates = [
+            f"{n / max(f[step]['seconds'], 1e-3):,.0f}/s" if step in f else ""
+            for n, f in zip(sizes, found, strict=True)
+        ]
         peaks = [f"{f[step]['peak_mib']:,.0f}" if step in f else "" for f in found]
         lines.append("| " + " | ".join([step, *rates, *peaks, ", ".join(_exponents(step, sizes, found))]) + " |")
     return "\n".join(lines)
