@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +16,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer import carried, images, ledger, parquet, plan, previous, scores
+from anonymizer.ahead import ahead
 from anonymizer.config import RunConfig
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.layout import MANIFEST, Release
+from anonymizer.ordered import Ordered
 from anonymizer.place import Place
 from anonymizer.records import Status
 from anonymizer.sealed import Sealer
 from anonymizer.sinks import Placed, ReleasedPicture, open_sink
+from anonymizer.sinks.writing import make_folder, output_errors
 
 KEPT = "kept"  # in staging, the folder of what was published before
+BATCH = 1000  # rows that are Python objects at once
+OTHERS = "release: other pictures were written than the ledger has: nothing is published"
+PAIR = ("output_id", "sha256")
+STAGED = (*PAIR, "shard", "kept")  # which bytes of a shard a row speaks of
+WANTED = (
+    *STAGED,
+    *("bytes", "width", "height", "label", "caption", "carried", "level", "t_boom", "log_snr", "sampler", "steps"),
+    *("model", "model_digest", "config_fingerprint", *scores.COLUMNS),
+)
+ROWS = pa.schema([*(ledger.SCHEMA.field(name) for name in WANTED), ("staging", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -39,21 +55,15 @@ class Summary:
 
 def summary(release: Release, the_plan: plan.Plan) -> Summary:
     """Counts of what is committed so far."""
-    shards = [(ledger.summarize(number, table), table) for number, table in ledger.committed(release, the_plan)]
-    reasons: dict[str, int] = {}
-    for _, table in shards:
-        for item in pc.value_counts(table["reason"].drop_null()).to_pylist():
-            reasons[item["values"]] = reasons.get(item["values"], 0) + item["counts"]
-    total = [s for s, _ in shards]
-    return Summary(
-        read=sum(s.read for s in total),
-        released=sum(s.released for s in total),
-        quarantined=sum(s.quarantined for s in total),
-        failed=sum(s.failed for s in total),
-        shards=len(total),
-        seconds=sum(s.seconds for s in total),
-        reasons=dict(sorted(reasons.items())),
-    )
+    reasons: Counter[str] = Counter()
+    read = released = quarantined = failed = shards = 0
+    seconds = 0.0
+    for number, table in ledger.committed(release, the_plan, ("reason", *ledger.COUNTED)):
+        one = ledger.summarize(number, table)
+        reasons.update(table["reason"].drop_null().to_pylist())
+        read, released, quarantined = read + one.read, released + one.released, quarantined + one.quarantined
+        failed, shards, seconds = failed + one.failed, shards + 1, seconds + one.seconds
+    return Summary(read, released, quarantined, failed, shards, seconds, dict(sorted(reasons.items())))
 
 
 def assemble(release: Release, config: RunConfig) -> None:
@@ -62,57 +72,117 @@ def assemble(release: Release, config: RunConfig) -> None:
     IntegrityError if counts disagree, or if what is there is not what the ledger speaks of.
     """
     the_plan = plan.read(release)
-    tables = dict(ledger.committed(release, the_plan))
-    ledger.reconcile(release, the_plan, tables)
+    ledger.reconcile(release, the_plan)
     if not release.is_assembled:
-        _stage_kept(release, config, tables)
-    _quarantine(release, config, tables)
-    rows, models = _released(tables)
-    if not release.is_assembled:
-        attempt = release.assembling / secrets.token_hex(6)
-        try:
-            for half in (release.public, release.candidate):
-                make_room(half)
-            _write(attempt, release, config, rows, models)
-            attempt.move_to(release.candidate, last=MANIFEST)
-        except (IntegrityError, OutputError):
-            if not release.is_assembled:  # nobody else was quicker
-                raise
-    _check_assembled(release, rows)
+        previous.stage(release, _kept(release, the_plan), release.staging / KEPT, images.SUFFIXES[config.output.image])
+    _quarantine(release, config, the_plan)
+    if release.is_assembled:
+        with shown(release, the_plan) as rows:
+            _check_assembled(release, rows)
+    else:
+        _assemble(release, config, the_plan)
     release.assembling.remove()
     release.staging.remove()
     release.reopened.remove()
 
 
-def _stage_kept(release: Release, config: RunConfig, tables: Mapping[int, pa.Table]) -> None:
-    """What earlier releases published of records that are kept, beside what this run drew."""
-    kept = pa.concat_tables(table.filter(table["kept"]).replace_schema_metadata() for table in tables.values())
-    previous.stage(release, kept, release.staging / KEPT, images.SUFFIXES[config.output.image])
+def _assemble(release: Release, config: RunConfig, the_plan: plan.Plan) -> None:
+    facts = Facts(config)
+    with _released(release, the_plan, facts) as rows:
+        attempt = release.assembling / secrets.token_hex(6)
+        try:
+            for half in (release.public, release.candidate):
+                make_room(half)
+            _write(attempt, release, config, rows, facts)
+            attempt.move_to(release.candidate, last=MANIFEST)
+        except (IntegrityError, OutputError):
+            if not release.is_assembled:  # nobody else was quicker
+                raise
+        _check_assembled(release, rows)
 
 
-def _quarantine(release: Release, config: RunConfig, tables: Mapping[int, pa.Table]) -> None:
+class Facts:
+    """What all released rows have in common, told from all of them before the first is written."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.models: Mapping[str, str] | None = None
+        self.scores: set[str] = set()
+        self._kinds = carried.Kinds(config.source.carry)
+
+    def see(self, shard: int, models: Mapping[str, str], rows: pa.Table) -> None:
+        """``rows``: those of a shard that are released, scored by ``models``."""
+        if self.models not in (None, models):
+            raise IntegrityError(f"shard {shard}: scored by other models than the rest: {ledger.redo(shard)}")
+        self.models = models
+        self.scores |= {name for name in scores.COLUMNS if rows[name].null_count < len(rows)}
+        self._kinds.see(rows["carried"].to_pylist())
+
+    @property
+    def types(self) -> Mapping[str, pa.DataType]:
+        """Of the carried columns."""
+        return self._kinds.types()
+
+
+def _kept(release: Release, the_plan: plan.Plan) -> Iterator[pa.Table]:
+    """What earlier releases published of records that are kept."""
+    for _, table in ledger.committed(release, the_plan, ("kept", *PAIR)):
+        yield table.filter(table["kept"]).select(PAIR).replace_schema_metadata()
+
+
+def _quarantine(release: Release, config: RunConfig, the_plan: plan.Plan) -> None:
     """The outputs that the gate held back, and nothing else, in ``restricted/quarantine/``."""
     if release.purged.exists():  # they have been kept long enough, here or in the release that this one follows
         return
     suffix, sealer = images.SUFFIXES[config.output.image], Sealer(config.restricted.recipients)
-    held = _ending(tables, Status.QUARANTINED)
     there = {place.name for place in release.quarantine.children()}
-    for row in held.to_pylist():
-        name = f"{row['output_id']}{suffix}"
-        if sealer.name(name) not in there:
-            sealer.put(release.quarantine / name, _staged(release, row, suffix))
-    for stale in there - {sealer.name(f"{output_id}{suffix}") for output_id in held["output_id"].to_pylist()}:
+    held: set[str] = set()
+    for _, table in ledger.committed(release, the_plan, ("status", *STAGED)):
+        for row in _ending(table, Status.QUARANTINED).to_pylist():
+            name = f"{row['output_id']}{suffix}"
+            held.add(sealer.name(name))
+            if sealer.name(name) not in there:
+                sealer.put(release.quarantine / name, _staged(release, row, suffix))
+    for stale in there - held:
         (release.quarantine / stale).remove()
 
 
-def _write(folder: Place, release: Release, config: RunConfig, rows: pa.Table, models: Mapping[str, str]) -> None:
-    """Pictures and manifest of the public half."""
-    columns = {n: a.type for n, a in carried.to_arrays(rows["carried"].to_pylist(), config.source.carry).items()}
-    sink = open_sink(config.output, columns)
-    placed = list(sink.write(_pictures(release, rows, config), folder.fs, folder.path))
-    (folder / MANIFEST).put(parquet.to_bytes(_manifest(rows, placed, config, models)))
-    if not {item.file for item in placed} <= set(folder.files()):
+def _write(folder: Place, release: Release, config: RunConfig, rows: Ordered, facts: Facts) -> None:
+    """Pictures and manifest of the public half, side by side: neither is ever held as a whole."""
+    types = facts.types
+    waiting: deque[pa.Table] = deque()  # rows whose pictures the sink has taken, and not all placed yet
+    pictures = _pictures(release, _batches(rows, waiting), config)
+    placed: list[Placed] = []
+    files: Counter[str] = Counter()
+    last = ""
+    make_folder(folder.fs, folder.path)
+    schema = _manifest(ROWS.empty_table(), [], config, facts, types).schema
+    with (
+        output_errors(),
+        folder.fs.open((folder / MANIFEST).path, "wb") as raw,
+        parquet.Writer(raw, schema) as manifest,
+    ):
+        for one in open_sink(config.output, types).write(pictures, folder.fs, folder.path):
+            files[one.file.rpartition("/")[0]] += one.file != last
+            last = one.file
+            placed.append(one)
+            if len(placed) == len(waiting[0]):
+                manifest.write(_manifest(waiting.popleft(), placed, config, facts, types))
+                placed = []
+        if placed or waiting:
+            raise IntegrityError(OTHERS)
+    if any(_count(folder / name) < count for name, count in files.items()):
         raise IntegrityError("release: pictures vanished while it was written: run the same command again")
+
+
+def _count(folder: Place) -> int:
+    """Files in a folder, which may be many."""
+    if not folder.is_local:
+        return sum(1 for _ in folder.children())
+    try:
+        with os.scandir(folder.path) as found:
+            return sum(1 for _ in found)
+    except FileNotFoundError:
+        return 0
 
 
 def make_room(half: Place) -> None:
@@ -122,46 +192,77 @@ def make_room(half: Place) -> None:
     half.remove()
 
 
-def _check_assembled(release: Release, rows: pa.Table) -> None:
-    shown = parquet.read(release.manifest, ["output_id", "sha256"])
-    if not shown.equals(rows.select(["output_id", "sha256"])):
+def _check_assembled(release: Release, rows: Ordered) -> None:
+    shown = (pa.Table.from_batches([b]) for b in parquet.stored(release.manifest).select(PAIR).to_batches(BATCH))
+    if _digest(shown) != _digest(rows.tables()):
         raise IntegrityError(
             f"release: {release.handout.name}/ does not hold what the ledger speaks of: restore both from one copy, or "
             "choose another output"
         )
 
 
-def _ending(tables: Mapping[int, pa.Table], status: Status) -> pa.Table:
-    """Rows of all shards that ended so, each with its shard's staging folder."""
-    parts = []
-    for table in tables.values():
-        kept = table.filter(pc.equal(table["status"], status.value)).replace_schema_metadata()
-        own = table.schema.metadata[b"staging"].decode()
-        parts.append(kept.append_column("staging", pc.if_else(kept["kept"], KEPT, own)))
-    return pa.concat_tables(parts)
+def _digest(tables: Iterable[pa.Table]) -> bytes:
+    """SHA-256 over ids and digests of pictures, in their order."""
+    found = hashlib.sha256()
+    for table in tables:
+        for pair in zip(*(table[name].to_pylist() for name in PAIR), strict=True):
+            found.update(json.dumps(pair).encode())
+    return found.digest()
 
 
-def _released(tables: Mapping[int, pa.Table]) -> tuple[pa.Table, Mapping[str, str]]:
-    """Released rows of all shards in output order; and the scores' models."""
-    models: dict[str, str] | None = None
-    for shard, table in tables.items():
-        own = json.loads(table.schema.metadata[b"metric_models"])
-        if models not in (None, own):
-            raise IntegrityError(f"shard {shard}: scored by other models than the rest: {ledger.redo(shard)}")
-        models = own
-    rows = _ending(tables, Status.RELEASED).sort_by("output_id")
-    if len(pc.unique(rows["output_id"])) != len(rows):
-        raise IntegrityError("release: two records share an output id: nothing is published")
-    return rows, models or {}
+def _ending(table: pa.Table, status: Status) -> pa.Table:
+    """Rows of a shard that ended so, each with its shard's staging folder."""
+    kept = table.filter(pc.equal(table["status"], status.value)).replace_schema_metadata()
+    own = table.schema.metadata[b"staging"].decode()
+    return kept.append_column("staging", pc.if_else(kept["kept"], KEPT, own))
 
 
-def _pictures(release: Release, rows: pa.Table, config: RunConfig) -> Iterator[ReleasedPicture]:
+def _released(release: Release, the_plan: plan.Plan, facts: Facts) -> Ordered:
+    """Released rows of all shards in output order, each with its shard's staging folder."""
+
+    def rows() -> Iterator[pa.Table]:
+        for shard, table in ledger.committed(release, the_plan, ("status", *WANTED)):
+            found = _ending(table, Status.RELEASED).select(ROWS.names)
+            facts.see(shard, json.loads(table.schema.metadata[b"metric_models"]), found)
+            yield found
+
+    return Ordered(rows(), "output_id", the_plan.records, ledger.scratch(release))
+
+
+def shown(release: Release, the_plan: plan.Plan) -> Ordered:
+    """Ids and digests of what is released, in output order; to be closed."""
+
+    def rows() -> Iterator[pa.Table]:
+        for _, table in ledger.committed(release, the_plan, ("status", *PAIR)):
+            found = table.filter(pc.equal(table["status"], Status.RELEASED.value))
+            yield found.select(PAIR).replace_schema_metadata()
+
+    return Ordered(rows(), "output_id", the_plan.records, ledger.scratch(release))
+
+
+def _batches(rows: Ordered, waiting: deque[pa.Table]) -> Iterator[pa.Table]:
+    """Some rows at a time, each put into ``waiting`` before it is handed on."""
+    for table in rows.tables():
+        if len(pc.unique(table["output_id"])) != len(table):
+            raise IntegrityError("release: two records share an output id: nothing is published")
+        for begin in range(0, len(table), BATCH):
+            waiting.append(table.slice(begin, BATCH))
+            yield waiting[-1]
+
+
+def _pictures(release: Release, batches: Iterable[pa.Table], config: RunConfig) -> Iterator[ReleasedPicture]:
     suffix = images.SUFFIXES[config.output.image]
-    for batch in rows.to_batches(max_chunksize=1000):
-        for row in batch.to_pylist():
-            data = _staged(release, row, suffix)
-            columns = carried.from_json(row["carried"])
-            yield ReleasedPicture(row["output_id"], data, suffix, row["label"], row["caption"], columns)
+    rows = (row for batch in batches for row in batch.to_pylist())
+
+    def picture(row: Mapping[str, Any]) -> ReleasedPicture:
+        data, columns = _staged(release, row, suffix), carried.from_json(row["carried"])
+        return ReleasedPicture(row["output_id"], data, suffix, row["label"], row["caption"], columns)
+
+    if release.root.is_local:
+        yield from map(picture, rows)
+        return
+    with ThreadPoolExecutor(ledger.AHEAD, "staged") as pool:  # each takes a request
+        yield from ahead(picture, rows, pool, 2 * ledger.AHEAD)
 
 
 def _staged(release: Release, row: Mapping[str, Any], suffix: str) -> bytes:
@@ -183,9 +284,12 @@ def _staged(release: Release, row: Mapping[str, Any], suffix: str) -> bytes:
     return data
 
 
-def _manifest(rows: pa.Table, placed: Sequence[Placed], config: RunConfig, models: Mapping[str, str]) -> pa.Table:
+def _manifest(
+    rows: pa.Table, placed: Sequence[Placed], config: RunConfig, facts: Facts, types: Mapping[str, pa.DataType]
+) -> pa.Table:
+    """Rows of the manifest, for rows of the ledger and where their pictures were put."""
     if [p.output_id for p in placed] != rows["output_id"].to_pylist():
-        raise IntegrityError("release: other pictures were written than the ledger has: nothing is published")
+        raise IntegrityError(OTHERS)
     columns: dict[str, Any] = {
         "output_id": rows["output_id"],
         "file": pa.array([p.file for p in placed], pa.string()),
@@ -198,10 +302,10 @@ def _manifest(rows: pa.Table, placed: Sequence[Placed], config: RunConfig, model
         "label": rows["label"],
         "caption": rows["caption"],
     }
-    columns |= carried.to_arrays(rows["carried"].to_pylist(), config.source.carry)
+    columns |= carried.to_arrays(rows["carried"].to_pylist(), types)
     columns |= {name: rows[name] for name in ("level", "t_boom", "log_snr", "sampler", "steps")}
     columns |= {"model": rows["model"], "model_digest": rows["model_digest"]}
     columns |= {"config_fingerprint": rows["config_fingerprint"]}
-    columns |= scores.public_columns(rows, config.output.public_scores)
-    public = {name: made_by for name, made_by in models.items() if name in scores.COLUMNS}
+    columns |= scores.public_columns(rows, config.output.public_scores, facts.scores)
+    public = {name: made_by for name, made_by in (facts.models or {}).items() if name in scores.COLUMNS}
     return pa.table(columns).replace_schema_metadata({"metric_models": carried.to_json(public) or "{}"})

@@ -27,6 +27,7 @@ from anonymizer.plan import Plan
 from anonymizer.records import Status
 
 SUBJECT = "subject:"  # before the name of a person, in a list of what is to be erased
+NAMES = ("record_id", "subject", "source_hmac")  # what tells whose a row is
 BEGUN, DONE = "erasing", "predecessor destroyed"  # events of the new release: its first one, and the last of an erasure
 
 
@@ -69,21 +70,18 @@ class Erased:
 
 @dataclass(frozen=True)
 class Split:
-    """The ledger of a release, parted: tables of those who stay, by shard, and of those who go."""
+    """Who goes: records by name, people, and all records of the originals of either, whose pictures are the same."""
 
-    stay: Mapping[int, pa.Table]
-    go: pa.Table
-    named: int  # of those who go; the others are copies
+    wanted: Wanted
+    originals: frozenset[str]  # keyed digests of theirs
+    revoked: Mapping[str, str]  # output id -> SHA-256 of what was public
+    named: int
+    copies: int
 
-    @property
-    def originals(self) -> set[str]:
-        return set(self.go["source_hmac"].drop_null().to_pylist())
-
-    @property
-    def revoked(self) -> dict[str, str]:
-        """Output id -> SHA-256 of what was public."""
-        public = self.go.filter(pc.equal(self.go["status"], Status.RELEASED.value))
-        return dict(zip(public["output_id"].to_pylist(), public["sha256"].to_pylist(), strict=True))
+    def part(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Those of a shard who stay, and those who go."""
+        out = pc.or_(_is_named(table, self.wanted), _is_in(table["source_hmac"], self.originals))
+        return table.filter(pc.invert(out)), table.filter(out)
 
 
 def check(old: Release, new: Release, wanted: Wanted) -> None:
@@ -109,11 +107,7 @@ def is_begun(old: Release, new: Release) -> bool:
 
 def check_again(new: Release, wanted: Wanted) -> None:
     """UsageError where an erasure that was begun is to be finished, and others are named by now."""
-    tables = [table for _, table in ledger.committed(new, plan.read(new))]
-    records, subjects = (
-        {name for table in tables for name in table[column].to_pylist()} & names.keys()
-        for column, names in (("record_id", wanted.records), ("subject", wanted.subjects))
-    )
+    records, subjects = _known(new, wanted)
     if records or subjects:
         raise UsageError(
             f"--records: {wanted.lines(records, subjects)}: not among those whose erasure was begun here: finish that "
@@ -138,11 +132,11 @@ def prepare(
     new.restricted.make_private()
     _clear(new.restricted, {new.events.name, new.lock.name, new.errors.name})
     new.config.write(configuration.dump(settings).encode())
-    counts = Erased(parted.named, len(parted.go) - parted.named, len(parted.revoked))
+    counts = Erased(parted.named, parted.copies, len(parted.revoked))
     since = retention.since(old)
     events.record(new, BEGUN, **asdict(counts), kept_since=since.isoformat() if since else None)
-    _write_ledger(old, new, the_plan, parted.stay)
-    _copy_quarantine(old, new, parted.stay.values())
+    records = _write_ledger(old, new, the_plan, parted)
+    _copy_quarantine(old, new, the_plan)
     previous.take_over(settings, new)
     digests = dict.fromkeys(parted.originals, "original")
     if key.check is not None:
@@ -151,7 +145,6 @@ def prepare(
     if parted.revoked:
         before = new.revocations.read() if new.revocations.exists() else b""
         new.revocations.write(before + envelope.write([revocation.make(parted.revoked, signer)]))
-    records = sum(len(table) for table in parted.stay.values())
     own = replace(the_plan, output=settings.output.uri, records=records)
     new.plan.write(json.dumps(asdict(own), indent=2).encode())  # last: the plan stands when this file does
     events.record(new, "planned", records=records, shards=own.shards, fingerprint=own.fingerprint)
@@ -188,17 +181,31 @@ def split(old: Release, wanted: Wanted) -> Split:
 
     With a record go all others of the same original, whose pictures are the same.
     """
-    tables = dict(ledger.committed(old, plan.read(old)))
-    by_name = {number: _is_named(table, wanted) for number, table in tables.items()}
-    named = [table.filter(by_name[number]) for number, table in tables.items()]
-    _refuse_unknown(named, wanted)
-    originals = {hmac for table in named for hmac in table["source_hmac"].drop_null().to_pylist()}
-    out = {number: pc.or_(by_name[number], _is_in(table["source_hmac"], originals)) for number, table in tables.items()}
-    return Split(
-        stay={number: table.filter(pc.invert(out[number])) for number, table in tables.items()},
-        go=pa.concat_tables(table.filter(out[n]).replace_schema_metadata() for n, table in tables.items()),
-        named=sum(len(table) for table in named),
-    )
+    the_plan = plan.read(old)
+    known = _known(old, wanted)
+    _refuse_unknown(wanted, wanted.records.keys() - known[0], wanted.subjects.keys() - known[1])
+    named, originals = 0, set[str]()
+    for _, table in ledger.committed(old, the_plan, NAMES):
+        theirs = table.filter(_is_named(table, wanted))
+        named += len(theirs)
+        originals.update(theirs["source_hmac"].drop_null().to_pylist())
+    parted = Split(wanted, frozenset(originals), {}, named, 0)
+    go, revoked = 0, dict[str, str]()
+    for _, table in ledger.committed(old, the_plan, (*NAMES, "status", "output_id", "sha256")):
+        _, theirs = parted.part(table)
+        go += len(theirs)
+        public = theirs.filter(pc.equal(theirs["status"], Status.RELEASED.value))
+        revoked |= zip(public["output_id"].to_pylist(), public["sha256"].to_pylist(), strict=True)
+    return replace(parted, revoked=revoked, copies=go - named)
+
+
+def _known(release: Release, wanted: Wanted) -> tuple[set[str], set[str]]:
+    """Which of the records and people that are named are in a release."""
+    records, subjects = set[str](), set[str]()
+    for _, table in ledger.committed(release, plan.read(release), NAMES):
+        records |= wanted.records.keys() & table["record_id"].to_pylist()
+        subjects |= wanted.subjects.keys() & table["subject"].to_pylist()
+    return records, subjects
 
 
 def _is_named(table: pa.Table, wanted: Wanted) -> pa.ChunkedArray:
@@ -209,12 +216,7 @@ def _is_in(column: pa.ChunkedArray, names: Iterable[str]) -> pa.ChunkedArray:
     return pc.fill_null(pc.is_in(column, value_set=pa.array(sorted(names), pa.string())), False)
 
 
-def _refuse_unknown(named: Iterable[pa.Table], wanted: Wanted) -> None:
-    tables = list(named)
-    records, subjects = (
-        names.keys() - {name for table in tables for name in table[column].to_pylist()}
-        for column, names in (("record_id", wanted.records), ("subject", wanted.subjects))
-    )
+def _refuse_unknown(wanted: Wanted, records: set[str], subjects: set[str]) -> None:
     if records or subjects:
         raise UsageError(
             f"--records: {wanted.lines(records, subjects)}: no such record or subject in the release: see record_id "
@@ -222,10 +224,12 @@ def _refuse_unknown(named: Iterable[pa.Table], wanted: Wanted) -> None:
         )
 
 
-def _write_ledger(old: Release, new: Release, the_plan: Plan, tables: Mapping[int, pa.Table]) -> None:
-    """What stays, planned and committed; released records keep what was published of them."""
-    for number in range(the_plan.shards):
-        table = tables[number]
+def _write_ledger(old: Release, new: Release, the_plan: Plan, parted: Split) -> int:
+    """What stays, planned and committed; released records keep what was published of them. How many records stay."""
+    records = 0
+    for number, whole in ledger.committed(old, the_plan):
+        table, _ = parted.part(whole)
+        records += len(table)
         kept = pc.or_(table["kept"], pc.equal(table["status"], Status.RELEASED.value))
         at = table.schema.get_field_index("kept")
         table = table.set_column(at, table.schema.field(at), kept)
@@ -233,13 +237,14 @@ def _write_ledger(old: Release, new: Release, the_plan: Plan, tables: Mapping[in
         entries = [entry for entry in plan.read_entries(old, number) if entry.record_id in there]
         plan.write_entries(new, number, entries)
         new.shard(number).write(parquet.to_bytes(table))
+    return records
 
 
-def _copy_quarantine(old: Release, new: Release, tables: Iterable[pa.Table]) -> None:
+def _copy_quarantine(old: Release, new: Release, the_plan: Plan) -> None:
     """What the gate held back of those who stay; nothing, and a note of it, where it was purged."""
     held = {
         output_id
-        for table in tables
+        for _, table in ledger.committed(new, the_plan, ("status", "output_id"))
         for output_id in table.filter(pc.equal(table["status"], Status.QUARANTINED.value))["output_id"].to_pylist()
     }
     for place in old.quarantine.children():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -18,6 +18,7 @@ from anonymizer import images, ledger, parquet, plan, public
 from anonymizer.config import SourceConfig
 from anonymizer.errors import IntegrityError, RecordError, SourceError
 from anonymizer.layout import Release
+from anonymizer.lookup import Lookup, Places
 from anonymizer.place import Place
 from anonymizer.records import Entry, Record, Status
 from anonymizer.sources import open_source
@@ -93,9 +94,11 @@ def exhibits(
     missing.
     """
     releases = (release, *union)
-    released = _released(releases)
-    drawn = sorted(rng.choice(len(released), min(most, len(released)), replace=False))
-    rows = released.take(pa.array(drawn, pa.int64())).to_pylist()
+    released = _places(releases)
+    count = sum(map(len, released))
+    if not count:
+        raise IntegrityError("release: nothing was released: there is nothing to audit")
+    rows = _rows(releases, released, sorted(rng.choice(count, min(most, count), replace=False)))
     manifest, found = _handed_out(releases, rows)
     names = _names_now(release, rows) if union else [row["record_id"] for row in rows]
     wanted = set(names)
@@ -115,7 +118,7 @@ def exhibits(
         files=[releases[rows[number]["release"]].handout / manifest[number]["file"] for number in kept],
         ledger=[rows[number] for number in kept],
         manifest=[manifest[number] for number in kept],
-        released=len(released),
+        released=count,
         unread=len(rows) - len(kept),
     )
 
@@ -202,33 +205,50 @@ def _photos(source: SourceConfig, entries: Iterable[Entry], size: int) -> Photos
     )
 
 
-def _released(releases: Sequence[Release]) -> pa.Table:
-    """Released rows of the first release, then those of the others whose pictures were not there yet."""
-    seen: set[str] = set()
-    parts = []
-    for number, release in enumerate(releases):
-        rows = _of_one(release)
-        if number:
-            first = {sha256: at for at, sha256 in reversed([*enumerate(rows["sha256"].to_pylist())])}
-            rows = rows.take(pa.array(sorted(at for sha256, at in first.items() if sha256 not in seen), pa.int64()))
-        seen |= set(rows["sha256"].to_pylist())
-        parts.append(rows.append_column("release", pa.array([number] * len(rows), pa.int32())))
-    released = pa.concat_tables(parts)
-    if not len(released):
-        raise IntegrityError("release: nothing was released: there is nothing to audit")
-    return released
+def _places(releases: Sequence[Release]) -> list[Places]:
+    """Of each release the places, among its released rows, of those whose pictures were in none of the releases before.
+
+    Of the first release these are all its rows.
+    """
+    known: list[Lookup] = []
+    found = []
+    for release in releases:
+        parts = [table["sha256"] for table in _released(release, ("sha256",))]
+        digests = pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
+        lookup = Lookup(digests)
+        places = lookup.firsts() if known else np.arange(len(digests))
+        for before in known:
+            places = places[before.first(digests.take(pa.array(places)).to_pylist()) < 0]
+        known.append(lookup)
+        found.append(places)
+    return found
 
 
-def _of_one(release: Release) -> pa.Table:
-    tables = [
-        table.filter(pc.equal(table["status"], Status.RELEASED.value)).replace_schema_metadata()
-        for _, table in ledger.committed(release, plan.read(release))
-    ]
-    if not tables:
+def _rows(releases: Sequence[Release], places: Sequence[Places], drawn: Sequence[int]) -> list[Row]:
+    """The drawn ones of the rows at the places, in their order, each with the number of its release."""
+    rows: list[Row] = []
+    begin = 0
+    for number, (release, own) in enumerate(zip(releases, places, strict=True)):
+        wanted = own[[at - begin for at in drawn if begin <= at < begin + len(own)]]
+        begin, first = begin + len(own), 0
+        for table in _released(release, None) if len(wanted) else ():
+            here = wanted[(wanted >= first) & (wanted < first + len(table))] - first
+            rows += [row | {"release": number} for row in table.take(pa.array(here)).to_pylist()]
+            first += len(table)
+    return rows
+
+
+def _released(release: Release, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Released rows, shard by shard."""
+    asked = None if columns is None else ("status", *columns)
+    empty = True
+    for _, table in ledger.committed(release, plan.read(release), asked):
+        empty = False
+        yield table.filter(pc.equal(table["status"], Status.RELEASED.value)).replace_schema_metadata()
+    if empty:
         raise IntegrityError(
             f"release {str(release.root)!r}: no records of it are here, or they were purged: it cannot be attacked"
         )
-    return pa.concat_tables(tables)
 
 
 def _handed_out(releases: Sequence[Release], rows: Sequence[Row]) -> tuple[list[Row], list[bytes]]:
@@ -239,7 +259,7 @@ def _handed_out(releases: Sequence[Release], rows: Sequence[Row]) -> tuple[list[
         numbers = {row["output_id"]: number for number, row in enumerate(rows) if row["release"] == at}
         own = _manifest(release, list(numbers))
         manifest |= {numbers[output_id]: row for output_id, row in own.items()}
-        contents = public.contents(release.handout, list(own.values()))
+        contents = public.contents(release.handout, own.values())
         found |= {numbers[row["output_id"]]: data for row, data in contents}
     if lost := len(rows) - len(found):
         raise IntegrityError(f"release: {lost} of {len(rows)} released pictures cannot be read: restore public/")
@@ -250,7 +270,7 @@ def _names_now(release: Release, rows: Sequence[Row]) -> list[str | None]:
     """What the originals of rows are called in the source of ``release``; none where another has taken the name."""
     hmac_of: dict[str, str | None] = {}
     name_of: dict[str | None, str] = {}
-    for _, table in ledger.committed(release, plan.read(release)):
+    for _, table in ledger.committed(release, plan.read(release), ("record_id", "source_hmac")):
         for name, hmac in zip(table["record_id"].to_pylist(), table["source_hmac"].to_pylist(), strict=True):
             hmac_of[name] = hmac
             name_of.setdefault(hmac, name)
@@ -267,6 +287,7 @@ def _names_now(release: Release, rows: Sequence[Row]) -> list[str | None]:
 def _manifest(release: Release, output_ids: Sequence[str]) -> dict[str, Row]:
     if not release.is_assembled:
         raise IntegrityError("release: no manifest.parquet: finish the run before the audit")
-    table = parquet.read(release.manifest)
-    wanted = table.filter(pc.is_in(table["output_id"], value_set=pa.array(output_ids, pa.string())))
-    return {row["output_id"]: row for row in wanted.to_pylist()}
+    wanted = pa.array(output_ids, pa.string())
+    batches = parquet.stored(release.manifest).to_batches(max_chunksize=4096)
+    found = (batch.filter(pc.is_in(batch["output_id"], value_set=wanted)) for batch in batches)
+    return {row["output_id"]: row for batch in found for row in batch.to_pylist()}

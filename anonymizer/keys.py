@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -26,6 +26,9 @@ class CustodianKey:
 
     def derive(self, purpose: str, *parts: bytes) -> bytes:
         """HMAC-SHA256 (32 bytes) of length-prefixed parts, in a domain of its own for each purpose."""
+        return self._derive(purpose, parts)
+
+    def _derive(self, purpose: str, parts: Iterable[bytes]) -> bytes:
         mac = hmac.new(self.secret, b"anonymizer/1/" + purpose.encode(), hashlib.sha256)
         for part in parts:
             mac.update(len(part).to_bytes(8, "big") + part)
@@ -47,9 +50,9 @@ class CustodianKey:
         """A keyed digest (64 hex digits) of what a source calls a person."""
         return self.derive("subject", subject.encode()).hex()
 
-    def materials(self, data_hmacs: Sequence[str]) -> str:
-        """One keyed digest (64 hex digits) of all originals of a release, whatever their order."""
-        return self.derive("materials", *(digest.encode() for digest in sorted(data_hmacs))).hex()
+    def materials(self, data_hmacs: Iterable[str]) -> str:
+        """One keyed digest (64 hex digits) of all originals of a release, which come sorted."""
+        return self._derive("materials", (digest.encode() for digest in data_hmacs)).hex()
 
     def noise_key(self, data_hmac: str, fingerprint: str) -> bytes:
         """The 128-bit key of one original's noise.

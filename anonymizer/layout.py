@@ -8,6 +8,7 @@ from anonymizer.place import Place
 from anonymizer.sealed import SUFFIX
 
 MANIFEST, STATEMENT = "manifest.parquet", "release.intoto.jsonl"
+IMAGES = "images"  # the folder of pictures that are files of their own
 REVOCATIONS, AUDIT = "revocations.intoto.jsonl", "audit.json"  # of the public half, as the two above
 
 

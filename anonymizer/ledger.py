@@ -7,6 +7,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 
@@ -14,8 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer import parquet
+from anonymizer.ahead import ahead
 from anonymizer.errors import IntegrityError
 from anonymizer.layout import Release
+from anonymizer.ordered import Ordered
 from anonymizer.place import Place
 from anonymizer.plan import Plan, read_entries
 from anonymizer.profile import KEY, Profile
@@ -69,6 +72,9 @@ _ARROW = {
     "height": pa.int32(), "faces": pa.int32(), "kept": pa.bool_(),
 }  # fmt: skip
 METADATA = {b"metric_models", b"staging"}
+COUNTED = ("status", "seconds")  # what ``summarize`` looks at
+AHEAD = 16  # files that are read at a time where reading takes a request
+RECONCILED = ("record_id", "kept", "config_fingerprint", *COUNTED)
 SCHEMA = pa.schema([pa.field(f.name, _ARROW.get(f.name, pa.string())) for f in fields(Row)])
 
 
@@ -128,9 +134,9 @@ class ShardWriter:
         return replace(summarize(self.shard, table), seconds=seconds)
 
 
-def read_shard(release: Release, shard: int) -> pa.Table | None:
-    """The ledger of a committed shard, its schema checked; none if it is not committed."""
-    return _read(release.shard(shard), shard)
+def read_shard(release: Release, shard: int, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """The ledger of a committed shard, or some of its columns, its schema checked; none if it is not committed."""
+    return _read(release.shard(shard), shard, columns)
 
 
 def standing(release: Release, shard: int) -> Place:
@@ -148,16 +154,18 @@ def _staging(table: pa.Table | None) -> str | None:
     return None if table is None else table.schema.metadata[b"staging"].decode()
 
 
-def _read(place: Place, shard: int) -> pa.Table | None:
+def _read(place: Place, shard: int, columns: Sequence[str] | None = None) -> pa.Table | None:
     if not place.exists():
         return None
     try:
-        table = parquet.read(place)
+        whole = parquet.Stored(pa.BufferReader(place.read()))
+        if not whole.schema.equals(SCHEMA) or not set(whole.schema.metadata or {}) >= METADATA:
+            raise IntegrityError(
+                f"ledger of shard {shard}: another schema than this version writes: nothing is published"
+            )
+        return (whole if columns is None else whole.select(columns)).read()
     except (pa.ArrowException, OSError):
         raise IntegrityError(f"ledger of shard {shard}: damaged: {redo(shard)}") from None
-    if not table.schema.equals(SCHEMA) or not set(table.schema.metadata or {}) >= METADATA:
-        raise IntegrityError(f"ledger of shard {shard}: another schema than this version writes: nothing is published")
-    return table
 
 
 def profiles(release: Release, plan: Plan) -> Iterator[Profile]:
@@ -176,17 +184,41 @@ def redo(shard: int) -> str:
     return f"remove restricted/ledger/shard-{shard:05d}.parquet and run the same command again"
 
 
-def committed(release: Release, plan: Plan) -> Iterator[tuple[int, pa.Table]]:
-    """Each committed shard's number and ledger, in order."""
-    for shard in range(plan.shards):
-        if (table := read_shard(release, shard)) is not None:
+def committed(release: Release, plan: Plan, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+    """Each committed shard's number and ledger, or some columns of it, in order; a few at a time."""
+    there = {place.name for place in release.ledger.children()}
+    shards = [shard for shard in range(plan.shards) if release.shard(shard).name in there]
+    for shard, table in zip(shards, _each(release, shards, columns), strict=True):
+        if table is not None:
             yield shard, table
+
+
+def _each(release: Release, shards: Sequence[int], columns: Sequence[str] | None) -> Iterator[pa.Table | None]:
+    """Ledgers of shards in order; from a store far away several at a time."""
+    if release.root.is_local:
+        yield from (read_shard(release, shard, columns) for shard in shards)
+        return
+    with ThreadPoolExecutor(AHEAD, "ledger") as pool:
+        yield from ahead(lambda shard: read_shard(release, shard, columns), shards, pool, AHEAD)
 
 
 def digest(release: Release, plan: Plan) -> str:
     """One SHA-256 (hex) over all files of the ledger; the event that a statement speaks of holds it."""
     files = (hashlib.sha256(release.shard(number).read()).hexdigest().encode() for number in range(plan.shards))
     return hashlib.sha256(b"".join(files)).hexdigest()
+
+
+def originals(release: Release, plan: Plan) -> Ordered:
+    """Keyed digests (``source_hmac``) of all originals that could be read, sorted; to be closed."""
+    columns = ("source_hmac",)
+    digests = (table.filter(table["source_hmac"].is_valid()) for _, table in committed(release, plan, columns))
+    tables = (table.replace_schema_metadata() for table in digests)
+    return Ordered(tables, "source_hmac", plan.records, scratch(release))
+
+
+def scratch(release: Release) -> str | None:
+    """Where rows of the ledger may lie for a while: on the disk where the ledger lies, if it does."""
+    return release.restricted.path if release.root.is_local else None
 
 
 def summarize(shard: int, table: pa.Table) -> ShardSummary:
@@ -201,29 +233,36 @@ def summarize(shard: int, table: pa.Table) -> ShardSummary:
     )
 
 
-def reconcile(release: Release, plan: Plan, tables: Mapping[int, pa.Table]) -> None:
+def reconcile(release: Release, plan: Plan) -> None:
     """Every planned record is in the ledger once, and ended in one of three ways; or IntegrityError."""
-    missing = plan.shards - len(tables)
+    there = {place.name for place in release.ledger.children()}
+    missing = sum(release.shard(shard).name not in there for shard in range(plan.shards))
     if missing:
         raise IntegrityError(
             f"{missing} of {plan.shards} shards are not committed: run the same command again to finish them"
         )
-    for shard, table in tables.items():
-        s = summarize(shard, table)
-        if s.read != s.released + s.quarantined + s.failed:
-            accounted = s.released + s.quarantined + s.failed
-            raise IntegrityError(f"shard {shard}: read {s.read}, accounted for {accounted}: nothing is published")
-        planned = {entry.record_id for entry in read_entries(release, shard)}
-        if s.read != len(planned) or set(table["record_id"].to_pylist()) != planned:
-            raise IntegrityError(
-                f"shard {shard}: planned {len(planned)} records, the ledger has {s.read}, and they are not the same: "
-                f"nothing is published: {redo(shard)}"
-            )
-        made = table.filter(pc.invert(table["kept"]))["config_fingerprint"]
-        if not set(made.to_pylist()) <= {plan.fingerprint, *plan.escalated}:
-            raise IntegrityError(f"shard {shard}: made with other settings than planned: {redo(shard)}")
-    if (total := sum(len(table) for table in tables.values())) != plan.records:
+    total = 0
+    for shard, table in committed(release, plan, RECONCILED):
+        _reconcile_shard(release, plan, shard, table)
+        total += len(table)
+    if total != plan.records:
         raise IntegrityError(
             f"release: planned {plan.records} records, the ledger has {total}: nothing is published: "
             "restore restricted/plan.json, or choose another output"
         )
+
+
+def _reconcile_shard(release: Release, plan: Plan, shard: int, table: pa.Table) -> None:
+    s = summarize(shard, table)
+    if s.read != s.released + s.quarantined + s.failed:
+        accounted = s.released + s.quarantined + s.failed
+        raise IntegrityError(f"shard {shard}: read {s.read}, accounted for {accounted}: nothing is published")
+    planned = {entry.record_id for entry in read_entries(release, shard)}
+    if s.read != len(planned) or set(table["record_id"].to_pylist()) != planned:
+        raise IntegrityError(
+            f"shard {shard}: planned {len(planned)} records, the ledger has {s.read}, and they are not the same: "
+            f"nothing is published: {redo(shard)}"
+        )
+    made = table.filter(pc.invert(table["kept"]))["config_fingerprint"]
+    if not set(made.to_pylist()) <= {plan.fingerprint, *plan.escalated}:
+        raise IntegrityError(f"shard {shard}: made with other settings than planned: {redo(shard)}")

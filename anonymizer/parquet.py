@@ -1,20 +1,79 @@
-"""Small Parquet tables, whole: the ledger of a shard, a manifest."""
+"""Parquet tables: small ones whole, such as a shard's ledger; of any length, a column or some rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anonymizer.place import Place
 
+BUFFER = 2**20  # bytes of a column that are read at once
+GROUP = 2**16  # rows of a row group
+
+
+class Rows(Protocol):
+    """What a ``pa.Table`` in memory and a ``Stored`` one have in common."""
+
+    @property
+    def schema(self) -> pa.Schema: ...
+    @property
+    def column_names(self) -> list[str]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, name: str) -> pa.ChunkedArray: ...
+    def select(self, columns: Sequence[str]) -> Rows: ...
+    def to_batches(self, max_chunksize: int) -> Iterable[pa.RecordBatch]: ...
+
+
+class Stored:
+    """A table that stays where it is: each column, and each batch of rows, is read when it is asked for.
+
+    Without Arrow's threads: they may abort a process that ends right after they were used, and ``pq.read_table`` starts
+    some whatever it is told. Raises pyarrow.ArrowException or OSError where the file is damaged.
+    """
+
+    def __init__(self, source: Any, columns: Sequence[str] | None = None) -> None:
+        self._source = source
+        self._file = pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER)
+        known = self._file.schema_arrow
+        if missing := set(columns or ()) - set(known.names):
+            raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")
+        self.schema = known if columns is None else pa.schema([known.field(name) for name in columns], known.metadata)
+
+    @property
+    def column_names(self) -> list[str]:
+        names: list[str] = self.schema.names
+        return names
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def __getitem__(self, name: str) -> pa.ChunkedArray:
+        return self._file.read(columns=[name], use_threads=False)[name]
+
+    def select(self, columns: Sequence[str]) -> Stored:
+        return Stored(self._source, columns)
+
+    def to_batches(self, max_chunksize: int) -> Iterator[pa.RecordBatch]:
+        names = self.column_names
+        for batch in self._file.iter_batches(max_chunksize, columns=names, use_threads=False):
+            yield batch.select(names)
+
+    def read(self) -> pa.Table:
+        """All of it."""
+        return self._file.read(columns=self.column_names, use_threads=False).select(self.column_names)
+
+
+def stored(place: Place) -> Stored:
+    """The table that lies there. Raises pyarrow.ArrowException or OSError if it is damaged."""
+    return Stored(pa.OSFile(place.path) if place.is_local else place.fs.open(place.path, "rb"))
+
 
 def read(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """The table that lies there, or some of its columns. Raises pyarrow.ArrowException or OSError if it is damaged."""
-    # Without Arrow's threads: they may abort a process that ends right after they were used.
-    wanted = None if columns is None else list(columns)
-    return pq.read_table(pa.BufferReader(place.read()), columns=wanted, use_threads=False, pre_buffer=False)
+    return Stored(pa.BufferReader(place.read()), columns).read()
 
 
 def metadata(place: Place) -> Mapping[bytes, bytes]:
@@ -28,3 +87,34 @@ def to_bytes(table: pa.Table) -> bytes:
     pq.write_table(table, buffer, compression="zstd")
     data: bytes = buffer.getvalue().to_pybytes()
     return data
+
+
+class Writer:
+    """Writes a table batch by batch, in row groups of one size, whatever the batches are."""
+
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+        self._waiting: list[pa.Table] = []
+        self.schema = schema
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._flush(1)
+        self._writer.close()
+
+    def write(self, rows: pa.Table) -> None:
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= GROUP:
+            self._flush(GROUP)
+
+    def _flush(self, least: int) -> None:
+        """Row groups of what waits, while there are ``least`` rows."""
+        rows = pa.concat_tables([self.schema.empty_table(), *self._waiting])
+        at = 0
+        while len(rows) - at >= least:
+            self._writer.write_table(rows.slice(at, GROUP))
+            at += GROUP
+        self._waiting = [rows.slice(at)]

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,12 +27,15 @@ from anonymizer.config import RunConfig
 from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import REVOCATIONS, Release
+from anonymizer.lookup import Lookup
+from anonymizer.ordered import Ordered
 from anonymizer.place import Place
 from anonymizer.records import Scores, Status
 from anonymizer.verify import check_public
 
 ERASED = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject
 SAME = ("output.image", "output.quality", "output.size")  # what all files of one release have in common
+NAMES = pa.schema([("output_id", pa.string()), ("sha256", pa.string())])
 LINE = "before.json"  # in the restricted half: addresses of all releases before this one, the latest first
 
 # What a row says of an output that was made for an earlier release, and goes on to say.
@@ -39,24 +44,35 @@ KEPT = (
     *("config_fingerprint", "code_version", "clip_similarity", "lpips", "identity_distance", "faces"),
     *("sha256", "bytes", "width", "height"),
 )
-ROWS = pa.schema([ledger.SCHEMA.field(name) for name in ("source_hmac", *KEPT)])
+REPEATED = {"sampler", "model", "model_digest", "config_fingerprint", "code_version"}  # the same in very many rows
+ROWS = pa.schema(
+    [
+        pa.field(name, pa.dictionary(pa.int32(), pa.string())) if name in REPEATED else ledger.SCHEMA.field(name)
+        for name in KEPT
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Previous:
-    """What was published before, by the keyed digest of its original, and the digests of what was erased."""
+    """What was published before, ``rows`` of ``KEPT`` for the keyed digests in ``lookups``, and the digests of what was
+    erased.
+
+    Release after release, the latest first: ``lookups`` holds where its rows begin, and where in them a digest is.
+    """
 
     rows: pa.Table | None = None
-    index: Mapping[str, int] = field(default_factory=dict)
+    lookups: Sequence[tuple[int, Lookup]] = ()
     erased: frozenset[str] = frozenset()
 
     def row(self, source_hmac: str) -> Mapping[str, Any] | None:
         """What the ledger says of an original that was published (``KEPT``); none of one that was not."""
-        at = self.index.get(source_hmac)
-        if at is None or self.rows is None:
-            return None
-        row: Mapping[str, Any] = self.rows.slice(at, 1).to_pylist()[0]
-        return row
+        for begin, lookup in self.lookups:
+            at = int(lookup.first([source_hmac])[0])
+            if at >= 0 and self.rows is not None:
+                row: Mapping[str, Any] = self.rows.slice(begin + at, 1).to_pylist()[0]
+                return row
+        return None
 
     def is_erased(self, source_hmac: str | None, subject_hmac: str | None) -> bool:
         return source_hmac in self.erased or subject_hmac in self.erased
@@ -186,15 +202,32 @@ def absent(config: RunConfig) -> int:
 
 def load(release: Release) -> Previous:
     """What the releases before this one published, the latest of each original, and what must not come back."""
-    index: dict[str, int] = {}
-    parts = [ROWS.empty_table()]
+    parts, lookups, begin = [ROWS.empty_table()], list[tuple[int, Lookup]](), 0
     for before in line(release):
-        for rows in _published(before):
-            found = rows["source_hmac"].to_pylist()
-            fresh = {hmac: at for at, hmac in enumerate(found) if hmac not in index}
-            index |= {hmac: len(index) + n for n, hmac in enumerate(fresh)}
-            parts.append(rows.take(pa.array(fresh.values(), pa.int64())))
-    return Previous(pa.concat_tables(parts).combine_chunks(), index, _erased(release))
+        rows, lookup = _fresh(before, [known for _, known in lookups])
+        lookups.append((begin, lookup))
+        parts.append(rows)
+        begin += len(rows)
+    return Previous(pa.concat_tables(parts).unify_dictionaries().combine_chunks(), lookups, _erased(release))
+
+
+def _fresh(release: Release, known: Sequence[Lookup]) -> tuple[pa.Table, Lookup]:
+    """Rows of what a release published, one for each original that is not ``known``; and where each is."""
+    parts, digests = [ROWS.empty_table()], [pa.chunked_array([], pa.string())]
+    for rows in _published(release, ("source_hmac", *KEPT)):
+        texts = rows["source_hmac"].to_pylist()
+        seen = np.zeros(len(texts), bool)
+        for lookup in known:
+            seen |= lookup.first(texts) >= 0
+        rows = rows.filter(pa.array(~seen))
+        parts.append(rows.select(KEPT).cast(ROWS))
+        digests.append(rows["source_hmac"])
+    hmacs = pa.chunked_array([chunk for part in digests for chunk in part.chunks], pa.string())
+    table, lookup = pa.concat_tables(parts), Lookup(hmacs)
+    firsts = pa.array(lookup.firsts())
+    if len(firsts) < len(table):  # copies of one original, which have one output
+        table, lookup = table.unify_dictionaries().take(firsts), Lookup(hmacs.take(firsts))
+    return table, lookup
 
 
 def scores(row: Mapping[str, Any]) -> Scores:
@@ -202,20 +235,30 @@ def scores(row: Mapping[str, Any]) -> Scores:
     return Scores(row["clip_similarity"], row["lpips"], row["identity_distance"], row["faces"])
 
 
-def stage(release: Release, rows: pa.Table, folder: Place, suffix: str) -> None:
-    """Put what was published before, for rows that are kept, into ``folder``; a file of a release is read once."""
-    wanted: dict[str, list[str]] = {}
-    for row in rows.select(["sha256", "output_id"]).to_pylist():
-        wanted.setdefault(row["sha256"], []).append(row["output_id"])
+def stage(release: Release, kept: Iterable[pa.Table], folder: Place, suffix: str) -> None:
+    """Put what was published before, for rows that are kept, into ``folder``; a file of a release is read once.
+
+    ``kept``: tables with ``output_id`` and ``sha256``.
+    """
+    rows = pa.concat_tables([NAMES.empty_table(), *(table.select(NAMES.names) for table in kept)])
+    lookup, waiting = Lookup(rows["sha256"]), np.ones(len(rows), bool)
     for before in line(release):
-        if not wanted:
+        if not waiting.any():
             return
-        manifest = parquet.read(before.manifest, ["file", "member", "sha256"])
-        there = manifest.filter(pc.is_in(manifest["sha256"], value_set=pa.array(list(wanted), pa.string())))
-        for row, data in public.contents(before.public, there.to_pylist()):
+        for row, data in public.contents(before.public, _asked(before, lookup, waiting)):
             if hashlib.sha256(data).hexdigest() == row["sha256"]:
-                for output_id in wanted.pop(row["sha256"], ()):
+                places = lookup.every(row["sha256"])
+                waiting[places] = False
+                for output_id in rows["output_id"].take(pa.array(places)).to_pylist():
                     (folder / f"{output_id}{suffix}").put(data)
+
+
+def _asked(release: Release, lookup: Lookup, waiting: npt.NDArray[np.bool_]) -> Iterator[Mapping[str, Any]]:
+    """Rows of a manifest, in its order, whose pictures are still waited for."""
+    for batch in parquet.stored(release.manifest).select(["file", "member", "sha256"]).to_batches(4096):
+        found = lookup.first(batch["sha256"].to_pylist())
+        found[found >= 0] = np.where(waiting[found[found >= 0]], found[found >= 0], -1)
+        yield from batch.filter(pa.array(found >= 0)).to_pylist()
 
 
 def difference(config: RunConfig, release: Release) -> Difference | None:
@@ -225,8 +268,17 @@ def difference(config: RunConfig, release: Release) -> Difference | None:
     before = next((one for one in line(release) if str(one.root) == str(Release.at(config.previous).root)), None)
     if before is None:
         return None
-    was, now = (Counter(_hmacs(one)) for one in (before, release))
-    return Difference((was & now).total(), (now - was).total(), (was - now).total())
+    plans = plan.read(before), plan.read(release)
+    records = max(the_plan.records for the_plan in plans)  # parted alike, so that what is alike lies in one part
+    kept = new = left_out = 0
+    with (
+        Ordered(_published(before, ("source_hmac",)), "source_hmac", records) as earlier,
+        Ordered(_published(release, ("source_hmac",)), "source_hmac", records) as later,
+    ):
+        for pair in zip(earlier.tables(), later.tables(), strict=True):
+            was, now = (Counter(rows["source_hmac"].to_pylist()) for rows in pair)
+            kept, new, left_out = kept + (was & now).total(), new + (now - was).total(), left_out + (was - now).total()
+    return Difference(kept, new, left_out)
 
 
 def write_erased(release: Release, digests: Mapping[str, str]) -> None:
@@ -248,16 +300,11 @@ def _erased(release: Release) -> frozenset[str]:
         raise OutputError("release: restricted/erased.parquet is damaged: restore it, or people come back") from None
 
 
-def _published(release: Release) -> Iterator[pa.Table]:
-    """Rows of what a release published, shard by shard."""
-    for _, table in ledger.committed(release, plan.read(release)):
+def _published(release: Release, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Rows of what a release published, shard by shard"""
+    for _, table in ledger.committed(release, plan.read(release), ("status", *columns)):
         rows = table.filter(pc.equal(table["status"], Status.RELEASED.value))
-        yield rows.select(ROWS.names).replace_schema_metadata()
-
-
-def _hmacs(release: Release) -> Iterator[str]:
-    for rows in _published(release):
-        yield from rows["source_hmac"].to_pylist()
+        yield rows.select(columns).replace_schema_metadata()
 
 
 def _addresses(release: Release) -> list[str]:
@@ -270,6 +317,6 @@ def _addresses(release: Release) -> list[str]:
 
 def _models(release: Release) -> dict[str, str]:
     """Which model made each score."""
-    for _, table in ledger.committed(release, plan.read(release)):
+    for _, table in ledger.committed(release, plan.read(release), ("status",)):
         return {k: str(v) for k, v in from_json(table.schema.metadata[b"metric_models"].decode()).items()}
     return {}

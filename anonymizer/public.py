@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tarfile
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,17 +14,14 @@ from anonymizer.place import Place
 Row = Mapping[str, Any]
 
 
-def contents(folder: Place, rows: Sequence[Row]) -> Iterator[tuple[Row, bytes]]:
+def contents(folder: Place, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
     """Encoded bytes of pictures, for rows of a manifest whose files lie in ``folder``; file by file.
 
-    What cannot be read is left out.
+    Rows of one file that stand together are read together. What cannot be read is left out.
     """
-    by_file = defaultdict(list)
-    for row in rows:
-        by_file[row["file"]].append(row)
-    for file, wanted in by_file.items():
+    for file, wanted in groupby(rows, lambda row: row["file"]):
         try:
-            yield from _in_file(folder / file, wanted)
+            yield from _in_file(folder / file, list(wanted))
         except Exception:  # storage libraries raise errors of their own
             continue
 

@@ -242,13 +242,13 @@ def _seal(release: Release, config: RunConfig, case: Case, key: CustodianKey, si
         (folder / name).remove()
         if data is not None:
             (folder / name).put(data)
-    manifest = statement.read_manifest(folder)
+    manifest = parquet.stored(release.manifest)
     report.write_public(folder, case.plan, config, case.counts, manifest, case.audit, is_signed=signer is not None)
     head = events.record(release, "sealed", publisher=case.publisher, ledger=ledger.digest(release, case.plan))
     origin = _origin(release, config, case.plan, key)
     said = statement.made_of(case.plan, case.counts, manifest, config.output.public_scores, origin)
     said |= statement.decided(config.policy, case.verdict, case.audit, case.publisher) | {"events": asdict(head)}
-    made = envelope.make(statement.PREDICATE, statement.subjects(folder, manifest), said, signer)
+    made = envelope.make(statement.PREDICATE, statement.subjects(folder), said, signer)
     release.statement.write(envelope.write([made]))
 
 
@@ -276,8 +276,6 @@ def _log_publication(release: Release, signed: Signed, approved: tuple[str, ...]
 
 
 def _origin(release: Release, config: RunConfig, the_plan: Plan, key: CustodianKey) -> statement.Origin:
-    digests: list[str] = []
-    for _, table in ledger.committed(release, the_plan):
-        digests += table["source_hmac"].drop_null().to_pylist()
     before = None if config.previous is None else sealed(Release.at(config.previous)).digest
-    return statement.Origin(len(digests), key.materials(digests), before)
+    with ledger.originals(release, the_plan) as originals:
+        return statement.Origin(len(originals), key.materials(originals.texts()), before)

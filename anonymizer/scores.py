@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Literal
 
 import numpy as np
@@ -14,14 +14,16 @@ BINNED = "_bin"  # after the name of a column that holds bins
 BIN = 0.1  # wide enough that a score singles nobody out, narrow enough to see a trend
 
 
-def public_columns(rows: pa.Table, how: Literal["none", "binned", "exact"]) -> dict[str, pa.Array]:
-    """Score columns for the manifest; a score that was not asked for has no column."""
-    present = [name for name in COLUMNS if rows[name].null_count < len(rows)]
+def public_columns(
+    rows: pa.Table, how: Literal["none", "binned", "exact"], present: Container[str]
+) -> dict[str, pa.Array]:
+    """Score columns for the manifest; ``present`` are those that the release has: others have no column."""
+    names = [name for name in COLUMNS if name in present]
     if how == "none":
         return {}
     if how == "exact":
-        return {name: rows[name] for name in present}
-    return {f"{name}{BINNED}": pa.array([label(v) for v in rows[name].to_pylist()], pa.string()) for name in present}
+        return {name: rows[name] for name in names}
+    return {f"{name}{BINNED}": pa.array([label(v) for v in rows[name].to_pylist()], pa.string()) for name in names}
 
 
 def columns(manifest: Iterable[str]) -> dict[str, str]:

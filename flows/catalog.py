@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from anonymizer.errors import IntegrityError, UsageError
 from flows import show
+
+if TYPE_CHECKING:
+    from anonymizer.parquet import Rows
+
+BATCH = 4096  # rows that are looked at together
 
 # Manifest columns that usually hold one value for a whole release.
 COMMON = ("level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest", "config_fingerprint", "format")
@@ -17,7 +22,7 @@ COMMON = ("level", "t_boom", "log_snr", "sampler", "steps", "model", "model_dige
 def inspect(uri: str, output_id: str | None, *, as_json: bool) -> None:
     manifest, models = _manifest(uri)
     if output_id is not None:
-        rows = [row for row in manifest.to_pylist() if row["output_id"] == output_id]
+        rows = _rows_of(manifest, output_id)
         if not rows:
             raise UsageError(f"output_id {output_id!r}: not in the manifest of {uri!r}: ids are 32 hex digits")
         _print(f"Output {output_id}", rows[0], {n: _plain(n, v) for n, v in rows[0].items() if v is not None}, as_json)
@@ -60,7 +65,7 @@ def models(name: str | None, *, as_json: bool) -> None:
     )
 
 
-def _manifest(uri: str) -> tuple[Any, dict[str, str]]:
+def _manifest(uri: str) -> tuple[Rows, dict[str, str]]:
     """The manifest, whole and valid, and which models made its scores."""
     import pyarrow as pa
 
@@ -71,15 +76,24 @@ def _manifest(uri: str) -> tuple[Any, dict[str, str]]:
     if not release.manifest.exists():
         raise UsageError(f"release {uri!r}: no public/manifest.parquet: see `anonymizer status {uri}`")
     try:
-        manifest = parquet.read(release.manifest)
-        manifest.validate(full=True)
-        manifest.column("output_id")
+        manifest = parquet.stored(release.manifest)
+        for batch in manifest.to_batches(max_chunksize=BATCH):
+            batch.validate(full=True)
+        manifest.schema.field("output_id")
         models: dict[str, str] = json.loads((manifest.schema.metadata or {}).get(b"metric_models", b"{}"))
     except (pa.ArrowException, OSError, KeyError, ValueError):
         raise IntegrityError(
             f"release {uri!r}: public/manifest.parquet is damaged, or of another version: restore it"
         ) from None
     return manifest, models
+
+
+def _rows_of(manifest: Rows, output_id: str) -> list[dict[str, Any]]:
+    import pyarrow.compute as pc
+
+    batches = manifest.to_batches(max_chunksize=BATCH)
+    found = (batch.filter(pc.equal(batch["output_id"], output_id)) for batch in batches)
+    return [row for batch in found for row in batch.to_pylist()]
 
 
 def _plain(name: str, value: Any) -> str:

@@ -96,7 +96,7 @@ POINTS: dict[str, tuple[Any, str, Any, bool]] = {
     "right after a commit": (Place, "create", named("ledger/shard-00001"), True),
     "between the last commit and assembling": (assemble, "assemble", lambda *args: True, False),
     "before the papers are written": (report, "write_public", lambda *args: True, False),
-    "when the manifest is there": (Place, "put", named("manifest.parquet"), True),
+    "when the manifest is there": (assemble, "_write", lambda *args: True, True),
     "before the candidate appears": (Place, "move_to", named("assembling/"), False),
     "after the candidate appeared": (Place, "move_to", named("assembling/"), True),
     "after the policy was asked": (Place, "write", named("decisions"), True),

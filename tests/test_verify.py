@@ -136,13 +136,13 @@ def sign_anew(
 ) -> None:
     """The statement about what lies there now, changed, and signed by all who had signed it, or by others."""
     place = Place.of(str(folder))
-    said, manifest = said_by(folder), statement.read_manifest(place)
+    said, manifest = said_by(folder), parquet.read(place / MANIFEST)
     said["manifest"] |= {
         "rows": len(manifest),
         "columns": manifest.column_names,
         "merkle_root": merkle.root(merkle.rows(manifest)).hex(),
     }
-    subjects = statement.subjects(place, manifest)
+    subjects = statement.subjects(place)
     change(said)
     digests(subjects)
     write_statement(folder, said, subjects, by)
@@ -159,7 +159,7 @@ def write_statement(
 
 
 def manifest_of(folder: Path) -> pa.Table:
-    return statement.read_manifest(Place.of(str(folder)))
+    return parquet.read(Place.of(str(folder)) / MANIFEST)
 
 
 def write_manifest(folder: Path, table: pa.Table) -> None:

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 
-import pyarrow as pa
+from anonymizer.parquet import Rows
 
 LEAF, NODE = b"\x00", b"\x01"  # so that no row can be taken for two hashes
-ROWS = 4096  # turned into Python at once
+BATCH = 4096  # turned into Python objects at once
 
 
 def root(leaves: Iterable[bytes]) -> bytes:
@@ -28,9 +28,9 @@ def root(leaves: Iterable[bytes]) -> bytes:
     return found
 
 
-def rows(manifest: pa.Table) -> Iterator[bytes]:
+def rows(manifest: Rows) -> Iterator[bytes]:
     """Each row as JSON (RFC 8259) in ASCII: keys sorted, no spaces, numbers as Python writes them."""
-    for batch in manifest.to_batches(max_chunksize=ROWS):
+    for batch in manifest.to_batches(max_chunksize=BATCH):
         for row in batch.to_pylist():
             yield json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode()
 

@@ -7,21 +7,20 @@ or bare hash of an original, and no figure of an audit that is not public anyway
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from anonymizer.attest import envelope, merkle, said, signing
 from anonymizer.attest.envelope import Signed
 from anonymizer.attest.said import Said
 from anonymizer.config import PolicyConfig
-from anonymizer.layout import MANIFEST, STATEMENT
+from anonymizer.layout import IMAGES, STATEMENT
+from anonymizer.parquet import Rows
 from anonymizer.place import Place
 from anonymizer.policy import Counts, Verdict
 
@@ -45,7 +44,7 @@ class Origin:
     previous: str | None  # SHA-256 of the statement of the release before
 
 
-def made_of(plan: Plan, counts: Counts, manifest: pa.Table, public_scores: str, origin: Origin) -> dict[str, Any]:
+def made_of(plan: Plan, counts: Counts, manifest: Rows, public_scores: str, origin: Origin) -> dict[str, Any]:
     """What is said of how a release was made."""
     return {
         "version": 1,
@@ -60,7 +59,7 @@ def made_of(plan: Plan, counts: Counts, manifest: pa.Table, public_scores: str, 
         "settings": {
             "fingerprint": plan.fingerprint,
             "level": plan.level,
-            "levels": sorted(set(manifest["level"].to_pylist())),
+            "levels": sorted(pc.unique(manifest["level"]).to_pylist()),
             "t_boom": plan.t_boom,
             "T": plan.T,
             "log_snr": plan.log_snr,
@@ -89,11 +88,14 @@ def decided(
     }
 
 
-def subjects(folder: Place, manifest: pa.Table) -> dict[str, str]:
+def subjects(folder: Place) -> dict[str, str]:
     """Name -> SHA-256 of every file but the statement itself, and pictures that are files, whose digests the manifest
     holds."""
-    pictures = set(_own_files(manifest))
-    return {name: digest(folder / name) for name in folder.files() if name not in pictures and name != STATEMENT}
+    inside = (
+        {place.name: place.files() for place in folder.children() if place.name not in (STATEMENT, IMAGES)}
+    ).items()
+    names = [f"{name}/{file}" if file else name for name, files in inside for file in files]
+    return {name: digest(folder / name) for name in names}
 
 
 def digest(place: Place) -> str:
@@ -103,11 +105,6 @@ def digest(place: Place) -> str:
         while block := file.read(BLOCK):
             found.update(block)
     return found.hexdigest()
-
-
-def read_manifest(folder: Place) -> pa.Table:
-    """The manifest of a public half. Raises pyarrow.ArrowException or OSError where it is damaged."""
-    return pq.read_table(io.BytesIO((folder / MANIFEST).read()), use_threads=False)
 
 
 def read(folder: Place) -> Signed:
@@ -132,13 +129,6 @@ def approved_by(signed: Signed) -> tuple[str, ...]:
     told = said_of(signed)
     others = {name: text for name, text in told.approvals.approvers.items() if text != told.publisher}
     return tuple(name for name, text in others.items() if signed.is_signed_by(signing.public_key(text)))
-
-
-def _own_files(manifest: pa.Table) -> Iterable[str]:
-    """Files that hold one picture each."""
-    for file, member in zip(manifest["file"].to_pylist(), manifest["member"].to_pylist(), strict=True):
-        if member is None:
-            yield file
 
 
 def _libraries() -> Iterable[tuple[str, str]]:

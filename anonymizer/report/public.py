@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
 from anonymizer import carried, scores
 from anonymizer.config import RunConfig
 from anonymizer.layout import MANIFEST as MANIFEST_FILE
+from anonymizer.parquet import Rows
 from anonymizer.place import Place
 from anonymizer.plan import Plan
 from anonymizer.report import figures, pictures
@@ -97,7 +96,7 @@ def write_public(
     plan: Plan,
     config: RunConfig,
     summary: Summary,
-    manifest: pa.Table,
+    manifest: Rows,
     audit: Mapping[str, Any] | None,
     *,
     is_signed: bool,
@@ -107,7 +106,10 @@ def write_public(
     ``manifest`` is what lies in ``folder``, with all pictures; ``audit`` is its public summary, if there is one.
     """
     facts = _facts(folder, plan, config, summary, manifest, audit, is_signed)
-    rows = manifest.slice(0, SHEET).select(["output_id", "file", "member", "format", "width", "height"]).to_pylist()
+    first = manifest.select(["output_id", "file", "member", "format", "width", "height"]).to_batches(
+        max_chunksize=SHEET
+    )
+    rows: list[dict[str, Any]] = next((batch.to_pylist() for batch in first), [])
     sheet = list(pictures.released(folder, rows).values())
     (folder / "report.html").put(render("public.html.j2", facts=facts, sheet=sheet))
     (folder / "README.md").put(render("card.md.j2", facts=facts, front=_front_matter(facts, manifest)))
@@ -119,7 +121,7 @@ def _facts(
     plan: Plan,
     config: RunConfig,
     summary: Summary,
-    manifest: pa.Table,
+    manifest: Rows,
     audit: Mapping[str, Any] | None,
     is_signed: bool,
 ) -> Facts:
@@ -144,7 +146,14 @@ def _facts(
         carried=[
             name for name in ("label", "caption", *config.source.carry) if manifest[name].null_count < len(manifest)
         ],
-        settings=settings(plan, config, model, models, size, Counter(manifest["level"].to_pylist())),
+        settings=settings(
+            plan,
+            config,
+            model,
+            models,
+            size,
+            dict(zip(*(side.to_pylist() for side in pc.value_counts(manifest["level"]).flatten()), strict=True)),
+        ),
         columns=[Column(f.name, _type(f.type), MANIFEST.get(f.name, CARRIED)) for f in manifest.schema],
         scores=_histograms(manifest),
         exact=how == "exact",
@@ -154,13 +163,13 @@ def _facts(
     )
 
 
-def _levels(plan: Plan, manifest: pa.Table) -> str:
+def _levels(plan: Plan, manifest: Rows) -> str:
     """The level of the pictures, or from which to which theirs go."""
     low, high = pc.min_max(manifest["level"]).as_py().values() if len(manifest) else (plan.level, plan.level)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _histograms(manifest: pa.Table) -> list[tuple[Score, figures.Histogram]]:
+def _histograms(manifest: Rows) -> list[tuple[Score, figures.Histogram]]:
     """What the manifest's own score columns add up to, and not more."""
     found = []
     for name in scores.COLUMNS:
@@ -175,7 +184,7 @@ def _histograms(manifest: pa.Table) -> list[tuple[Score, figures.Histogram]]:
     return found
 
 
-def _front_matter(facts: Facts, manifest: pa.Table) -> str:
+def _front_matter(facts: Facts, manifest: Rows) -> str:
     """What the Hugging Face hub and ``datasets`` read at the head of a card. A licence is the publisher's to state."""
     category = next((name for most, name in CATEGORIES if facts.released < most), "n>1T")
     front: dict[str, Any] = {
@@ -191,16 +200,17 @@ def _front_matter(facts: Facts, manifest: pa.Table) -> str:
             "data_files": [{"split": "train", "path": _paths(facts, manifest)}],
         }
         if facts.layout == "folder":  # folders are labels only where every picture has one
-            part["drop_labels"] = not all(manifest["label"].to_pylist())
+            part["drop_labels"] = not pc.all(pc.fill_null(pc.not_equal(manifest["label"], ""), False)).as_py()
         front["configs"] = [part]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
-def _paths(facts: Facts, manifest: pa.Table) -> str | list[str]:
+def _paths(facts: Facts, manifest: Rows) -> str | list[str]:
     """Where pictures are; ``datasets`` passes over folders that begin so, unless a pattern names them."""
     found = [DATA_FILES[facts.layout]]
     if facts.layout == "folder":
-        names = {file.split("/")[1] for file in manifest["file"].to_pylist()}
+        files = manifest.select(["file"]).to_batches(max_chunksize=4096)
+        names = {file.split("/")[1] for batch in files for file in batch["file"].to_pylist()}
         found += [f"images/{odd}*/**" for odd in ("__", ".") if any(name.startswith(odd) for name in names)]
     return found if len(found) > 1 else found[0]
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from anonymizer import parquet, previous
 from anonymizer.config import RunConfig
 from anonymizer.layout import Release
+from anonymizer.parquet import Rows
 from anonymizer.plan import Plan
 from anonymizer.report import figures, pictures
 from anonymizer.report.gate import given_away
@@ -117,26 +118,27 @@ def _more(plan: Plan, config: RunConfig, summary: Summary, versions: Sequence[st
     ]
 
 
-def _manifest(release: Release, config: RunConfig) -> pa.Table | None:
+def _manifest(release: Release, config: RunConfig) -> Rows | None:
     """The columns of the manifest that this page needs; none where the public half is not here."""
     wanted = ["output_id", "file", "member", "format", "width", "height", "label", "caption", *config.source.carry]
     if not release.manifest.exists():
         return None
-    return parquet.read(release.manifest, list(dict.fromkeys(wanted)))
+    return parquet.stored(release.manifest).select(list(dict.fromkeys(wanted)))
 
 
-def _manifest_rows(manifest: pa.Table | None, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _manifest_rows(manifest: Rows | None, rows: Sequence[Row]) -> list[dict[str, Any]]:
     if manifest is None:
         return []
     wanted = pa.array([row["output_id"] for row in rows], pa.string())
-    found: list[dict[str, Any]] = manifest.filter(pc.is_in(manifest["output_id"], value_set=wanted)).to_pylist()
-    return found
+    batches = manifest.to_batches(max_chunksize=4096)
+    found = (batch.filter(pc.is_in(batch["output_id"], value_set=wanted)) for batch in batches)
+    return [row for batch in found for row in batch.to_pylist()]
 
 
-def _carried(manifest: pa.Table | None, config: RunConfig) -> list[Carried]:
+def _carried(manifest: Rows | None, config: RunConfig) -> list[Carried]:
     if manifest is None:
         return []
-    columns = [(name, manifest[name]) for name in ("label", "caption", *config.source.carry)]
+    columns = ((name, manifest[name]) for name in ("label", "caption", *config.source.carry))  # one at a time
     return [
         Carried(name, len(column) - column.null_count, pc.count_distinct(column).as_py())
         for name, column in columns

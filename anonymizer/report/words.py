@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.config import ModelConfig, RunConfig
+from anonymizer.parquet import Rows
 from anonymizer.plan import Plan
 from anonymizer.records import Reason
 
@@ -152,7 +152,7 @@ def _other_levels(levels: Mapping[float, int]) -> Iterator[Fact]:
         yield Fact("Other levels", said, "drawn again because a weaker level came too close, or kept from before")
 
 
-def sizes(pictures: pa.Table) -> str:
+def sizes(pictures: Rows) -> str:
     """The size of pictures in words, from a table with ``width`` and ``height``."""
     (low, high), (least, most) = (pc.min_max(pictures[name]).as_py().values() for name in ("width", "height"))
     if low is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 from anonymizer.ahead import ahead
 from anonymizer.attest import statement
 from anonymizer.layout import AUDIT, MANIFEST, REVOCATIONS, STATEMENT
+from anonymizer.parquet import Rows
 from anonymizer.pillow import quiet_pillow
 from anonymizer.place import Place
 from anonymizer.verify.findings import Finding, verdict
 from anonymizer.verify.listing import Listing, opened
 from anonymizer.verify.parts import Found, open_part
 from anonymizer.verify.picture import COLUMNS, Row, problem
-from anonymizer.verify.table import PART
+from anonymizer.verify.table import BATCH, PART, carried
 
 PAPERS = {MANIFEST, REVOCATIONS, AUDIT, "README.md", "report.html", "croissant.json"}
 TOGETHER = 32  # pictures that a thread looks at in one go
@@ -45,25 +46,24 @@ def check_papers(folder: Place, there: Listing, digests: Mapping[str, str]) -> I
 
 
 def check_files(
-    folder: Place, there: Listing, manifest: pa.Table, digests: Mapping[str, str], decode: int | None
+    folder: Place, there: Listing, manifest: Rows, digests: Mapping[str, str], decode: int | None
 ) -> Iterator[Finding]:
     """Nothing is missing, nothing is there that nothing speaks of, and every picture is what the manifest says.
 
     ``decode``: about how many are decoded, besides their digest and structure; none: all of them.
     """
     every = 1 if decode is None else max(1, len(manifest) // max(1, decode))
-    own = pc.is_null(manifest["member"])
-    alone, packed = manifest.filter(own), manifest.filter(pc.invert(own))
-    names, parts = set(alone["file"].to_pylist()), {name for name in digests if PART.fullmatch(name)}
-    yield from verdict("strays", list(_strays(there, names, digests)), "no file that nothing speaks of")
-    unsigned = sorted(set(packed["file"].to_pylist()) - parts)
-    problems = [f"{name}: was not signed" for name in unsigned]
-    problems += [f"{name}: is missing" for name in sorted((names | parts) - there.files)]
+    unknown, problems = set(there.files), []
+    for rows in _alone(manifest):
+        unknown.difference_update(row["file"] for row in rows)
+        problems += [f"{row['file']}: is missing" for row in rows if row["file"] not in there.files]
+    yield from verdict("strays", list(_strays(there, unknown, digests)), "no file that nothing speaks of")
+    del unknown
     seen = decoded = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool, quiet_pillow():
-        looks = ahead(lambda rows: _look(_read(folder, there, rows), every), _rows(alone), pool, depth=64)
-        inside = _inside(folder, sorted(parts & there.files), packed, digests)
-        for found in chain(looks, ahead(lambda some: _look(some, every), _together(inside), pool, depth=16)):
+        looks = ahead(lambda rows: _look(_read(folder, there, rows), every), _alone(manifest), pool, depth=64)
+        inside = _together(_inside(folder, there, manifest, digests))
+        for found in chain(looks, ahead(lambda some: _look(some, every), inside, pool, depth=16)):
             seen += found.seen
             decoded += found.decoded
             problems += found.problems
@@ -73,13 +73,13 @@ def check_files(
     yield from verdict("pictures", problems, f"{seen:,} read again: as signed, {which}, and carry nothing else")
 
 
-def _strays(there: Listing, pictures: set[str], digests: Mapping[str, str]) -> Iterator[str]:
+def _strays(there: Listing, unknown: Set[str], digests: Mapping[str, str]) -> Iterator[str]:
+    """``unknown``: files that hold no picture of their own."""
     yield from there.odd
-    unknown = sorted(there.files - pictures - digests.keys() - {STATEMENT})
-    yield from (f"{name}: nothing speaks of it" for name in unknown)
+    yield from (f"{name}: nothing speaks of it" for name in sorted(unknown - digests.keys() - {STATEMENT}))
     other = sorted(name for name in digests if name not in PAPERS and not PART.fullmatch(name))
     yield from (f"{name}: was signed, and is no file of a release" for name in other)
-    if there.files - PAPERS - {STATEMENT} or there.empty != {"data"}:  # which a release of nothing may have
+    if there.empty != {"data"} or there.files - PAPERS - {STATEMENT}:  # which a release of nothing may have
         yield from (f"{name}: is an empty folder" for name in sorted(there.empty))
 
 
@@ -108,9 +108,48 @@ def _read(folder: Place, there: Listing, rows: Iterable[Row]) -> Iterator[Found]
                 yield row, data
 
 
-def _inside(folder: Place, parts: Iterable[str], packed: pa.Table, digests: Mapping[str, str]) -> Iterator[Found]:
-    for name in parts:
-        yield from open_part(folder, name, digests[name], packed.filter(pc.equal(packed["file"], name)))
+def _inside(folder: Place, there: Listing, manifest: Rows, digests: Mapping[str, str]) -> Iterator[Found]:
+    """Pictures in parts, each of which is read once: rows of one stand together, as they were written."""
+    parts = {name for name in digests if PART.fullmatch(name)}
+    seen: set[str] = set()
+    for name, rows in chain(_packed(manifest), _unspoken(parts, seen, manifest)):
+        if name in seen:
+            yield f"{name}: its rows do not stand together"
+        elif name not in parts:
+            yield f"{name}: was not signed"
+        elif name not in there.files:
+            yield f"{name}: is missing"
+        else:
+            yield from open_part(folder, name, digests[name], rows)
+        seen.add(name)
+
+
+def _unspoken(parts: Set[str], seen: Set[str], manifest: Rows) -> Iterator[tuple[str, pa.Table]]:
+    """Parts that no row speaks of, once all others are ``seen``."""
+    for name in sorted(parts - seen):
+        yield name, _held(manifest).schema.empty_table()
+
+
+def _packed(manifest: Rows) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each part, as far as they stand together."""
+    last, waiting = "", list[pa.RecordBatch]()
+    for batch in _held(manifest).to_batches(max_chunksize=BATCH):
+        rows = batch.filter(pc.is_valid(batch["member"]))
+        at = 0
+        for name, same in groupby(rows["file"].to_pylist()):
+            if name != last and waiting:
+                yield last, pa.Table.from_batches(waiting)
+                waiting = []
+            count = sum(1 for _ in same)
+            waiting.append(rows.slice(at, count))
+            last, at = name, at + count
+    if waiting:
+        yield last, pa.Table.from_batches(waiting)
+
+
+def _held(manifest: Rows) -> Rows:
+    """What rows say of pictures in parts."""
+    return manifest.select([*COLUMNS, "label", "caption", *carried(manifest)])
 
 
 def _look(found: Iterable[Found], every: int) -> Look:
@@ -127,9 +166,12 @@ def _look(found: Iterable[Found], every: int) -> Look:
     return Look(seen, decoded, problems)
 
 
-def _rows(table: pa.Table) -> Iterator[list[Row]]:
-    for batch in table.select(COLUMNS).to_batches(max_chunksize=TOGETHER):
-        yield batch.to_pylist()
+def _alone(manifest: Rows) -> Iterator[list[Row]]:
+    """Rows of pictures that are files of their own, some at a time."""
+    for batch in manifest.select(COLUMNS).to_batches(max_chunksize=BATCH):
+        rows = batch.filter(pc.is_null(batch["member"]))
+        for begin in range(0, len(rows), TOGETHER):
+            yield rows.slice(begin, TOGETHER).to_pylist()
 
 
 def _together(items: Iterable[Found]) -> Iterator[list[Found]]:

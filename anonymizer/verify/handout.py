@@ -7,14 +7,14 @@ as a finding; and what was not signed is not looked into any further.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import pyarrow as pa
-
+from anonymizer import parquet
 from anonymizer.attest import merkle, revocation, signing, statement
 from anonymizer.attest.envelope import Signed
 from anonymizer.attest.said import Said
 from anonymizer.layout import MANIFEST, REVOCATIONS, STATEMENT
+from anonymizer.parquet import Rows
 from anonymizer.place import Place
 from anonymizer.verify import table
 from anonymizer.verify.files import check_files, check_papers
@@ -54,8 +54,7 @@ def check_public(folder: Place, trusted: Sequence[str] = (), decode: int | None 
 def _contents(folder: Place, there: Listing, signed: Signed, said: Said, decode: int | None) -> Iterator[Finding]:
     """What the manifest says, and whether it is so."""
     try:
-        manifest = statement.read_manifest(folder)
-        manifest.validate(full=True)
+        manifest = parquet.stored(folder / MANIFEST)
         misshapen = list(table.misshapen(manifest))
     except Exception:  # hostile bytes raise anything at all in a decoder
         misshapen = [f"{MANIFEST}: is no Parquet file that can be read"]
@@ -118,17 +117,24 @@ def _gate(said: Said) -> Iterator[Finding]:
         yield noted("gate", f"{waiver.rule} was waived by {waiver.who} until {waiver.until}: {waiver.why}")
 
 
-def _revocations(folder: Place, said: Said, manifest: pa.Table) -> Iterator[Finding]:
+def _revocations(folder: Place, said: Said, manifest: Rows) -> Iterator[Finding]:
     try:
         lists = revocation.read(folder)
     except (ValueError, OSError) as problem:
         yield failed("revocations", f"{REVOCATIONS}: {problem}")
         return
     revoked = {name: digest for one in lists for name, digest in one.digests.items()}
-    shown = {*manifest["output_id"].to_pylist(), *manifest["sha256"].to_pylist()}
-    still = [name for name, digest in revoked.items() if name in shown or digest in shown]
     if any(revocation.publisher_of(one) != said.publisher for one in lists):
         yield noted("revocations", "some were signed with another key than this release")
     if lists:
-        back = [f"{len(still):,} pictures are here that were revoked"] if still else []
+        still = _shown(manifest, revoked)
+        back = [f"{still:,} pictures are here that were revoked"] if still else []
         yield from verdict("revocations", back, f"{len(revoked):,} pictures revoked, none of them here")
+
+
+def _shown(manifest: Rows, revoked: Mapping[str, str]) -> int:
+    """How many of the pictures that were revoked (output id -> SHA-256) a manifest has, by name or by content."""
+    asked, found = {*revoked, *revoked.values()}, set[str]()
+    for batch in manifest.select(["output_id", "sha256"]).to_batches(max_chunksize=table.BATCH):
+        found |= asked.intersection(text for column in batch.columns for text in column.to_pylist())
+    return sum(name in found or digest in found for name, digest in revoked.items())

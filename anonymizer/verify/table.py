@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 from anonymizer.attest.said import Said
 from anonymizer.carried import PRIVATE
 from anonymizer.layout import MANIFEST
+from anonymizer.parquet import Rows
 from anonymizer.scores import BINNED
 from anonymizer.scores import COLUMNS as SCORES
 from anonymizer.sinks.folder import folder_name
@@ -23,6 +25,7 @@ TYPES = {
     **{"level": pa.float64(), "t_boom": pa.int32(), "log_snr": pa.float64(), "sampler": pa.string()},
     **{"steps": pa.int32(), "model": pa.string(), "model_digest": pa.string(), "config_fingerprint": pa.string()},
 }
+BATCH = 4096  # rows that are looked at together
 MAY_BE_EMPTY = {"member", "label", "caption"}
 SCORE_TYPES = {name: pa.float32() for name in SCORES} | {f"{name}{BINNED}": pa.string() for name in SCORES}
 METADATA = {b"metric_models"}
@@ -35,27 +38,36 @@ OUTPUT_ID = re.compile(r"[0-9a-f]{32}")
 PART = re.compile(r"data/part-\d{5,}\.(tar|parquet)")
 
 
-def carried(manifest: pa.Table) -> Mapping[str, pa.DataType]:
+def carried(manifest: Rows) -> Mapping[str, pa.DataType]:
     """Names and types of the columns that come from the source."""
     return {field.name: field.type for field in manifest.schema if field.name not in TYPES | SCORE_TYPES}
 
 
-def misshapen(manifest: pa.Table) -> Iterator[str]:
-    """Why the rows cannot be looked at: columns that are missing, of another type, or have gaps."""
-    names = manifest.column_names
+def misshapen(manifest: Rows) -> Iterator[str]:
+    """Why the rows cannot be looked at: columns that are missing, of another type, or have gaps.
+
+    Reads all of it once. Raises anything at all where it is no Parquet file.
+    """
+    names, nulls = manifest.column_names, Counter[str]()
+    for batch in manifest.to_batches(max_chunksize=BATCH):
+        batch.validate(full=True)
+        nulls.update({name: column.null_count for name, column in zip(names, batch.columns, strict=True)})
     if missing := [name for name in TYPES if name not in names]:
         yield f"{MANIFEST}: has no {', '.join(missing)}"
+    if len(set(names)) < len(names):
+        yield f"{MANIFEST}: has two columns of one name"
+        return
     for name, kind in (TYPES | SCORE_TYPES).items():
         if name in names and manifest.schema.field(name).type != kind:
             yield f"{MANIFEST}: {name} is {manifest.schema.field(name).type}, and should be {kind}"
-        elif name in names and name in TYPES and name not in MAY_BE_EMPTY and manifest[name].null_count:
+        elif name in names and name in TYPES and name not in MAY_BE_EMPTY and nulls[name]:
             yield f"{MANIFEST}: {name} is missing in some rows"
     for name, kind in carried(manifest).items():
         if not any(is_kind(kind) for is_kind in PLAIN):
             yield f"{MANIFEST}: {name} is {kind}, which no column of a release is"
 
 
-def undue(manifest: pa.Table, said: Said) -> Iterator[str]:
+def undue(manifest: Rows, said: Said) -> Iterator[str]:
     """Columns that were not signed, and those that must not be public."""
     names = manifest.column_names
     if names != list(said.manifest.columns):
@@ -74,20 +86,22 @@ def _says_more(field: pa.Field) -> bool:
     return bool(set(field.metadata or {}) - {b"PARQUET:field_id"})
 
 
-def miscounted(manifest: pa.Table, said: Said) -> Iterator[str]:
+def miscounted(manifest: Rows, said: Said) -> Iterator[str]:
     counts = said.counts
     if len(manifest) != said.manifest.rows or len(manifest) != counts.released:
         yield f"{MANIFEST}: has {len(manifest):,} rows, and {said.manifest.rows:,} were signed"
     if counts.read != counts.released + counts.quarantined + counts.failed:
         yield f"counts: {counts.read:,} were read, and not as many accounted for"
-    if any(one >= other for one, other in pairwise(manifest["output_id"].to_pylist())):
+    ids = (output_id for batch in _batches(manifest, ["output_id"]) for output_id in batch["output_id"].to_pylist())
+    if any(one >= other for one, other in pairwise(ids)):
         yield f"{MANIFEST}: rows are not in the order of their ids, or an id stands twice"
 
 
-def misnamed(manifest: pa.Table) -> Iterator[str]:
+def misnamed(manifest: Rows) -> Iterator[str]:
     """Rows whose picture does not lie where its id and label say, so that a name cannot tell anything else."""
     at: dict[str, int] = {}
-    for row in manifest.select(["output_id", "file", "member", "format", "label"]).to_pylist():
+    columns = ["output_id", "file", "member", "format", "label"]
+    for row in (row for batch in _batches(manifest, columns) for row in batch.to_pylist()):
         name = f"{row['output_id']}{SUFFIXES.get(row['format'])}"
         part = PART.fullmatch(row["file"])
         if part and part[1] == "parquet":
@@ -99,6 +113,10 @@ def misnamed(manifest: pa.Table) -> Iterator[str]:
             fits = row["member"] is None and row["file"] == f"images/{_group(row)}/{name}"
         if not fits or not OUTPUT_ID.fullmatch(row["output_id"]):
             yield f"{row['file']}: is not where the picture {row['output_id']} should lie"
+
+
+def _batches(manifest: Rows, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
+    return manifest.select(columns).to_batches(max_chunksize=BATCH)
 
 
 def _group(row: Mapping[str, Any]) -> str:

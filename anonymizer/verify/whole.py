@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
+from itertools import chain
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from anonymizer import events, ledger, plan, publish, retention
-from anonymizer.assemble import summary
+from anonymizer import events, ledger, parquet, plan, publish, retention
+from anonymizer.assemble import PAIR, Summary, shown, summary
 from anonymizer.attest import signing, statement
 from anonymizer.attest.said import Said
 from anonymizer.config import RunConfig
@@ -17,12 +19,12 @@ from anonymizer.errors import AnonymizerError
 from anonymizer.events import Head
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import MANIFEST, Release
+from anonymizer.ordered import Ordered
 from anonymizer.plan import Plan
 from anonymizer.records import Status
 from anonymizer.sealed import SUFFIX
 from anonymizer.verify.findings import Finding, failed, noted, passed, verdict
-
-Tables = Mapping[int, pa.Table]
+from anonymizer.verify.table import BATCH
 
 
 def check_restricted(release: Release, config: RunConfig, key: CustodianKey) -> Iterator[Finding]:
@@ -72,31 +74,36 @@ def _ledger(release: Release, config: RunConfig, said: Said, key: CustodianKey) 
             yield failed("ledger", "restricted/ledger is missing, and nothing says that it was purged: restore it")
         return
     the_plan = plan.read(release)
-    tables = dict(ledger.committed(release, the_plan))
-    ledger.reconcile(release, the_plan, tables)
+    ledger.reconcile(release, the_plan)
     counts = summary(release, the_plan)
     told = f"{counts.read:,} read, {counts.released:,} released, {counts.quarantined:,} quarantined, {counts.failed:,}"
-    differences = [*_unlike_public(release, tables), *_unlike_signed(release, the_plan, said)]
+    differences = [*_unlike_public(release, the_plan), *_unlike_signed(release, the_plan, counts, said)]
     yield from verdict("ledger", differences, f"{told} failed, and no other")
-    yield _materials(tables, said, the_plan, key, config.key_env)
+    yield _materials(release, said, the_plan, key, config.key_env)
     yield from _settings(config, the_plan, said)
-    yield from verdict("quarantine", list(_quarantine(release, tables)), "holds what was held back, and nothing else")
+    yield from verdict("quarantine", list(_quarantine(release, the_plan)), "holds what was held back, and nothing else")
 
 
-def _unlike_public(release: Release, tables: Tables) -> Iterator[str]:
-    rows = _sha256(tables, Status.RELEASED)
-    manifest = statement.read_manifest(release.handout)
-    shown = dict(zip(manifest["output_id"].to_pylist(), manifest["sha256"].to_pylist(), strict=True))
-    if more := len(shown.keys() - rows.keys()):
+def _unlike_public(release: Release, the_plan: Plan) -> Iterator[str]:
+    manifest = parquet.stored(release.manifest).select(PAIR)
+    batches = (pa.Table.from_batches([batch]) for batch in manifest.to_batches(max_chunksize=BATCH))
+    pairs = chain([manifest.schema.empty_table()], batches)  # of a release of nothing too
+    more = less = other = 0
+    with shown(release, the_plan) as ledgers, Ordered(pairs, "output_id", the_plan.records) as public:
+        for parts in zip(ledgers.tables(), public.tables(), strict=True):  # parted at the same ids
+            kept, found = (dict(zip(*(part[name].to_pylist() for name in PAIR), strict=True)) for part in parts)
+            more += len(found.keys() - kept.keys())
+            less += len(kept.keys() - found.keys())
+            other += sum(found[i] != kept[i] for i in found.keys() & kept.keys())
+    if more:
         yield f"{more:,} pictures are public that no row of the ledger speaks of"
-    if less := len(rows.keys() - shown.keys()):
+    if less:
         yield f"{less:,} released records are not in the manifest"
-    if other := sum(shown[i] != rows[i] for i in shown.keys() & rows.keys()):
+    if other:
         yield f"{other:,} pictures are not those that the ledger speaks of"
 
 
-def _unlike_signed(release: Release, the_plan: Plan, said: Said) -> Iterator[str]:
-    counts = summary(release, the_plan)
+def _unlike_signed(release: Release, the_plan: Plan, counts: Summary, said: Said) -> Iterator[str]:
     for name, count in said.counts.model_dump().items():
         if getattr(counts, name) != count:
             yield f"{name}: the ledger has {getattr(counts, name):,}, and {count:,} were signed"
@@ -105,25 +112,18 @@ def _unlike_signed(release: Release, the_plan: Plan, said: Said) -> Iterator[str
         yield "its files are not those that were there when the release was signed: restore restricted/ledger"
 
 
-def _sha256(tables: Tables, status: Status) -> dict[str, str]:
-    """Output id -> SHA-256 of all records that ended so."""
-    columns = ["status", "output_id", "sha256"]
-    rows = (row for table in tables.values() for row in table.select(columns).to_pylist())
-    return {row["output_id"]: row["sha256"] for row in rows if row["status"] == status}
-
-
-def _materials(tables: Tables, said: Said, the_plan: Plan, key: CustodianKey, key_env: str) -> Finding:
-    digests = [d for table in tables.values() for d in table["source_hmac"].drop_null().to_pylist()]
-    if len(digests) != said.materials.originals:
-        signed = said.materials.originals
-        return failed("materials", f"the ledger has {len(digests):,} originals, and {signed:,} were signed")
-    if the_plan.key_check is None or key.check is None:
-        return noted("materials", f"not checked: {key_env} is not set, or the release's own key was thrown away")
-    if key.check != the_plan.key_check:
-        return failed("materials", f"{key_env}: not the key that this release was made with: set that one, or none")
-    if key.materials(digests) != said.materials.hmac_sha256:
-        return failed("materials", "the originals in the ledger are not those that were signed")
-    return passed("materials", f"{len(digests):,} originals, as signed")
+def _materials(release: Release, said: Said, the_plan: Plan, key: CustodianKey, key_env: str) -> Finding:
+    with ledger.originals(release, the_plan) as originals:
+        if len(originals) != said.materials.originals:
+            signed = said.materials.originals
+            return failed("materials", f"the ledger has {len(originals):,} originals, and {signed:,} were signed")
+        if the_plan.key_check is None or key.check is None:
+            return noted("materials", f"not checked: {key_env} is not set, or the release's own key was thrown away")
+        if key.check != the_plan.key_check:
+            return failed("materials", f"{key_env}: not the key that this release was made with: set that one, or none")
+        if key.materials(originals.texts()) != said.materials.hmac_sha256:
+            return failed("materials", "the originals in the ledger are not those that were signed")
+        return passed("materials", f"{len(originals):,} originals, as signed")
 
 
 def _settings(config: RunConfig, the_plan: Plan, said: Said) -> Iterator[Finding]:
@@ -144,17 +144,26 @@ def _modes(release: Release) -> Iterator[Finding]:
     if not release.root.is_local or os.name != "posix":
         return
     public = (release.candidate.path, release.assembling.path)  # with the modes of what is public
-    paths = [release.restricted.path]
-    for folder, names, files in os.walk(release.restricted.path):
-        names[:] = [name for name in names if os.path.join(folder, name) not in public]
-        paths += [os.path.join(folder, name) for name in (*names, *files)]
-    is_open = sum(bool(stat.S_IMODE(os.lstat(path).st_mode) & 0o077) for path in paths)
+    is_open = sum(
+        bool(stat.S_IMODE(os.lstat(path).st_mode) & 0o077) for path in _paths(release.restricted.path, public)
+    )
     said = f"{is_open:,} files or folders of the restricted half are open to others: chmod -R go= it"
     yield from verdict("modes", [said] if is_open else [], "the restricted half is its owner's alone")
 
 
-def _quarantine(release: Release, tables: Tables) -> Iterator[str]:
-    held = _sha256(tables, Status.QUARANTINED)
+def _paths(root: str, others: Container[str]) -> Iterator[str]:
+    """A folder and everything below it, but for some folders."""
+    yield root
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if os.path.join(folder, name) not in others]
+        yield from (os.path.join(folder, name) for name in (*names, *files))
+
+
+def _quarantine(release: Release, the_plan: Plan) -> Iterator[str]:
+    held: dict[str, str] = {}
+    for _, table in ledger.committed(release, the_plan, ("status", *PAIR)):
+        rows = table.filter(pc.equal(table["status"], Status.QUARANTINED.value))
+        held |= dict(zip(*(rows[name].to_pylist() for name in PAIR), strict=True))
     there = {place.name.partition(".")[0]: place for place in release.quarantine.children()}
     if strange := len(there.keys() - held.keys()):
         yield f"{strange:,} files that no row of the ledger speaks of"

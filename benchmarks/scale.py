@@ -1,0 +1,351 @@
+"""How the machinery around the model grows: planning, shards, assembling, publishing, verifying, at several sizes.
+
+    python benchmarks/scale.py [--records 1000 10000 100000] [--format parquet] [--work FOLDER] [--json FILE]
+                               [--plot PREFIX]
+
+The model copies what it is given and the scores cost nothing, so that only our own work is measured. Pictures are PNGs
+of 8 x 8 in Parquet files; one in a hundred is damaged, one in a hundred is held back by the policy. Each step of each
+size runs in a process of its own, so that its peak memory is its own. What is in --work is taken up again: a step that
+is done is not done twice.
+
+Printed: records per second, peak resident memory, and the exponent by which the time grows from one size to the next
+(1: twice the records take twice the time).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+KEY, SIGNING_KEY = "SCALE_KEY", "SCALE_SIGNING_KEY"
+STEPS = {
+    "imports": "nothing but the imports",
+    "plan": "list the source, write the plan",
+    "shards": "read, decode, encode, stage, commit",
+    "reconcile": "every planned record is in the ledger",
+    "assemble": "pictures and manifest in output order",
+    "report": "the custodian's page",
+    "publish": "policy, card, statement, signature, check",
+    "again": "the same run when all is done",
+    "summary": "counts of the ledger",
+    "status": "`anonymizer status`",
+    "inspect": "`anonymizer inspect` of one picture",
+    "verify": "`verify --decode 1000` of public/",
+    "verify-all": "`verify` of public/",
+    "verify-both": "`verify --decode 1000` of both halves",
+    "draw": "300 pictures for an audit",
+    "previous": "what a next release looks up",
+}
+TOGETHER: dict[str, Callable[[Iterable[float]], float]] = {"seconds": max, "cpu": sum, "peak_mib": max}
+SIDE, ROWS, CHUNK = 8, 1000, 50_000  # of a picture; of a row group; of a file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--format", choices=["parquet", "webdataset", "folder"], default="parquet")
+    parser.add_argument("--shard-size", type=int, default=100)
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--again", nargs="+", choices=list(STEPS), default=[], help="measure these once more")
+    parser.add_argument("--work", type=Path, help="kept, and taken up again; without it a temporary folder")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", help="PREFIX of two pictures, PREFIX-rate.png and PREFIX-memory.png")
+    parser.add_argument("--workers", type=int, default=1, help="processes that take the shards")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        job = Job(args) if args.one != "source" else None
+        _measure(job.steps()[args.one] if job else lambda: _source(args.work, args.records[0]))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        work = args.work or Path(scratch)
+        found = [_size(args, work / f"{args.format}-{n}", n) for n in args.records]
+    print(_table(args.records, found))
+    if args.json:
+        args.json.write_text(json.dumps(dict(zip(map(str, args.records), found, strict=True)), indent=2) + "\n")
+    if args.plot:
+        _plot(args.records, found, args.plot)
+
+
+def _size(args: argparse.Namespace, work: Path, records: int) -> dict[str, Any]:
+    """Every step at one size, each in its own process."""
+    work.mkdir(parents=True, exist_ok=True)
+    results = work / "results.json"
+    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    os.environ[KEY] = hashlib.sha256(b"a key for measuring").hexdigest()
+    os.environ[SIGNING_KEY] = str(work / "publisher.key")
+    for step in ["source", *args.steps]:
+        if step in found and step not in args.again:
+            continue
+        own = ["--one", step, "--records", str(records), "--format", args.format, "--work", str(work)]
+        command = [sys.executable, __file__, *own, "--shard-size", str(args.shard_size), "--workers", str(args.workers)]
+        parts = range(args.workers if step == "shards" else 1)
+        running = [
+            subprocess.Popen([*command, "--part", str(part)], stdout=subprocess.PIPE, text=True) for part in parts
+        ]
+        said = [process.communicate()[0] for process in running]
+        if any(process.returncode for process in running):
+            raise SystemExit(f"{step} of {records}: failed")
+        told = [json.loads(text.splitlines()[-1]) for text in said]
+        found[step] = {name: of(one[name] for one in told) for name, of in TOGETHER.items()}
+        results.write_text(json.dumps(found, indent=2) + "\n")
+        print(f"{records:>9,} {step:<12} {found[step]}", file=sys.stderr, flush=True)
+    return found
+
+
+def _measure(run: Callable[[], object]) -> None:
+    """One step in this process; its figures as the last line."""
+    begun, cpu = time.monotonic(), time.process_time()
+    run()
+    told = {"seconds": time.monotonic() - begun, "cpu": time.process_time() - cpu, "peak_mib": _peak()}
+    print("\n" + json.dumps({name: round(value, 3) for name, value in told.items()}))
+
+
+def _peak() -> float:
+    """Highest resident memory of this process in MiB. The kernel's figure, which a parent's does not get into."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def _source(work: Path, records: int) -> None:
+    """Parquet files of tiny pictures, no two alike, with an id, a label and a number to carry."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from anonymizer.attest import signing
+
+    (work / "publisher.key").write_bytes(signing.generate().private_bytes)
+    (work / "source").mkdir(exist_ok=True)
+    for begin in range(0, records, CHUNK):
+        rng, rows = np.random.default_rng(begin), range(begin, min(begin + CHUNK, records))
+        encoded = []
+        for pixels in rng.integers(40, 200, (len(rows), SIDE, SIDE, 3), dtype=np.uint8):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            encoded.append(file.getvalue())
+        table = pa.table(
+            {
+                "id": [f"person-{row:09d}" for row in rows],
+                "image": [b"no picture" if row % 100 == 7 else data for row, data in zip(rows, encoded, strict=True)],
+                "label": [f"class {row % 50}" for row in rows],
+                "year": [1990 + row % 30 for row in rows],
+            }
+        )
+        pq.write_table(table, work / "source" / f"{begin:09d}.parquet", row_group_size=ROWS)
+
+
+class Job:
+    """One release, and the steps that make and check it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import numpy as np
+        import torch
+
+        from anonymizer.backbones import Denoised
+        from anonymizer.config import build
+        from anonymizer.keys import load_key
+        from anonymizer.layout import Release
+        from anonymizer.records import Scores
+        from flows import catalog, commands, governance, steps  # noqa: F401  what a command imports
+
+        class Copying:
+            """A model that takes whatever it is given for the picture, and has no weights."""
+
+            T, size, channels, multiple, scale, asks = 1000, SIDE, 3, 1, 1, "nothing"
+            alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+            device, name, digest = torch.device("cpu"), "copying", hashlib.sha256(b"copying").hexdigest()
+
+            def encode(self, images: torch.Tensor) -> torch.Tensor:
+                return images
+
+            def decode(self, z0: torch.Tensor) -> torch.Tensor:
+                return z0
+
+            def condition(self, told: Sequence[str]) -> object:
+                raise AssertionError("it knows neither prompts nor classes")
+
+            def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+                return [False] * len(images)
+
+            def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
+                return Denoised(zt, torch.zeros_like(zt))
+
+        class Free:
+            """Scores that depend on the output, spread evenly, and cost nothing."""
+
+            names: Mapping[str, str] = {"clip_similarity": "free", "lpips": "free"}
+
+            def embed(self, originals: torch.Tensor) -> torch.Tensor:
+                return originals
+
+            def score(self, reference: torch.Tensor, outputs: torch.Tensor) -> list[Scores]:
+                spread = (outputs[:, 0, 0, 0].double() * 1e4 % 1).tolist()
+                return [Scores(clip_similarity=value, lpips=1 - value) for value in spread]
+
+        work, kind = args.work, args.format
+        self.work, self.backbone, self.scorer = work, Copying(), Free()
+        self.part, self.workers = args.part, args.workers
+        self.config = build(
+            {
+                "source": {
+                    "uri": str(work / "source"), "id": "id", "label": None if kind == "folder" else "label",
+                    "carry": [] if kind == "folder" else ["year"],
+                    "drop": ["label", "year"] if kind == "folder" else [],
+                },
+                "output": {"uri": str(work / "release"), "format": kind},
+                "boomerang": {"level": 0.6, "steps": 1},
+                "policy": {"scores": {"clip_similarity": {"max": 0.99}}},
+                "run": {"shard_size": args.shard_size},
+                "key_env": KEY, "signing_key_env": SIGNING_KEY,
+            }
+        )  # fmt: skip
+        self.release, self.key = Release.at(self.config.output.uri), load_key(KEY)
+        self.rng = np.random.default_rng(0)
+
+    def steps(self) -> dict[str, Callable[[], object]]:
+        from anonymizer import assemble, ledger, plan, publish, report
+        from flows import commands, governance
+
+        release, config = self.release, self.config
+        public, whole = str(release.public), str(release.root)
+
+        def summary() -> assemble.Summary:
+            return assemble.summary(release, plan.read(release))
+
+        return {
+            "imports": lambda: None,
+            "plan": lambda: plan.write(config, self.backbone, self.key, release),
+            "shards": self.shards,
+            "reconcile": lambda: ledger.reconcile(release, plan.read(release)),
+            "assemble": lambda: assemble.assemble(release, config),
+            "report": lambda: report.write_restricted(release, plan.read(release), config, summary()),
+            "publish": lambda: publish.settle(release, config, self.key),
+            "again": lambda: (assemble.assemble(release, config), publish.settle(release, config, self.key)),
+            "summary": summary,
+            "status": lambda: commands.status(whole, as_json=True),
+            "inspect": self.inspect,
+            "verify": lambda: _good(governance.verify(public, decode=1000, as_json=True)),
+            "verify-all": lambda: _good(governance.verify(public, as_json=True)),
+            "verify-both": lambda: _good(governance.verify(whole, decode=1000, as_json=True)),
+            "draw": self.draw,
+            "previous": self.previous,
+        }
+
+    def shards(self) -> None:
+        from anonymizer import ledger, plan
+        from anonymizer.ledger import ShardWriter
+        from anonymizer.shard import anonymize_shard
+
+        for shard in range(self.part, plan.read(self.release).shards, self.workers):
+            if self.release.shard(shard).exists():
+                continue
+            writer = ShardWriter(self.release, shard, self.scorer.names)
+            entries = plan.read_entries(self.release, shard)
+            anonymize_shard(shard, entries, self.config, self.backbone, self.scorer, self.key, writer)
+        assert ledger.read_shard(self.release, 0) is not None
+
+    def inspect(self) -> None:
+        import pyarrow.parquet as pq
+
+        from flows import catalog
+
+        groups = pq.ParquetFile(self.release.manifest.path)
+        output_id = groups.read_row_group(groups.num_row_groups - 1, columns=["output_id"])["output_id"][-1].as_py()
+        catalog.inspect(str(self.release.root), output_id, as_json=True)
+
+    def draw(self) -> None:
+        from anonymizer.exhibits import exhibits
+
+        found = exhibits(self.release, self.config.source, SIDE, 300, self.rng)
+        assert len(found) == min(300, found.released)
+
+    def previous(self) -> None:
+        from anonymizer import ledger, plan, previous
+        from anonymizer.layout import Release
+
+        following = Release.at(str(self.work / "following"))
+        (following.restricted / previous.LINE).write(json.dumps([str(self.release.root)]).encode())
+        found, table = previous.load(following), ledger.read_shard(self.release, plan.read(self.release).shards - 1)
+        assert table is not None
+        known = [row for row in table.to_pylist() if row["status"] == "released"]
+        for row in known:
+            assert found.row(row["source_hmac"])["sha256"] == row["sha256"]
+
+
+def _good(verified: bool) -> None:
+    if not verified:
+        raise SystemExit("verify: found something wrong")
+
+
+def _table(sizes: Sequence[int], found: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line for each step, for each size its rate and peak, and the exponents in between."""
+    head = ["step", *(f"{n:,}" for n in sizes), *(f"MiB at {n:,}" for n in sizes), "exponents"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for step in STEPS:
+        rates = [
+            f"{n / max(f[step]['seconds'], 1e-3):,.0f}/s" if step in f else ""
+            for n, f in zip(sizes, found, strict=True)
+        ]
+        peaks = [f"{f[step]['peak_mib']:,.0f}" if step in f else "" for f in found]
+        lines.append("| " + " | ".join([step, *rates, *peaks, ", ".join(_exponents(step, sizes, found))]) + " |")
+    return "\n".join(lines)
+
+
+def _exponents(step: str, sizes: Sequence[int], found: Sequence[dict[str, Any]]) -> list[str]:
+    """log(time ratio) / log(size ratio), of neighbouring sizes."""
+    known = [(n, f[step]["seconds"]) for n, f in zip(sizes, found, strict=True) if step in f]
+    return [
+        f"{math.log(t / before) / math.log(n / fewer):.2f}"
+        for (fewer, before), (n, t) in pairwise(known)
+        if before > 0.05
+    ]
+
+
+def _plot(sizes: Sequence[int], found: Sequence[dict[str, Any]], prefix: str) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    for name, value, title in (
+        ("rate", lambda n, told: n / told["seconds"], "records per second"),
+        ("memory", lambda n, told: told["peak_mib"], "peak resident memory, MiB"),
+    ):
+        figure, axes = pyplot.subplots(figsize=(7, 4.5))
+        for number, step in enumerate(s for s in STEPS if s != "imports"):
+            points = [(n, value(n, f[step])) for n, f in zip(sizes, found, strict=True) if step in f]
+            axes.plot(
+                *zip(*points, strict=True), "o-.s--^:"[number % 3 * 3 :][:3], label=step, linewidth=1, markersize=3
+            )
+        axes.set(xscale="log", xlabel="records", ylabel=title)
+        if name == "rate":
+            axes.set_yscale("log")
+        else:
+            axes.axhline(1024, color="black", linewidth=0.5)
+            axes.set_ylim(0)
+        axes.legend(fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.tight_layout()
+        figure.savefig(f"{prefix}-{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
