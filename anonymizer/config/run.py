@@ -131,7 +131,32 @@ class RunSettings(Section):
     shard_size: Int = Field(256, ge=1, description="records committed at once; what a stopped run can lose")
     batch_size: Int = Field(32, ge=1, description="pictures that the model sees at once")
     threads: Int = Field(2, ge=1, description="threads that decode and encode beside the model")
-    retries: Int = Field(1, ge=0, description="retries of a failed shard")
+    retries: Int = Field(1, ge=0, description="retries of a failed shard, or of what a worker left undone")
+    runner: Literal["local", "ray", "dask"] = Field(
+        "local", description="local (this process), or tasks of Ray or Dask: anonymizer[ray], anonymizer[dask]"
+    )
+    dispatch: Literal["inline", "workers"] = Field(
+        "inline", description="inline, or workers: ranges of shards for a deployment's workers (a Prefect server)"
+    )
+    workers: Int = Field(
+        2, ge=1, description="processes of a Ray or Dask cluster that the run starts, or ranges handed out at once"
+    )
+    deployment: str = Field(
+        "anonymize-shards/anonymize-shards", description="FLOW/DEPLOYMENT that ranges of shards are handed to"
+    )
+
+    @field_validator("deployment")
+    @classmethod
+    def _deployment(cls, value: str) -> str:
+        if not re.fullmatch(r"[^/]+/[^/]+", value):
+            raise ValueError(f"must be FLOW/DEPLOYMENT, as `prefect deployment ls` prints it, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RunSettings:
+        if self.dispatch == "workers" and self.runner != "local":
+            raise ValueError(f"runner: {self.runner}, and dispatch is workers: choose one way to spread the work")
+        return self
 
 
 class RestrictedConfig(Section):
