@@ -43,11 +43,13 @@ def is_spread(config: RunConfig) -> bool:
 
 def runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
     """A started task runner."""
-    return {"local": _local, "ray": _ray, "dask": _dask}[config.run.runner](config)
+    if config.run.runner == "ray":
+        return _ray(config)
+    return _dask(config) if config.run.runner == "dask" else _local()
 
 
 @contextmanager
-def _local(config: RunConfig) -> Iterator[TaskRunner[Any]]:
+def _local() -> Iterator[TaskRunner[Any]]:
     """One thread: shards take turns at the model, which has threads of its own."""
     from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -85,9 +87,12 @@ def _gpus(config: RunConfig, at_hand: float) -> int:
 def _dask(config: RunConfig) -> Iterator[TaskRunner[Any]]:
     """The cluster whose scheduler DASK_SCHEDULER_ADDRESS names, or one on this machine."""
     import dask
+
+    dask.config.update_defaults({"logging": {"distributed": "warning"}})  # before it is imported
     from prefect_dask.task_runners import DaskTaskRunner
 
-    local = {"n_workers": config.run.workers, "threads_per_worker": 1, "dashboard_address": None}
+    local: dict[str, Any] = {"n_workers": config.run.workers, "threads_per_worker": 1}
+    local["scheduler_kwargs"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     address = dask.config.get("scheduler-address", None)
     with DaskTaskRunner(**{"address": address} if address else {"cluster_kwargs": local}) as started:
         yield cast("TaskRunner[Any]", started)
