@@ -53,8 +53,9 @@ def _local() -> Iterator[TaskRunner[Any]]:
     """One thread: shards take turns at the model, which has threads of its own."""
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    with ThreadPoolTaskRunner(max_workers=1) as started:
-        yield cast("TaskRunner[Any]", started)
+    local: Any = ThreadPoolTaskRunner(max_workers=1)
+    with local as started:
+        yield started
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def _ray(config: RunConfig) -> Iterator[TaskRunner[Any]]:
         options |= {"num_cpus": config.run.workers, "include_dashboard": False}
     with (
         quiet.environment({"RAY_USAGE_STATS_ENABLED": "0"}),  # nobody is told
-        RayTaskRunner(init_kwargs=options) as started,
+        cast("RayTaskRunner[Any]", RayTaskRunner(init_kwargs=options)) as started,
         remote_options(num_cpus=1, num_gpus=_gpus(config, ray.cluster_resources().get("GPU", 0))),
     ):
         yield started
