@@ -22,7 +22,8 @@ from flows import steps
 
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 10.0  # between two looks at the ledger while no range ends: a store lists 1,000 names at a time
-FOR_EACH = 4  # ranges for each that is out at once, so that all have work until the end
+FOR_EACH = 4  # ranges for each that is out at once, so that all have work until the end ...
+LEAST = 8  # ... unless they are shorter than this: a process starts and loads the model for each
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Out:
 
 def over(config: RunConfig, shards: Sequence[int]) -> Iterator[dict[str, Any] | BaseException]:
     """The summary of each shard once the ledger has it, and an error for each range of which some are left for good."""
-    todo, out = deque(cut(shards, config.run.workers * FOR_EACH)), list[Out]()
+    todo, out = deque(cut(shards, config.run.workers)), list[Out]()
     missing, looked = set(shards), time.monotonic()
     with get_client(sync_client=True) as client, _taken_back(client, out):
         while todo or out:
@@ -67,9 +68,9 @@ def over(config: RunConfig, shards: Sequence[int]) -> Iterator[dict[str, Any] | 
                         yield ShardError(f"shards {again[0]} to {again[-1]}: {state.type.value.lower()} in a worker")
 
 
-def cut(shards: Sequence[int], count: int) -> Iterator[Range]:
-    """At most ``count`` ranges that differ in length by one at most."""
-    count = min(count, len(shards))
+def cut(shards: Sequence[int], workers: int) -> Iterator[Range]:
+    """Ranges whose lengths differ by one at most: one for each worker, or several where they are long."""
+    count = min(len(shards), max(workers, min(workers * FOR_EACH, len(shards) // LEAST)))
     for i in range(count):
         yield Range(shards[i * len(shards) // count : (i + 1) * len(shards) // count])
 
