@@ -49,7 +49,12 @@ class Site:
         """That of an operator: no key, no settings of whoever runs the tests."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "ANONYMIZER"))}
         clean |= {"PREFECT_HOME": str(self.folder / "home"), "PREFECT_API_URL": self.url, "DO_NOT_TRACK": "1"}
-        return clean | {"PYTHONPATH": str(ROOT), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"} | IMPATIENT | more
+        return (
+            clean
+            | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+            | IMPATIENT
+            | more
+        )
 
     def run(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)

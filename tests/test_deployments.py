@@ -1,4 +1,4 @@
-"""Real Prefect servers and workers: deployed as the documentation says, run by a schedule, and somebody told of faults."""
+"""Real Prefect servers and workers: deployed as documented, run by a schedule, and somebody is told of what fails."""
 
 from __future__ import annotations
 
