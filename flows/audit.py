@@ -9,7 +9,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import AuditConfig
-from flows import audit_steps
+from flows import audit_steps, series
 from flows.progress import watcher
 from flows.tagging import tag_run
 
@@ -17,13 +17,13 @@ TAGS = ["anonymizer", "audit"]
 
 
 @flow(name="audit", persist_result=False, validate_parameters=False)
-def audit(config: dict[str, Any]) -> dict[str, Any]:
-    """Audit one release from a configuration (nested mappings); returns counts.
+def audit(config: series.Given) -> dict[str, Any]:
+    """Audit one release from a configuration (nested mappings, or the address of a YAML file); returns counts.
 
     Prefect sees the configuration and counts. It never sees a picture, an id, a figure or a key.
     """
     tag_run(TAGS)
-    summary = examine(config)
+    summary = examine(series.audit_config(config).model_dump(mode="json"))
     text = f"## Audit\n\n{summary['audited']} of {summary['released']} pictures attacked, {summary['figures']} figures."
     create_markdown_artifact(text, key="audit-summary", description="counts of one audit")
     return summary

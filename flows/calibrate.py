@@ -9,7 +9,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import CalibrationConfig
-from flows import calibrate_steps
+from flows import calibrate_steps, series
 from flows.progress import watcher
 from flows.tagging import tag_run
 
@@ -17,13 +17,15 @@ TAGS = ["anonymizer", "calibration"]
 
 
 @flow(name="calibrate", persist_result=False, validate_parameters=False)
-def calibrate(config: dict[str, Any]) -> dict[str, Any]:
-    """Measure risk and utility at several levels from a configuration (nested mappings); returns counts.
+def calibrate(config: series.Given) -> dict[str, Any]:
+    """Measure risk and utility at several levels; returns counts.
+
+    ``config`` is nested mappings, or the address of a YAML file.
 
     Prefect sees the configuration and counts. It never sees a picture, an id, a figure or a key.
     """
     tag_run(TAGS)
-    summary = measure(config)
+    summary = measure(series.calibration_config(config).model_dump(mode="json"))
     text = (
         f"## Calibration\n\n{summary['levels']} levels, {summary['pictures']} pictures of {summary['people']} people."
     )

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Any, cast
 from uuid import UUID
 
-from prefect import flow, task, unmapped
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.context import FlowRunContext
 
 from anonymizer import preflight
-from anonymizer.config import PolicyConfig, RunConfig, build
-from anonymizer.errors import GateError, ShardError
-from flows import steps
+from anonymizer.config import PolicyConfig, RunConfig
+from anonymizer.errors import GateError, OutputError
+from anonymizer.layout import Release
+from flows import series, spread, steps
 from flows.lineage import emitting
 from flows.progress import watcher
-from flows.steps import TELLABLE
 from flows.tagging import tag_run
 
 TAGS = ["anonymizer", "release"]
+TELL_SECONDS = 5.0  # between two updates of one artifact, of which a server keeps every one
 
 
-@flow(
-    name="release",
-    task_runner=cast(Any, ThreadPoolTaskRunner(max_workers=1)),
-    persist_result=False,
-    validate_parameters=False,
-)
-def release(config: dict[str, Any]) -> dict[str, Any]:
-    """Make one release from a configuration (nested mappings, as in the YAML file); returns its counts.
+@flow(name="release", persist_result=False, validate_parameters=False)
+def release(config: series.Given) -> dict[str, Any]:
+    """Make one release; returns its counts.
 
-    ``problems`` are lines about events that a lineage server did not take.
+    ``config`` is nested mappings, as in the YAML file, or the address of such a file; ``{month}`` and ``{newest}``
+    in it are filled in. ``problems`` are lines about events that a lineage server did not take.
 
     Prefect sees the configuration, shard numbers and counts. It never sees a picture, an id or a key.
     """
     tag_run(TAGS)
-    settled = build(config)  # a level that a calibration chooses is chosen once, and every task sees the number
+    settled = series.run_config(config)  # a level that a calibration chooses is chosen once, for all tasks
+    _refuse_done(settled)
     with preflight.alone(settled.output.uri), emitting(settled, "release") as told:
         try:
-            summary = _release(settled.model_dump(mode="json"))
+            summary = _release(settled)
         except GateError:
             told.gate = "fail"
             raise
@@ -47,54 +46,70 @@ def release(config: dict[str, Any]) -> dict[str, Any]:
     return summary | {"problems": told.problems}
 
 
-def _release(config: dict[str, Any]) -> dict[str, Any]:
-    plan = make_plan(config)
-    steps.note(RunConfig.model_validate(config), "started")
-    progress = cast(UUID, create_progress_artifact(0.0, key="release-progress", description="shards committed"))
-    retries = RunConfig.model_validate(config).run.retries
-    shard_task = run_shard.with_options(retries=retries)
-    problems: list[BaseException] = []
-    committed = steps.logged_shards(RunConfig.model_validate(config))
-    for done, future in enumerate(shard_task.map(range(plan["shards"]), config=unmapped(config)), start=1):
-        result = future.result(raise_on_failure=False)
+def _refuse_done(config: RunConfig) -> None:
+    """A schedule asks for another release; that the last one is complete would look like success each month."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or not context.flow_run.auto_scheduled:
+        return
+    if context.flow_run.run_count == 1 and Release.at(config.output.uri).is_complete:
+        raise OutputError(
+            f"output.uri {config.output.uri!r}: is complete already, and a schedule asks for another release: put "
+            "{month} into it"
+        )
+
+
+def _release(config: RunConfig) -> dict[str, Any]:
+    plan = make_plan(config.model_dump(mode="json"))
+    steps.note(config, "started")
+    left = steps.uncommitted(config)
+    _note_forgotten(config, set(range(plan["shards"])) - set(left))
+    share = Share(plan["shards"] - len(left), plan["shards"])
+    problems = list[BaseException]()
+    for result in spread.over(config, left):
         if isinstance(result, BaseException):
             problems.append(result)
-        elif result["shard"] not in committed:
-            steps.note(RunConfig.model_validate(config), "shard committed", **result)
-        update_progress_artifact(progress, 100.0 * done / plan["shards"])
-    for problem in problems:
-        if isinstance(problem, TELLABLE):  # no space, another key: one line that says more than how many shards failed
-            raise type(problem)(str(problem))
-    if problems:
-        raise ShardError(
-            f"{len(problems)} of {plan['shards']} shards failed: see restricted/errors/, then run again to finish them"
-        )
-    summary = finish(config)
+        else:
+            steps.note(config, "shard committed", **result)
+            share.one_more()
+    spread.settle(config, problems, left)
+    summary = finish(config.model_dump(mode="json"))
     create_markdown_artifact(_markdown(plan, summary), key="release-summary", description="counts of one release")
     return summary
+
+
+def _note_forgotten(config: RunConfig, committed: set[int]) -> None:
+    """Shards whose run was killed between the commit and its event."""
+    for shard in sorted(committed - steps.logged_shards(config)):
+        steps.note(config, "shard committed", **asdict(steps.summary_of(config, shard)))
+
+
+class Share:
+    """The share of shards that are committed, as an artifact that is updated now and then."""
+
+    def __init__(self, done: int, shards: int) -> None:
+        self.done, self.shards, self.told = done, shards, time.monotonic()
+        first = create_progress_artifact(self.percent, key="release-progress", description="shards committed")
+        self.artifact = cast(UUID, first)
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.done / self.shards if self.shards else 100.0
+
+    def one_more(self) -> None:
+        self.done += 1
+        if self.done == self.shards or time.monotonic() - self.told > TELL_SECONDS:
+            update_progress_artifact(self.artifact, self.percent)
+            self.told = time.monotonic()
 
 
 @task(name="plan", tags=TAGS, persist_result=False)
 def make_plan(config: dict[str, Any]) -> dict[str, Any]:
     watcher().stage("planning")
-    plan = steps.prepare_for_scheduler(RunConfig.model_validate(config))
-    watcher().begin(plan.records, 0)
+    settings = RunConfig.model_validate(config)
+    plan = steps.prepare_for_scheduler(settings)
+    watcher().begin(plan.records, plan.records - steps.records_in(plan, steps.uncommitted(settings)))
     watcher().stage("anonymising")
     return {"shards": plan.shards, "records": plan.records}
-
-
-@task(name="shard", task_run_name="shard-{shard}", tags=[*TAGS, "shard"], persist_result=False, retry_delay_seconds=1)
-def run_shard(shard: int, config: dict[str, Any]) -> dict[str, Any]:
-    told = 0
-
-    def progress(done: int) -> None:
-        nonlocal told
-        watcher().advance(done - told)
-        told = done
-
-    summary = steps.run_shard(RunConfig.model_validate(config), shard, progress)
-    progress(summary.read)
-    return asdict(summary)
 
 
 @task(name="assemble", tags=TAGS, persist_result=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -26,13 +26,14 @@ from anonymizer.errors import (
     SigningKeyError,
     StepError,
 )
-from anonymizer.keys import load_key
+from anonymizer.keys import CustodianKey, load_key
 from anonymizer.layout import Release
 from anonymizer.ledger import ShardSummary, ShardWriter
 from anonymizer.place import Place
 from anonymizer.previous import Previous
 from anonymizer.shard import anonymize_shard
 from anonymizer.told import condition, stand_in
+from flows import engines, series
 
 if TYPE_CHECKING:
     from metrics.scorer import ReleaseScorer
@@ -80,6 +81,8 @@ def apart(work: Callable[[], T]) -> T:
 def check(config: RunConfig) -> None:
     """What can be told in a moment: key, source, output. Writes nothing."""
     load_key(config.key_env)
+    engines.check(config)
+    series.refuse_dates(config)
     preflight.check(config)
 
 
@@ -127,18 +130,61 @@ def logged_shards(config: RunConfig) -> set[int]:
     return {event["details"]["shard"] for event in found if event["event"] == "shard committed"}
 
 
+def uncommitted(config: RunConfig) -> list[int]:
+    """Numbers of the shards that are planned and not committed, from one look at the ledger's folder."""
+    error = StepError("ledger: cannot be looked at")
+    return guarded(_restricted(config), "ledger", error, lambda: _uncommitted(Release.at(config.output.uri)))
+
+
+def summary_of(config: RunConfig, shard: int) -> ShardSummary:
+    """Counts of a committed shard. IntegrityError if it is not."""
+    error = ShardError(f"shard {shard}: its ledger cannot be read")
+    return guarded(_restricted(config), f"shard-{shard:05d}", error, lambda: _summary(config, shard))
+
+
+def records_in(the_plan: plan.Plan, shards: Sequence[int]) -> int:
+    """Records of these shards: as many in each as the plan says, and the rest in the last one."""
+    last = the_plan.shards - 1
+    return sum(the_plan.shard_size if n < last else the_plan.records - last * the_plan.shard_size for n in shards)
+
+
+def _uncommitted(release: Release) -> list[int]:
+    there = {place.name for place in release.ledger.children()}
+    return [shard for shard in range(plan.read(release).shards) if release.shard(shard).name not in there]
+
+
+def _summary(config: RunConfig, shard: int) -> ShardSummary:
+    if (table := ledger.read_shard(Release.at(config.output.uri), shard)) is None:
+        raise IntegrityError(f"shard {shard}: its ledger is gone: run the same command again")
+    return ledger.summarize(shard, table)
+
+
 def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
     release = Release.at(config.output.uri)
     if (table := ledger.read_shard(release, shard)) is not None:
         return ledger.summarize(shard, table)
-    backbone = backbone_of(config.model)
+    key, backbone = load_key(config.key_env), backbone_of(config.model)
+    _check_as_planned(config, plan.read(release), key, backbone)
     scorer = scorer_of(config.metrics, str(backbone.device))
     config = trial.settled(config, backbone, scorer)
     compile_where_it_pays(config, backbone, release)
     writer = ShardWriter(release, shard, scorer.names)
     entries = [entry for entry in plan.read_entries(release, shard) if writer.is_left(entry)]
-    key, before = load_key(config.key_env), previous_of(config.output.uri)
+    before = previous_of(config.output.uri)
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
+
+
+def _check_as_planned(config: RunConfig, the_plan: plan.Plan, key: CustodianKey, backbone: Backbone) -> None:
+    """Another process than the one that planned has its own key and its own copy of the model."""
+    if key.check != the_plan.key_check:
+        raise CustodianKeyError(
+            f"{config.key_env}: not the key that the release was planned with: set that one where shards are done"
+        )
+    if config.fingerprint(backbone.digest) != the_plan.fingerprint:
+        raise ModelError(
+            f"model.id {config.model.id!r}: other weights or settings than the release was planned with: place the "
+            "same files wherever shards are done"
+        )
 
 
 def compile_where_it_pays(config: RunConfig, backbone: Backbone, release: Release) -> None:

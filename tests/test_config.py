@@ -48,7 +48,11 @@ def test_source_and_output_are_all_that_must_be_given() -> None:
         ("level=0.4", "level: unknown key: did you mean 'boomerang.level'?"),
         ("output.batch_size=4", "output.batch_size: unknown key: did you mean 'run.batch_size'?"),
         ("source.limits.max_byte=4", "source.limits.max_byte: unknown key: did you mean 'max_bytes'?"),
-        ("run.zzz=1", "run.zzz: unknown key: known keys: batch_size, compile, retries, shard_size, threads"),
+        (
+            "run.zzz=1",
+            "run.zzz: unknown key: known keys: batch_size, compile, deployment, dispatch, retries, runner, shard_size, "
+            "threads, workers",
+        ),
         ("stps=4", "stps: unknown key: did you mean 'boomerang.steps'?"),
         ("uri=x", "uri: unknown key: did you mean 'source.uri' or 'output.uri'?"),
         ("source.columns=[a]", "source.columns: unknown key: did you mean 'source.carry'?"),
@@ -253,6 +257,7 @@ NOT_PIXELS = {
     "policy.waivers": ({"rule": "min_released", "who": "a", "why": "b", "until": "2026-12-01"},),
     "restricted.picture_days": 1, "restricted.record_days": 1, "lineage.to": "x", "lineage.namespace": "x",
     "signing_key_env": "OTHER",
+    "run.runner": "ray", "run.dispatch": "workers", "run.workers": 1, "run.deployment": "a/b",
 }  # fmt: skip
 
 

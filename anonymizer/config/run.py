@@ -137,7 +137,32 @@ class RunSettings(Section):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="always, never, or auto: the network is compiled on a GPU if the plan is long enough"
     )
-    retries: Int = Field(1, ge=0, description="retries of a failed shard")
+    retries: Int = Field(1, ge=0, description="retries of a failed shard, or of what a worker left undone")
+    runner: Literal["local", "ray", "dask"] = Field(
+        "local", description="local (this process), or tasks of Ray or Dask: anonymizer[ray], anonymizer[dask]"
+    )
+    dispatch: Literal["inline", "workers"] = Field(
+        "inline", description="inline, or workers: ranges of shards for a deployment's workers (a Prefect server)"
+    )
+    workers: Int = Field(
+        2, ge=1, description="processes of a Ray or Dask cluster that the run starts, or ranges handed out at once"
+    )
+    deployment: str = Field(
+        "anonymize-shards/anonymize-shards", description="FLOW/DEPLOYMENT that ranges of shards are handed to"
+    )
+
+    @field_validator("deployment")
+    @classmethod
+    def _deployment(cls, value: str) -> str:
+        if not re.fullmatch(r"[^/]+/[^/]+", value):
+            raise ValueError(f"must be FLOW/DEPLOYMENT, as `prefect deployment ls` prints it, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RunSettings:
+        if self.dispatch == "workers" and self.runner != "local":
+            raise ValueError(f"runner: {self.runner}, and dispatch is workers: choose one way to spread the work")
+        return self
 
     @field_validator("batch_size", mode="before")
     @classmethod

@@ -1,0 +1,56 @@
+"""What Prefect costs for each shard: tasks that do nothing, as a release hands them out, on a temporary server.
+
+python benchmarks/prefect_tasks.py --shards 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from anonymizer.config import build
+from anonymizer.ledger import ShardSummary
+from flows import server
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=10_000)
+    shards = parser.parse_args().shards
+    with server.available() as ready:
+        ready()
+        from prefect import flow
+
+        from flows import spread, steps
+
+        config = build({"source": {"uri": "in"}, "output": {"uri": "out"}})
+
+        @flow(name="nothing", persist_result=False)
+        def nothing() -> int:
+            return sum(isinstance(result, dict) for result in spread.tasks(config, range(shards)))
+
+        def no_shard(config: Any, shard: int, progress: Any) -> ShardSummary:
+            return ShardSummary(shard, 0, 0, 0, 0, 0.0)
+
+        with patch.object(steps, "run_shard", no_shard):
+            before, begun = memory(), time.monotonic()
+            own = time.process_time()
+            done = nothing()
+            seconds, own = time.monotonic() - begun, time.process_time() - own
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{done} tasks in {seconds:.1f} s: {done / seconds:.0f} a second, {1000 * own / done:.1f} ms of CPU for each")
+    print(f"memory here: {before} MiB before, {memory()} MiB peak; the server: {usage.ru_maxrss // 1024} MiB peak, "
+          f"{1000 * (usage.ru_utime + usage.ru_stime) / done:.1f} ms of CPU for each task")  # fmt: skip
+
+
+def memory() -> int:
+    """The most memory this process has had, in MiB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+
+
+if __name__ == "__main__":
+    main()

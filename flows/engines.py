@@ -1,0 +1,106 @@
+"""What does the shards: a thread of this process, Ray or Dask; and what each needs, said before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
+
+from anonymizer.config import RunConfig
+from anonymizer.errors import ConfigError, CustodianKeyError
+from anonymizer.keys import load_key
+from flows import quiet
+
+if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
+
+LIBRARIES = {"ray": ("prefect_ray", "ray"), "dask": ("prefect_dask", "distributed")}
+
+
+def check(config: RunConfig) -> None:
+    """ConfigError where an extra or a server is missing, CustodianKeyError where other processes would lack the key."""
+    run = config.run
+    if missing := [name for name in LIBRARIES.get(run.runner, ()) if find_spec(name) is None]:
+        raise ConfigError(f"run.runner {run.runner}: {missing[0]} is missing: pip install 'anonymizer[{run.runner}]'")
+    if is_spread(config) and not load_key(config.key_env).lasting:
+        how = f"run.runner {run.runner}" if run.dispatch == "inline" else "run.dispatch workers"
+        raise CustodianKeyError(
+            f"{config.key_env}: not set, and {how} works in several processes, which need the same key: set it in the "
+            "environment of each, for example from `openssl rand -hex 32`"
+        )
+    if run.dispatch == "workers" and not _has_server():
+        raise ConfigError(
+            "run.dispatch workers: needs a Prefect server with workers: set PREFECT_API_URL, or leave it at inline"
+        )
+
+
+def is_spread(config: RunConfig) -> bool:
+    """Whether other processes than this one do the shards."""
+    return config.run.runner != "local" or config.run.dispatch == "workers"
+
+
+def runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
+    """A started task runner."""
+    if config.run.runner == "ray":
+        return _ray(config)
+    return _dask(config) if config.run.runner == "dask" else _local()
+
+
+@contextmanager
+def _local() -> Iterator[TaskRunner[Any]]:
+    """One thread: shards take turns at the model, which has threads of its own."""
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    local: Any = ThreadPoolTaskRunner(max_workers=1)
+    with local as started:
+        yield started
+
+
+@contextmanager
+def _ray(config: RunConfig) -> Iterator[TaskRunner[Any]]:
+    """The cluster that RAY_ADDRESS names, or one on this machine; a task has a GPU to itself if its model is on one."""
+    import ray
+    from prefect_ray import RayTaskRunner
+    from prefect_ray.context import remote_options
+
+    options: dict[str, Any] = {"log_to_driver": False}  # what a worker prints stays with it
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"num_cpus": config.run.workers, "include_dashboard": False}
+    with (
+        quiet.environment({"RAY_USAGE_STATS_ENABLED": "0"}),  # nobody is told
+        cast("RayTaskRunner[Any]", RayTaskRunner(init_kwargs=options)) as started,
+        remote_options(num_cpus=1, num_gpus=_gpus(config, ray.cluster_resources().get("GPU", 0))),
+    ):
+        yield started
+
+
+def _gpus(config: RunConfig, at_hand: float) -> int:
+    """GPUs of one task."""
+    device = config.model.device
+    if device.startswith("cuda") and not at_hand:
+        raise ConfigError(f"model.device {device}: no node of the Ray cluster has a GPU: use auto, or cpu")
+    return int(device.startswith("cuda") or (device == "auto" and at_hand > 0))
+
+
+@contextmanager
+def _dask(config: RunConfig) -> Iterator[TaskRunner[Any]]:
+    """The cluster whose scheduler DASK_SCHEDULER_ADDRESS names, or one on this machine."""
+    import dask
+
+    dask.config.update_defaults({"logging": {"distributed": "warning"}})  # before it is imported
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    local: dict[str, Any] = {"n_workers": config.run.workers, "threads_per_worker": 1}
+    local["scheduler_kwargs"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    address = dask.config.get("scheduler-address", None)
+    with DaskTaskRunner(**{"address": address} if address else {"cluster_kwargs": local}) as started:
+        yield cast("TaskRunner[Any]", started)
+
+
+def _has_server() -> bool:
+    quiet.prepare()
+    from prefect.settings import PREFECT_API_URL
+
+    return bool(PREFECT_API_URL.value())

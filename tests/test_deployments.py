@@ -1,0 +1,170 @@
+"""Real Prefect servers and workers: deployed as documented, run by a schedule, and somebody is told of what fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from prefect_site import ROOT, Site, running, told, wait
+from running import HEX, handed_out, people, rows, settings
+from test_leaks import ADDRESS, MARK, as_folder, forbidden, spellings
+
+from anonymizer.config import RunConfig
+from anonymizer.layout import Release
+from flows import steps
+from flows.cli import main
+
+DEPLOYMENTS = ROOT / "deployments"
+HOOK = """
+from prefect.blocks.notifications import CustomWebhookNotificationBlock as Hook
+print(Hook(name="alerts", url={url!r}, json_data={{"text": "{{{{subject}}}} {{{{body}}}}"}}).save("anonymizer-alerts"))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server with both pools and all deployments, a worker for release runs and two that do shards."""
+    folder = tmp_path_factory.mktemp("site")
+    with running(folder, request.param) as site, ThreadPoolExecutor() as at_once:
+        pools = ("anonymizer-cpu", "anonymizer-gpu")
+        template = ["--type", "process", "--base-job-template", str(DEPLOYMENTS / "work-pools/process.json")]
+        list(at_once.map(lambda pool: site.prefect("work-pool", "create", pool, *template), pools))
+        for name, pool in (("cpu", pools[0]), ("gpu-1", pools[1]), ("gpu-2", pools[1])):
+            site.work(name, pool, ANONYMIZER_KEY=HEX)
+        # Paths of these tests in place of /srv/anonymizer, and nothing else.
+        text = (DEPLOYMENTS / "prefect.yaml").read_text().replace("/srv/anonymizer", str(folder))
+        (folder / "prefect.yaml").write_text(text)
+        site.prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(folder / "prefect.yaml"))
+        yield site
+
+
+def in_process(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Release:
+    """The same release without Prefect."""
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    the_plan = steps.prepare(config)
+    for shard in range(the_plan.shards):
+        steps.run_shard(config, shard, lambda done: None)
+    steps.finish(config)
+    return Release.at(config.output.uri)
+
+
+def settings_file(folder: Path, config: RunConfig, name: str = "release.yaml") -> Path:
+    (folder / name).write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
+    return folder / name
+
+
+def of_workers(source: Path, output: Path, model: Path, *more: str) -> RunConfig:
+    """Settings that spread two ranges over workers at once."""
+    spread: dict[str, Any] = {"dispatch": "workers", "workers": 2}
+    return settings(
+        source, output, *more, model={"id": str(model)}, metrics={"clip": "none", "lpips": "none"}, run=spread
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=True)
+def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothing(
+    site: Site, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = as_folder(tmp_path)
+    config = of_workers(source, tmp_path / "releases" / "{date}", tiny_model, "previous='{newest}'")
+    settings_file(site.folder, config)
+    (deployment,) = site.ask("deployments/filter", {"deployments": {"name": {"any_": ["release"]}}})
+    assert [(one["schedule"]["cron"], one["active"]) for one in deployment["schedules"]] == [("0 3 1 * *", False)]
+    assert not deployment["paused"]
+
+    soon = datetime.now(UTC) + timedelta(seconds=8)
+    every_day = {"interval": 86400, "anchor_date": soon.isoformat()}
+    site.ask(f"deployments/{deployment['id']}/schedules", [{"schedule": every_day, "active": True}])
+    done = wait(lambda: [r for r in site.flow_runs("release") if r["state_type"] in ("COMPLETED", "FAILED", "CRASHED")])
+    assert done, site.log("cpu") + site.log("gpu-1") + site.log("gpu-2")
+    assert (done[0]["state_type"], done[0]["auto_scheduled"]) == ("COMPLETED", True), done[0]["state"]
+    started = datetime.fromisoformat(done[0]["expected_start_time"])
+    assert abs(started - soon) < timedelta(seconds=2)
+
+    # Two ranges, each in a worker of the GPU pool, one task for each shard; the release is read and verified.
+    ranges = site.flow_runs("anonymize-shards")
+    assert sorted((r["parameters"]["first"], r["parameters"]["last"]) for r in ranges) == [(0, 1), (2, 4)]
+    assert [site.log(name).count("submitting flow run") for name in ("gpu-1", "gpu-2")] == [1, 1]
+    assert {r["parent_task_run_id"] is not None for r in ranges} == {True}
+    release = Release.at(str(tmp_path / "releases" / f"{started:%Y-%m-%d}"))
+    checked = CliRunner().invoke(main, ["verify", str(release.root), "--rescore", "0", "--json"])
+    assert checked.exit_code == 0, checked.stdout
+    plain = in_process(settings(source, tmp_path / "plain", model={"id": str(tiny_model)},
+                                metrics={"clip": "none", "lpips": "none"}), monkeypatch)  # fmt: skip
+    assert handed_out(release)[0] == handed_out(plain)[0]
+    assert handed_out(release)[1].equals(handed_out(plain)[1])
+    assert len(handed_out(release)[0]) == 7
+
+    # The server has the address of the source, which the settings name, and nothing of what lies there.
+    found = rows(release)
+    kept = ADDRESS.sub(b"", site.written())
+    assert b"anonymize-shards" in kept
+    ids = {row["output_id"].encode() for row in found if row["output_id"]}
+    numbers = {mark for mark in forbidden(source, found) if len(mark) < 8}  # bytes of a float: by chance in any file
+    assert not [mark for mark in (forbidden(source, found) | ids) - numbers if mark in kept]
+    logs = b"".join(path.read_bytes() for path in site.folder.glob("*.log"))
+    assert not [mark for mark in {*spellings(MARK), HEX.encode(), *ids} if mark in ADDRESS.sub(b"", logs)]
+
+
+def shards_done(release: Release) -> int:
+    return len(list(release.ledger.children()))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
+def test_a_range_whose_worker_is_killed_is_handed_out_again(
+    site: Site, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = people(tmp_path / "in", 8)
+    slow = "boomerang.steps=null"  # 400 calls of the network for each batch
+    config = of_workers(source, tmp_path / "out", tiny_model, slow)
+    before = {run["id"] for run in site.flow_runs("anonymize-shards")}
+    path = settings_file(site.folder, config, "killed.yaml")
+    site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
+    release = Release.at(config.output.uri)
+
+    def to_kill() -> Any:
+        ranges = [run for run in site.flow_runs("anonymize-shards") if run["id"] not in before]
+        return shards_done(release) and [run for run in ranges if run["state_type"] == "RUNNING"]
+
+    victim = wait(to_kill)[0]
+    os.kill(int(victim["infrastructure_pid"].rpartition(":")[2]), signal.SIGKILL)
+    assert wait(lambda: site.flow_runs("release")[-1]["state_type"] in ("COMPLETED", "FAILED", "CRASHED"))
+    assert site.flow_runs("release")[-1]["state_type"] == "COMPLETED", site.log("cpu")
+    ranges = [run for run in site.flow_runs("anonymize-shards") if run["id"] not in before]
+    assert [run["state_type"] for run in ranges if run["id"] == victim["id"]] == ["CRASHED"]
+    assert len(ranges) == 3
+    plain = in_process(settings(source, tmp_path / "plain", slow, model={"id": str(tiny_model)},
+                                metrics={"clip": "none", "lpips": "none"}), monkeypatch)  # fmt: skip
+    assert handed_out(release)[0] == handed_out(plain)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
+def test_somebody_is_told_of_a_failed_release_and_of_a_missed_start(
+    site: Site, tmp_path: Path, tiny_model: Path
+) -> None:
+    with told() as (url, heard):
+        block = site.run("python", "-c", HOOK.format(url=url)).split()[-1]
+        text = (DEPLOYMENTS / "automations.yaml").read_text().replace("BLOCK_ID", block)
+        (site.folder / "alerts.yaml").write_text(text)
+        site.prefect("automation", "create", "--from-file", str(site.folder / "alerts.yaml"))
+
+        config = of_workers(people(tmp_path / "in", 2), tmp_path / "out", tiny_model, "policy.min_released=3")
+        path = settings_file(site.folder, config, "gate.yaml")
+        site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
+        assert wait(lambda: [text for text in heard if "min_released" in text]), (heard, site.log("cpu"))
+        assert "GateError" in heard[0] and "release Failed" in heard[0]
+
+        site.stop("cpu")
+        site.prefect("deployment", "run", "release/release")
+        assert wait(lambda: [text for text in heard if "Late" in text], 60), heard

@@ -1,0 +1,258 @@
+"""However shards are spread, the release is the same; and what spreading needs is said before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import IdealGaussian
+from prefect_database import query, wait_for
+from running import HEX, PlainScorer, handed_out, people, settings
+
+from anonymizer import ledger
+from anonymizer.config import RunConfig
+from anonymizer.errors import ConfigError, CustodianKeyError, ModelError, ShardError
+from anonymizer.keys import CustodianKey
+from anonymizer.layout import Release
+from flows import engines, steps  # nothing that imports Prefect: its server's settings are set by a fixture
+
+PLAIN = {"metrics": {"clip": "none", "lpips": "none"}}
+
+# -- what is said before any work -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [{"runner": "ray"}, {"runner": "dask"}, {"dispatch": "workers"}])
+def test_several_processes_need_a_key_that_each_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: dict[str, Any]
+) -> None:
+    monkeypatch.delenv("ANONYMIZER_KEY", raising=False)
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", run=run)
+    with pytest.raises(
+        CustodianKeyError, match=r"ANONYMIZER_KEY: not set, and run\.\w+ \w+ works in several processes"
+    ):
+        steps.check(config)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("runner", ["ray", "dask"])
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", f"run.runner={runner}")
+    with pytest.raises(ConfigError, match=rf"pip install 'anonymizer\[{runner}\]'"):
+        steps.check(config)
+
+
+def test_workers_need_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    monkeypatch.setattr(engines, "_has_server", lambda: False)
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", "run.dispatch=workers")
+    with pytest.raises(ConfigError, match=r"needs a Prefect server with workers: set PREFECT_API_URL"):
+        steps.check(config)
+
+
+def test_work_is_spread_in_one_way_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="choose one way to spread the work"):
+        settings(tmp_path / "in", tmp_path / "out", "run.dispatch=workers", "run.runner=ray")
+    with pytest.raises(ConfigError, match=r"run\.deployment must be FLOW/DEPLOYMENT"):
+        settings(tmp_path / "in", tmp_path / "out", "run.deployment=shards")
+
+
+def test_a_gpu_that_no_node_of_a_cluster_has_is_not_waited_for(tmp_path: Path) -> None:
+    asked = settings(tmp_path / "in", tmp_path / "out", "model.device=cuda:0")
+    with pytest.raises(ConfigError, match=r"model\.device cuda:0: no node of the Ray cluster has a GPU"):
+        engines._gpus(asked, 0)
+    found = settings(tmp_path / "in", tmp_path / "out")
+    assert [engines._gpus(asked, 8), engines._gpus(found, 8), engines._gpus(found, 0)] == [1, 1, 0]
+    assert engines._gpus(settings(tmp_path / "in", tmp_path / "out", "model.device=cpu"), 8) == 0
+
+
+# -- ranges -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prefect_home")  # before Prefect is imported
+@pytest.mark.parametrize(("shards", "workers", "count"), [(6, 2, 2), (1, 4, 1), (0, 2, 0), (64, 2, 8), (10_000, 4, 16)])
+def test_ranges_are_as_many_as_keep_all_workers_busy_and_no_more(shards: int, workers: int, count: int) -> None:
+    from flows import ranges
+
+    found = list(ranges.cut(range(3, 3 + shards), workers))
+    assert len(found) == count
+    assert [shard for one in found for shard in one.shards] == list(range(3, 3 + shards))
+    assert {len(one.shards) for one in found} <= {shards // count, -(-shards // count)} if count else True
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def release(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[RunConfig], dict[str, Any]]:
+    from flows.release import release
+
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    return lambda config: release(config.model_dump(mode="json"))
+
+
+@pytest.fixture
+def in_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, scorer = IdealGaussian(), PlainScorer()
+    monkeypatch.setattr(steps, "backbone_of", lambda model: backbone)
+    monkeypatch.setattr(steps, "scorer_of", lambda metrics, device: scorer)
+
+
+def of_run(home: Path, config: RunConfig, sql: str) -> list[list[Any]]:
+    """What the server knows of each run of this release, the first one first."""
+    runs = query(home, "SELECT id, parameters FROM flow_run ORDER BY created")
+    return [[row[0] for row in query(home, sql, i)] for i, told in runs if config.output.uri in told]
+
+
+@pytest.mark.usefixtures("in_closed_form")
+def test_committed_shards_are_no_tasks_when_a_run_is_taken_up(
+    tmp_path: Path, prefect_home: Path, release: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(people(tmp_path / "in", 6), tmp_path / "out", "run.retries=0")
+    original = steps._run_shard
+
+    def failing(config: RunConfig, shard: int, progress: Any) -> Any:
+        if shard == 1:
+            raise RuntimeError
+        return original(config, shard, progress)
+
+    with monkeypatch.context() as patch, pytest.raises(ShardError, match="1 of 3 shards failed"):
+        patch.setattr(steps, "_run_shard", failing)
+        release(config)
+    assert release(config)["released"] == 6
+    names = "SELECT name FROM task_run WHERE flow_run_id = ? AND name LIKE 'shard-%' ORDER BY name"
+    assert wait_for(lambda: of_run(prefect_home, config, names) == [["shard-0", "shard-1", "shard-2"], ["shard-1"]])
+
+
+@pytest.mark.usefixtures("in_closed_form")
+def test_a_shard_that_was_killed_between_commit_and_event_is_in_the_log(tmp_path: Path, release: Any) -> None:
+    config = settings(people(tmp_path / "in", 4), tmp_path / "out")
+    steps.prepare(config)
+    steps.run_shard(config, 0, lambda done: None)
+    release(config)
+    assert steps.logged_shards(config) == {0, 1}
+
+
+@pytest.mark.slow
+def test_many_shards_are_few_tasks_at_once_and_few_artifacts(
+    tmp_path: Path, prefect_home: Path, release: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    from flows import spread
+
+    config = settings(people(tmp_path / "in", 150), tmp_path / "out", "run.shard_size=1")
+    lock, open_now, most = threading.Lock(), 0, 0
+    submit, backbone, scorer = ThreadPoolTaskRunner.submit, IdealGaussian(), PlainScorer()
+
+    def counted(self: Any, task: Any, *args: Any, **more: Any) -> Any:
+        nonlocal open_now, most
+        future = submit(self, task, *args, **more)
+        with lock:
+            open_now += 1
+            most = max(most, open_now)
+        return future
+
+    original = spread._outcome
+
+    def outcome(future: Any) -> Any:
+        nonlocal open_now
+        found = original(future)
+        with lock:
+            open_now -= 1
+        return found
+
+    monkeypatch.setattr(ThreadPoolTaskRunner, "submit", counted)
+    monkeypatch.setattr(spread, "_outcome", outcome)
+    monkeypatch.setattr(steps, "backbone_of", lambda model: backbone)
+    monkeypatch.setattr(steps, "scorer_of", lambda metrics, device: scorer)
+    assert release(config)["released"] == 150
+    assert most == spread.WINDOW
+    ((*told,),) = of_run(prefect_home, config, "SELECT id FROM artifact WHERE flow_run_id = ?")
+    assert len(told) < 30  # one for every 5 seconds, and two more
+
+
+# -- other processes --------------------------------------------------------------------------------------------------
+
+# Every process that starts with this on its path writes down when it reads weights.
+WATCH = """
+import os, sys
+def watch(event, args):
+    if event == "open" and str(args[0]).endswith(".safetensors") and "/unet/" in str(args[0]):
+        with open(os.environ["LOADS"] + f"/{os.getpid()}", "a") as file:
+            file.write("x")
+sys.addaudithook(watch)
+"""
+LOAD = "import sys\nfrom flows.steps import backbone_of\nfrom anonymizer.config import ModelConfig\n"
+LOAD += "for _ in range(2): backbone_of(ModelConfig(id=sys.argv[1]))"
+
+
+@pytest.fixture
+def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Counter[str]]:
+    """How often each process that is started from here reads weights."""
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "loads").mkdir()
+    (tmp_path / "watch/sitecustomize.py").write_text(WATCH)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "watch"), *sys.path]))
+    monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
+
+    def found() -> Counter[str]:
+        files = list((tmp_path / "loads").iterdir())
+        counts = Counter({file.name: len(file.read_text()) for file in files})
+        for file in files:
+            file.unlink()
+        return counts
+
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["ray", "dask"])
+def test_the_release_is_the_same_on_any_engine_and_each_process_loads_the_model_once(
+    tmp_path: Path, tiny_model: Path, release: Any, loads: Any, runner: str
+) -> None:
+    source, model = people(tmp_path / "in", 12), {"id": str(tiny_model)}
+    subprocess.run([sys.executable, "-c", LOAD, str(tiny_model)], check=True)
+    ((_, once),) = loads().items()
+    release(settings(source, tmp_path / "local", model=model, **PLAIN))
+    expected = handed_out(Release.at(str(tmp_path / "local")))
+    for workers in (1, 2):
+        config = settings(
+            source,
+            tmp_path / f"{runner}{workers}",
+            f"run.runner={runner}",
+            f"run.workers={workers}",
+            model=model,
+            **PLAIN,
+        )
+        assert release(config)["shards"] == 6
+        done = Release.at(config.output.uri)
+        assert handed_out(done)[0] == expected[0]
+        assert handed_out(done)[1].equals(expected[1])
+        counts = loads()
+        assert 1 <= len(counts) <= workers
+        assert set(counts.values()) == {once}
+
+
+def test_another_key_or_model_than_was_planned_with_does_no_shard(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", model={"id": str(tiny_model)}, **PLAIN)
+    steps.prepare(config)
+    with monkeypatch.context() as patch, pytest.raises(CustodianKeyError, match="not the key that the release was"):
+        patch.setenv("ANONYMIZER_KEY", CustodianKey(bytes(range(1, 33))).secret.hex())
+        steps.run_shard(config, 0, lambda done: None)
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="other weights or settings than"):
+        patch.setattr(steps, "backbone_of", lambda model: IdealGaussian())
+        steps.run_shard(config, 0, lambda done: None)
+    assert ledger.read_shard(Release.at(config.output.uri), 0) is None
+    assert json.loads(Release.at(config.output.uri).plan.read())["shards"] == 1
