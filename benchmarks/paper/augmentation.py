@@ -5,7 +5,7 @@
 The network of resnet.py on real pictures, and on real pictures with one local sample of each, at several levels and
 numbers of pictures, with and without the usual augmentations (crops and flips). Both take the same number of steps with
 batches of the same size; half of each mixed batch are samples. By default 3 numbers of pictures and 3 seeds: 108 runs
-in about 75 minutes of one core of a CPU with AVX-512 BF16, and 57 more for local samples (35 after classifier.py).
+in about 67 minutes of one core of a CPU with AVX-512 BF16, and 54 more for local samples (less after classifier.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 One small residual network (resnet.py) is trained on real pictures, on one local sample of each at several levels, and
 on as many purely synthetic ones (level 1); labels are told to the model. It is tested on real pictures. By default
-10,000 training pictures and 3 seeds: about 80 minutes of one core of a CPU with AVX-512 BF16, 57 of them for local
+10,000 training pictures and 3 seeds: about 75 minutes of one core of a CPU with AVX-512 BF16, 54 of them for local
 samples, which augmentation.py takes from the same --work.
 """
 

@@ -4,7 +4,7 @@
 
 LPIPS, CLIP similarity and pixel distance to the original against the level; distances among several samples of one
 original; and, on CIFAR-10 (on faces if they alone are given), accelerated samplers against vanilla Boomerang, which
-takes every step. By default 200 pictures of each, and 100 for the samplers: about 35 minutes of one core of a CPU with
+takes every step. By default 200 pictures of each, and 100 for the samplers: about 33 minutes of one core of a CPU with
 AVX-512 BF16, 6 of them for the faces.
 """
 
