@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from anonymizer import fetch
 from anonymizer.errors import ModelError
+from anonymizer.fetch import file as fetched
+from anonymizer.fetch import is_address
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 10.0
@@ -29,8 +30,8 @@ def in_package(package: str, inner: str) -> Path:
 
 def given(field: str, text: str, instead: str = "give the path of the weights") -> Path:
     """A file that the user names, fetched first where it lies elsewhere. Raises ModelError."""
-    if fetch.is_address(text):
-        return fetch.file(field, text)
+    if is_address(text):
+        return fetched(field, text)
     path = Path(text).expanduser()
     if not path.is_file():
         raise ModelError(f"{field}: no file {text!r}: {instead}")
