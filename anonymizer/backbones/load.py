@@ -86,7 +86,8 @@ def resolve(config: ModelConfig) -> Path:
         return folder
     if not config.is_hub_id:
         raise ModelError(
-            f"model.id {config.id!r}: no such folder, and no hub id: give bundled:NAME, a folder, a URI or OWNER/NAME"
+            f"model.id {config.id!r}: no such folder, and not a hub id: give bundled:NAME, a folder, its URI, or "
+            "OWNER/NAME"
         )
     if config.revision is None:
         raise ModelError(
