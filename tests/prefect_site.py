@@ -57,7 +57,7 @@ class Site:
         )
 
     def run(self, *command: str) -> str:
-        done = subprocess.run(command, env=self.environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=self.environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -92,7 +92,7 @@ class Site:
         end(self.workers.pop(name))
 
 
-def wait(what: Callable[[], Any], seconds: float = 150) -> Any:
+def wait(what: Callable[[], Any], seconds: float = 300) -> Any:
     """The first answer that is one."""
     deadline = time.monotonic() + seconds
     while not (found := what()) and time.monotonic() < deadline:
