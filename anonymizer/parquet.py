@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -34,13 +35,9 @@ class Stored:
     some whatever it is told. Raises pyarrow.ArrowException or OSError where the file is damaged.
     """
 
-    def __init__(self, source: Any, columns: Sequence[str] | None = None) -> None:
-        self._source = source
+    def __init__(self, source: Any) -> None:
         self._file = pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER)
-        known = self._file.schema_arrow
-        if missing := set(columns or ()) - set(known.names):
-            raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")
-        self.schema = known if columns is None else pa.schema([known.field(name) for name in columns], known.metadata)
+        self.schema: pa.Schema = self._file.schema_arrow
 
     @property
     def column_names(self) -> list[str]:
@@ -54,7 +51,12 @@ class Stored:
         return self._file.read(columns=[name], use_threads=False)[name]
 
     def select(self, columns: Sequence[str]) -> Stored:
-        return Stored(self._source, columns)
+        """The same table with fewer columns, in this order. KeyError where it has no such column."""
+        if missing := set(columns) - set(self.schema.names):
+            raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")
+        fewer = copy.copy(self)
+        fewer.schema = pa.schema([self.schema.field(name) for name in columns], self.schema.metadata)
+        return fewer
 
     def to_batches(self, max_chunksize: int) -> Iterator[pa.RecordBatch]:
         names = self.column_names
@@ -73,7 +75,8 @@ def stored(place: Place) -> Stored:
 
 def read(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """The table that lies there, or some of its columns. Raises pyarrow.ArrowException or OSError if it is damaged."""
-    return Stored(pa.BufferReader(place.read()), columns).read()
+    table = Stored(pa.BufferReader(place.read()))
+    return (table if columns is None else table.select(columns)).read()
 
 
 def metadata(place: Place) -> Mapping[bytes, bytes]:
