@@ -81,6 +81,7 @@ def assemble(release: Release, config: RunConfig) -> None:
     _check_assembled(release, rows)
     release.assembling.remove()
     release.staging.remove()
+    release.reopened.remove()
 
 
 def _stage_kept(release: Release, config: RunConfig, tables: Mapping[int, pa.Table]) -> None:

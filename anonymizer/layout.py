@@ -102,6 +102,11 @@ class Release:
         return self.root / "restricted" / "candidate"
 
     @property
+    def reopened(self) -> Place:
+        """What stands of shards whose failed records are done again; see ``anonymizer.retry``."""
+        return self.restricted / "reopened"
+
+    @property
     def quarantine(self) -> Place:
         return self.restricted / "quarantine"
 

@@ -7,7 +7,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 
 import pyarrow as pa
@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from anonymizer import parquet
 from anonymizer.errors import IntegrityError
 from anonymizer.layout import Release
+from anonymizer.place import Place
 from anonymizer.plan import Plan, read_entries
-from anonymizer.records import Reason, Status
+from anonymizer.records import Entry, Reason, Status
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,18 @@ class ShardWriter:
     """Stages the outputs of one shard under a fresh name, and commits them with the shard's ledger file.
 
     Of several attempts at one shard, the first to commit counts. What a killed one left behind is never looked at
-    again; assembling removes it.
+    again; assembling removes it. Of a shard that was opened again only the rest is done (``is_left``).
     """
 
     def __init__(self, release: Release, shard: int, metric_models: Mapping[str, str]) -> None:
         self.release, self.shard, self.metric_models = release, shard, metric_models
-        self.folder = f"shard-{shard:05d}-{secrets.token_hex(6)}"
+        self.standing = _read(standing(release, shard), shard)
+        self.ended = frozenset() if self.standing is None else frozenset(self.standing["record_id"].to_pylist())
+        self.folder = _staging(self.standing) or f"shard-{shard:05d}-{secrets.token_hex(6)}"
+
+    def is_left(self, entry: Entry) -> bool:
+        """Whether a record has yet to come to its end."""
+        return entry.record_id not in self.ended
 
     def put(self, output_id: str, suffix: str, data: bytes) -> None:
         """Stage one output, released or held back."""
@@ -102,28 +109,42 @@ class ShardWriter:
 
         Where another attempt was first, this one is thrown away and the other's counts are returned.
         """
-        counts = Counter(row.status for row in rows)
         if len(rows) != expected or len({row.record_id for row in rows}) != expected:
             raise IntegrityError(f"shard {self.shard}: {len(rows)} rows for {expected} records: nothing was committed")
         metadata = {"metric_models": json.dumps(dict(self.metric_models)), "staging": self.folder}
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
+        if self.standing is not None:
+            table = pa.concat_tables([self.standing.replace_schema_metadata(metadata), table])
         if not self.release.shard(self.shard).create(parquet.to_bytes(table)):
-            (self.release.staging / self.folder).remove()
+            if self.standing is None:  # else the folder holds what the other one speaks of
+                (self.release.staging / self.folder).remove()
             if (first := read_shard(self.release, self.shard)) is not None:
                 return summarize(self.shard, first)
-        return ShardSummary(
-            shard=self.shard,
-            read=len(rows),
-            released=counts[Status.RELEASED],
-            quarantined=counts[Status.QUARANTINED],
-            failed=counts[Status.FAILED],
-            seconds=seconds,
-        )
+        standing(self.release, self.shard).remove()
+        return replace(summarize(self.shard, table), seconds=seconds)
 
 
 def read_shard(release: Release, shard: int) -> pa.Table | None:
     """The ledger of a committed shard, its schema checked; none if it is not committed."""
-    place = release.shard(shard)
+    return _read(release.shard(shard), shard)
+
+
+def standing(release: Release, shard: int) -> Place:
+    """What stands of a shard that was opened again, and will be committed with the rest of it."""
+    return release.reopened / release.shard(shard).name
+
+
+def reopen(release: Release, shard: int, kept: pa.Table) -> None:
+    """Take the commit of a shard back, and let ``kept`` of its rows stand."""
+    standing(release, shard).write(parquet.to_bytes(kept))
+    release.shard(shard).remove()
+
+
+def _staging(table: pa.Table | None) -> str | None:
+    return None if table is None else table.schema.metadata[b"staging"].decode()
+
+
+def _read(place: Place, shard: int) -> pa.Table | None:
     if not place.exists():
         return None
     try:

@@ -175,6 +175,7 @@ class Place:
         """Rename on a disk; elsewhere copy file by file, the one named ``last`` at the end, and delete."""
         with output_errors():
             if self.is_local:
+                self._make_folder(Path(other.path).parent)
                 Path(self.path).rename(other.path)
                 return
             for name in sorted(self.files(), key=lambda name: name == last):

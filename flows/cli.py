@@ -80,6 +80,26 @@ def run(config: RunConfig, as_json: bool, quiet: bool) -> None:
 
 
 @main.command()
+@click.argument("release")
+@click.option("--failed", is_flag=True, required=True, help="Redo failed records.")
+@click.option("--reason", "reasons", multiple=True, help="Only those that failed for this reason; repeatable.")
+@as_json
+@quiet
+def retry(release: str, failed: bool, reasons: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+    """Redo what failed in a release that is not published.
+
+    \b
+    anonymizer retry --failed releases/2026-11
+    anonymizer retry --failed --reason unreadable releases/2026-11
+
+    All that did not fail stands. Then the release is finished as `run` would finish it.
+    """
+    from flows import commands
+
+    commands.retry(release, reasons, as_json=as_json, quiet=quiet)
+
+
+@main.command()
 @run_options
 @as_json
 @quiet

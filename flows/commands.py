@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Any
 
 import click
 
-from anonymizer import assemble, calibration, previous, publish, report, retention
+from anonymizer import assemble, calibration, preflight, previous, publish, report, retention
 from anonymizer import plan as planning
 from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
-from anonymizer.errors import AnonymizerError
+from anonymizer.errors import AnonymizerError, UsageError
 from anonymizer.keys import load_key
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.plan import settings_of
+from anonymizer.records import Reason
+from anonymizer.retry import reopen
 from anonymizer.sealed import SUFFIX
 from anonymizer.sources import embedded, open_source
 from flows import show
@@ -60,6 +64,25 @@ def run(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         )
     if not result.released:
         raise AnonymizerError("release: no picture could be released: see the reasons in restricted/report.html")
+
+
+def retry(uri: str, reasons: Sequence[str], *, as_json: bool, quiet: bool) -> None:
+    """Open what failed in a release again, and finish it with the settings that it was begun with."""
+    release, chosen = Release.at(uri), [_reason(name) for name in reasons]
+    settings = settings_of(release)
+    with preflight.alone(settings.output.uri):
+        count = reopen(release, chosen)
+    if not as_json:
+        show.line(f"Doing {count} failed records again." if count else "No record failed so: nothing is done again.")
+    run(settings, as_json=as_json, quiet=quiet)
+
+
+def _reason(name: str) -> Reason:
+    if name not in set(Reason):
+        near = get_close_matches(name, list(Reason), 1)
+        hint = f": did you mean {str(near[0])!r}?" if near else ": `anonymizer status` names those of a release"
+        raise UsageError(f"--reason: there is no reason {name!r}{hint}")
+    return Reason(name)
 
 
 def release_once(config: RunConfig, *, quiet: bool) -> list[str] | None:

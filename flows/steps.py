@@ -132,8 +132,8 @@ def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -
         return ledger.summarize(shard, table)
     backbone = backbone_of(config.model)
     scorer = scorer_of(config.metrics, str(backbone.device))
-    entries = plan.read_entries(release, shard)
     writer = ShardWriter(release, shard, scorer.names)
+    entries = [entry for entry in plan.read_entries(release, shard) if writer.is_left(entry)]
     key, before = load_key(config.key_env), previous_of(config.output.uri)
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
 

@@ -140,7 +140,7 @@ def one_shard(
 ) -> ShardSummary:
     release, scorer = Release.at(config.output.uri), scorer or PlainScorer()
     writer = ShardWriter(release, shard, scorer.names)
-    entries = plan.read_entries(release, shard)
+    entries = [entry for entry in plan.read_entries(release, shard) if writer.is_left(entry)]
     before = previous.load(release)
     return anonymize_shard(shard, entries, config, backbone or IdealGaussian(), scorer, key, writer, progress, before)
 
