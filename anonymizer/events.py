@@ -10,22 +10,25 @@ import getpass
 import hashlib
 import json
 import os
+import random
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from time import sleep
 from typing import Any
 
 from filelock import FileLock
 
-from anonymizer.errors import IntegrityError
+from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.layout import Release
 from anonymizer.place import output_errors
 
 FIRST = "0" * 64  # stands for the line before the first
 ACTOR = "ANONYMIZER_ACTOR"
 TAIL = 2**16  # bytes that surely hold the last line
+WRITERS = 100  # times that a line is offered to a store, where others may have been quicker
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,33 @@ class Head:
 
 def record(release: Release, event: str, *, actor: str | None = None, **details: Any) -> Head:
     """Add one event to the log; IntegrityError if what is there is no chain."""
+    told = {"actor": actor or whoever(), "event": event, "details": details}
+    if not release.root.is_local:
+        return _record_in_store(release, told)
     with _alone(release):
         head = _end(release)
-        told = {
-            "n": head.count + 1,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "actor": actor or whoever(),
-            "event": event,
-            "details": details,
-            "previous": head.hash,
-        }
-        line = _line(told)
+        line = _next(head, told)
         _append(release, line + b"\n")
     return Head(head.count + 1, _hash(line))
+
+
+def _next(head: Head, told: Mapping[str, Any]) -> bytes:
+    """The line that follows on the last one."""
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return _line({"n": head.count + 1, "time": time, "previous": head.hash, **told})
+
+
+def _record_in_store(release: Release, told: Mapping[str, Any]) -> Head:
+    """Where nothing can be appended: the whole log is put again if nobody else did so meanwhile, else once more."""
+    for _ in range(WRITERS):
+        data, version = release.events.read_version()
+        data = data[: data.rfind(b"\n") + 1]  # a store whose puts are not atomic may hold a line that was cut off
+        head = _head(data)
+        line = _next(head, told)
+        if release.events.swap(data + line + b"\n", version):
+            return Head(head.count + 1, _hash(line))
+        sleep(random.uniform(0, 0.2))
+    raise OutputError("events: too many others write the log of this release: run the same command again")
 
 
 def read(release: Release) -> list[Mapping[str, Any]]:
@@ -115,6 +132,11 @@ def _end(release: Release) -> Head:
         whole, _, cut = data.rpartition(b"\n")
         _cut(release, len(cut))
         data = whole
+    return _head(data)
+
+
+def _head(data: bytes) -> Head:
+    """The end of a log, or of the end of one, that is whole lines."""
     lines = data.splitlines()
     if not lines:
         return Head(0, FIRST)
@@ -125,17 +147,12 @@ def _end(release: Release) -> Head:
 
 def _tail(release: Release) -> bytes:
     """The last lines of the log, or all of them."""
-    if not release.root.is_local:
-        return release.events.read()
     with open(release.events.path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         return file.read()
 
 
 def _append(release: Release, line: bytes) -> None:
-    if not release.root.is_local:  # where nothing can be appended
-        release.events.write((release.events.read() if release.events.exists() else b"") + line)
-        return
     with (
         output_errors(),
         open(os.open(release.events.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log,
@@ -146,9 +163,6 @@ def _append(release: Release, line: bytes) -> None:
 
 
 def _cut(release: Release, count: int) -> None:
-    if not release.root.is_local:
-        release.events.write(release.events.read()[:-count])
-        return
     with output_errors():
         os.truncate(release.events.path, os.path.getsize(release.events.path) - count)
 
@@ -159,10 +173,7 @@ def _hash(line: bytes) -> str:
 
 @contextmanager
 def _alone(release: Release) -> Iterator[None]:
-    """Nobody else adds an event meanwhile, where the log lies on a disk."""
-    if not release.root.is_local:
-        yield
-        return
+    """Nobody else adds an event meanwhile, to a log that lies on a disk."""
     release.restricted.make_private()
     with FileLock(release.events_lock.path, mode=0o600):
         yield

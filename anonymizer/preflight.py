@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from anonymizer import purpose
+from anonymizer import lease, purpose, store
 from anonymizer.config import RunConfig
 from anonymizer.errors import OutputError
 from anonymizer.layout import Release
@@ -22,18 +24,22 @@ BEGUN = {".lock", "plan", "errors", "config.yaml"}  # what a run that was stoppe
 
 @contextmanager
 def alone(uri: str) -> Iterator[None]:
-    """No second run works on the release at ``uri`` meanwhile, where that is on a disk. OutputError if one does."""
+    """No second run works on the release at ``uri`` meanwhile. OutputError if one does.
+
+    A lock on a disk, a lease on a store.
+    """
     release = Release.at(uri)
-    if not release.root.is_local:
-        yield
-        return
-    release.restricted.make_private()
-    # One object for each path in this process, so that whoever holds it may take it again.
-    lock = FileLock(release.lock.path, timeout=0, is_singleton=True, thread_local=False, mode=0o600)
+    only: AbstractContextManager[Any]
+    if release.root.is_local:
+        release.restricted.make_private()
+        # One object for each path in this process, so that whoever holds it may take it again.
+        only = FileLock(release.lock.path, timeout=0, is_singleton=True, thread_local=False, mode=0o600)
+    else:
+        only = lease.held(release.lock)
     try:
-        with lock:
+        with only:
             yield
-    except Timeout:
+    except (Timeout, lease.Taken):
         raise OutputError(
             f"output.uri {uri!r}: another run is working on it: wait for it, or choose another output"
         ) from None
@@ -89,15 +95,14 @@ def _check_apart(config: RunConfig, source: Place, output: Place) -> None:
 
 
 def _check_place(config: RunConfig, root: Place) -> None:
-    if not root.is_local:
-        if set(root.path) & set("*?["):  # a store would read it as a pattern, and remove what it fits
-            raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
-        return
+    if not root.is_local and set(root.path) & set("*?["):  # read as a pattern, and what it fits would be removed
+        raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
     _check_writable(f"output.uri {config.output.uri!r}", root)
 
 
 def _check_writable(name: str, root: Place) -> None:
     if not root.is_local:
+        _probe(name, root)
         return
     path = Path(root.path)
     nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
@@ -106,6 +111,34 @@ def _check_writable(name: str, root: Place) -> None:
         raise OutputError(f"{name}: {what}: name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(f"{name}: cannot be written: check the permissions of {str(nearest)!r}")
+
+
+def cautions(config: RunConfig) -> list[str]:
+    """What should be known of the place of the output."""
+    root, found = Place.of(config.output.uri), []
+    if not root.is_local and not _probe(f"output.uri {config.output.uri!r}", root):
+        found.append(
+            "output.uri: this store ignores conditions on what it is given to write, so that two runs, or two people "
+            "at work on one release, may undo what the other did: let one at a time work there"
+        )
+    if store.keeps_versions(root.fs, root.path):
+        found.append(
+            "output.uri: the bucket keeps old versions, and with them what `erase` and `purge` remove: have a "
+            "lifecycle rule delete them"
+        )
+    return found
+
+
+def _probe(name: str, root: Place) -> bool:
+    """OutputError unless a store lets us write, read and delete there; whether it keeps to conditions."""
+    probe = root / f".probe-{secrets.token_hex(4)}.tmp"
+    try:
+        probe.create(b"probe")
+        kept = probe.keeps_to_conditions() and probe.read() == b"probe"
+        probe.remove()
+    except OutputError as error:
+        raise OutputError(f"{name}: {str(error).partition(': ')[2]}") from None
+    return kept
 
 
 def _check_unused(config: RunConfig, release: Release) -> None:

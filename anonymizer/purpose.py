@@ -72,7 +72,13 @@ def _is_marked(folder: str, known: set[str]) -> bool:
 def _refuse(setting: str, uri: str, error: type[AnonymizerError], why: str) -> None:
     place = Place.of(uri)
     for folder in around(place):
-        if (folder / FILE).exists():
+        try:
+            marked = (folder / FILE).exists()
+        except OutputError as problem:  # a store that cannot be asked, or not about what lies above
+            if folder.path == place.path:
+                raise error(f"{setting} {uri!r}: {str(problem).partition(': ')[2]}") from None
+            return
+        if marked:
             raise error(
                 f"{setting} {uri!r}: lies in or holds what was made by `augment` or `enhance`, not anonymised: {why}"
             )
@@ -83,6 +89,6 @@ def around(place: Place) -> Iterator[Place]:
     if place.is_local:
         place = replace(place, path=os.path.realpath(place.path))
     yield place
-    while place.path and (above := place.fs._parent(place.path)) != place.path:
+    while place.path and not place.is_bucket and (above := place.fs._parent(place.path)) != place.path:
         place = replace(place, path=above)  # in an archive, the topmost is ""
         yield place

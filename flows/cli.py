@@ -167,7 +167,7 @@ def audit(
 @click.argument("config", required=False)
 @click.option("--source", help="Folder, file or prefix with originals, where there is no CONFIG.")
 @click.option("--kind", help="What is on the pictures, in your words: source.kind.")
-@click.option("--model", help="bundled:NAME, a local folder, or a hub id (then --set model.revision=...).")
+@click.option("--model", help="bundled:NAME, a folder or its URI, or a hub id (then --set model.revision=...).")
 @click.option("--levels", help="Levels to measure: FIRST:LAST:STEP, or a list with commas.  [default: .1:.9:.1]")
 @attacker_options
 @click.option("--folder", help="Where calibration.json, tables and plots go.  [default: calibration]")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--samples", type=int, help="Samples of each record.  [default: 2]")
 @click.option("--balance", is_flag=True, default=None, help="More samples for smaller classes, until all are as large.")
 @click.option("--filter", "of_labels", help="Drop what no longer shows its label: clip, or a classifier's folder.")
-@click.option("--model", help="bundled:NAME, a local folder, or a hub id (then --set model.revision=...).")
+@click.option("--model", help="bundled:NAME, a folder or its URI, or a hub id (then --set model.revision=...).")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable.")
 @as_json
 @quiet

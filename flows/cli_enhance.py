@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--factor", type=int, help="How many times as long a side becomes.  [default: 4]")
 @click.option("--levels", help="A level for each pass, with commas; several make a cascade.  [default: .4]")
 @click.option("--upsampling", help="Before the first pass: bilinear, bicubic or lanczos.  [default: bicubic]")
-@click.option("--model", help="bundled:NAME, a local folder, or a hub id (then --set model.revision=...).")
+@click.option("--model", help="bundled:NAME, a folder or its URI, or a hub id (then --set model.revision=...).")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable.")
 @as_json
 @quiet

@@ -276,7 +276,7 @@ def _taken_up(config: RunConfig) -> planning.Plan:
 
 def _cautions(config: RunConfig, the_plan: planning.Plan) -> list[str]:
     """What should be known before anything is handed out."""
-    found = planning.cautions(config, the_plan)
+    found = [*planning.cautions(config, the_plan), *preflight.cautions(config)]
     if absent := previous.absent(config):
         found.append(f"previous: {absent} earlier releases are not at hand: who was only there gets a second output")
     return found

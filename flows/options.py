@@ -27,7 +27,7 @@ def run_options(command: F) -> F:
         click.option("--source", help="Folder, file or prefix with the originals; any fsspec URI."),
         click.option("--output", help="Where the release goes; any fsspec URI."),
         click.option("--level", type=float, help="Anonymity level in (0, 1]: the share of the training schedule."),
-        click.option("--model", help="bundled:NAME, a local folder, or a hub id (then --set model.revision=...)."),
+        click.option("--model", help="bundled:NAME, a folder or its URI, or a hub id (then --set model.revision=...)."),
         click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable."),
     ]
 
@@ -81,10 +81,10 @@ def built_as(kind: type[C], path: str | None, given: dict[str, Any], overrides: 
 
 def _refuse_source(path: str) -> None:
     """A source that stands where a configuration belongs; an address may hold a password and is not repeated."""
-    name = "an address" if "://" in path else repr(path)
+    name, known = ("an address", ()) if "://" in path else (repr(path), ("",))
     if Path(path).is_dir():
         what = "is a directory"
-    elif "://" in path or Path(path).suffix.lower() not in ("", ".yaml", ".yml", ".json"):
+    elif Path(path).suffix.lower() not in (*known, ".yaml", ".yml", ".json"):
         what = "is not a YAML file"
     else:
         return

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from anonymizer.errors import ModelError
+from anonymizer.fetch import file as fetched
+from anonymizer.fetch import is_address
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 10.0
@@ -27,7 +29,9 @@ def in_package(package: str, inner: str) -> Path:
 
 
 def given(field: str, text: str, instead: str = "give the path of the weights") -> Path:
-    """A file that the user names. Raises ModelError."""
+    """A file that the user names, fetched first where it lies elsewhere. Raises ModelError."""
+    if is_address(text):
+        return fetched(field, text)
     path = Path(text).expanduser()
     if not path.is_file():
         raise ModelError(f"{field}: no file {text!r}: {instead}")

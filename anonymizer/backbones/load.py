@@ -6,10 +6,11 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
+from anonymizer import fetch
 from anonymizer.backbones.parts import NEEDED, Parts
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.config import ModelConfig
@@ -69,7 +70,7 @@ def bundled_models() -> dict[str, Path]:
 
 
 def resolve(config: ModelConfig) -> Path:
-    """The local folder that holds the model's files; a hub id is fetched first (or found in the hub's cache)."""
+    """The local folder that holds the model's files; what lies elsewhere is fetched first, or found in a cache."""
     if config.id.startswith(BUNDLED):
         known = bundled_models()
         name = config.id.removeprefix(BUNDLED)
@@ -77,11 +78,16 @@ def resolve(config: ModelConfig) -> Path:
             names = ", ".join(BUNDLED + n for n in known)
             raise ModelError(f"model.id: unknown bundled model {config.id!r}: known: {names}")
         return known[name]
+    if fetch.is_address(config.id):
+        from huggingface_hub.utils._paths import filter_repo_objects
+
+        return fetch.folder("model.id", config.id, lambda names: filter_repo_objects(names, **_files(config)))
     if (folder := Path(config.id).expanduser()).is_dir():
         return folder
     if not config.is_hub_id:
         raise ModelError(
-            f"model.id {config.id!r}: no such folder, and not a hub id: give bundled:NAME, a folder, or OWNER/NAME"
+            f"model.id {config.id!r}: no such folder, and not a hub id: give bundled:NAME, a folder, its URI, or "
+            "OWNER/NAME"
         )
     if config.revision is None:
         raise ModelError(
@@ -103,22 +109,22 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def _from_hub(config: ModelConfig) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    # Of each part its configuration, vocabulary and weights; not the checkpoints of other programs beside them.
+def _files(config: ModelConfig) -> dict[str, Any]:
+    """Of each part its configuration, vocabulary and weights; not the checkpoints of other programs beside them."""
     weights = "*" if config.variant is None else f"*.{config.variant}*"
     patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
     patterns += [f"*/{weights}.safetensors", "diffusion_pytorch_model.safetensors"]
     patterns += ["*/*.bin", "diffusion_pytorch_model.bin"] if config.allow_pickle else []
     ignored = [] if config.variant else ["*.fp16.*", "*.non_ema.*"]
+    return {"allow_patterns": patterns, "ignore_patterns": ignored or None}
+
+
+def _from_hub(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
     try:
-        return Path(
-            snapshot_download(
-                config.id, revision=config.revision, allow_patterns=patterns, ignore_patterns=ignored or None
-            )
-        )
+        return Path(snapshot_download(config.id, revision=config.revision, **_files(config)))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
             f"model.id {config.id!r} at {config.revision!r}: neither on the hub nor in its cache "

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anonymizer.config.base import shown
+from anonymizer.config.base import CREDENTIALS, shown
 from anonymizer.config.run import RunConfig
 from anonymizer.config.wording import line
-from anonymizer.errors import ConfigError
+from anonymizer.errors import ConfigError, OutputError
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -25,7 +25,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, An
 def load_as(
     kind: type[C], path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
 ) -> C:
-    """A configuration of some kind from a file."""
+    """A configuration of some kind from a file, on a disk or anywhere that fsspec reaches."""
+    if "://" in str(path):
+        return build_as(kind, parse(_at_address(str(path)), str(path)), overrides, given)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -33,6 +35,25 @@ def load_as(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: cannot read {str(path)!r} ({type(error).__name__}): check the file") from None
     return build_as(kind, parse(text, str(path)), overrides, given)
+
+
+def _at_address(uri: str) -> str:
+    """What lies at a URI, as text."""
+    from anonymizer.place import Place  # fsspec, which a file on a disk does not need
+
+    if CREDENTIALS.search(uri):
+        raise ConfigError(
+            "config: its address holds a password: leave it out, and give it in the environment or in fsspec's own "
+            "config file (~/.config/fsspec/)"
+        )
+    try:
+        return Place.of(uri).read().decode()
+    except FileNotFoundError:
+        raise ConfigError(f"config: no file {uri!r}: check the address") from None
+    except OutputError as error:
+        raise ConfigError(f"config: cannot read {uri!r}: {str(error).partition(': ')[2]}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: cannot read {uri!r} ({type(error).__name__}): check the file") from None
 
 
 def parse(text: str, name: str) -> dict[str, Any]:

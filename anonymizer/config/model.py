@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from anonymizer.config.base import Float, Int, Section
+from anonymizer.config.base import Float, Int, Section, Uri
 
 FIELD = re.compile(r"\{(\w+)\}")
 # What changes what a model of the same weights makes of a picture.
@@ -18,7 +18,9 @@ USED = {"variant", "size", "prompt", "negative_prompt", "guidance", "condition",
 class ModelConfig(Section):
     """Which diffusion model samples, and on what."""
 
-    id: str = Field("bundled:faces-64", description="bundled:NAME, a local folder, or a hub id with a revision")
+    id: Uri = Field(
+        "bundled:faces-64", description="bundled:NAME, a folder, any fsspec URI of one, or a hub id with a revision"
+    )
     revision: str | None = Field(None, description="commit of a hub model; needed for one, so that it cannot change")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="float32, bfloat16 or float16")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, or cuda:N")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
+from fsspec.implementations.local import LocalFileSystem
+
+from anonymizer import store
+from anonymizer.ahead import ahead
 from anonymizer.sinks import Placed, ReleasedPicture
 from anonymizer.sinks.writing import make_folder, output_errors
 
@@ -16,15 +21,22 @@ class FolderSink:
 
     def write(self, pictures: Iterable[ReleasedPicture], fs: Any, folder: str) -> Iterator[Placed]:
         made: set[str] = set()
-        for picture in pictures:
+
+        def put(picture: ReleasedPicture) -> Placed:
             group = folder_name(picture.label) if picture.label else picture.output_id[:2]
             if group not in made:
                 make_folder(fs, f"{folder}/images/{group}")
                 made.add(group)
             file = f"images/{group}/{picture.output_id}{picture.suffix}"
-            with output_errors():
-                fs.pipe_file(f"{folder}/{file}", picture.data)
-            yield Placed(picture.output_id, file)
+            with output_errors(fs):
+                store.patiently(lambda: fs.pipe_file(f"{folder}/{file}", picture.data))
+            return Placed(picture.output_id, file)
+
+        if isinstance(fs, LocalFileSystem):
+            yield from map(put, pictures)
+            return
+        with ThreadPoolExecutor(store.AT_ONCE, "sink") as pool:  # each takes a request
+            yield from ahead(put, pictures, pool, 2 * store.AT_ONCE)
 
 
 def folder_name(label: str) -> str:

@@ -38,7 +38,7 @@ class ParquetSink:
         while group is not None:
             file = f"data/part-{part:05d}.parquet"
             rows = size = 0
-            with output_errors(), fs.open(f"{folder}/{file}", "wb") as raw, _writer(raw, schema) as writer:
+            with output_errors(fs), fs.open(f"{folder}/{file}", "wb") as raw, _writer(raw, schema) as writer:
                 while group is not None and (not rows or _fits(rows, size, group)):
                     writer.write_table(_table(group, schema))
                     for picture in group:

@@ -24,7 +24,7 @@ class WebDatasetSink:
         while first is not None:
             file = f"data/part-{part:05d}.tar"
             rows = size = 0
-            with output_errors(), fs.open(f"{folder}/{file}", "wb") as raw, _tar(raw) as tar:
+            with output_errors(fs), fs.open(f"{folder}/{file}", "wb") as raw, _tar(raw) as tar:
                 while first is not None and (not rows or _fits(rows, size, first)):
                     for name, data in _members(first):
                         _add(tar, name, data)

@@ -10,5 +10,5 @@ __all__ = ["make_folder", "output_errors"]
 
 
 def make_folder(fs: Any, path: str) -> None:
-    with output_errors():
+    with output_errors(fs):
         fs.makedirs(path, exist_ok=True)

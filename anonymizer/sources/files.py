@@ -7,12 +7,14 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from anonymizer import store
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
 
@@ -21,12 +23,12 @@ from anonymizer.records import Entry, Reason, Record
 IGNORED_NAMES = frozenset(
     {".DS_Store", ".localized", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", ".gitkeep"}
 )
+PAGE = 1000  # keys of a store that are listed at once
+READ_AHEAD = 4 * 2**20  # bytes that are fetched from a store at once, where a file is read piece by piece
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 # What may stand beside tar and Parquet files without being data: how a name may end.
 SIDE_FILES = (".md", ".txt", ".json", ".yaml", ".yml", ".gitattributes", ".gitignore", ".crc", "_success", "_metadata")
-# What file systems call the thing that changes when a file does; the first one that they know counts.
-VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "modified", "created")
 IGNORED_FOLDERS = frozenset({".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trashes", ".Spotlight-V100"})
 
 
@@ -60,10 +62,12 @@ class Location:
 
     def files(self) -> Iterator[File]:
         """All files, in a stable order: the file itself, or what lies below the folder."""
-        if self.is_file:
-            yield File(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
-        else:
-            yield from _walk_local(self.path, self.uri) if self.is_local else _walk_remote(self.fs, self.path)
+        with self._told():
+            if self.is_file:
+                yield File(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
+            else:
+                walk = _walk_s3 if store.is_s3(self.fs) else _walk_remote
+                yield from _walk_local(self.path, self.uri) if self.is_local else walk(self.fs, self.path)
 
     def to_uri(self, path: str) -> str:
         """A name for the path that ``to_path`` undoes; an absolute path on a local disk."""
@@ -77,13 +81,25 @@ class Location:
         if self.is_local:
             info = os.stat(path)
             return f"{info.st_size} {info.st_mtime_ns}"
-        self.fs.invalidate_cache(self.fs._parent(path))  # as it is now, not as it was listed
-        known = self.fs.info(path)
-        return f"{known.get('size')} {next((known[name] for name in VERSIONS if known.get(name)), '')}"
+        known = store.patiently(lambda: self.fs.info(path))
+        return f"{known.get('size')} {store.version(known)}"
 
     def open(self, path: str) -> Any:
-        """The file, opened for reading bytes; may seek."""
-        return open(path, "rb") if self.is_local else self.fs.open(path, "rb")
+        """The file, opened for reading bytes; may seek. SourceError if a store refuses it."""
+        if self.is_local:
+            return open(path, "rb")
+        with self._told():
+            return store.patiently(lambda: self.fs.open(path, "rb", block_size=READ_AHEAD))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What a store says of itself, as a SourceError; nothing of what it says of an object."""
+        try:
+            yield
+        except Exception as error:
+            if self.is_local or not store.is_storage(error):
+                raise
+            raise SourceError(f"source.uri {self.uri!r}: {store.why(error)}") from None
 
     def read(self, path: str, most: int, size: int | None = None) -> bytes:
         """All bytes of a file; RecordError when it is larger than ``most``, or not ``size`` bytes as it was listed."""
@@ -98,17 +114,29 @@ class Location:
 def locate(uri: str) -> Location:
     """What a URI names; SourceError if nothing is there or its file system cannot be used."""
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
-        if fs.isfile(path):
-            return Location(uri, fs, path, is_file=True)
-        if fs.isdir(path):
-            return Location(uri, fs, path, is_file=False)
+        fs, path = store.open_fs(uri)
+        return Location(uri, fs, path, is_file=_is_file(fs, path))
     except ImportError as error:
-        raise SourceError(f"source.uri {uri!r}: {error}: install it, or name a local folder") from None
+        raise SourceError(f"source.uri {uri!r}: {error}, or name a local folder") from None
+    except FileNotFoundError as error:
+        what = "no such file or folder: check the path" if store.is_missing(error) else store.why(error)
+        raise SourceError(f"source.uri {uri!r}: {what}") from None
     except Exception as error:  # each file system has errors of its own
+        if store.is_storage(error) and "://" in uri:
+            raise SourceError(f"source.uri {uri!r}: {store.why(error)}") from None
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(f"source.uri {uri!r}: cannot be opened ({text}): check the address and your access") from None
-    raise SourceError(f"source.uri {uri!r}: no such file or folder: check the path")
+
+
+def _is_file(fs: Any, path: str) -> bool:
+    """Whether it is a file or a folder. FileNotFoundError if neither; raises what a store says if it cannot tell."""
+    if isinstance(fs, LocalFileSystem):
+        kind = "file" if fs.isfile(path) else "directory" if fs.isdir(path) else None
+    else:  # whose isfile and isdir say no where they were refused
+        kind = store.patiently(lambda: fs.info(path))["type"]
+    if kind not in ("file", "directory"):
+        raise FileNotFoundError
+    return kind == "file"
 
 
 def is_ignored(name: str) -> bool:
@@ -176,13 +204,30 @@ def _walk_remote(fs: Any, root: str) -> Iterator[File]:
             if not is_ignored(name):
                 yield File(path, path.removeprefix(base).lstrip("/"), item.get("size"))
         elif name not in IGNORED_FOLDERS:
-            inside = (i for i in fs.ls(path, detail=True) if str(i["name"]).rstrip("/") != path)  # not its own marker
+            found = store.patiently(partial(fs.ls, path, detail=True))
+            inside = (i for i in found if str(i["name"]).rstrip("/") != path)  # not its own marker
             stack.append(iter(sorted(inside, key=lambda i: str(i["name"]))))
+
+
+def _walk_s3(fs: Any, root: str) -> Iterator[File]:
+    """Keys in their own order, a page at a time: there may be more than fit into memory."""
+    bucket, prefix, _ = fs.split_path(root.rstrip("/"))
+    prefix = f"{prefix}/" if prefix else ""
+    page: dict[str, Any] = {"NextContinuationToken": None}
+    while "NextContinuationToken" in page:
+        token = page["NextContinuationToken"]
+        asked = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE} | ({"ContinuationToken": token} if token else {})
+        page = store.patiently(partial(fs.call_s3, "list_objects_v2", **asked))
+        for item in page.get("Contents", ()):
+            relative = str(item["Key"]).removeprefix(prefix)
+            *folders, name = relative.split("/")
+            if name and not is_ignored(name) and IGNORED_FOLDERS.isdisjoint(folders):
+                yield File(f"{bucket}/{item['Key']}", relative, item["Size"])
 
 
 def read_anywhere(uri: str, most: int) -> bytes:
     """All bytes of the file that a URI or an absolute path names; RecordError as ``Location.read``."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = store.open_fs(uri)
     return _read_local(path, most, None, "/") if isinstance(fs, LocalFileSystem) else _read_remote(fs, path, most, None)
 
 
@@ -208,6 +253,10 @@ def _read_local(path: str, most: int, size: int | None, root: str) -> bytes:
 
 
 def _read_remote(fs: Any, path: str, most: int, size: int | None) -> bytes:
+    return store.patiently(lambda: _read_once(fs, path, most, size))
+
+
+def _read_once(fs: Any, path: str, most: int, size: int | None) -> bytes:
     planned = size
     if size is None:
         size = fs.info(path).get("size")
