@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -165,7 +163,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--level", type=float, default=0.4)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--model", default="bundled:faces-64", help="one of pixels")
+    parser.add_argument("--model", default="bundled:faces-64", help="one of pixels, without classes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="any other setting")
@@ -202,18 +200,19 @@ def main(given: list[str] | None = None) -> None:
                 print(f"{name:>8}: {rates[name][-1]:.2f} pictures/s", flush=True)
 
     median = timing.medians(rates)
-    result = {
-        **timing.machine(torch_device(args.device)),
+    result: dict[str, Any] = {
         "settings": {name: str(value) for name, value in vars(args).items()},
         "pictures_per_second": {name: [round(r, 3) for r in values] for name, values in rates.items()},
         "job_to_bare": [round(j / b, 3) for j, b in zip(rates["job"], rates["bare"], strict=True)],
         "median_job_to_bare": round(median["job"] / median["bare"], 3),
         "median_job_to_script": round(median["job"] / median["script"], 3),
-        "median_seconds_apart": {name: round(statistics.median(values), 2) for name, values in apart.items()},
+        "median_seconds_apart": {name: round(value, 2) for name, value in timing.medians(apart).items()},
     }
-    print(json.dumps(result, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    rows = [[name, median[name], median["job"] / median[name]] for name in ("bare", "job", "script")]
+    seconds = ", ".join(f"{value} s {name}" for name, value in result["median_seconds_apart"].items())
+    text = timing.table(["", "pictures/s", "job to it"], rows) + f"\n\nNot in the job's rate: {seconds}"
+    title = f"{args.model}, {args.pictures} pictures, level {args.level:g}, {args.steps} steps"
+    timing.report(title, torch_device(args.device), text, result, args.json)
 
 
 def _encoded(source: str) -> list[bytes]:

@@ -48,6 +48,13 @@ def backbone_of(model: ModelConfig) -> Backbone:
 
 
 @lru_cache(maxsize=1)
+def operations_of(model: ModelConfig) -> int:
+    """Of one network call for one picture."""
+    backbone = backbone_of(model)
+    return fast.operations(backbone, condition(backbone, [stand_in(model)]))
+
+
+@lru_cache(maxsize=1)
 def scorer_of(metrics: MetricsConfig, device: str) -> ReleaseScorer:
     from metrics.scorer import build_scorer
 
@@ -190,8 +197,7 @@ def _check_as_planned(config: RunConfig, the_plan: plan.Plan, key: CustodianKey,
 def compile_where_it_pays(config: RunConfig, backbone: Backbone, release: Release) -> None:
     def planned() -> float:
         the_plan = plan.read(release)
-        each = fast.operations(backbone, condition(backbone, [stand_in(config.model)]))
-        return float(each * the_plan.steps * the_plan.records)
+        return float(operations_of(config.model) * the_plan.steps * the_plan.records)
 
     if fast.is_worthwhile(config.run.compile, backbone, planned):
         fast.compiled(backbone, config.run.at_once)
