@@ -30,10 +30,8 @@ def check(config: RunConfig) -> None:
             f"{config.key_env}: not set, and {how} works in several processes, which need the same key: set it in the "
             "environment of each, for example from `openssl rand -hex 32`"
         )
-    if run.dispatch == "workers" and not _has_server():
-        raise ConfigError(
-            "run.dispatch workers: needs a Prefect server with workers: set PREFECT_API_URL, or leave it at inline"
-        )
+    if run.dispatch == "workers":
+        _check_deployment(run.deployment)
 
 
 def is_spread(config: RunConfig) -> bool:
@@ -99,8 +97,26 @@ def _dask(config: RunConfig) -> Iterator[TaskRunner[Any]]:
         yield cast("TaskRunner[Any]", started)
 
 
-def _has_server() -> bool:
+def _check_deployment(name: str) -> None:
+    """ConfigError unless a server has this deployment."""
     quiet.prepare()
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
     from prefect.settings import PREFECT_API_URL
 
-    return bool(PREFECT_API_URL.value())
+    if not PREFECT_API_URL.value():
+        raise ConfigError(
+            "run.dispatch workers: needs a Prefect server with workers: set PREFECT_API_URL, or leave it at inline"
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        raise ConfigError(
+            f"run.deployment {name!r}: the Prefect server has no such deployment: `prefect deploy`, see deployments/"
+        ) from None
+    except HTTPError as error:
+        raise ConfigError(
+            f"run.dispatch workers: the Prefect server does not answer ({type(error).__name__}): check PREFECT_API_URL"
+        ) from None

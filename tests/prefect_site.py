@@ -65,11 +65,17 @@ class Site:
         return self.run(*PREFECT, *words)
 
     def ask(self, path: str, body: Any = None) -> Any:
-        """What the server answers: a GET, or a POST of JSON."""
+        """What the server answers: a GET, or a POST of JSON; asked again where its SQLite is busy, as Prefect does."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        for last in (False,) * 9 + (True,):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or last:
+                    raise
+                time.sleep(1)
 
     def flow_runs(self, flow: str) -> list[dict[str, Any]]:
         """The first one first."""

@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 from prefect_site import ROOT, Site, running, told, wait
 from running import HEX, handed_out, people, rows, settings
-from test_leaks import ADDRESS, MARK, as_folder, forbidden, spellings
+from test_leaks import ADDRESS, MARK, PUBLISHER, as_folder, forbidden, spellings
 
 from anonymizer.config import RunConfig
 from anonymizer.layout import Release
@@ -38,7 +38,8 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         template = ["--type", "process", "--base-job-template", str(DEPLOYMENTS / "work-pools/process.json")]
         list(at_once.map(lambda pool: site.prefect("work-pool", "create", pool, *template), pools))
         for name, pool in (("cpu", pools[0]), ("gpu-1", pools[1]), ("gpu-2", pools[1])):
-            site.work(name, pool, ANONYMIZER_KEY=HEX)
+            signing = {"ANONYMIZER_SIGNING_KEY": PUBLISHER.private_bytes.decode()} if name == "cpu" else {}
+            site.work(name, pool, ANONYMIZER_KEY=HEX, **signing)
         # Paths of these tests in place of /srv/anonymizer, and nothing else.
         text = (DEPLOYMENTS / "prefect.yaml").read_text().replace("/srv/anonymizer", str(folder))
         (folder / "prefect.yaml").write_text(text)

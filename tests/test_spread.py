@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from running import HEX, PlainScorer, handed_out, people, settings
 
 from anonymizer import ledger
 from anonymizer.config import RunConfig
-from anonymizer.errors import ConfigError, CustodianKeyError, ModelError, ShardError
+from anonymizer.errors import ConfigError, CustodianKeyError, ModelError, OutputError, ShardError
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import Release
 from flows import engines, steps  # nothing that imports Prefect: its server's settings are set by a fixture
@@ -50,11 +51,24 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         steps.check(config)
 
 
-def test_workers_need_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_need_a_server_that_answers_and_has_their_deployment(
+    tmp_path: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
-    monkeypatch.setattr(engines, "_has_server", lambda: False)
     config = settings(people(tmp_path / "in", 2), tmp_path / "out", "run.dispatch=workers")
-    with pytest.raises(ConfigError, match=r"needs a Prefect server with workers: set PREFECT_API_URL"):
+    with pytest.raises(
+        ConfigError, match=r"run\.deployment 'anonymize-shards/anonymize-shards': the Prefect server has no"
+    ):
+        steps.check(config)
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(ConfigError, match="set PREFECT_API_URL"),
+    ):
+        steps.check(config)
+    away = {PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(away), pytest.raises(ConfigError, match=r"does not answer \(ConnectError\): check"):
         steps.check(config)
 
 
@@ -139,6 +153,28 @@ def test_a_shard_that_was_killed_between_commit_and_event_is_in_the_log(tmp_path
     steps.run_shard(config, 0, lambda done: None)
     release(config)
     assert steps.logged_shards(config) == {0, 1}
+
+
+@pytest.mark.usefixtures("in_closed_form")
+def test_a_schedule_that_finds_its_release_complete_fails(
+    tmp_path: Path, release: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import release as module
+
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out")
+    release(config)
+    assert release(config)["released"] == 2  # somebody asked for it
+
+    class Scheduled:
+        flow_run = SimpleNamespace(auto_scheduled=True, run_count=1)
+
+    monkeypatch.setattr(module.FlowRunContext, "get", lambda: Scheduled)
+    with pytest.raises(
+        OutputError, match=r"is complete already, and a schedule asks for another release: put \{month\}"
+    ):
+        module._refuse_done(config)
+    Scheduled.flow_run.run_count = 2  # a retry
+    module._refuse_done(config)
 
 
 @pytest.mark.slow
