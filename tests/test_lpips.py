@@ -179,13 +179,14 @@ class _Trap:
 
 def _authors_code() -> Any:
     """The authors' network, imported with stand-ins for the two packages that it imports and does not use here."""
-    for name, attribute in (("IPython", "embed"), ("torchsummary", "summary")):
-        if name not in sys.modules:
-            sys.modules[name] = types.ModuleType(name)
-            setattr(sys.modules[name], attribute, None)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
             warnings.simplefilter("ignore")
+            for name, attribute in (("IPython", "embed"), ("torchsummary", "summary")):
+                if name not in sys.modules:  # others ask there whether they run in IPython
+                    stand_in = types.ModuleType(name)
+                    setattr(stand_in, attribute, None)
+                    patch.setitem(sys.modules, name, stand_in)
             from stlpips_pytorch import stlpips
 
             path = distribution("stlpips-pytorch").locate_file("stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth")
