@@ -102,6 +102,20 @@ def test_ranges_are_as_many_as_keep_all_workers_busy_and_no_more(shards: int, wo
     assert {len(one.shards) for one in found} <= {shards // count, -(-shards // count)} if count else True
 
 
+@pytest.mark.usefixtures("prefect_home")
+def test_what_a_worker_said_that_may_be_repeated_is_what_the_release_says() -> None:
+    from prefect.states import Crashed, Failed
+
+    from flows import ranges
+
+    prefix = "Flow run encountered an exception: "
+    said = ranges._problem(Failed(message=prefix + "CustodianKeyError: ANONYMIZER_KEY: not the key"), [3, 4])
+    assert (type(said), str(said)) == (CustodianKeyError, "ANONYMIZER_KEY: not the key")
+    for state in (Failed(message=prefix + "ValueError: /home/alice/7.png"), Crashed(message="exit code -9"), Crashed()):
+        other = ranges._problem(state, [3, 4])
+        assert str(other) == f"shards 3 to 4: {state.type.value.lower()} in a worker"
+
+
 # -- tasks ------------------------------------------------------------------------------------------------------------
 
 
