@@ -126,7 +126,7 @@ def test_a_range_whose_worker_is_killed_is_handed_out_again(
     site: Site, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = people(tmp_path / "in", 8)
-    slow = "boomerang.steps=null"  # 400 calls of the network for each batch
+    slow = "boomerang.steps=200"  # calls of the network for each batch
     config = of_workers(source, tmp_path / "out", tiny_model, slow)
     before = {run["id"] for run in site.flow_runs("anonymize-shards")}
     path = settings_file(site.folder, config, "killed.yaml")
