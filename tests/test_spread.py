@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,20 @@ def test_ranges_are_as_many_as_keep_all_workers_busy_and_no_more(shards: int, wo
     assert len(found) == count
     assert [shard for one in found for shard in one.shards] == list(range(3, 3 + shards))
     assert {len(one.shards) for one in found} <= {shards // count, -(-shards // count)} if count else True
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_what_a_worker_said_that_may_be_repeated_is_what_the_release_says() -> None:
+    from prefect.states import Crashed, Failed
+
+    from flows import ranges
+
+    prefix = "Flow run encountered an exception: "
+    said = ranges._problem(Failed(message=prefix + "CustodianKeyError: ANONYMIZER_KEY: not the key"), [3, 4])
+    assert (type(said), str(said)) == (CustodianKeyError, "ANONYMIZER_KEY: not the key")
+    for state in (Failed(message=prefix + "ValueError: /home/alice/7.png"), Crashed(message="exit code -9"), Crashed()):
+        other = ranges._problem(state, [3, 4])
+        assert str(other) == f"shards 3 to 4: {state.type.value.lower()} in a worker"
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -214,6 +229,61 @@ def test_many_shards_are_few_tasks_at_once_and_few_artifacts(
     assert most == spread.WINDOW
     ((*told,),) = of_run(prefect_home, config, "SELECT id FROM artifact WHERE flow_run_id = ?")
     assert len(told) < 30  # one for every 5 seconds, and two more
+
+
+# -- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_a_gpu_has_a_limit_of_its_own_name_and_a_cpu_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import gpus
+
+    monkeypatch.setattr(gpus.socket, "gethostname", lambda: "node7")
+    monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: False)
+    assert gpus.limit_of("auto") is None
+    monkeypatch.setattr(gpus.torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [gpus.limit_of(name) for name in ("cpu", "auto", "cuda:1")] == [
+        None, "anonymizer-gpu-node7-0", "anonymizer-gpu-node7-1",
+    ]  # fmt: skip
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [gpus.limit_of(name) for name in ("auto", "cuda:1")] == ["anonymizer-gpu-node7-2", "anonymizer-gpu-node7-5"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_home")
+def test_shards_take_turns_on_a_gpu_that_has_a_limit_and_do_not_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows import gpus
+
+    monkeypatch.setattr(gpus, "limit_of", lambda device: "anonymizer-gpu-test-0")
+
+    def together() -> int:
+        """How many of three have the GPU at the same time, at most."""
+        now, most, lock = 0, 0, threading.Lock()
+
+        def shard() -> None:
+            nonlocal now, most
+            with gpus.alone("auto"):
+                with lock:
+                    now += 1
+                    most = max(most, now)
+                time.sleep(0.5)
+                with lock:
+                    now -= 1
+
+        threads = [threading.Thread(target=shard) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return most
+
+    assert together() > 1
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name("anonymizer-gpu-test-0", 1)
+    assert together() == 1
 
 
 # -- other processes --------------------------------------------------------------------------------------------------
