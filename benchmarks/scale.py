@@ -34,6 +34,7 @@ STEPS = {
     "imports": "nothing but the imports",
     "plan": "list the source, write the plan",
     "shards": "read, decode, encode, stage, commit",
+    "log": "an event for each shard, as the flow writes them, then which shards it knows of",
     "reconcile": "every planned record is in the ledger",
     "assemble": "pictures and manifest in output order",
     "report": "the custodian's page",
@@ -206,11 +207,7 @@ class Job:
         self.part, self.workers = args.part, args.workers
         self.config = build(
             {
-                "source": {
-                    "uri": str(work / "source"), "id": "id", "label": None if kind == "folder" else "label",
-                    "carry": [] if kind == "folder" else ["year"],
-                    "drop": ["label", "year"] if kind == "folder" else [],
-                },
+                "source": {"uri": str(work / "source"), "id": "id", "label": "label", "carry": ["year"]},
                 "output": {"uri": str(work / "release"), "format": kind},
                 "boomerang": {"level": 0.6, "steps": 1},
                 "policy": {"scores": {"clip_similarity": {"max": 0.99}}},
@@ -235,6 +232,7 @@ class Job:
             "imports": lambda: None,
             "plan": lambda: plan.write(config, self.backbone, self.key, release),
             "shards": self.shards,
+            "log": self.log,
             "reconcile": lambda: ledger.reconcile(release, plan.read(release)),
             "assemble": lambda: assemble.assemble(release, config),
             "report": lambda: report.write_restricted(release, plan.read(release), config, summary()),
@@ -262,6 +260,15 @@ class Job:
             entries = plan.read_entries(self.release, shard)
             anonymize_shard(shard, entries, self.config, self.backbone, self.scorer, self.key, writer)
         assert ledger.read_shard(self.release, 0) is not None
+
+    def log(self) -> None:
+        from anonymizer import plan
+        from flows import steps
+
+        shards = range(plan.read(self.release).shards)
+        for shard in shards:
+            steps.note(self.config, "shard committed", shard=shard, read=100, released=98, quarantined=1, failed=1)
+        assert steps.logged_shards(self.config) >= set(shards)
 
     def inspect(self) -> None:
         import pyarrow.parquet as pq
