@@ -66,8 +66,8 @@ def _ray(config: RunConfig) -> Iterator[TaskRunner[Any]]:
 
     # What a worker prints stays with it.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if not os.environ.get("RAY_ADDRESS"):
-        options |= {"num_cpus": config.run.workers, "include_dashboard": False}
+    if not os.environ.get("RAY_ADDRESS"):  # "local": and not one that somebody has started here
+        options |= {"address": "local", "num_cpus": config.run.workers, "include_dashboard": False}
     with quiet.environment({"RAY_USAGE_STATS_ENABLED": "0"}), ExitStack() as stack:  # nobody is told
         with _reached("ray", "RAY_ADDRESS"):
             started: TaskRunner[Any] = stack.enter_context(RayTaskRunner(init_kwargs=options))
