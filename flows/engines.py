@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
@@ -63,14 +64,15 @@ def _ray(config: RunConfig) -> Iterator[TaskRunner[Any]]:
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 
-    options: dict[str, Any] = {"log_to_driver": False}  # what a worker prints stays with it
-    if not os.environ.get("RAY_ADDRESS"):
-        options |= {"num_cpus": config.run.workers, "include_dashboard": False}
-    with (
-        quiet.environment({"RAY_USAGE_STATS_ENABLED": "0"}),  # nobody is told
-        cast("RayTaskRunner[Any]", RayTaskRunner(init_kwargs=options)) as started,
-        remote_options(num_cpus=1, num_gpus=_gpus(config, ray.cluster_resources().get("GPU", 0))),
-    ):
+    # What a worker prints stays with it.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if not os.environ.get("RAY_ADDRESS"):  # "local": and not one that somebody has started here
+        options |= {"address": "local", "num_cpus": config.run.workers, "include_dashboard": False}
+    with quiet.environment({"RAY_USAGE_STATS_ENABLED": "0"}), ExitStack() as stack:  # nobody is told
+        with _reached("ray", "RAY_ADDRESS"):
+            started: TaskRunner[Any] = stack.enter_context(RayTaskRunner(init_kwargs=options))
+            at_hand = ray.cluster_resources().get("GPU", 0)
+        stack.enter_context(remote_options(num_cpus=1, num_gpus=_gpus(config, at_hand)))
         yield started
 
 
@@ -93,8 +95,24 @@ def _dask(config: RunConfig) -> Iterator[TaskRunner[Any]]:
     local: dict[str, Any] = {"n_workers": config.run.workers, "threads_per_worker": 1}
     local["scheduler_kwargs"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     address = dask.config.get("scheduler-address", None)
-    with DaskTaskRunner(**{"address": address} if address else {"cluster_kwargs": local}) as started:
+    with ExitStack() as stack:
+        with _reached("dask", "DASK_SCHEDULER_ADDRESS"):
+            runner = DaskTaskRunner(**{"address": address} if address else {"cluster_kwargs": local})
+            started = stack.enter_context(runner)
+            _ = started.client  # which connects when it is first asked for
         yield cast("TaskRunner[Any]", started)
+
+
+@contextmanager
+def _reached(engine: str, variable: str) -> Iterator[None]:
+    """ConfigError in place of whatever an engine raises that does not answer or start."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(
+            f"run.runner {engine}: the cluster does not answer ({type(error).__name__}): check {variable}, or unset it "
+            "to have one on this machine"
+        ) from None
 
 
 def _check_deployment(name: str) -> None:

