@@ -210,18 +210,24 @@ def _places(releases: Sequence[Release]) -> list[Places]:
 
     Of the first release these are all its rows.
     """
-    known: list[Lookup] = []
-    found = []
-    for release in releases:
-        parts = [table["sha256"] for table in _released(release, ("sha256",))]
-        digests = pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
-        lookup = Lookup(digests)
-        places = lookup.firsts() if known else np.arange(len(digests))
-        for before in known:
-            places = places[before.first(digests.take(pa.array(places)).to_pylist()) < 0]
-        known.append(lookup)
-        found.append(places)
+    count = sum(map(len, _released(releases[0], ())))
+    found, known = [np.arange(count)], [_digests(release) for release in releases[:1] if len(releases) > 1]
+    for release in releases[1:]:
+        own, places, at = _digests(release), [], 0
+        firsts = own.firsts()
+        for table in _released(release, ("sha256",)):
+            here = firsts[(firsts >= at) & (firsts < at + len(table))]
+            texts = table["sha256"].take(pa.array(here - at)).to_pylist()
+            new = np.all([lookup.first(texts) < 0 for lookup in known], axis=0)
+            places.append(here[new])
+            at += len(table)
+        found.append(np.concatenate(places))
+        known.append(own)
     return found
+
+
+def _digests(release: Release) -> Lookup:
+    return Lookup(table["sha256"].to_pylist() for table in _released(release, ("sha256",)))
 
 
 def _rows(releases: Sequence[Release], places: Sequence[Places], drawn: Sequence[int]) -> list[Row]:

@@ -14,7 +14,7 @@ from typing import IO
 
 import pyarrow as pa
 
-PIECE = 25_000  # rows that are sorted at once
+PIECE = 10_000  # rows that are sorted at once
 MOST = 256  # pieces, each an open file
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from anonymizer.place import Place
 
 BUFFER = 2**20  # bytes of a column that are read at once
-GROUP = 2**16  # rows of a row group
+GROUP = 2**14  # rows of a row group
 
 
 class Rows(Protocol):

@@ -44,6 +44,7 @@ KEPT = (
     *("config_fingerprint", "code_version", "clip_similarity", "lpips", "identity_distance", "faces"),
     *("sha256", "bytes", "width", "height"),
 )
+TOGETHER = 50_000  # rows that are held in one piece
 REPEATED = {"sampler", "model", "model_digest", "config_fingerprint", "code_version"}  # the same in very many rows
 ROWS = pa.schema(
     [
@@ -208,26 +209,34 @@ def load(release: Release) -> Previous:
         lookups.append((begin, lookup))
         parts.append(rows)
         begin += len(rows)
-    return Previous(pa.concat_tables(parts).unify_dictionaries().combine_chunks(), lookups, _erased(release))
+    return Previous(pa.concat_tables(parts), lookups, _erased(release))
 
 
 def _fresh(release: Release, known: Sequence[Lookup]) -> tuple[pa.Table, Lookup]:
     """Rows of what a release published, one for each original that is not ``known``; and where each is."""
-    parts, digests = [ROWS.empty_table()], [pa.chunked_array([], pa.string())]
-    for rows in _published(release, ("source_hmac", *KEPT)):
-        texts = rows["source_hmac"].to_pylist()
-        seen = np.zeros(len(texts), bool)
-        for lookup in known:
-            seen |= lookup.first(texts) >= 0
-        rows = rows.filter(pa.array(~seen))
-        parts.append(rows.select(KEPT).cast(ROWS))
-        digests.append(rows["source_hmac"])
-    hmacs = pa.chunked_array([chunk for part in digests for chunk in part.chunks], pa.string())
-    table, lookup = pa.concat_tables(parts), Lookup(hmacs)
-    firsts = pa.array(lookup.firsts())
-    if len(firsts) < len(table):  # copies of one original, which have one output
-        table, lookup = table.unify_dictionaries().take(firsts), Lookup(hmacs.take(firsts))
+    parts, waiting = [ROWS.empty_table()], list[pa.Table]()
+
+    def digests() -> Iterator[list[str]]:
+        for rows in _published(release, ("source_hmac", *KEPT)):
+            texts = rows["source_hmac"].to_pylist()
+            seen = np.zeros(len(texts), bool)
+            for lookup in known:
+                seen |= lookup.first(texts) >= 0
+            waiting.append(rows.filter(pa.array(~seen)).select(KEPT).cast(ROWS))
+            if sum(map(len, waiting)) >= TOGETHER:
+                parts.append(_joined(waiting))
+            yield [text for text, is_known in zip(texts, seen, strict=True) if not is_known]
+
+    lookup = Lookup(digests())
+    table = pa.concat_tables([*parts, _joined(waiting)])
     return table, lookup
+
+
+def _joined(waiting: list[pa.Table]) -> pa.Table:
+    """Small tables as one, in one piece; none of them waits any more."""
+    table = pa.concat_tables([ROWS.empty_table(), *waiting]).unify_dictionaries().combine_chunks()
+    waiting.clear()
+    return table
 
 
 def scores(row: Mapping[str, Any]) -> Scores:
@@ -241,7 +250,8 @@ def stage(release: Release, kept: Iterable[pa.Table], folder: Place, suffix: str
     ``kept``: tables with ``output_id`` and ``sha256``.
     """
     rows = pa.concat_tables([NAMES.empty_table(), *(table.select(NAMES.names) for table in kept)])
-    lookup, waiting = Lookup(rows["sha256"]), np.ones(len(rows), bool)
+    lookup = Lookup(chunk.to_pylist() for chunk in rows["sha256"].chunks)
+    waiting = np.ones(len(rows), bool)
     for before in line(release):
         if not waiting.any():
             return

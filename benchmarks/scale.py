@@ -8,8 +8,8 @@ of 8 x 8 in Parquet files; one in a hundred is damaged, one in a hundred is held
 size runs in a process of its own, so that its peak memory is its own. What is in --work is taken up again: a step that
 is done is not done twice.
 
-Printed: records per second, peak resident memory, and the exponent by which the time grows from one size to the next
-(1: twice the records take twice the time).
+Printed: records per second (by the clock, which other work on the machine slows), peak resident memory, and the
+exponent by which processor time grows from one size to the next (1: twice the records take twice the time).
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class Job:
         }
 
     def shards(self) -> None:
-        from anonymizer import ledger, plan
+        from anonymizer import plan
         from anonymizer.ledger import ShardWriter
         from anonymizer.shard import anonymize_shard
 
@@ -259,7 +259,6 @@ class Job:
             writer = ShardWriter(self.release, shard, self.scorer.names)
             entries = plan.read_entries(self.release, shard)
             anonymize_shard(shard, entries, self.config, self.backbone, self.scorer, self.key, writer)
-        assert ledger.read_shard(self.release, 0) is not None
 
     def log(self) -> None:
         from anonymizer import plan
@@ -307,7 +306,7 @@ def _table(sizes: Sequence[int], found: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line for each step, for each size its rate and peak, and the exponents in between."""
     head = ["step", *(f"{n:,}" for n in sizes), *(f"MiB at {n:,}" for n in sizes), "exponents"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for step in STEPS:
+    for step in (step for step in STEPS if any(step in one for one in found)):
         rates = [
             f"{n / max(f[step]['seconds'], 1e-3):,.0f}/s" if step in f else ""
             for n, f in zip(sizes, found, strict=True)
@@ -318,12 +317,12 @@ def _table(sizes: Sequence[int], found: Sequence[dict[str, Any]]) -> str:
 
 
 def _exponents(step: str, sizes: Sequence[int], found: Sequence[dict[str, Any]]) -> list[str]:
-    """log(time ratio) / log(size ratio), of neighbouring sizes."""
-    known = [(n, f[step]["seconds"]) for n, f in zip(sizes, found, strict=True) if step in f]
+    """log(time ratio) / log(size ratio), of neighbouring sizes whose time is more than noise."""
+    known = [(n, f[step]["cpu"]) for n, f in zip(sizes, found, strict=True) if step in f]
     return [
         f"{math.log(t / before) / math.log(n / fewer):.2f}"
         for (fewer, before), (n, t) in pairwise(known)
-        if before > 0.05
+        if before > 0.2
     ]
 
 
@@ -341,7 +340,7 @@ def _plot(sizes: Sequence[int], found: Sequence[dict[str, Any]], prefix: str) ->
         for number, step in enumerate(s for s in STEPS if s != "imports"):
             points = [(n, value(n, f[step])) for n, f in zip(sizes, found, strict=True) if step in f]
             axes.plot(
-                *zip(*points, strict=True), "o-.s--^:"[number % 3 * 3 :][:3], label=step, linewidth=1, markersize=3
+                *zip(*points, strict=True), ("o-", "s--", "^:")[number % 3], label=step, linewidth=1, markersize=3
             )
         axes.set(xscale="log", xlabel="records", ylabel=title)
         if name == "rate":

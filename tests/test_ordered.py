@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from running import GARBAGE, KEY, folder_of, listing, manifest, picture, run, settings, tree
 
-from anonymizer import ordered
+from anonymizer import assemble, ordered, parquet
 from anonymizer.carried import Kinds, to_arrays, to_json
+from anonymizer.layout import Release
 from anonymizer.lookup import Lookup
 from anonymizer.ordered import Ordered
+from anonymizer.plan import settings_of
+from anonymizer.verify import check_public, files, table
+from anonymizer.verify import whole as verify_whole
+from anonymizer.verify.whole import check_restricted
 
 
 def tables(count: int, size: int = 7, keys: Any = lambda: secrets.token_hex(16)) -> list[pa.Table]:
@@ -80,10 +88,50 @@ def test_an_error_while_rows_come_in_leaves_nothing_open(tmp_path: Path, monkeyp
     assert not before or len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset"])
+def test_a_release_in_pieces_is_the_release_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    items = [{"file": f"{n}.png", "label": "ab"[n % 2], "age": n if n % 3 else n + 0.5} for n in range(17)]
+    folder_of(tmp_path / "in", {item["file"]: GARBAGE if n == 4 else picture(n) for n, item in enumerate(items)})
+    source = listing(tmp_path / "in", items)
+
+    def made(name: str) -> Release:
+        kept = {"image": "file", "label": "label", "carry": ["age"]}
+        return run(settings(source, tmp_path / name, source=kept, output={"format": kind}))
+
+    whole = made("whole")
+    for module, name, value in ((ordered, "PIECE", 3), (assemble, "BATCH", 2), (parquet, "GROUP", 5)):
+        monkeypatch.setattr(module, name, value)
+    for module in (files, table, verify_whole):
+        monkeypatch.setattr(module, "BATCH", 3)
+    pieces = made("pieces")
+    assert manifest(pieces).equals(manifest(whole)) and len(manifest(whole)) == 16
+    assert manifest(whole).schema.field("age").type == pa.float64()
+    papers = {"release.intoto.jsonl", "manifest.parquet", "README.md", "report.html", "croissant.json"}
+    pictures = [{n: data for n, data in tree(one.public.path).items() if n not in papers} for one in (pieces, whole)]
+    assert pictures[0] == pictures[1] and pictures[0]
+    for one in (pieces, whole):
+        found = [*check_public(one.public), *check_restricted(one, settings_of(one), KEY)]
+        assert {f.check for f in found if f.result == "fail"} == {"signature"}  # nobody signed
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_right_after_it_read_a_table_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    path.write_bytes(parquet.to_bytes(pa.table({"x": ["a"] * 300})))
+    program = (
+        "import sys, torch; from anonymizer import parquet; from anonymizer.place import Place; "
+        "parquet.read(Place.of(sys.argv[1])); list(parquet.stored(Place.of(sys.argv[1])).to_batches(9))"
+    )
+    for _ in range(3):  # with pq.read_table, most ended with SIGABRT
+        assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == 0
+
+
 def test_a_lookup_finds_what_a_dictionary_finds() -> None:
     rng = random.Random(0)
     texts = [f"{rng.randrange(300):064x}" for _ in range(1000)]
-    lookup = Lookup(pa.chunked_array([texts[:300], texts[300:]], pa.string()))
+    lookup = Lookup([texts[:300], [], texts[300:]])
     first = {text: texts.index(text) for text in texts}
     asked = [f"{n:064x}" for n in range(400)] + ["", "x", "f" * 65]
     assert lookup.first(asked).tolist() == [first.get(text, -1) for text in asked]
@@ -92,7 +140,7 @@ def test_a_lookup_finds_what_a_dictionary_finds() -> None:
 
 
 def test_a_lookup_of_nothing_finds_nothing() -> None:
-    lookup = Lookup(pa.chunked_array([], pa.string()))
+    lookup = Lookup([])
     assert lookup.first(["a"]).tolist() == [-1] and not len(lookup.firsts()) and not len(lookup.every("a"))
 
 
