@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from anonymizer import preflight
@@ -18,10 +16,10 @@ from anonymizer.layout import Release
 from flows import series, spread, steps
 from flows.lineage import emitting
 from flows.progress import watcher
+from flows.share import Share
 from flows.tagging import tag_run
 
 TAGS = ["anonymizer", "release"]
-TELL_SECONDS = 5.0  # between two updates of one artifact, of which a server keeps every one
 
 
 @flow(name="release", persist_result=False, validate_parameters=False)
@@ -63,14 +61,14 @@ def _release(config: RunConfig) -> dict[str, Any]:
     steps.note(config, "started")
     left = steps.uncommitted(config)
     _note_forgotten(config, set(range(plan["shards"])) - set(left))
-    share = Share(plan["shards"] - len(left), plan["shards"])
+    share = Share(plan["shards"] - len(left), plan["shards"], "shards committed", "release-progress")
     problems = list[BaseException]()
     for result in spread.over(config, left):
         if isinstance(result, BaseException):
             problems.append(result)
         else:
             steps.note(config, "shard committed", **result)
-            share.one_more()
+            share.advance(1)
     spread.settle(config, problems, left)
     summary = finish(config.model_dump(mode="json"))
     create_markdown_artifact(_markdown(plan, summary), key="release-summary", description="counts of one release")
@@ -83,31 +81,12 @@ def _note_forgotten(config: RunConfig, committed: set[int]) -> None:
         steps.note(config, "shard committed", **asdict(steps.summary_of(config, shard)))
 
 
-class Share:
-    """The share of shards that are committed, as an artifact that is updated now and then."""
-
-    def __init__(self, done: int, shards: int) -> None:
-        self.done, self.shards, self.told = done, shards, time.monotonic()
-        first = create_progress_artifact(self.percent, key="release-progress", description="shards committed")
-        self.artifact = cast(UUID, first)
-
-    @property
-    def percent(self) -> float:
-        return 100.0 * self.done / self.shards if self.shards else 100.0
-
-    def one_more(self) -> None:
-        self.done += 1
-        if self.done == self.shards or time.monotonic() - self.told > TELL_SECONDS:
-            update_progress_artifact(self.artifact, self.percent)
-            self.told = time.monotonic()
-
-
 @task(name="plan", tags=TAGS, persist_result=False)
 def make_plan(config: dict[str, Any]) -> dict[str, Any]:
     watcher().stage("planning")
     settings = RunConfig.model_validate(config)
     plan = steps.prepare_for_scheduler(settings)
-    watcher().begin(plan.records, plan.records - steps.records_in(plan, steps.uncommitted(settings)))
+    watcher().begin(plan.records, plan.records - steps.records_in(settings, steps.uncommitted(settings)))
     watcher().stage("anonymising")
     return {"shards": plan.shards, "records": plan.records}
 

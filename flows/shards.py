@@ -8,6 +8,8 @@ from prefect import flow
 
 from anonymizer.config import build
 from flows import spread, steps
+from flows.progress import watched_by
+from flows.share import Share
 from flows.tagging import tag_run
 
 TAGS = ["anonymizer", "release", "shards"]
@@ -22,6 +24,7 @@ def anonymize_shards(config: dict[str, Any], first: int, last: int) -> dict[str,
     tag_run(TAGS)
     settled = build(config | {"run": config.get("run", {}) | {"dispatch": "inline"}})
     left = [shard for shard in steps.uncommitted(settled) if first <= shard <= last]
-    problems = [result for result in spread.tasks(settled, left) if isinstance(result, BaseException)]
+    with watched_by(Share(0, steps.records_in(settled, left), "pictures of these shards")):
+        problems = [result for result in spread.tasks(settled, left) if isinstance(result, BaseException)]
     spread.settle(settled, problems, left)
     return {"committed": len(left)}

@@ -32,8 +32,12 @@ def run_shard(shard: int, config: dict[str, Any]) -> Result:
         told = done
 
     settings = RunConfig.model_validate(config)
-    with gpus.alone(settings.model.device):
-        summary = steps.run_shard(settings, shard, progress)
+    try:
+        with gpus.alone(settings.model.device):
+            summary = steps.run_shard(settings, shard, progress)
+    except BaseException:
+        watcher().advance(-told)  # a retry begins with the first picture again
+        raise
     progress(summary.read)
     return asdict(summary)
 
@@ -68,9 +72,8 @@ def settle(config: RunConfig, problems: Sequence[BaseException], shards: Sequenc
     for problem in problems:
         if isinstance(problem, TELLABLE):  # no space, another key: one line that says more than how many shards failed
             raise type(problem)(str(problem))
-    raise ShardError(
-        f"{len(left)} of {len(shards)} shards failed: see restricted/errors/, then run again to finish them"
-    )
+    first = next((problem for problem in problems if isinstance(problem, ShardError)), "see restricted/errors/")
+    raise ShardError(f"{len(left)} of {len(shards)} shards failed: {first}: run again to finish them")
 
 
 def _outcome(future: PrefectFuture[Result]) -> Result | BaseException:

@@ -149,15 +149,21 @@ def summary_of(config: RunConfig, shard: int) -> ShardSummary:
     return guarded(_restricted(config), f"shard-{shard:05d}", error, lambda: _summary(config, shard))
 
 
-def records_in(the_plan: plan.Plan, shards: Sequence[int]) -> int:
-    """Records of these shards: as many in each as the plan says, and the rest in the last one."""
-    last = the_plan.shards - 1
-    return sum(the_plan.shard_size if n < last else the_plan.records - last * the_plan.shard_size for n in shards)
+def records_in(config: RunConfig, shards: Sequence[int]) -> int:
+    """How many records these shards have together."""
+    release, error = Release.at(config.output.uri), StepError("plan: cannot be looked at")
+    return guarded(release.restricted, "plan", error, lambda: _records(plan.read(release), shards))
 
 
 def _uncommitted(release: Release) -> list[int]:
     there = {place.name for place in release.ledger.children()}
     return [shard for shard in range(plan.read(release).shards) if release.shard(shard).name not in there]
+
+
+def _records(the_plan: plan.Plan, shards: Sequence[int]) -> int:
+    """As many in each shard as the plan says, and the rest in the last one."""
+    last = the_plan.shards - 1
+    return sum(the_plan.shard_size if n < last else the_plan.records - last * the_plan.shard_size for n in shards)
 
 
 def _summary(config: RunConfig, shard: int) -> ShardSummary:

@@ -51,7 +51,7 @@ def test_source_and_output_are_all_that_must_be_given() -> None:
         (
             "run.zzz=1",
             "run.zzz: unknown key: known keys: batch_size, compile, deployment, dispatch, retries, runner, shard_size, "
-            "threads, workers",
+            "threads, timeout, workers",
         ),
         ("stps=4", "stps: unknown key: did you mean 'boomerang.steps'?"),
         ("uri=x", "uri: unknown key: did you mean 'source.uri' or 'output.uri'?"),
@@ -258,6 +258,7 @@ NOT_PIXELS = {
     "restricted.picture_days": 1, "restricted.record_days": 1, "lineage.to": "x", "lineage.namespace": "x",
     "signing_key_env": "OTHER",
     "run.runner": "ray", "run.dispatch": "workers", "run.workers": 1, "run.deployment": "a/b",
+    "run.timeout": 60,
 }  # fmt: skip
 
 

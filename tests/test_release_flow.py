@@ -9,16 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 from conftest import IdealGaussian
-from prefect_database import query, wait_for
+from prefect_database import answers, query, wait_for
 from running import GARBAGE, HEX, Broken, PlainScorer, folder_of, handed_out, people, rows, run, settings, tree
 
 from anonymizer import ledger
@@ -152,7 +150,10 @@ def test_other_shards_go_on_when_one_fails_and_a_second_run_finishes(tmp_path: P
     config = settings(people(tmp_path / "in", 6), tmp_path / "out", "run.retries=0")
     with pytest.raises(ShardError) as caught:
         flow(config, Failing(False, True, False))
-    assert str(caught.value) == "1 of 3 shards failed: see restricted/errors/, then run again to finish them"
+    assert str(caught.value) == (
+        "1 of 3 shards failed: shard 1: failed, nothing of it was committed: see restricted/errors/shard-00001.txt: "
+        "run again to finish them"
+    )
     release = Release.at(config.output.uri)
     assert [ledger.read_shard(release, shard) is not None for shard in range(3)] == [True, False, True]
     assert not release.public.exists()
@@ -317,14 +318,6 @@ def test_the_server_goes_when_its_run_is_killed(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
     assert wait_for(lambda: not answers(url))
     assert wait_for(lambda: not list(tmp_path.glob("anonymizer-prefect-*")))
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
-            return True
-    except (URLError, OSError):
-        return False
 
 
 @pytest.mark.slow

@@ -107,14 +107,30 @@ def test_ranges_are_as_many_as_keep_all_workers_busy_and_no_more(shards: int, wo
 def test_what_a_worker_said_that_may_be_repeated_is_what_the_release_says() -> None:
     from prefect.states import Crashed, Failed
 
-    from flows import ranges
+    from flows import handed
 
     prefix = "Flow run encountered an exception: "
-    said = ranges._problem(Failed(message=prefix + "CustodianKeyError: ANONYMIZER_KEY: not the key"), [3, 4])
+    said = handed.problem(Failed(message=prefix + "CustodianKeyError: ANONYMIZER_KEY: not the key"), [3, 4])
     assert (type(said), str(said)) == (CustodianKeyError, "ANONYMIZER_KEY: not the key")
     for state in (Failed(message=prefix + "ValueError: /home/alice/7.png"), Crashed(message="exit code -9"), Crashed()):
-        other = ranges._problem(state, [3, 4])
+        other = handed.problem(state, [3, 4])
         assert str(other) == f"shards 3 to 4: {state.type.value.lower()} in a worker"
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_a_range_hangs_when_it_stays_where_it_is_and_not_when_nobody_can_say() -> None:
+    from uuid import uuid4
+
+    from flows.handed import Out, Range
+
+    first, second = (frozenset([(uuid4(), percent)]) for percent in (10.0, 20.0))
+    out = Out(Range([0, 1]), uuid4())
+    told = [None, None, frozenset(), frozenset(), first, first, None, first, second, second]
+    stuck = []
+    for progress in told:
+        time.sleep(0.002)
+        stuck.append(out.is_stuck(progress, 0.001))
+    assert stuck == [False, False, False, True, False, True, False, False, False, True]
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------

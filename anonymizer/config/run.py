@@ -147,6 +147,9 @@ class RunSettings(Section):
     workers: Int = Field(
         2, ge=1, description="processes of a Ray or Dask cluster that the run starts, or ranges handed out at once"
     )
+    timeout: Float = Field(
+        3600.0, gt=0, description="seconds in which a worker must finish one more picture; else another one takes over"
+    )
     deployment: str = Field(
         "anonymize-shards/anonymize-shards", description="FLOW/DEPLOYMENT that ranges of shards are handed to"
     )

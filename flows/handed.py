@@ -1,0 +1,119 @@
+"""A range of shards in somebody else's hands: a flow run that is asked for, looked at, and stopped where it hangs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import State
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling, Crashed
+
+from anonymizer.config import RunConfig
+from anonymizer.errors import AnonymizerError, ShardError
+from flows.steps import TELLABLE
+
+HANGS = "no picture was finished in"
+Progress = frozenset[tuple[UUID, Any]]  # what a flow run says of itself
+
+
+@dataclass(frozen=True)
+class Range:
+    """Shards from the first to the last of these, and how often they were handed out before."""
+
+    shards: Sequence[int]
+    tries: int = 0
+
+
+@dataclass
+class Out:
+    """A range that somebody has, or will have; how far it was, and since when it has not been further."""
+
+    range: Range
+    flow_run: UUID
+    progress: Progress | None = None
+    since: float = field(default_factory=time.monotonic)
+
+    def is_stuck(self, progress: Progress | None, seconds: float) -> bool:
+        """Whether it has been where it is now for so long; not where nobody can say how far that is."""
+        if progress is None or progress != self.progress:
+            self.progress, self.since = progress, time.monotonic()
+        return time.monotonic() - self.since > seconds
+
+
+def hand_out(config: RunConfig, some: Range) -> Out:
+    first, last = some.shards[0], some.shards[-1]
+    flow_run: Any = run_deployment(
+        config.run.deployment,
+        parameters={"config": config.model_dump(mode="json"), "first": first, "last": last},
+        flow_run_name=f"shards-{first}-{last}",
+        timeout=0,  # others are handed out meanwhile
+    )
+    return Out(some, flow_run.id)
+
+
+def state_of(client: SyncPrefectClient, one: Out) -> State[Any] | None:
+    """How a range stands; none while the server is away."""
+    with server_may_be_away():
+        try:
+            return client.read_flow_run(one.flow_run).state
+        except ObjectNotFound:
+            return Crashed(message="its flow run was deleted")
+    return None
+
+
+def hangs(client: SyncPrefectClient, one: Out, state: State[Any] | None, seconds: float) -> State[Any] | None:
+    """How a range is left whose worker runs and has finished no picture for so long; none for any other.
+
+    It is stopped. Should it go on all the same, of two who commit a shard the first one counts.
+    """
+    running = state is not None and state.is_running()
+    if not one.is_stuck(_progress(client, one) if running else None, seconds):
+        return None
+    stop(client, one)
+    return Crashed(message=f"{HANGS} {seconds:g} s (run.timeout)")
+
+
+def stop(client: SyncPrefectClient, one: Out) -> None:
+    with suppress(Exception):  # whatever made us stop it goes on
+        client.set_flow_run_state(one.flow_run, Cancelling(), force=True)
+
+
+def problem(state: State[Any], shards: Sequence[int]) -> AnonymizerError:
+    """What a range that left these shards says of itself: what its process raised, if that may be repeated."""
+    message = state.message or ""
+    raised = re.search(r"(\w+Error): (.+)", message, re.DOTALL)
+    for kind in TELLABLE:
+        if raised and raised[1] == kind.__name__:
+            return kind(raised[2])
+    why = message if message.startswith(HANGS) else f"{state.type.value.lower()} in a worker"
+    return ShardError(f"shards {shards[0]} to {shards[-1]}: {why}")
+
+
+@contextmanager
+def server_may_be_away() -> Iterator[None]:
+    """One that is restarted, or too busy, is asked again later."""
+    try:
+        yield
+    except httpx.TransportError:
+        pass
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code < 500:
+            raise
+
+
+def _progress(client: SyncPrefectClient, one: Out) -> Progress | None:
+    """Its share, from each of its tries; none while the server is away."""
+    with server_may_be_away():
+        own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[one.flow_run]))
+        return frozenset((artifact.id, artifact.data) for artifact in client.read_artifacts(artifact_filter=own))
+    return None
