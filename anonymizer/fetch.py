@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from fsspec.implementations.local import LocalFileSystem
 
 from anonymizer import store
 from anonymizer.errors import ModelError
@@ -45,7 +44,7 @@ def file(field: str, uri: str) -> Path:
 
     def fetched() -> Path:
         fs, path = store.open_fs(uri)
-        if isinstance(fs, LocalFileSystem):
+        if store.is_local(fs):
             return _present(path)
         above, _, name = path.rpartition("/")
         return _cached(fs, uri, above, {name: store.patiently(lambda: fs.info(path))}) / name
@@ -72,7 +71,7 @@ def _guarded(field: str, uri: str, work: Callable[[], Path]) -> Path:
 
 def _fetched(uri: str, wanted: Callable[[Iterable[str]], Iterable[str]]) -> Path:
     fs, path = store.open_fs(uri)
-    if isinstance(fs, LocalFileSystem):
+    if store.is_local(fs):
         return _present(path)
     root = path.rstrip("/")
     listed = store.patiently(lambda: fs.find(root, detail=True))

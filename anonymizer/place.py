@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsspec.implementations.local import LocalFileSystem
-
 from anonymizer import store
 from anonymizer.errors import OutputError
 
@@ -27,7 +25,7 @@ def output_errors(fs: Any = None) -> Iterator[None]:
     except Exception as error:
         if not store.is_storage(error):
             raise
-        if fs is None or isinstance(fs, LocalFileSystem):
+        if fs is None or store.is_local(fs):
             why = getattr(error, "strerror", None) or type(error).__name__
             what = f"cannot be written ({why}): check space and access, then run the same command again"
         else:
@@ -75,7 +73,7 @@ class Place:
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.fs, LocalFileSystem)
+        return store.is_local(self.fs)
 
     @property
     def is_bucket(self) -> bool:

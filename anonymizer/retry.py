@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer import events, images, ledger, parquet, plan, public
-from anonymizer.errors import OutputError
+from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.layout import MANIFEST, Release
+from anonymizer.place import Place
 from anonymizer.records import Reason, Status
 
 
@@ -26,44 +27,74 @@ def reopen(release: Release, reasons: Collection[Reason] = ()) -> int:
             f"release {str(release.root)!r}: is published and stays as it was signed: make another one with this as "
             "`previous`, which keeps what was published and draws only the rest"
         )
-    found = {shard: count for shard, table in _committed(release, the_plan) if (count := _failed(table, reasons)[1])}
+    found = {shard: count for shard, table in ledger.committed(release, the_plan) if (count := _count(table, reasons))}
+    records = sum(found.values())
     if not found:
         return 0
     if release.is_assembled:
         _take_apart(release, the_plan)
-    for shard, table in _committed(release, the_plan):
+    for shard, table in ledger.committed(release, the_plan):
         if shard in found:
-            ledger.reopen(release, shard, table.filter(pc.invert(_failed(table, reasons)[0])))
-    events.record(release, "reopened", records=sum(found.values()), shards=len(found))
-    return sum(found.values())
+            ledger.reopen(release, shard, table.filter(pc.invert(_failed(table, reasons))))
+    events.record(release, "reopened", records=records, shards=len(found))
+    return records
 
 
-def _committed(release: Release, the_plan: plan.Plan) -> Iterator[tuple[int, pa.Table]]:
-    return ledger.committed(release, the_plan)
-
-
-def _failed(table: pa.Table, reasons: Collection[Reason]) -> tuple[pa.Array, int]:
-    """Which rows failed for one of the reasons, and how many."""
+def _failed(table: pa.Table, reasons: Collection[Reason]) -> pa.ChunkedArray:
+    """Which rows failed for one of the reasons."""
     wanted = pc.equal(table["status"], Status.FAILED.value)
     if reasons:
         named = pa.array([reason.value for reason in reasons], pa.string())
         wanted = pc.and_(wanted, pc.is_in(table["reason"], value_set=named))
-    return wanted, pc.sum(wanted).as_py() or 0
+    return wanted
+
+
+def _count(table: pa.Table, reasons: Collection[Reason]) -> int:
+    count: int | None = pc.sum(_failed(table, reasons)).as_py()
+    return count or 0
 
 
 def _take_apart(release: Release, the_plan: plan.Plan) -> None:
-    """Put the pictures of a candidate back to where its shards staged them, and the candidate away."""
+    """Put the pictures of a candidate back to where its shards staged them, and the candidate away.
+
+    IntegrityError, and the candidate stays, where it does not hold them all.
+    """
     folders = {
         output_id: table.schema.metadata[b"staging"].decode()
-        for _, table in _committed(release, the_plan)
+        for _, table in ledger.committed(release, the_plan)
         for output_id in _drawn(table)
     }
     suffix = images.SUFFIXES[plan.stored(release).output.image]
-    rows = parquet.read(release.candidate / MANIFEST, ["file", "member", "output_id"]).to_pylist()
-    for row, data in public.contents(release.candidate, [row for row in rows if row["output_id"] in folders]):
-        (release.staging / folders[row["output_id"]] / f"{row['output_id']}{suffix}").put(data)
+
+    def staged(output_id: str) -> Place:
+        place: Place = release.staging / folders[output_id] / f"{output_id}{suffix}"
+        return place
+
+    left, drawn = set(folders), (row for row in _files(release) if row["output_id"] in folders)
+    for row, data in public.contents(release.candidate, drawn):
+        staged(row["output_id"]).put(data)
+        left.remove(row["output_id"])
+    # One that was stopped while it put the candidate away has staged them before.
+    if lost := sum(not staged(output_id).exists() for output_id in left):
+        raise IntegrityError(
+            f"restricted/candidate: {lost} pictures are gone or cannot be read: nothing is done again: restore them, "
+            "or choose another output and run again"
+        )
     release.candidate.move_to(release.assembling / secrets.token_hex(6), last=MANIFEST)
     release.assembling.remove()
+
+
+def _files(release: Release) -> list[dict[str, str]]:
+    """Where each picture of a candidate lies."""
+    try:
+        rows: list[dict[str, str]] = parquet.read(
+            release.candidate / MANIFEST, ["file", "member", "output_id"]
+        ).to_pylist()
+    except (pa.ArrowException, OSError, KeyError):
+        raise IntegrityError(
+            f"restricted/candidate/{MANIFEST}: damaged: nothing is done again: restore it, or choose another output"
+        ) from None
+    return rows
 
 
 def _drawn(table: pa.Table) -> list[str]:

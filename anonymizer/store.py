@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 T = TypeVar("T")
 
@@ -47,6 +48,11 @@ def open_fs(uri: str) -> tuple[Any, str]:
         extra = EXTRAS.get(protocol or "")
         step = f"pip install 'anonymizer[{extra}]'" if extra else str(error).splitlines()[0]
         raise ImportError(f"the package that reaches {protocol}:// is not installed: {step}") from None
+
+
+def is_local(fs: Any) -> bool:
+    """Whether it is the disk of this machine, or one that is mounted here."""
+    return isinstance(fs, LocalFileSystem)
 
 
 def has_buckets(fs: Any) -> bool:

@@ -71,7 +71,10 @@ def retry(uri: str, reasons: Sequence[str], *, as_json: bool, quiet: bool) -> No
     """Open what failed in a release again, and finish it with the settings that it was begun with."""
     release, chosen = Release.at(uri), [_reason(name) for name in reasons]
     settings = settings_of(release)
-    with preflight.alone(settings.output.uri):
+    settings = settings.model_copy(
+        update={"output": settings.output.model_copy(update={"uri": uri})}
+    )  # it may be moved
+    with preflight.alone(uri):
         count = reopen(release, chosen)
     if not as_json:
         show.line(f"Doing {count} failed records again." if count else "No record failed so: nothing is done again.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +15,15 @@ from typing import Any
 def query(home: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(f"file:{home / 'prefect.db'}?mode=ro", uri=True)) as connection:
         return connection.execute(sql, values).fetchall()
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there, at its API's address."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 20) -> bool:

@@ -22,6 +22,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from prefect_database import answers
 
 import anonymizer
 
@@ -141,14 +142,6 @@ def running(folder: Path, database: str) -> Iterator[Site]:
         finally:
             for name in list(site.workers):
                 site.stop(name)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def sqlite(folder: Path) -> tuple[Mapping[str, str], Callable[[], bytes]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect_database import wait_for
+from prefect_database import answers, wait_for
 from running import GARBAGE, HEX, folder_of, handed_out, people, rows, settings, tree
 
 from anonymizer.config import RunConfig
@@ -209,22 +209,11 @@ def prefect_server(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, env=environment, stdout=-3, stderr=-3, start_new_session=True) as process:
         try:
-            assert wait_for(lambda: answers(port), 120)
+            assert wait_for(lambda: answers(f"http://127.0.0.1:{port}/api"), 120)
             yield process
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def answers(port: int) -> bool:
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
-    try:
-        with urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2):
-            return True
-    except (URLError, OSError):
-        return False
 
 
 def free_port() -> int:

@@ -24,10 +24,10 @@ from running import (
     tree,
 )
 
-from anonymizer import events, ledger
+from anonymizer import events, ledger, parquet
 from anonymizer.attest import signing
-from anonymizer.errors import GateError, OutputError
-from anonymizer.layout import Release
+from anonymizer.errors import GateError, IntegrityError, OutputError
+from anonymizer.layout import MANIFEST, Release
 from anonymizer.place import Place
 from anonymizer.records import Reason
 from anonymizer.retry import reopen
@@ -85,9 +85,7 @@ def pictures(release: Release) -> dict[str, bytes]:
 def test_what_fails_again_is_accounted_for_as_before(tmp_path: Path, source: Path) -> None:
     folder_of(source, {"a/broken.png": GARBAGE})
     config = settings(source, tmp_path / "out", policy=STRICT)
-    with pytest.raises(GateError):
-        run(config, NotFinite())
-    release = Release.at(config.output.uri)
+    release = unwell(config)
     assert reopen(release) == 3
     with pytest.raises(GateError):
         run(config)
@@ -99,9 +97,7 @@ def test_what_fails_again_is_accounted_for_as_before(tmp_path: Path, source: Pat
 def test_one_reason_is_chosen_and_the_others_stand(tmp_path: Path, source: Path) -> None:
     folder_of(source, {"a/broken.png": GARBAGE})
     config = settings(source, tmp_path / "out", policy=STRICT)
-    with pytest.raises(GateError):
-        run(config, NotFinite())
-    release = Release.at(config.output.uri)
+    release = unwell(config)
     was = next(row for row in rows(release) if row["reason"] == "not_an_image")
     assert reopen(release, [Reason.NOT_FINITE]) == 2
     with pytest.raises(GateError):
@@ -117,6 +113,28 @@ def test_a_published_release_stays_as_it_was_signed(tmp_path: Path, source: Path
     with pytest.raises(OutputError, match=r"is published and stays as it was signed: make another one with .*previous"):
         reopen(release)
     assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("form", ["folder", "webdataset", "parquet"])
+def test_a_candidate_that_does_not_hold_its_pictures_any_more_is_left_as_it_is(
+    tmp_path: Path, source: Path, form: str
+) -> None:
+    release = unwell(settings(source, tmp_path / "out", output={"format": form}, policy=STRICT))
+    file = next(row for row in parquet.read(release.candidate / MANIFEST).to_pylist())["file"]
+    (release.candidate / file).write(b"damaged" if form != "folder" else b"")
+    if form == "folder":
+        (release.candidate / file).remove()
+    before = tree(release.candidate.path)
+    with pytest.raises(
+        IntegrityError, match=r"candidate: \d pictures are gone or cannot be read: nothing is done again"
+    ):
+        reopen(release)
+    assert tree(release.candidate.path) == before
+    assert not list(release.reopened.children())
+    (release.candidate / MANIFEST).write(b"damaged")
+    with pytest.raises(IntegrityError, match=r"manifest\.parquet: damaged: nothing is done again"):
+        reopen(release)
+    assert release.is_assembled
 
 
 def test_a_run_that_is_not_finished_yet_does_its_failed_records_again_too(tmp_path: Path, source: Path) -> None:
@@ -202,12 +220,14 @@ def test_the_command_finishes_a_release_whose_file_came_back(
     refused = CliRunner().invoke(main, [*made, "--set", "policy.max_failed=0"])
     assert refused.exit_code == 1, refused.output
     folder_of(tmp_path, {"p/1.png": plain(120)})
-    wrong = CliRunner().invoke(main, ["retry", "--failed", "--reason", "unreadible", str(tmp_path / "out")])
+    (tmp_path / "out").rename(tmp_path / "moved")
+    wrong = CliRunner().invoke(main, ["retry", "--failed", "--reason", "unreadible", str(tmp_path / "moved")])
     assert wrong.exit_code == 2
     assert "did you mean 'unreadable'?" in wrong.output
-    done = CliRunner().invoke(main, ["retry", "-q", "--failed", str(tmp_path / "out")])
+    done = CliRunner().invoke(main, ["retry", "-q", "--failed", str(tmp_path / "moved")])
     assert done.exit_code == 0, done.output
     assert done.output.startswith("Doing 1 failed records again.\nReleased 2 of 2 pictures")
-    again = CliRunner().invoke(main, ["retry", "-q", "--failed", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    again = CliRunner().invoke(main, ["retry", "-q", "--failed", str(tmp_path / "moved")])
     assert again.exit_code == 2
     assert "is published and stays as it was signed" in again.output

@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
-from fsspec.implementations.local import LocalFileSystem
-
 from anonymizer import store
 from anonymizer.ahead import ahead
 from anonymizer.sinks import Placed, ReleasedPicture
@@ -32,7 +30,7 @@ class FolderSink:
                 store.patiently(lambda: fs.pipe_file(f"{folder}/{file}", picture.data))
             return Placed(picture.output_id, file)
 
-        if isinstance(fs, LocalFileSystem):
+        if store.is_local(fs):
             yield from map(put, pictures)
             return
         with ThreadPoolExecutor(store.AT_ONCE, "sink") as pool:  # each takes a request

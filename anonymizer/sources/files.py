@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fsspec.implementations.local import LocalFileSystem
-
 from anonymizer import store
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
@@ -53,7 +51,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.fs, LocalFileSystem)
+        return store.is_local(self.fs)
 
     @property
     def ahead(self) -> int:
@@ -130,7 +128,7 @@ def locate(uri: str) -> Location:
 
 def _is_file(fs: Any, path: str) -> bool:
     """Whether it is a file or a folder. FileNotFoundError if neither; raises what a store says if it cannot tell."""
-    if isinstance(fs, LocalFileSystem):
+    if store.is_local(fs):
         kind = "file" if fs.isfile(path) else "directory" if fs.isdir(path) else None
     else:  # whose isfile and isdir say no where they were refused
         kind = store.patiently(lambda: fs.info(path))["type"]
@@ -228,7 +226,7 @@ def _walk_s3(fs: Any, root: str) -> Iterator[File]:
 def read_anywhere(uri: str, most: int) -> bytes:
     """All bytes of the file that a URI or an absolute path names; RecordError as ``Location.read``."""
     fs, path = store.open_fs(uri)
-    return _read_local(path, most, None, "/") if isinstance(fs, LocalFileSystem) else _read_remote(fs, path, most, None)
+    return _read_local(path, most, None, "/") if store.is_local(fs) else _read_remote(fs, path, most, None)
 
 
 def _is_inside(path: str, root: str) -> bool:
