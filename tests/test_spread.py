@@ -93,7 +93,9 @@ def test_a_gpu_that_no_node_of_a_cluster_has_is_not_waited_for(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("prefect_home")  # before Prefect is imported
-@pytest.mark.parametrize(("shards", "workers", "count"), [(6, 2, 2), (1, 4, 1), (0, 2, 0), (64, 2, 8), (10_000, 4, 16)])
+@pytest.mark.parametrize(
+    ("shards", "workers", "count"), [(6, 2, 2), (1, 4, 1), (0, 2, 0), (16, 1, 2), (64, 2, 8), (10_000, 4, 16)]
+)
 def test_ranges_are_as_many_as_keep_all_workers_busy_and_no_more(shards: int, workers: int, count: int) -> None:
     from flows import ranges
 
