@@ -39,8 +39,8 @@ class _Feeder(Thread, Generic[A, B]):
 
     def run(self) -> None:
         function, items, pool = self.work
-        iterator = iter(items)
         try:
+            iterator = iter(items)
             while self.slots.acquire() and not self.stopped.is_set():
                 try:
                     item = next(iterator)

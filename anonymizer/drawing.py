@@ -168,7 +168,7 @@ class Drawing:
                     self.scoring.append((job, self.overlap.later(work, sampled.marks[1])))
             else:
                 job = self.scoring[0][0]
-                drawn, lost = self._fitting(*self.scoring.popleft())
+                drawn, lost = self._fitting(job, lambda: self.scoring.popleft()[1]())
                 if drawn is not None:
                     yield from self._far_enough(job, drawn)
             if lost is not None:
@@ -227,13 +227,15 @@ class Drawing:
         return Drawn(job.items, self.attempts[job.attempt], outputs, scores, objections, sampled.started, each)
 
     def _fitting(self, job: Job, work: Callable[[], A]) -> tuple[A | None, Drawn | None]:
-        """What ``work`` gives; or nothing where memory did not suffice, and the end of a record that never fits."""
+        """What ``work`` gives; or nothing where memory did not suffice, and the end of a record that never fits.
+
+        Nobody may hold on to what failed, which holds on to what it left on the device.
+        """
         try:
             return work(), None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        del work  # a future holds the error, which holds on to what it left on the device
         free(self.backbone.device)
         self.halved += 1
         return None, self._halve(job)

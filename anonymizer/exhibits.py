@@ -294,6 +294,6 @@ def _manifest(release: Release, output_ids: Sequence[str]) -> dict[str, Row]:
     if not release.is_assembled:
         raise IntegrityError("release: no manifest.parquet: finish the run before the audit")
     wanted = pa.array(output_ids, pa.string())
-    batches = parquet.stored(release.manifest).to_batches(max_chunksize=4096)
+    batches = parquet.stored(release.manifest).to_batches(max_chunksize=parquet.BATCH)
     found = (batch.filter(pc.is_in(batch["output_id"], value_set=wanted)) for batch in batches)
     return {row["output_id"]: row for batch in found for row in batch.to_pylist()}

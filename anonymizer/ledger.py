@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,7 +117,8 @@ class ShardWriter:
     ) -> ShardSummary:
         """Write the ledger file, which makes the shard count; refuses rows that do not account for every record.
 
-        Where another attempt was first, this one is thrown away and the other's counts are returned.
+        Where another attempt was first, this one is thrown away and the other's counts are returned. IntegrityError
+        where that one's ledger is gone by now, as it is after ``purge``.
         """
         if len(rows) != expected or len({row.record_id for row in rows}) != expected:
             raise IntegrityError(f"shard {self.shard}: {len(rows)} rows for {expected} records: nothing was committed")
@@ -125,11 +127,15 @@ class ShardWriter:
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
         if self.standing is not None:
             table = pa.concat_tables([self.standing.replace_schema_metadata(metadata), table])
-        if not self.release.shard(self.shard).create(parquet.to_bytes(table)):
-            if self.standing is None:  # else the folder holds what the other one speaks of
+        late = self.release.is_assembled  # by somebody who had all shards
+        if late or not self.release.shard(self.shard).create(parquet.to_bytes(table)):
+            if late:
+                self.release.staging.remove()
+            elif self.standing is None:  # else the folder holds what the other one speaks of
                 (self.release.staging / self.folder).remove()
             if (first := read_shard(self.release, self.shard)) is not None:
                 return summarize(self.shard, first)
+            raise IntegrityError(f"shard {self.shard}: was committed by another attempt, whose ledger is gone")
         standing(self.release, self.shard).remove()
         return replace(summarize(self.shard, table), seconds=seconds)
 
@@ -217,8 +223,9 @@ def originals(release: Release, plan: Plan) -> Ordered:
 
 
 def scratch(release: Release) -> str | None:
-    """Where rows of the ledger may lie for a while: on the disk where the ledger lies, if it does."""
-    return release.restricted.path if release.root.is_local else None
+    """Where rows of the ledger may lie for a while: on the disk where the ledger lies, if it takes them."""
+    folder = release.restricted.path
+    return folder if release.root.is_local and os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def summarize(shard: int, table: pa.Table) -> ShardSummary:

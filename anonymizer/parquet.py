@@ -13,6 +13,7 @@ from anonymizer.place import Place
 
 BUFFER = 2**20  # bytes of a column that are read at once
 GROUP = 2**14  # rows of a row group
+BATCH = 4096  # rows that are Python objects at once
 
 
 class Rows(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +50,8 @@ class Plan:
     fingerprint: str
     escalated: tuple[str, ...]  # fingerprints at the levels of policy.escalate
     key_check: str | None
+    threads: int | None = None  # of the model on a CPU, on which rounding depends; none by an earlier version
+    id: str | None = None  # of this plan and no other
 
 
 def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:
@@ -78,6 +81,8 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
         fingerprint=config.fingerprint(backbone.digest),
         escalated=tuple(config.at(level).fingerprint(backbone.digest) for level in config.policy.escalate),
         key_check=key.check,
+        threads=torch.get_num_threads(),
+        id=secrets.token_hex(8),
     )
 
 

@@ -265,7 +265,7 @@ def stage(release: Release, kept: Iterable[pa.Table], folder: Place, suffix: str
 
 def _asked(release: Release, lookup: Lookup, waiting: npt.NDArray[np.bool_]) -> Iterator[Mapping[str, Any]]:
     """Rows of a manifest, in its order, whose pictures are still waited for."""
-    for batch in parquet.stored(release.manifest).select(["file", "member", "sha256"]).to_batches(4096):
+    for batch in parquet.stored(release.manifest).select(["file", "member", "sha256"]).to_batches(parquet.BATCH):
         found = lookup.first(batch["sha256"].to_pylist())
         found[found >= 0] = np.where(waiting[found[found >= 0]], found[found >= 0], -1)
         yield from batch.filter(pa.array(found >= 0)).to_pylist()

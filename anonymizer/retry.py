@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +13,8 @@ from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.layout import MANIFEST, Release
 from anonymizer.place import Place
 from anonymizer.records import Reason, Status
+
+FILES = ("file", "member", "output_id")
 
 
 def reopen(release: Release, reasons: Collection[Reason] = ()) -> int:
@@ -84,17 +86,15 @@ def _take_apart(release: Release, the_plan: plan.Plan) -> None:
     release.assembling.remove()
 
 
-def _files(release: Release) -> list[dict[str, str]]:
+def _files(release: Release) -> Iterator[dict[str, str]]:
     """Where each picture of a candidate lies."""
     try:
-        rows: list[dict[str, str]] = parquet.read(
-            release.candidate / MANIFEST, ["file", "member", "output_id"]
-        ).to_pylist()
+        for batch in parquet.stored(release.candidate / MANIFEST).select(FILES).to_batches(parquet.BATCH):
+            yield from batch.to_pylist()
     except (pa.ArrowException, OSError, KeyError):
         raise IntegrityError(
             f"restricted/candidate/{MANIFEST}: damaged: nothing is done again: restore it, or choose another output"
         ) from None
-    return rows
 
 
 def _drawn(table: pa.Table) -> list[str]:

@@ -203,7 +203,7 @@ def _published(
 
 def _score_models(release: Release) -> dict[str, str]:
     """Which model made each score that is published."""
-    told = parquet.read(release.manifest, ["output_id"]).schema.metadata or {}
+    told = parquet.metadata(release.manifest)
     found: dict[str, str] = json.loads(told.get(b"metric_models", b"{}"))
     return found
 

@@ -13,7 +13,6 @@ from flows import show
 if TYPE_CHECKING:
     from anonymizer.parquet import Rows
 
-BATCH = 4096  # rows that are looked at together
 
 # Manifest columns that usually hold one value for a whole release.
 COMMON = ("level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest", "config_fingerprint", "format")
@@ -77,7 +76,7 @@ def _manifest(uri: str) -> tuple[Rows, dict[str, str]]:
         raise UsageError(f"release {uri!r}: no public/manifest.parquet: see `anonymizer status {uri}`")
     try:
         manifest = parquet.stored(release.manifest)
-        for batch in manifest.to_batches(max_chunksize=BATCH):
+        for batch in manifest.to_batches(max_chunksize=parquet.BATCH):
             batch.validate(full=True)
         manifest.schema.field("output_id")
         models: dict[str, str] = json.loads((manifest.schema.metadata or {}).get(b"metric_models", b"{}"))
@@ -91,7 +90,9 @@ def _manifest(uri: str) -> tuple[Rows, dict[str, str]]:
 def _rows_of(manifest: Rows, output_id: str) -> list[dict[str, Any]]:
     import pyarrow.compute as pc
 
-    batches = manifest.to_batches(max_chunksize=BATCH)
+    from anonymizer import parquet
+
+    batches = manifest.to_batches(max_chunksize=parquet.BATCH)
     found = (batch.filter(pc.equal(batch["output_id"], output_id)) for batch in batches)
     return [row for batch in found for row in batch.to_pylist()]
 

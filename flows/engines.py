@@ -92,7 +92,8 @@ def _dask(config: RunConfig) -> Iterator[TaskRunner[Any]]:
     dask.config.update_defaults({"logging": {"distributed": "warning"}})  # before it is imported
     from prefect_dask.task_runners import DaskTaskRunner
 
-    local: dict[str, Any] = {"n_workers": config.run.workers, "threads_per_worker": 1}
+    # Its workers hold the key: certificates of its own keep others on this machine out.
+    local: dict[str, Any] = {"n_workers": config.run.workers, "threads_per_worker": 1, "security": True}
     local["scheduler_kwargs"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     address = dask.config.get("scheduler-address", None)
     with ExitStack() as stack:

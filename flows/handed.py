@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,8 +13,16 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
@@ -28,10 +37,11 @@ Progress = frozenset[tuple[UUID, Any]]  # what a flow run says of itself
 
 @dataclass(frozen=True)
 class Range:
-    """Shards from the first to the last of these, and how often they were handed out before."""
+    """Shards from the first to the last of these, how often they were handed out before, and a name for this time."""
 
     shards: Sequence[int]
     tries: int = 0
+    once: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass
@@ -57,8 +67,21 @@ def hand_out(config: RunConfig, some: Range) -> Out:
         parameters={"config": config.model_dump(mode="json"), "first": first, "last": last},
         flow_run_name=f"shards-{first}-{last}",
         timeout=0,  # others are handed out meanwhile
+        idempotency_key=some.once,  # an answer that was lost is asked for again
     )
     return Out(some, flow_run.id)
+
+
+def stop_forgotten(client: SyncPrefectClient, config: RunConfig) -> None:
+    """Stop the ranges of this release that a controller handed out which is gone: whoever calls has its lock."""
+    not_ended = [kind for kind in StateType if kind not in TERMINAL_STATES]
+    found = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=not_ended))),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[config.run.deployment.partition("/")[2]])),
+    )
+    for run in found:
+        if run.parameters.get("config", {}).get("output", {}).get("uri") == config.output.uri:
+            stop(client, Out(Range(()), run.id))
 
 
 def state_of(client: SyncPrefectClient, one: Out) -> State[Any] | None:

@@ -26,6 +26,8 @@ def over(config: RunConfig, shards: Sequence[int]) -> Iterator[dict[str, Any] | 
     todo, out = deque(cut(shards, config.run.workers)), list[Out]()
     missing, looked = set(shards), time.monotonic()
     with get_client(sync_client=True) as client, _taken_back(client, out):
+        with handed.server_may_be_away():
+            handed.stop_forgotten(client, config)
         while todo or out:
             with handed.server_may_be_away():
                 while todo and len(out) < config.run.workers:

@@ -55,6 +55,8 @@ def tasks(config: RunConfig, shards: Sequence[int]) -> Iterator[Result | BaseExc
     """One task for each shard."""
     settings, shard_task = config.model_dump(mode="json"), run_shard.with_options(retries=config.run.retries)
     waiting: deque[PrefectFuture[Result]] = deque()
+    if not shards:
+        return
     with engines.runner(config) as runner:
         for shard in shards:
             if len(waiting) == WINDOW:

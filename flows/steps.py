@@ -70,8 +70,8 @@ def fitting_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseScorer:
 
 
 @lru_cache(maxsize=1)
-def previous_of(output: str) -> Previous:
-    """What the releases before this one published, loaded once for each process."""
+def previous_of(output: str, the_plan: plan.Plan) -> Previous:
+    """What the releases before this one published, loaded once for each process and plan."""
     return apart(lambda: previous.load(Release.at(output)))
 
 
@@ -101,7 +101,6 @@ def prepare(config: RunConfig) -> plan.Plan:
     previous.check(config, key, fitting_scorer(config.metrics, backbone).names)
     the_plan = plan.write(config, backbone, key, release)
     previous.take_over(config, release)
-    previous_of.cache_clear()  # of another run in this process, at the same place
     return the_plan
 
 
@@ -177,13 +176,16 @@ def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -
     if (table := ledger.read_shard(release, shard)) is not None:
         return ledger.summarize(shard, table)
     key, backbone = load_key(config.key_env), backbone_of(config.model)
-    _check_as_planned(config, plan.read(release), key, backbone)
+    the_plan = plan.read(release)
+    _check_as_planned(config, the_plan, key, backbone)
+    if backbone.device.type == "cpu" and the_plan.threads:  # Ray and Dask would have one
+        torch.set_num_threads(the_plan.threads)
     scorer = scorer_of(config.metrics, str(backbone.device))
     config = trial.settled(config, backbone, scorer)
-    compile_where_it_pays(config, backbone, release)
+    compile_where_it_pays(config, backbone, the_plan)
     writer = ShardWriter(release, shard, scorer.names)
     entries = [entry for entry in plan.read_entries(release, shard) if writer.is_left(entry)]
-    before = previous_of(config.output.uri)
+    before = previous_of(config.output.uri, the_plan)
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
 
 
@@ -200,9 +202,8 @@ def _check_as_planned(config: RunConfig, the_plan: plan.Plan, key: CustodianKey,
         )
 
 
-def compile_where_it_pays(config: RunConfig, backbone: Backbone, release: Release) -> None:
+def compile_where_it_pays(config: RunConfig, backbone: Backbone, the_plan: plan.Plan) -> None:
     def planned() -> float:
-        the_plan = plan.read(release)
         return float(operations_of(config.model) * the_plan.steps * the_plan.records)
 
     if fast.is_worthwhile(config.run.compile, backbone, planned):

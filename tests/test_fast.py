@@ -12,13 +12,14 @@ import pipelines_flow
 import pytest
 import torch
 from conftest import IdealGaussian
+from running import KEY
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
+from anonymizer import plan
 from anonymizer.backbones import fast, load_backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig, RunConfig, build
-from anonymizer.layout import Release
 from anonymizer.noise import KeyedNoise
 from anonymizer.told import condition, stand_in
 from flows import steps
@@ -207,6 +208,34 @@ def test_a_compiled_network_says_the_same(tiny_model: Path, cache: Path) -> None
     assert any((cache / "inductor").rglob("*.py")) or any((cache / "inductor").rglob("*.so"))
 
 
+def test_a_network_that_cannot_be_compiled_is_run_as_it_is_and_the_log_says_so_once(
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: no_compiler)
+    backbone = load(tiny_model)
+    fast.compiled(backbone, 4)
+    torch.testing.assert_close(outputs(backbone, 4), outputs(load(tiny_model), 4), atol=0, rtol=0)
+    assert [record.message for record in caplog.records] == [
+        "run.compile: the network could not be compiled (RuntimeError) and is run as it is"
+    ]
+
+
+def test_a_compiled_network_without_memory_says_so(
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: full)
+    backbone = load(tiny_model)
+    fast.compiled(backbone, 4)
+    with pytest.raises(torch.OutOfMemoryError):
+        outputs(backbone, 4)
+
+
 def test_auto_compiles_on_a_gpu_and_for_long_plans_only() -> None:
     def backbone(device: torch.device) -> Any:
         found = IdealGaussian()
@@ -255,7 +284,7 @@ def test_a_shard_compiles_where_it_is_asked_to(
 ) -> None:
     config = config_of(tmp_path, tiny_model, f"run.compile={mode}")
     backbone: Any = load(tiny_model)
-    steps.compile_where_it_pays(config, backbone, Release.at(config.output.uri))
+    steps.compile_where_it_pays(config, backbone, plan.describe(config, backbone, KEY, 4))
     assert isinstance(backbone.unet.forward, fast.FullBatches) == compiles
 
 

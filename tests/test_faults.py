@@ -154,7 +154,14 @@ def started(config: RunConfig, home: Path, **more: str) -> subprocess.Popen[str]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     kept |= {"ANONYMIZER_KEY": HEX, "PREFECT_HOME": str(home), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "flows.cli", "run", str(file), "--quiet"]
-    return subprocess.Popen(command, stdout=-1, stderr=subprocess.STDOUT, text=True, env=kept | more)
+    return subprocess.Popen(
+        command, stdout=-1, stderr=subprocess.STDOUT, text=True, env=kept | more, preexec_fn=hears_interrupts
+    )
+
+
+def hears_interrupts() -> None:
+    """Also where whoever started these tests does not: what is ignored is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def committed(config: RunConfig) -> int:

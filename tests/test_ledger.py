@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields, replace
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from running import KEY, PlainScorer, begin, one_shard, people, rows, run, settings
+from running import KEY, PlainScorer, begin, one_shard, people, rows, run, settings, tree
 
 from anonymizer import assemble, ledger, plan
 from anonymizer.errors import IntegrityError
@@ -91,6 +92,34 @@ def test_rows_that_do_not_account_for_every_record_are_not_committed(release: Re
     with pytest.raises(IntegrityError, match=f"{len(found)} rows for 2 records"):
         ShardWriter(release, 0, {}).commit(found, 2, 1.0)
     assert ledger.read_shard(release, 0) is None
+
+
+@pytest.mark.parametrize("purged", [False, True])
+def test_who_comes_after_a_release_is_finished_changes_nothing(tmp_path: Path, purged: bool) -> None:
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out")
+    release = begin(config)
+    late = ledger.ShardWriter(release, 0, {})
+    run(config)
+    before = tree(tmp_path / "out")
+    late.put("late", ".png", b"x")
+    if purged:
+        release.ledger.remove()
+        with pytest.raises(IntegrityError, match="shard 0: was committed by another attempt, whose ledger is gone"):
+            late.commit([], 0, 0.0)
+        assert not release.ledger.exists()
+    else:
+        assert late.commit([], 0, 0.0).released == 2
+        assert tree(tmp_path / "out") == before
+    assert not release.staging.exists()
+
+
+def test_rows_lie_elsewhere_for_a_while_where_the_restricted_half_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = begin(settings(people(tmp_path / "in", 2), tmp_path / "out"))
+    assert ledger.scratch(release) == release.restricted.path
+    monkeypatch.setattr(os, "access", lambda path, how: False)
+    assert ledger.scratch(release) is None
 
 
 def test_score_columns_name_their_models(tmp_path: Path) -> None:

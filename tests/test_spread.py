@@ -366,6 +366,51 @@ def test_the_release_is_the_same_on_any_engine_and_each_process_loads_the_model_
         assert set(counts.values()) == {once}
 
 
+def test_a_shard_is_done_with_as_many_threads_as_the_plan_says(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray and Dask give a process one, and another number rounds otherwise."""
+    import torch
+
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", model={"id": str(tiny_model)}, **PLAIN)
+    usual, seen = torch.get_num_threads(), list[int]()
+    monkeypatch.setattr(steps, "anonymize_shard", lambda *given: seen.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(3)
+        steps.prepare(config)
+        torch.set_num_threads(1)
+        steps.run_shard(config, 0, lambda done: None)
+    finally:
+        torch.set_num_threads(usual)
+    assert seen == [3]
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_a_range_is_asked_for_once_and_ranges_that_nobody_waits_for_are_stopped(tmp_path: Path) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.states import Running
+
+    from flows import handed
+
+    @flow(name="shards-of-a-test")
+    def shards(config: dict[str, Any], first: int, last: int) -> None: ...
+
+    def of(name: str) -> RunConfig:
+        return settings(tmp_path / "in", tmp_path / name, "run.deployment=shards-of-a-test/ranges")
+
+    with get_client(sync_client=True) as client:
+        client.create_deployment(client.create_flow(shards), "ranges", enforce_parameter_schema=False)
+        own = [handed.hand_out(of("out"), handed.Range([0, 1])) for _ in range(2)]
+        client.set_flow_run_state(own[1].flow_run, Running(), force=True)
+        other, some = handed.hand_out(of("other"), handed.Range([0])), handed.Range([2])
+        assert handed.hand_out(of("other"), some).flow_run == handed.hand_out(of("other"), some).flow_run
+        handed.stop_forgotten(client, of("out"))
+        found = [client.read_flow_run(one.flow_run).state for one in (*own, other)]
+    assert [state and state.type.value for state in found] == ["CANCELLED", "CANCELLING", "SCHEDULED"]
+
+
 def test_another_key_or_model_than_was_planned_with_does_no_shard(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 
-from anonymizer.parquet import Rows
+from anonymizer.parquet import BATCH, Rows
 
 LEAF, NODE = b"\x00", b"\x01"  # so that no row can be taken for two hashes
-BATCH = 4096  # turned into Python objects at once
 
 
 def root(leaves: Iterable[bytes]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from anonymizer.backbones.protocol import Backbone
+from anonymizer.devices import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 Compile = Literal["auto", "always", "never"]
 # Operations in a plan from which compiling should pay, on a GPU: ten minutes at 50 TFLOP/s. It takes one or two.
@@ -71,14 +75,27 @@ def compiled(backbone: Backbone, batch_size: int) -> None:
 
 
 class FullBatches:
-    """The forward pass of a network, compiled for batches of certain sizes when the first of them comes."""
+    """The forward pass of a network, compiled for batches of certain sizes when the first of them comes.
+
+    Where it cannot be compiled, as without a C compiler, it stays plain, and the log says so.
+    """
 
     def __init__(self, plain: Callable[..., Any]) -> None:
         self.plain, self.sizes = plain, set[int]()
         self.fast: Callable[..., Any] = torch.compile(plain, dynamic=False)
 
     def __call__(self, sample: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        return (self.fast if len(sample) in self.sizes else self.plain)(sample, *rest, **more)
+        if len(sample) in self.sizes and self.fast is not self.plain:
+            try:
+                return self.fast(sample, *rest, **more)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                log.warning(
+                    "run.compile: the network could not be compiled (%s) and is run as it is", type(error).__name__
+                )
+                self.fast = self.plain
+        return self.plain(sample, *rest, **more)
 
 
 def cache_folder() -> Path:

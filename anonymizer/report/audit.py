@@ -193,10 +193,12 @@ def _worst(release: Release, config: RunConfig, lines: Sequence[Line]) -> list[W
         for row in table.filter(pc.is_in(table["record_id"], value_set=wanted)).to_pylist()
     ]
     ids = pa.array([row["output_id"] for row in rows], pa.string())
-    manifest = parquet.read(release.manifest)
-    outputs = pictures.released(
-        release.handout, manifest.filter(pc.is_in(manifest["output_id"], value_set=ids)).to_pylist()
-    )
+    published = [
+        row
+        for batch in parquet.stored(release.manifest).to_batches(parquet.BATCH)
+        for row in batch.filter(pc.is_in(batch["output_id"], value_set=ids)).to_pylist()
+    ]
+    outputs = pictures.released(release.handout, published)
     originals, _ = pictures.originals(release, config, rows)
     shown = [
         Worst(

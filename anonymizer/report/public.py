@@ -14,7 +14,7 @@ import yaml
 from anonymizer import carried, scores
 from anonymizer.config import RunConfig
 from anonymizer.layout import MANIFEST as MANIFEST_FILE
-from anonymizer.parquet import Rows
+from anonymizer.parquet import BATCH, Rows
 from anonymizer.place import Place
 from anonymizer.plan import Plan
 from anonymizer.report import figures, pictures
@@ -209,7 +209,7 @@ def _paths(facts: Facts, manifest: Rows) -> str | list[str]:
     """Where pictures are; ``datasets`` passes over folders that begin so, unless a pattern names them."""
     found = [DATA_FILES[facts.layout]]
     if facts.layout == "folder":
-        files = manifest.select(["file"]).to_batches(max_chunksize=4096)
+        files = manifest.select(["file"]).to_batches(max_chunksize=BATCH)
         names = {file.split("/")[1] for batch in files for file in batch["file"].to_pylist()}
         found += [f"images/{odd}*/**" for odd in ("__", ".") if any(name.startswith(odd) for name in names)]
     return found if len(found) > 1 else found[0]

@@ -130,7 +130,7 @@ def _manifest_rows(manifest: Rows | None, rows: Sequence[Row]) -> list[dict[str,
     if manifest is None:
         return []
     wanted = pa.array([row["output_id"] for row in rows], pa.string())
-    batches = manifest.to_batches(max_chunksize=4096)
+    batches = manifest.to_batches(max_chunksize=parquet.BATCH)
     found = (batch.filter(pc.is_in(batch["output_id"], value_set=wanted)) for batch in batches)
     return [row for batch in found for row in batch.to_pylist()]
 

@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 from anonymizer.ahead import ahead
 from anonymizer.attest import statement
 from anonymizer.layout import AUDIT, MANIFEST, REVOCATIONS, STATEMENT
-from anonymizer.parquet import Rows
+from anonymizer.parquet import BATCH, Rows
 from anonymizer.pillow import quiet_pillow
 from anonymizer.place import Place
 from anonymizer.verify.findings import Finding, verdict
 from anonymizer.verify.listing import Listing, opened
 from anonymizer.verify.parts import Found, open_part
 from anonymizer.verify.picture import COLUMNS, Row, problem
-from anonymizer.verify.table import BATCH, PART, carried
+from anonymizer.verify.table import PART, carried
 
 PAPERS = {MANIFEST, REVOCATIONS, AUDIT, "README.md", "report.html", "croissant.json"}
 TOGETHER = 32  # pictures that a thread looks at in one go

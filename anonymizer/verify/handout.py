@@ -135,6 +135,6 @@ def _revocations(folder: Place, said: Said, manifest: Rows) -> Iterator[Finding]
 def _shown(manifest: Rows, revoked: Mapping[str, str]) -> int:
     """How many of the pictures that were revoked (output id -> SHA-256) a manifest has, by name or by content."""
     asked, found = {*revoked, *revoked.values()}, set[str]()
-    for batch in manifest.select(["output_id", "sha256"]).to_batches(max_chunksize=table.BATCH):
+    for batch in manifest.select(["output_id", "sha256"]).to_batches(max_chunksize=parquet.BATCH):
         found |= asked.intersection(text for column in batch.columns for text in column.to_pylist())
     return sum(name in found or digest in found for name, digest in revoked.items())

@@ -13,7 +13,7 @@ import pyarrow as pa
 from anonymizer.attest.said import Said
 from anonymizer.carried import PRIVATE
 from anonymizer.layout import MANIFEST
-from anonymizer.parquet import Rows
+from anonymizer.parquet import BATCH, Rows
 from anonymizer.scores import BINNED
 from anonymizer.scores import COLUMNS as SCORES
 from anonymizer.sinks.folder import folder_name
@@ -25,7 +25,6 @@ TYPES = {
     **{"level": pa.float64(), "t_boom": pa.int32(), "log_snr": pa.float64(), "sampler": pa.string()},
     **{"steps": pa.int32(), "model": pa.string(), "model_digest": pa.string(), "config_fingerprint": pa.string()},
 }
-BATCH = 4096  # rows that are looked at together
 MAY_BE_EMPTY = {"member", "label", "caption"}
 SCORE_TYPES = {name: pa.float32() for name in SCORES} | {f"{name}{BINNED}": pa.string() for name in SCORES}
 METADATA = {b"metric_models"}

@@ -24,7 +24,6 @@ from anonymizer.plan import Plan
 from anonymizer.records import Status
 from anonymizer.sealed import SUFFIX
 from anonymizer.verify.findings import Finding, failed, noted, passed, verdict
-from anonymizer.verify.table import BATCH
 
 
 def check_restricted(release: Release, config: RunConfig, key: CustodianKey) -> Iterator[Finding]:
@@ -86,7 +85,7 @@ def _ledger(release: Release, config: RunConfig, said: Said, key: CustodianKey) 
 
 def _unlike_public(release: Release, the_plan: Plan) -> Iterator[str]:
     manifest = parquet.stored(release.manifest).select(PAIR)
-    batches = (pa.Table.from_batches([batch]) for batch in manifest.to_batches(max_chunksize=BATCH))
+    batches = (pa.Table.from_batches([batch]) for batch in manifest.to_batches(max_chunksize=parquet.BATCH))
     pairs = chain([manifest.schema.empty_table()], batches)  # of a release of nothing too
     more = less = other = 0
     with shown(release, the_plan) as ledgers, Ordered(pairs, "output_id", the_plan.records) as public:
