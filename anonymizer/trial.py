@@ -28,7 +28,8 @@ ENOUGH = 0.97  # of the best rate: a smaller batch that reaches it leaves memory
 def settled(config: RunConfig, backbone: Backbone, scorer: Scorer) -> RunConfig:
     """The same settings with a number for ``run.batch_size``: where that is ``auto``, one that is fast on this device.
 
-    A batch's size moves single pixels by rounding, so with ``auto`` machines may differ in the last digit.
+    A batch's size moves single pixels by rounding, so with ``auto`` machines, and processes that try at the same time,
+    may differ in the last digit.
     """
     if config.run.batch_size != "auto":
         return config
