@@ -169,6 +169,17 @@ def test_only_workers_are_given_keys_and_only_the_controller_the_publishers() ->
     assert compose["services"]["server"]["ports"] == ["127.0.0.1:4200:4200"]
 
 
+def test_nothing_is_deployed_again_unless_somebody_asks_for_it() -> None:
+    services = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]
+    asked = services.pop("deploy")
+    assert asked["profiles"] and "deploy --all" in asked["command"][-1]
+    assert not [name for name, one in services.items() if "profiles" in one or "deploy" in one.get("depends_on", {})]
+    # It reads the files beside compose.yaml, in place of those of the image.
+    assert asked["volumes"] == [".:/opt/anonymizer/deployments:ro"] and asked["working_dir"] == "/opt/anonymizer"
+    named = re.findall(r"deployments/\S+\.(?:json|yaml)", asked["command"][-1])
+    assert len(named) == 2 and all((DEPLOYMENTS.parent / one).is_file() for one in named)
+
+
 def test_the_image_can_compile_a_network_and_what_it_caches_outlives_its_containers() -> None:
     final = (DEPLOYMENTS / "Dockerfile").read_text().rpartition("\nFROM ")[2]
     (packages,) = re.findall(r"apt-get install --yes --no-install-recommends (.+?) \\\n", final)
