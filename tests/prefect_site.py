@@ -204,6 +204,8 @@ def told() -> Iterator[tuple[str, list[str]]]:
     with HTTPServer(("127.0.0.1", 0), Listener) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/", heard
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", heard
+        finally:
+            server.shutdown()
+            thread.join()
