@@ -66,15 +66,18 @@ class Site:
         return self.run(*PREFECT, *words)
 
     def ask(self, path: str, body: Any = None) -> Any:
-        """What the server answers: a GET, or a POST of JSON; asked again where its SQLite is busy, as Prefect does."""
+        """What the server answers: a GET, or a POST of JSON; asked again where it is too busy, as Prefect does.
+
+        A POST may so be done twice: ask for what does no harm then.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/{path}", data, {"Content-Type": "application/json"})
         for last in (False,) * 9 + (True,):
             try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
+                with urllib.request.urlopen(request, timeout=15) as answer:
                     return json.load(answer)
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or last:
+            except (urllib.error.HTTPError, TimeoutError) as error:
+                if last or getattr(error, "code", 503) != 503:
                     raise
                 time.sleep(1)
 

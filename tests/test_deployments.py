@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from flows.cli import main
 
 DEPLOYMENTS = ROOT / "deployments"
 ENDED = ("COMPLETED", "FAILED", "CRASHED")
+KEYS = {"ANONYMIZER_KEY": HEX, "ANONYMIZER_SIGNING_KEY": PUBLISHER.private_bytes.decode()}
 HOOK = """
 from prefect.blocks.notifications import CustomWebhookNotificationBlock as Hook
-print(Hook(name="alerts", url={url!r}, json_data={{"text": "{{{{subject}}}} {{{{body}}}}"}}).save("anonymizer-alerts"))
+hook = Hook(name="alerts", url={url!r}, json_data={{"text": "{{{{subject}}}} {{{{body}}}}"}})
+print(hook.save("anonymizer-alerts", overwrite=True))
 """
 
 
@@ -40,8 +43,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         template = ["--type", "process", "--base-job-template", str(DEPLOYMENTS / "work-pools/process.json")]
         list(at_once.map(lambda pool: site.prefect("work-pool", "create", pool, *template), pools))
         for name, pool in (("cpu", pools[0]), ("gpu-1", pools[1]), ("gpu-2", pools[1])):
-            signing = {"ANONYMIZER_SIGNING_KEY": PUBLISHER.private_bytes.decode()} if name == "cpu" else {}
-            site.work(name, pool, ANONYMIZER_KEY=HEX, **signing)
+            site.work(name, pool, **(KEYS if name == "cpu" else {"ANONYMIZER_KEY": HEX}))
         # Paths of these tests in place of /srv/anonymizer, and nothing else.
         text = (DEPLOYMENTS / "prefect.yaml").read_text().replace("/srv/anonymizer", str(folder))
         (folder / "prefect.yaml").write_text(text)
@@ -131,9 +133,7 @@ def test_a_range_whose_worker_is_killed_or_hangs_is_handed_out_again(
     slow = "boomerang.steps=200"  # calls of the network for each batch
     config = of_workers(source, tmp_path / "out", tiny_model, slow, "run.timeout=15")
     before = {run["id"] for run in site.flow_runs("anonymize-shards")}
-    path = settings_file(site.folder, config, "killed.yaml")
-    said = site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
-    own = re.findall(r"UUID: ([0-9a-f-]{36})", said)[0]
+    own = start(site, settings_file(site.folder, config, "killed.yaml"))["id"]
     release = Release.at(config.output.uri)
 
     def to_kill() -> Any:
@@ -152,23 +152,70 @@ def test_a_range_whose_worker_is_killed_or_hangs_is_handed_out_again(
     assert handed_out(release)[0] == handed_out(plain)[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
-def test_somebody_is_told_of_a_failed_release_and_of_a_missed_start(
-    site: Site, tmp_path: Path, tiny_model: Path
-) -> None:
+@contextmanager
+def alerts(site: Site, lost_after: int = 180) -> Iterator[list[str]]:
+    """What somebody is told, by the automations as they are documented."""
     with told() as (url, heard):
         block = site.run("python", "-c", HOOK.format(url=url)).split()[-1]
         text = (DEPLOYMENTS / "automations.yaml").read_text().replace("BLOCK_ID", block)
-        (site.folder / "alerts.yaml").write_text(text)
+        assert "within: 180 " in text
+        (site.folder / "alerts.yaml").write_text(text.replace("within: 180 ", f"within: {lost_after} "))
         site.prefect("automation", "create", "--from-file", str(site.folder / "alerts.yaml"))
+        try:
+            yield heard
+        finally:
+            site.prefect("automation", "delete", "--all")
 
-        config = of_workers(people(tmp_path / "in", 2), tmp_path / "out", tiny_model, "policy.min_released=3")
+
+def start(site: Site, path: Path) -> dict[str, Any]:
+    """A flow run of the deployment ``release``, asked for by hand."""
+    said = site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
+    run: dict[str, Any] = site.ask(f"flow_runs/{re.findall(r'UUID: ([0-9a-f-]{36})', said)[0]}")
+    return run
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
+def test_somebody_is_told_of_a_release_whose_machine_is_gone(site: Site, tmp_path: Path, tiny_model: Path) -> None:
+    with alerts(site, lost_after=10) as heard:
+        config = of_workers(people(tmp_path / "in", 8), tmp_path / "out", tiny_model, "boomerang.steps=200")
+        release = start(site, settings_file(site.folder, config, "lost.yaml"))
+        beats = {
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [f"prefect.flow-run.{release['id']}"]},
+        }
+        assert wait(lambda: site.ask("events/filter", {"filter": beats})["events"]), site.log("cpu")
+        pid = site.ask(f"flow_runs/{release['id']}")["infrastructure_pid"].rpartition(":")[2]
+        worker = site.workers.pop("cpu")
+        worker.kill()  # which else would say that its process was killed
+        os.kill(int(pid), signal.SIGKILL)
+        worker.wait()
+        site.work("cpu", "anonymizer-cpu", **KEYS)
+        told_so = f"{release['name']} of release: Crashed"
+        assert wait(lambda: [text for text in heard if told_so in text and "nothing was heard" in text], 90), heard
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", ["sqlite"], indirect=True)
+def test_somebody_is_told_of_a_failed_release_and_of_a_missed_start_and_not_of_a_range_that_waits(
+    site: Site, tmp_path: Path, tiny_model: Path
+) -> None:
+    with alerts(site) as heard:
+        site.stop("gpu-2")  # so the second range waits for the first
+        config = of_workers(people(tmp_path / "in", 4), tmp_path / "out", tiny_model, "policy.min_released=5")
         path = settings_file(site.folder, config, "gate.yaml")
-        site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
-        assert wait(lambda: [text for text in heard if "min_released" in text]), (heard, site.log("cpu"))
-        assert "GateError" in heard[0] and "release Failed" in heard[0]
+        before = {run["id"] for run in site.flow_runs("anonymize-shards")}
+        release = start(site, path)
+        told_so = f"{release['name']} of release: Failed"
+        assert wait(lambda: [text for text in heard if told_so in text]), (heard, site.log("cpu"))
+        (message,) = [text for text in heard if told_so in text]
+        assert "GateError" in message and "min_released" in message
 
         site.stop("cpu")
-        site.prefect("deployment", "run", "release/release")
-        assert wait(lambda: [text for text in heard if "Late" in text], 60), heard
+        missed = start(site, path)
+        assert wait(lambda: [text for text in heard if f"{missed['name']} of release: Late" in text], 60), heard
+
+        ranges = {run["id"] for run in site.flow_runs("anonymize-shards")} - before
+        states = [state["name"] for one in ranges for state in site.ask(f"flow_run_states/?flow_run_id={one}")]
+        assert len(ranges) == 2 and "Late" in states
+        assert not [text for text in heard if "of anonymize-shards" in text]

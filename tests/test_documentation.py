@@ -11,7 +11,8 @@ import anonymizer
 from anonymizer.backbones.load import FAMILIES, bundled_models
 
 ROOT = Path(anonymizer.__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+BESIDE = ("README.md", "CHANGELOG.md", "deployments/README.md")
+PAGES = sorted([*(ROOT / name for name in BESIDE), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 

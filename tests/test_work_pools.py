@@ -142,6 +142,22 @@ def test_manifests_have_fields_that_kubernetes_knows() -> None:
         assert list(unknown(kinds[item["kind"]], item)) == [], item["kind"]
 
 
+def test_workers_on_kubernetes_watch_no_namespace_but_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect_kubernetes.settings import KubernetesSettings
+
+    found = list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes/workers.yaml").read_text()))
+    assert not [item for item in found if item["kind"].startswith("Cluster")]  # a Role reaches no further
+    for item in found:
+        if item["kind"] == "Deployment":
+            (container,) = item["spec"]["template"]["spec"]["containers"]
+            for one in container["env"]:
+                monkeypatch.setenv(one["name"], one["value"])
+            assert KubernetesSettings().observer.namespaces == {"anonymizer"}
+            monkeypatch.undo()
+    for name in ("kubernetes-cpu.json", "kubernetes-gpu.json"):
+        assert template_of(name)["variables"]["properties"]["namespace"]["default"] == "anonymizer"
+
+
 def test_only_workers_are_given_keys_and_only_the_controller_the_publishers() -> None:
     compose = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
     has = {name: set(one.get("secrets", ())) & set(KEYS) for name, one in compose["services"].items()}
@@ -151,6 +167,37 @@ def test_only_workers_are_given_keys_and_only_the_controller_the_publishers() ->
     assert not SECRET.search((DEPLOYMENTS / "compose.yaml").read_text())
     assert set(compose["secrets"]) == {*KEYS, "PREFECT_SERVER_DATABASE_PASSWORD"}
     assert compose["services"]["server"]["ports"] == ["127.0.0.1:4200:4200"]
+
+
+def test_nothing_is_deployed_again_unless_somebody_asks_for_it() -> None:
+    services = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]
+    asked = services.pop("deploy")
+    assert asked["profiles"] and "deploy --all" in asked["command"][-1]
+    assert not [name for name, one in services.items() if "profiles" in one or "deploy" in one.get("depends_on", {})]
+    # It reads the files beside compose.yaml, in place of those of the image.
+    assert asked["volumes"] == [".:/opt/anonymizer/deployments:ro"] and asked["working_dir"] == "/opt/anonymizer"
+    named = re.findall(r"deployments/\S+\.(?:json|yaml)", asked["command"][-1])
+    assert len(named) == 2 and all((DEPLOYMENTS.parent / one).is_file() for one in named)
+
+
+def test_the_image_can_compile_a_network_and_what_it_caches_outlives_its_containers() -> None:
+    final = (DEPLOYMENTS / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    (packages,) = re.findall(r"apt-get install --yes --no-install-recommends (.+?) \\\n", final)
+    assert {"g++", "python3-dev"} <= set(packages.split())
+    (cache,) = re.findall(r"XDG_CACHE_HOME=(\S+)", final)
+    services = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]
+    places = {services[name]["volumes"][0].rpartition(":")[2] for name in ("cpu-worker", "gpu-worker")}
+    for name in POOLS:
+        properties = template_of(name)["variables"]["properties"]
+        assert "XDG_CACHE_HOME" not in properties["env"]["default"]
+        if name.startswith("docker"):
+            places.add(properties["volumes"]["default"][0].rpartition(":")[2])
+        elif name.startswith("kubernetes"):
+            pod = template_of(name)["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+            volumes = {volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+            mounts = pod["containers"][0]["volumeMounts"]
+            places |= {mount["mountPath"] for mount in mounts if mount["name"] in volumes}
+    assert places == {str(Path(cache).parent)}
 
 
 def test_the_image_runs_as_nobody_and_takes_in_nothing_but_what_is_named() -> None:
