@@ -123,7 +123,9 @@ class ShardWriter:
         if len(rows) != expected or len({row.record_id for row in rows}) != expected:
             raise IntegrityError(f"shard {self.shard}: {len(rows)} rows for {expected} records: nothing was committed")
         metadata = {"metric_models": json.dumps(dict(self.metric_models)), "staging": self.folder}
-        metadata |= {} if profile is None else {KEY.decode(): profile.to_json()}
+        if profile is not None:
+            told = None if self.standing is None else self.standing.schema.metadata.get(KEY)
+            metadata[KEY.decode()] = (profile.after(Profile.from_json(told)) if told else profile).to_json()
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
         if self.standing is not None:
             table = pa.concat_tables([self.standing.replace_schema_metadata(metadata), table])

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from threading import Lock, local
 from time import perf_counter
 from typing import TypeVar
@@ -53,6 +53,12 @@ class Profile:
     @classmethod
     def from_json(cls, text: bytes | str) -> Profile:
         return cls(**json.loads(text))
+
+    def after(self, earlier: Profile) -> Profile:
+        """With what an earlier attempt at the same shard took; records that were done again count twice."""
+        both = Profile.total([earlier, self])
+        assert both is not None
+        return replace(both, shards=self.shards)
 
     @classmethod
     def total(cls, profiles: Iterable[Profile]) -> Profile | None:

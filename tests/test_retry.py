@@ -24,11 +24,12 @@ from running import (
     tree,
 )
 
-from anonymizer import events, ledger, parquet
+from anonymizer import events, ledger, parquet, plan
 from anonymizer.attest import signing
 from anonymizer.errors import GateError, IntegrityError, OutputError
 from anonymizer.layout import MANIFEST, Release
 from anonymizer.place import Place
+from anonymizer.profile import Profile
 from anonymizer.records import Reason
 from anonymizer.retry import reopen
 
@@ -72,6 +73,8 @@ def test_only_failed_records_are_done_again_and_the_release_is_as_if_nothing_had
     assert pictures(release) == pictures(whole)
     assert {p.name for p in release.restricted.children()} == {p.name for p in whole.restricted.children()}
     assert events.read(release)[-1]["event"] == "published"
+    took = Profile.total(ledger.profiles(release, plan.read(release)))
+    assert took and (took.shards, took.records) == (plan.read(release).shards, 7 + 2)
     told = next(event for event in events.read(release) if event["event"] == "reopened")
     white = {row["shard"] for row in after.values() if row["record_id"].endswith("white.png")}
     assert told["details"] == {"records": 2, "shards": len(white)}
