@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 
-from anonymizer.parquet import BATCH, Rows
+from anonymizer import parquet
+from anonymizer.parquet import Rows
 
 LEAF, NODE = b"\x00", b"\x01"  # so that no row can be taken for two hashes
 
@@ -29,7 +30,7 @@ def root(leaves: Iterable[bytes]) -> bytes:
 
 def rows(manifest: Rows) -> Iterator[bytes]:
     """Each row as JSON (RFC 8259) in ASCII: keys sorted, no spaces, numbers as Python writes them."""
-    for batch in manifest.to_batches(max_chunksize=BATCH):
+    for batch in manifest.to_batches(max_chunksize=parquet.BATCH):
         for row in batch.to_pylist():
             yield json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode()
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 import yaml
 
-from anonymizer import carried, scores
+from anonymizer import carried, parquet, scores
 from anonymizer.config import RunConfig
 from anonymizer.layout import MANIFEST as MANIFEST_FILE
-from anonymizer.parquet import BATCH, Rows
+from anonymizer.parquet import Rows
 from anonymizer.place import Place
 from anonymizer.plan import Plan
 from anonymizer.report import figures, pictures
@@ -209,7 +209,7 @@ def _paths(facts: Facts, manifest: Rows) -> str | list[str]:
     """Where pictures are; ``datasets`` passes over folders that begin so, unless a pattern names them."""
     found = [DATA_FILES[facts.layout]]
     if facts.layout == "folder":
-        files = manifest.select(["file"]).to_batches(max_chunksize=BATCH)
+        files = manifest.select(["file"]).to_batches(max_chunksize=parquet.BATCH)
         names = {file.split("/")[1] for batch in files for file in batch["file"].to_pylist()}
         found += [f"images/{odd}*/**" for odd in ("__", ".") if any(name.startswith(odd) for name in names)]
     return found if len(found) > 1 else found[0]

@@ -11,10 +11,11 @@ from itertools import chain, groupby, islice
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from anonymizer import parquet
 from anonymizer.ahead import ahead
 from anonymizer.attest import statement
 from anonymizer.layout import AUDIT, MANIFEST, REVOCATIONS, STATEMENT
-from anonymizer.parquet import BATCH, Rows
+from anonymizer.parquet import Rows
 from anonymizer.pillow import quiet_pillow
 from anonymizer.place import Place
 from anonymizer.verify.findings import Finding, verdict
@@ -133,7 +134,7 @@ def _unspoken(parts: Set[str], seen: Set[str], manifest: Rows) -> Iterator[tuple
 def _packed(manifest: Rows) -> Iterator[tuple[str, pa.Table]]:
     """The rows of each part, as far as they stand together."""
     last, waiting = "", list[pa.RecordBatch]()
-    for batch in _held(manifest).to_batches(max_chunksize=BATCH):
+    for batch in _held(manifest).to_batches(max_chunksize=parquet.BATCH):
         rows = batch.filter(pc.is_valid(batch["member"]))
         at = 0
         for name, same in groupby(rows["file"].to_pylist()):
@@ -168,7 +169,7 @@ def _look(found: Iterable[Found], every: int) -> Look:
 
 def _alone(manifest: Rows) -> Iterator[list[Row]]:
     """Rows of pictures that are files of their own, some at a time."""
-    for batch in manifest.select(COLUMNS).to_batches(max_chunksize=BATCH):
+    for batch in manifest.select(COLUMNS).to_batches(max_chunksize=parquet.BATCH):
         rows = batch.filter(pc.is_null(batch["member"]))
         for begin in range(0, len(rows), TOGETHER):
             yield rows.slice(begin, TOGETHER).to_pylist()

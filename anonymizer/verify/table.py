@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from anonymizer import parquet
 from anonymizer.attest.said import Said
 from anonymizer.carried import PRIVATE
 from anonymizer.layout import MANIFEST
-from anonymizer.parquet import BATCH, Rows
+from anonymizer.parquet import Rows
 from anonymizer.scores import BINNED
 from anonymizer.scores import COLUMNS as SCORES
 from anonymizer.sinks.folder import folder_name
@@ -48,7 +49,7 @@ def misshapen(manifest: Rows) -> Iterator[str]:
     Reads all of it once. Raises anything at all where it is no Parquet file.
     """
     names, nulls = manifest.column_names, Counter[str]()
-    for batch in manifest.to_batches(max_chunksize=BATCH):
+    for batch in manifest.to_batches(max_chunksize=parquet.BATCH):
         batch.validate(full=True)
         nulls.update({name: column.null_count for name, column in zip(names, batch.columns, strict=True)})
     if missing := [name for name in TYPES if name not in names]:
@@ -115,7 +116,7 @@ def misnamed(manifest: Rows) -> Iterator[str]:
 
 
 def _batches(manifest: Rows, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
-    return manifest.select(columns).to_batches(max_chunksize=BATCH)
+    return manifest.select(columns).to_batches(max_chunksize=parquet.BATCH)
 
 
 def _group(row: Mapping[str, Any]) -> str:
