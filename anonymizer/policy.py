@@ -121,6 +121,9 @@ def judge(policy: PolicyConfig, counts: Counts, manifest: str, audit: Audited | 
     return Verdict([_waived(policy, ruling, now.astimezone(UTC).date()) for ruling in rulings])
 
 
+COUNTED = {"min_released", "max_quarantined", "max_failed"}  # rules that no audit has a say in
+
+
 def _of_counts(policy: PolicyConfig, counts: Counts) -> Iterator[Ruling]:
     if least := policy.min_released:
         found = f"{counts.released} released"

@@ -45,6 +45,19 @@ def alone(uri: str) -> Iterator[None]:
         ) from None
 
 
+def is_at_work(release: Release) -> bool:
+    """Whether a run is working on a release on a disk; of a store's lease nobody knows at once whether it lives."""
+    if not release.root.is_local or not release.lock.exists():
+        return False
+    try:
+        with FileLock(release.lock.path, timeout=0, mode=0o600):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # whoever may only read cannot tell
+        return False
+
+
 def check(config: RunConfig) -> None:
     """SourceError if there is nothing to read, OutputError if the release cannot go where it is meant to."""
     purpose.refuse_source("source.uri", config.source.uri)

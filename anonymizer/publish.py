@@ -20,7 +20,7 @@ from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputErro
 from anonymizer.keys import CustodianKey
 from anonymizer.layout import AUDIT, MANIFEST, REVOCATIONS, Release
 from anonymizer.plan import Plan
-from anonymizer.policy import Audited, Verdict, judge
+from anonymizer.policy import COUNTED, Audited, Verdict, judge
 from anonymizer.verify import check_public
 
 DECISION = "urn:anonymizer:predicate:decision:v1"
@@ -122,8 +122,15 @@ def _refuse_stale(release: Release, signed: Signed) -> None:
 def _refuse_broken(case: Case) -> None:
     if not case.verdict.passed:
         broken = "; ".join(str(ruling) for ruling in case.verdict.broken)
-        audit = "" if case.audit else "; attack it with `anonymizer audit`, then run the same command again"
-        raise GateError(f"policy: the release is not let out: {broken}: see `anonymizer status`{audit}")
+        raise GateError(f"policy: the release is not let out: {broken}: see `anonymizer status`{_next_step(case)}")
+
+
+def _next_step(case: Case) -> str:
+    """What may help, beside another policy or other settings."""
+    rules = {ruling.rule for ruling in case.verdict.broken}
+    if rules <= COUNTED:
+        return "; `anonymizer retry --failed` does failed records again" if rules - {"max_quarantined"} else ""
+    return "" if case.audit else "; attack it with `anonymizer audit`, then run the same command again"
 
 
 def _show(release: Release, signed: Signed) -> Standing:

@@ -77,7 +77,8 @@ def retry(uri: str, reasons: Sequence[str], *, as_json: bool, quiet: bool) -> No
     with preflight.alone(uri):
         count = reopen(release, chosen)
     if not as_json:
-        show.line(f"Doing {count} failed records again." if count else "No record failed so: nothing is done again.")
+        doing = f"Doing {count} failed record{'s' * (count != 1)} again."
+        show.line(doing if count else "No record failed so: nothing is done again.")
     run(settings, as_json=as_json, quiet=quiet)
 
 
@@ -163,7 +164,9 @@ def status(uri: str, *, profile: bool, as_json: bool) -> None:
     result = assemble.summary(release, the_plan)
     terms = retention.terms(release, settings_of(release).restricted)
     now, purged, decision = datetime.now(UTC), retention.purged(release), publish.last_decision(release)
-    if release.is_published:
+    if preflight.is_at_work(release):
+        stage = "a run is working on it"
+    elif release.is_published:
         stage = "complete" if release.ledger.exists() else "complete; its records were purged, and are not counted here"
     elif release.is_assembled:
         stage = str(publish.standing(release) or "not let out by the policy: run the same command again to ask it")

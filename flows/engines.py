@@ -17,6 +17,7 @@ from flows import quiet
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
+SHARDS = "anonymize-shards"  # the flow that ranges are handed to
 LIBRARIES = {"ray": ("prefect_ray", "ray"), "dask": ("prefect_dask", "distributed")}
 
 
@@ -32,6 +33,10 @@ def check(config: RunConfig) -> None:
             "environment of each, for example from `openssl rand -hex 32`"
         )
     if run.dispatch == "workers":
+        if not run.deployment.startswith(f"{SHARDS}/"):
+            raise ConfigError(
+                f"run.deployment {run.deployment!r}: is a deployment of another flow: name one of {SHARDS}"
+            )
         _check_deployment(run.deployment)
 
 
@@ -68,7 +73,10 @@ def _ray(config: RunConfig) -> Iterator[TaskRunner[Any]]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if not os.environ.get("RAY_ADDRESS"):  # "local": and not one that somebody has started here
         options |= {"address": "local", "num_cpus": config.run.workers, "include_dashboard": False}
-    with quiet.environment({"RAY_USAGE_STATS_ENABLED": "0"}), ExitStack() as stack:  # nobody is told
+    said = {"RAY_USAGE_STATS_ENABLED": "0"}  # nobody is told
+    if not os.environ.get("RAY_ADDRESS"):  # others on this machine are kept out, as by default, and without a warning
+        said["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
+    with quiet.environment(said), ExitStack() as stack:
         with _reached("ray", "RAY_ADDRESS"):
             started: TaskRunner[Any] = stack.enter_context(RayTaskRunner(init_kwargs=options))
             at_hand = ray.cluster_resources().get("GPU", 0)

@@ -15,7 +15,7 @@ import click
 
 from anonymizer import events
 from anonymizer.attest import signing
-from anonymizer.errors import AnonymizerError, OutputError, SigningKeyError, SourceError, UsageError
+from anonymizer.errors import AnonymizerError, GateError, OutputError, SigningKeyError, SourceError, UsageError
 from anonymizer.layout import STATEMENT, Release
 from anonymizer.place import Place
 from anonymizer.verify import Finding, check_public
@@ -108,6 +108,10 @@ def verify(
     alone = (place / STATEMENT).exists()  # a public half, whatever else lies in it
     both = not alone and ((place / "public").exists() or (place / "restricted").exists())
     release = Release(place) if both else None
+    if release is not None and release.is_assembled and not release.statement.exists() and not release.is_published:
+        raise GateError(
+            f"release {uri!r}: its policy holds it back, and nothing is signed yet: see `anonymizer status`"
+        )
     half = place if release is None else release.public if release.public.exists() else release.candidate
     found = list(check_public(half, [_trusted(text) for text in trust], decode))
     if release is None and (rescore or replay):

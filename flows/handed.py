@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, State, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, Artifact, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
@@ -31,8 +31,8 @@ from anonymizer.config import RunConfig
 from anonymizer.errors import AnonymizerError, ShardError
 from flows.steps import TELLABLE
 
-HANGS = "no picture was finished in"
-Progress = frozenset[tuple[UUID, Any]]  # what a flow run says of itself
+HANGS, GONE = "no picture was finished in", "nothing was heard of its process for"
+GONE_SECONDS = 180.0  # its share is told again every 20 (``flows.share``)
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,27 @@ class Range:
 
 
 @dataclass
+class Still:
+    """Since when something has been as it is."""
+
+    seen: object = None
+    since: float = field(default_factory=time.monotonic)
+
+    def stands(self, now: object, seconds: float) -> bool:
+        """Whether it has been so for longer; not where it is none, and nobody can say."""
+        if now is None or now != self.seen:
+            self.seen, self.since = now, time.monotonic()
+        return time.monotonic() - self.since > seconds
+
+
+@dataclass
 class Out:
-    """A range that somebody has, or will have; how far it was, and since when it has not been further."""
+    """A range that somebody has, or will have; how far it is, and when it last said so."""
 
     range: Range
     flow_run: UUID
-    progress: Progress | None = None
-    since: float = field(default_factory=time.monotonic)
-
-    def is_stuck(self, progress: Progress | None, seconds: float) -> bool:
-        """Whether it has been where it is now for so long; not where nobody can say how far that is."""
-        if progress is None or progress != self.progress:
-            self.progress, self.since = progress, time.monotonic()
-        return time.monotonic() - self.since > seconds
+    progress: Still = field(default_factory=Still)
+    beat: Still = field(default_factory=Still)
 
 
 def hand_out(config: RunConfig, some: Range) -> Out:
@@ -95,15 +103,17 @@ def state_of(client: SyncPrefectClient, one: Out) -> State[Any] | None:
 
 
 def hangs(client: SyncPrefectClient, one: Out, state: State[Any] | None, seconds: float) -> State[Any] | None:
-    """How a range is left whose worker runs and has finished no picture for so long; none for any other.
+    """How a range is left whose process is gone, or runs and has finished no picture for so long; none for any other.
 
     It is stopped. Should it go on all the same, of two who commit a shard the first one counts.
     """
-    running = state is not None and state.is_running()
-    if not one.is_stuck(_progress(client, one) if running else None, seconds):
+    told = _told(client, one) if state is not None and state.is_running() else None
+    gone = one.beat.stands(None if told is None else [(share.id, share.updated) for share in told], GONE_SECONDS)
+    stuck = one.progress.stands(None if told is None else [(share.id, share.data) for share in told], seconds)
+    if not gone and not stuck:
         return None
     stop(client, one)
-    return Crashed(message=f"{HANGS} {seconds:g} s (run.timeout)")
+    return Crashed(message=f"{GONE} {GONE_SECONDS:g} s" if gone else f"{HANGS} {seconds:g} s (run.timeout)")
 
 
 def stop(client: SyncPrefectClient, one: Out) -> None:
@@ -118,7 +128,7 @@ def problem(state: State[Any], shards: Sequence[int]) -> AnonymizerError:
     for kind in TELLABLE:
         if raised and raised[1] == kind.__name__:
             return kind(raised[2])
-    why = message if message.startswith(HANGS) else f"{state.type.value.lower()} in a worker"
+    why = message if message.startswith((HANGS, GONE)) else f"{state.type.value.lower()} in a worker"
     return ShardError(f"shards {shards[0]} to {shards[-1]}: {why}")
 
 
@@ -134,9 +144,9 @@ def server_may_be_away() -> Iterator[None]:
             raise
 
 
-def _progress(client: SyncPrefectClient, one: Out) -> Progress | None:
+def _told(client: SyncPrefectClient, one: Out) -> Sequence[Artifact] | None:
     """Its share, from each of its tries; none while the server is away."""
     with server_may_be_away():
         own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[one.flow_run]))
-        return frozenset((artifact.id, artifact.data) for artifact in client.read_artifacts(artifact_filter=own))
+        return sorted(client.read_artifacts(artifact_filter=own), key=lambda share: share.id)
     return None

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryFile
 from typing import IO
 
-from anonymizer.errors import AnonymizerError
+from anonymizer.errors import AnonymizerError, ConfigError
 from flows import database, quiet
 from flows.database import Database
 
@@ -50,6 +50,7 @@ def available(*secrets: str) -> Iterator[Callable[[], None]]:
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
+        _check_answers()
         yield lambda: None
         return
     chosen = quiet.chosen()
@@ -68,6 +69,22 @@ def available(*secrets: str) -> Iterator[Callable[[], None]]:
         with quiet.settings({URL: url}):
             yield ready
             _drain()
+
+
+def _check_answers() -> None:
+    """ConfigError unless the server that Prefect is set up to use is there."""
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+    except Exception as error:  # of httpx, or Prefect's own
+        problem = error
+    if problem is not None:
+        raise ConfigError(
+            f"{URL}: no Prefect server answers there ({type(problem).__name__}): start it, or unset {URL} to have one "
+            "for the length of a run"
+        )
 
 
 @contextmanager

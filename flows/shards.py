@@ -24,7 +24,8 @@ def anonymize_shards(config: dict[str, Any], first: int, last: int) -> dict[str,
     tag_run(TAGS)
     settled = build(config | {"run": config.get("run", {}) | {"dispatch": "inline"}})
     left = [shard for shard in steps.uncommitted(settled) if first <= shard <= last]
-    with watched_by(Share(0, steps.records_in(settled, left), "pictures of these shards")):
+    share = Share(0, steps.records_in(settled, left), "pictures of these shards")
+    with share.repeated(), watched_by(share):
         problems = [result for result in spread.tasks(settled, left) if isinstance(result, BaseException)]
     spread.settle(settled, problems, left)
     return {"committed": len(left)}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from threading import Event, Thread
 from typing import cast
 from uuid import UUID
 
@@ -12,7 +15,8 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.progress import Nobody
 
-TELL_SECONDS = 5.0  # between two updates
+TELL_SECONDS = 5.0  # between two updates while it grows
+BEAT_SECONDS = 20.0  # between two updates in any case
 
 
 class Share(Nobody):
@@ -30,6 +34,26 @@ class Share(Nobody):
         """So many more are done; fewer than none where some begin again."""
         self.done += count
         if self.done == self.total or time.monotonic() - self.told > TELL_SECONDS:
-            self.told = time.monotonic()
-            with suppress(httpx.HTTPError):  # a server that is away is told the next time
-                update_progress_artifact(self.artifact, self.percent)
+            self.tell()
+
+    def tell(self) -> None:
+        self.told = time.monotonic()
+        with suppress(httpx.HTTPError):  # a server that is away is told the next time
+            update_progress_artifact(self.artifact, self.percent)
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Say it again every so often, whether it has changed or not: this process lives."""
+        over, here = Event(), copy_context()
+
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                self.tell()
+
+        beating = Thread(target=here.run, args=(beat,), name="share", daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beating.join()

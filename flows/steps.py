@@ -191,6 +191,10 @@ def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -
 
 def _check_as_planned(config: RunConfig, the_plan: plan.Plan, key: CustodianKey, backbone: Backbone) -> None:
     """Another process than the one that planned has its own key and its own copy of the model."""
+    if key.check != the_plan.key_check and not key.lasting:
+        raise CustodianKeyError(
+            f"{config.key_env}: not set where shards are done: set the one that the release was planned with"
+        )
     if key.check != the_plan.key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that the release was planned with: set that one where shards are done"

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from running import GARBAGE, HEX, begin, folder_of, manifest, one_shard, people, run, settings, tree
 
+from anonymizer import preflight
 from anonymizer.backbones import load_backbone
 from anonymizer.layout import Release
 from flows.cli import main
@@ -195,6 +196,8 @@ def test_status_says_how_far_a_release_is(tmp_path: Path, source: Path, cli: Cli
         3,
         False,
     )
+    with preflight.alone(config.output.uri):  # in this process; a lock is the same to any other
+        assert "a run is working on it" in cli("status", tmp_path / "out").stdout
     one_shard(config, 1)
     one_shard(config, 2)
     assert "not yet assembled" in cli("status", tmp_path / "out").stdout

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import IdealGaussian
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputErro
 from anonymizer.layout import Release
 from anonymizer.policy import Audited, Counts, gate, judge
 from anonymizer.records import Reason, Scores, Status
+from flows.cli import main
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -411,6 +413,29 @@ def test_a_candidate_that_was_changed_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="digests is not as signed"):
         publish.approve(release, ada)
     assert not release.public.exists()
+
+
+AUDIT = "; attack it with `anonymizer audit`, then run the same command again"
+
+
+@pytest.mark.parametrize(
+    ("policy", "hint"),
+    [
+        ({"min_released": 9}, "; `anonymizer retry --failed` does failed records again"),
+        ({"max_quarantined": 0.0, "scores": {"lpips": {"min": 0.9}}}, ""),
+        (
+            {"min_released": 9, "audits": ["linkage"]},
+            AUDIT,
+        ),
+    ],
+)
+def test_what_is_held_back_says_what_may_help(tmp_path: Path, policy: dict[str, Any], hint: str) -> None:
+    with pytest.raises(GateError) as caught:
+        run(settings(people(tmp_path / "in", 3), tmp_path / "out", policy=policy))
+    assert str(caught.value).endswith(f": see `anonymizer status`{hint}")
+    held = CliRunner().invoke(main, ["verify", str(tmp_path / "out")])
+    assert held.exit_code == 1
+    assert "its policy holds it back, and nothing is signed yet: see `anonymizer status`" in held.output
 
 
 def test_without_a_policy_and_a_key_a_release_is_published_unsigned(

@@ -9,8 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from running import GARBAGE, HEX, Broken, PlainScorer, folder_of, handed_out, pe
 
 from anonymizer import ledger
 from anonymizer.config import RunConfig
-from anonymizer.errors import AnonymizerError, IntegrityError, OutputError, ShardError, StepError
+from anonymizer.errors import AnonymizerError, ConfigError, IntegrityError, OutputError, ShardError, StepError
 from anonymizer.layout import Release
 from anonymizer.place import Place
 from flows import database, quiet, server, steps
@@ -261,10 +262,45 @@ def in_a_process_of_its_own(code: str, home: Path, **more: str) -> str:
     return done.stdout.strip()
 
 
+@contextmanager
+def healthy() -> Iterator[str]:
+    """The address of a server that says it is well, and knows nothing else."""
+
+    class Well(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"true")
+
+        def log_message(self, *args: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Well) as listener:
+        thread = threading.Thread(target=listener.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.server_port}/api"
+        finally:
+            listener.shutdown()
+            thread.join()
+
+
 def test_a_server_that_a_profile_names_is_used_and_its_settings_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "profiles.toml").write_text(f'{PROFILE}PREFECT_API_URL = "http://127.0.0.1:1/api"\n')
-    told = in_a_process_of_its_own(SETTINGS, tmp_path)
-    assert told == f"http://127.0.0.1:1/api INFO True {sorted(quiet.ALWAYS)}"
+    with healthy() as url:
+        (tmp_path / "profiles.toml").write_text(f'{PROFILE}PREFECT_API_URL = "{url}"\n')
+        told = in_a_process_of_its_own(SETTINGS, tmp_path)
+        assert told == f"{url} INFO True {sorted(quiet.ALWAYS)}"
+
+
+def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    away = {PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with (
+        temporary_settings(away),
+        pytest.raises(ConfigError, match=r"^PREFECT_API_URL: no Prefect server answers there \(ConnectError\): start"),
+        server.available(),
+    ):
+        pytest.fail("nobody is there")
 
 
 @pytest.mark.slow

@@ -229,7 +229,7 @@ def test_the_command_finishes_a_release_whose_file_came_back(
     assert "did you mean 'unreadable'?" in wrong.output
     done = CliRunner().invoke(main, ["retry", "-q", "--failed", str(tmp_path / "moved")])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("Doing 1 failed records again.\nReleased 2 of 2 pictures")
+    assert done.output.startswith("Doing 1 failed record again.\nReleased 2 of 2 pictures")
     assert not (tmp_path / "out").exists()
     again = CliRunner().invoke(main, ["retry", "-q", "--failed", str(tmp_path / "moved")])
     assert again.exit_code == 2

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from conftest import IdealGaussian
@@ -42,6 +43,14 @@ def test_several_processes_need_a_key_that_each_can_have(
     ):
         steps.check(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_ranges_are_handed_to_a_deployment_of_their_flow_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    spread = {"dispatch": "workers", "deployment": "release/release"}
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", run=spread)
+    with pytest.raises(ConfigError, match=r"run\.deployment 'release/release': is a deployment of another flow"):
+        steps.check(config)
 
 
 @pytest.mark.parametrize("runner", ["ray", "dask"])
@@ -120,19 +129,49 @@ def test_what_a_worker_said_that_may_be_repeated_is_what_the_release_says() -> N
 
 
 @pytest.mark.usefixtures("prefect_home")
-def test_a_range_hangs_when_it_stays_where_it_is_and_not_when_nobody_can_say() -> None:
-    from uuid import uuid4
+def test_what_stays_as_it_is_stands_still_and_what_nobody_can_see_does_not() -> None:
+    from flows.handed import Still
 
-    from flows.handed import Out, Range
-
-    first, second = (frozenset([(uuid4(), percent)]) for percent in (10.0, 20.0))
-    out = Out(Range([0, 1]), uuid4())
-    told = [None, None, frozenset(), frozenset(), first, first, None, first, second, second]
-    stuck = []
-    for progress in told:
+    still, stuck = Still(), list[bool]()
+    for seen in [None, None, [], [], [10], [10], None, [10], [20], [20]]:
         time.sleep(0.002)
-        stuck.append(out.is_stuck(progress, 0.001))
+        stuck.append(still.stands(seen, 0.001))
     assert stuck == [False, False, False, True, False, True, False, False, False, True]
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_a_range_whose_process_says_nothing_more_is_taken_from_it_and_one_that_only_hangs_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.runtime import flow_run
+    from prefect.states import Running
+
+    from flows import handed, share
+
+    monkeypatch.setattr(share, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(handed, "GONE_SECONDS", 1.0)
+
+    @flow
+    def range_of_a_test() -> None:
+        told = share.Share(0, 10, "pictures of these shards")
+        with get_client(sync_client=True) as client:
+            one = handed.Out(handed.Range([0]), UUID(flow_run.id))
+
+            def looked(seconds: float, timeout: float) -> str | None:
+                until = time.monotonic() + seconds
+                while (found := handed.hangs(client, one, Running(), timeout)) is None and time.monotonic() < until:
+                    time.sleep(0.1)
+                return found.message if found else None
+
+            monkeypatch.setattr(handed, "stop", lambda client, one: None)
+            with told.repeated():
+                assert looked(2, 60) is None  # alive, and in time
+                assert looked(5, 1.5) == "no picture was finished in 1.5 s (run.timeout)"
+            assert looked(5, 60) == "nothing was heard of its process for 1 s"
+
+    range_of_a_test()
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -419,6 +458,9 @@ def test_another_key_or_model_than_was_planned_with_does_no_shard(
     steps.prepare(config)
     with monkeypatch.context() as patch, pytest.raises(CustodianKeyError, match="not the key that the release was"):
         patch.setenv("ANONYMIZER_KEY", CustodianKey(bytes(range(1, 33))).secret.hex())
+        steps.run_shard(config, 0, lambda done: None)
+    with monkeypatch.context() as patch, pytest.raises(CustodianKeyError, match="not set where shards are done"):
+        patch.delenv("ANONYMIZER_KEY")
         steps.run_shard(config, 0, lambda done: None)
     with monkeypatch.context() as patch, pytest.raises(ModelError, match="other weights or settings than"):
         patch.setattr(steps, "backbone_of", lambda model: IdealGaussian())

@@ -112,7 +112,9 @@ def _gate(said: Said) -> Iterator[Finding]:
         broken.append("the policy did not let this release out")
     kept = sum(rule.result == "pass" for rule in gate.rules)
     waived = f", {len(gate.waivers)} waived" if gate.waivers else ""
-    yield from verdict("gate", broken, f"{kept} rules kept{waived}" if gate.rules else "no rules were set")
+    yield from verdict(
+        "gate", broken, f"{kept} rule{'s' * (kept != 1)} kept{waived}" if gate.rules else "no rules were set"
+    )
     for waiver in gate.waivers:
         yield noted("gate", f"{waiver.rule} was waived by {waiver.who} until {waiver.until}: {waiver.why}")
 
