@@ -73,10 +73,9 @@ def _ray(config: RunConfig) -> Iterator[TaskRunner[Any]]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if not os.environ.get("RAY_ADDRESS"):  # "local": and not one that somebody has started here
         options |= {"address": "local", "num_cpus": config.run.workers, "include_dashboard": False}
-    said = {"RAY_USAGE_STATS_ENABLED": "0"}  # nobody is told
-    if not os.environ.get("RAY_ADDRESS"):  # others on this machine are kept out, as by default, and without a warning
-        said["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
-    with quiet.environment(said), ExitStack() as stack:
+    # It makes a token that keeps others on this machine out, and would say so in the middle of the progress bar.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    with quiet.environment({"RAY_USAGE_STATS_ENABLED": "0"}), ExitStack() as stack:  # nobody is told
         with _reached("ray", "RAY_ADDRESS"):
             started: TaskRunner[Any] = stack.enter_context(RayTaskRunner(init_kwargs=options))
             at_hand = ray.cluster_resources().get("GPU", 0)
