@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, Artifact, State, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, Artifact, FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
@@ -88,8 +88,16 @@ def stop_forgotten(client: SyncPrefectClient, config: RunConfig) -> None:
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[config.run.deployment.partition("/")[2]])),
     )
     for run in found:
-        if run.parameters.get("config", {}).get("output", {}).get("uri") == config.output.uri:
+        if _output_of(run) == config.output.uri:
             stop(client, Out(Range(()), run.id))
+
+
+def _output_of(run: FlowRun) -> object:
+    """Where a range's release goes; none of what somebody started by hand with other parameters."""
+    try:
+        return run.parameters["config"]["output"]["uri"]
+    except (KeyError, TypeError):
+        return None
 
 
 def state_of(client: SyncPrefectClient, one: Out) -> State[Any] | None:

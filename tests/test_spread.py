@@ -445,7 +445,10 @@ def test_a_range_is_asked_for_once_and_ranges_that_nobody_waits_for_are_stopped(
         client.set_flow_run_state(own[1].flow_run, Running(), force=True)
         other, some = handed.hand_out(of("other"), handed.Range([0])), handed.Range([2])
         assert handed.hand_out(of("other"), some).flow_run == handed.hand_out(of("other"), some).flow_run
+        deployment = client.read_deployment_by_name("shards-of-a-test/ranges").id
+        by_hand = client.create_flow_run_from_deployment(deployment, parameters={"config": "release.yaml"})
         handed.stop_forgotten(client, of("out"))
+        assert client.read_flow_run(by_hand.id).state.is_scheduled()
         found = [client.read_flow_run(one.flow_run).state for one in (*own, other)]
     assert [state and state.type.value for state in found] == ["CANCELLED", "CANCELLING", "SCHEDULED"]
 
