@@ -18,6 +18,7 @@ from anonymizer.layout import Release
 from anonymizer.place import Place
 from anonymizer.sources import IGNORED_NAMES, open_source
 
+MOMENT = 0.5  # seconds: `status` looks at a lock by taking it for less
 OF_RELEASES = ("restricted/plan.json", "release.intoto.jsonl")  # the latter in a public half that was handed out alone
 BEGUN = {".lock", "plan", "errors", "config.yaml"}  # what a run that was stopped while planning leaves in restricted/
 
@@ -33,7 +34,7 @@ def alone(uri: str) -> Iterator[None]:
     if release.root.is_local:
         release.restricted.make_private()
         # One object for each path in this process, so that whoever holds it may take it again.
-        only = FileLock(release.lock.path, timeout=0, is_singleton=True, thread_local=False, mode=0o600)
+        only = FileLock(release.lock.path, timeout=MOMENT, is_singleton=True, thread_local=False, mode=0o600)
     else:
         only = lease.held(release.lock)
     try:
