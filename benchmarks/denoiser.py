@@ -14,7 +14,6 @@ image-steps per second on one A100.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -93,20 +92,9 @@ def measure(model: Backbone, batch_size: int, level: float, steps: int, calls: i
 
 
 def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["pixel", "latent"], default="pixel")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--size", type=int, help="side of a picture in pixels; the model's own by default")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--level", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=1.0, help="of the latent model")
+    parser = timing.arguments(__doc__)
     parser.add_argument("--calls", type=int, default=10, help="network calls that are timed together")
     parser.add_argument("--matrix", type=int, help="side of the matrices; 8192 on a GPU, 2048 elsewhere")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args(given)
 
     device, dtype = torch_device(args.device), getattr(torch, args.dtype)

@@ -14,7 +14,6 @@ for full batches, for both. It needs neither a network connection nor weights.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,19 +141,8 @@ def compare(rivals: Rivals, pictures: torch.Tensor, batch_size: int, repeats: in
 
 
 def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["pixel", "latent"], default="pixel")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--size", type=int, help="side of a picture in pixels; the model's own by default")
+    parser = timing.arguments(__doc__)
     parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--level", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=1.0, help="of the latent model")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args(given)
 
     device = torch_device(args.device)

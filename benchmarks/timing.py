@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -14,6 +15,23 @@ from typing import Any
 import torch
 
 from anonymizer.devices import name_of
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What a benchmark of the network alone is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["pixel", "latent"], default="pixel")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--size", type=int, help="side of a picture in pixels; the model's own by default")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--level", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.0, help="of the latent model")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    return parser
 
 
 def synchronize(device: torch.device) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import fsspec
 import pytest
 import torch
 
+from anonymizer import shard
 from anonymizer.backbones import Denoised
 from anonymizer.backbones.prediction import from_noise
+from anonymizer.overlap import Beside
 
 
 class IdealGaussian:
@@ -49,6 +53,20 @@ class IdealGaussian:
         abar = float(self.alphas_cumprod[t - 1])
         eps = (1 - abar) ** 0.5 * (zt - abar**0.5 * self.mean) / (abar * self.spread**2 + 1 - abar)
         return from_noise(zt, eps, abar)
+
+
+@contextmanager
+def beside(device: torch.device, threads: int) -> Iterator[Beside]:
+    """What a GPU gets."""
+    with ThreadPoolExecutor(1, "scorer") as scoring, ThreadPoolExecutor(threads, "noise") as drawing:
+        yield Beside(device, scoring, drawing, threads)
+
+
+@pytest.fixture(params=["in turn", "beside"])
+def either_overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and noise in the thread that samples, as on a CPU, or beside it."""
+    if request.param == "beside":
+        monkeypatch.setattr(shard, "overlap", beside)
 
 
 @pytest.fixture

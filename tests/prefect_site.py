@@ -16,12 +16,11 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+from listening import Quiet, listening
 from prefect_database import answers
 
 import anonymizer
@@ -193,19 +192,11 @@ def told() -> Iterator[tuple[str, list[str]]]:
     """The address of somebody who is sent alerts, and what they were sent."""
     heard: list[str] = []
 
-    class Listener(BaseHTTPRequestHandler):
+    class Listener(Quiet):
         def do_POST(self) -> None:
             heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *args: Any) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Listener) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/", heard
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Listener) as url:
+        yield f"{url}/", heard

@@ -12,9 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from unittest.mock import patch
 from uuid import UUID
@@ -22,6 +20,7 @@ from uuid import UUID
 import fsspec
 import jsonschema
 import pytest
+from listening import Quiet, listening
 from openlineage.client.naming import dataset as naming
 from running import GARBAGE, HEX, Unscored, folder_of, manifest, picture, plain, rows, run, settings
 
@@ -264,7 +263,7 @@ def server(answer: Answer = lambda number: (201, {})) -> Iterator[tuple[str, lis
     """A lineage server that answers its n-th request so; its address, and what it was sent."""
     seen: list[Any] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             seen.append((self.path, self.headers.get("Authorization"), json.loads(body)))
@@ -278,16 +277,8 @@ def server(answer: Answer = lambda number: (201, {})) -> Iterator[tuple[str, lis
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *args: Any) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}", seen
-        finally:
-            http.shutdown()
-            thread.join()
+    with listening(Handler) as url:
+        yield url, seen
 
 
 def emitted(config: RunConfig) -> Told:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from conftest import IdealGaussian
 from running import PlainScorer, begin, folder_of, handed_out, one_shard, people, picture, released, rows, run, settings
-from test_overlap import beside
 
-from anonymizer import ledger, plan, shard
+from anonymizer import ledger, plan
 from anonymizer.backbones import Denoised
 from anonymizer.devices import is_out_of_memory
 from anonymizer.errors import ModelError
@@ -52,12 +51,8 @@ def profile_of(release: Release) -> Profile:
     return found
 
 
-@pytest.mark.parametrize("overlapping", [False, True])
-def test_batches_are_halved_until_they_fit_and_stay_so_for_the_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlapping: bool
-) -> None:
-    if overlapping:
-        monkeypatch.setattr(shard, "overlap", beside)
+@pytest.mark.usefixtures("either_overlap")
+def test_batches_are_halved_until_they_fit_and_stay_so_for_the_shard(tmp_path: Path) -> None:
     source, whole = people(tmp_path / "in", 24), {"batch_size": 8, "shard_size": 24}
     model = Small(2 * ONE)
     release = run(settings(source, tmp_path / "out", run=whole), model)
@@ -70,12 +65,8 @@ def test_batches_are_halved_until_they_fit_and_stay_so_for_the_shard(
     assert (profile_of(undisturbed).batch_size, profile_of(undisturbed).halved) == (8, 0)
 
 
-@pytest.mark.parametrize("overlapping", [False, True])
-def test_a_scorer_without_memory_halves_its_batch_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlapping: bool
-) -> None:
-    if overlapping:
-        monkeypatch.setattr(shard, "overlap", beside)
+@pytest.mark.usefixtures("either_overlap")
+def test_a_scorer_without_memory_halves_its_batch_too(tmp_path: Path) -> None:
     source, whole = people(tmp_path / "in", 9), {"batch_size": 4, "shard_size": 9}
     found = released(run(settings(source, tmp_path / "out", run=whole), scorer=SmallScorer()))
     assert found == released(run(settings(source, tmp_path / "undisturbed", run=whole)))

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread
 
 import pytest
 import torch
-from conftest import IdealGaussian
+from conftest import IdealGaussian, beside
 from running import NotFinite, PlainScorer, handed_out, people, rows, run, settings
 
 from anonymizer import shard
 from anonymizer.backbones import Denoised
 from anonymizer.boomerang import Boomerang
 from anonymizer.noise import FORWARD, KeyedNoise
-from anonymizer.overlap import Beside, DrawnAhead, InTurn, overlap
+from anonymizer.overlap import DrawnAhead, InTurn, overlap
 from anonymizer.records import Scores
 
 CPU = torch.device("cpu")
 KEYS = [bytes([i]) * 16 for i in range(3)]
-
-
-@contextmanager
-def beside(device: torch.device, threads: int) -> Iterator[Beside]:
-    """What a GPU gets."""
-    with ThreadPoolExecutor(1, "scorer") as scoring, ThreadPoolExecutor(threads, "noise") as drawing:
-        yield Beside(device, scoring, drawing, threads)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "sde-dpm++", "lcm"])
@@ -140,12 +132,8 @@ class NaNOnTheWay(IdealGaussian):
         return found
 
 
-@pytest.mark.parametrize("overlapping", [False, True])
-def test_nan_on_the_way_back_fails_its_record_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlapping: bool
-) -> None:
-    if overlapping:
-        monkeypatch.setattr(shard, "overlap", beside)
+@pytest.mark.usefixtures("either_overlap")
+def test_nan_on_the_way_back_fails_its_record_and_no_other(tmp_path: Path) -> None:
     source = people(tmp_path / "in", 4)
     config = settings(source, tmp_path / "out", run={"batch_size": 4, "shard_size": 4})
     ends = {row["record_id"]: (row["status"], row["reason"]) for row in rows(run(config, NaNOnTheWay()))}

@@ -11,12 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import IdealGaussian
+from listening import Quiet, listening
 from prefect_database import answers, query, wait_for
 from running import GARBAGE, HEX, Broken, PlainScorer, folder_of, handed_out, people, rows, run, settings, tree
 
@@ -266,22 +266,14 @@ def in_a_process_of_its_own(code: str, home: Path, **more: str) -> str:
 def healthy() -> Iterator[str]:
     """The address of a server that says it is well, and knows nothing else."""
 
-    class Well(BaseHTTPRequestHandler):
+    class Well(Quiet):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"true")
 
-        def log_message(self, *args: Any) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Well) as listener:
-        thread = threading.Thread(target=listener.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.server_port}/api"
-        finally:
-            listener.shutdown()
-            thread.join()
+    with listening(Well) as url:
+        yield f"{url}/api"
 
 
 def test_a_server_that_a_profile_names_is_used_and_its_settings_left_alone(tmp_path: Path) -> None:
