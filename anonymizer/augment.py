@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from anonymizer.backbones.conditioning import condition
 from anonymizer.boomerang import Boomerang
 from anonymizer.errors import RecordError
 from anonymizer.noise import KeyedNoise
-from anonymizer.told import condition
 
 GRID = 16  # levels of a range that samples on a disk draw from
 HELD_BYTES = 512 * 2**20  # of pictures that wait for others of their level; beyond it a batch goes out unfilled

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from anonymizer.backbones.protocol import Backbone
-from anonymizer.backbones.tiles import Tiled
+from anonymizer.backbones.tiling import Tiled
 from anonymizer.boomerang import Boomerang
 from anonymizer.noise import Noise
 

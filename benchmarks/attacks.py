@@ -24,16 +24,17 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from anonymizer import exhibits
 from anonymizer.backbones import load_backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AuditConfig, ModelConfig, SourceConfig
-from metrics import audit, baselines, features
-from metrics.bench import Effort, Evidence, Workbench
-from metrics.clip import ClipEmbedder, cosine_similarity
-from metrics.lpips import OFFLINE, PerceptualDistance
-from metrics.methods import LocalSampling, Method, RoundTrip, applied, encoded
-from metrics.risk import as_subjects
+from anonymizer.release import audit_sample
+from metrics import features
+from metrics.audit import audit, baselines
+from metrics.audit.mechanisms import LocalSampling, Method, RoundTrip, applied, encoded
+from metrics.audit.workbench import Effort, Evidence, Workbench
+from metrics.models.clip import ClipEmbedder, cosine_similarity
+from metrics.models.lpips import OFFLINE, PerceptualDistance
+from metrics.stats.risk import as_subjects
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
 AT = 0.6  # the level whose utility blur and pixelation are given
@@ -139,15 +140,17 @@ def gathered(asked: argparse.Namespace, boomerang: Boomerang, rng: np.random.Gen
     """The photos that are attacked, and what attackers are given besides."""
     size, columns = boomerang.backbone.size, tuple(filter(None, asked.attributes.split(",")))
     source = source_of(asked.source, asked.where).model_copy(update={"label": asked.identity, "carry": columns})
-    found = exhibits.photos(source, size, 10**6, rng)
+    found = audit_sample.photos(source, size, 10**6, rng)
     drawn = np.sort(rng.permutation(len(found))[: asked.sample])
     if asked.outsiders:
-        outsiders = exhibits.photos(source_of(asked.outsiders, asked.outsiders_where), size, OUTSIDERS, rng).pictures
+        outsiders = audit_sample.photos(
+            source_of(asked.outsiders, asked.outsiders_where), size, OUTSIDERS, rng
+        ).pictures
     else:
         rest = rng.permutation(np.setdiff1d(np.arange(len(found)), drawn))[:OUTSIDERS]
         outsiders = found.pictures[torch.from_numpy(rest)]
     training = (
-        exhibits.photos(source_of(asked.training, asked.training_where), size, OUTSIDERS, rng).pictures
+        audit_sample.photos(source_of(asked.training, asked.training_where), size, OUTSIDERS, rng).pictures
         if asked.training
         else None
     )

@@ -16,9 +16,9 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
-from metrics.curves import auc
-from metrics.risk import Trials, as_subjects, risk
-from metrics.trials import cluster_bootstrap
+from metrics.stats.intervals import cluster_bootstrap
+from metrics.stats.risk import Trials, as_subjects, risk
+from metrics.stats.roc import auc
 
 REPLICATES = 400
 PEOPLE = (10, 15, 30)

@@ -23,12 +23,12 @@ import torch
 from img2img import PROMPT, SAMPLER
 from sizes import SD15, Shape, backbone, parameters, parts
 
-from anonymizer.backbones import Backbone, fast, load_backbone
+from anonymizer.backbones import Backbone, compilation, load_backbone
+from anonymizer.backbones.conditioning import condition
 from anonymizer.backbones.load import torch_device
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
 from anonymizer.noise import KeyedNoise
-from anonymizer.told import condition
 
 MARK = 75.0  # image-steps per second
 
@@ -71,7 +71,7 @@ def measure(model: Backbone, batch_size: int, level: float, steps: int, calls: i
     said = condition(model, [PROMPT] * batch_size) if model.asks == "prompt" else None
     one = condition(model, [PROMPT]) if model.asks == "prompt" else None
     found, noise = Boomerang(model, SAMPLER, steps), KeyedNoise([i.to_bytes(16, "big") for i in range(batch_size)])
-    each = fast.operations(model, one)  # before anything is compiled for it: the plain way is counted
+    each = compilation.operations(model, one)  # before anything is compiled for it: the plain way is counted
     with torch.inference_mode():
         zt = model.encode(x0)
 
@@ -106,7 +106,7 @@ def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
             told = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **known)
             model = backbone(parts(shape, Path(scratch)), told, device, Path(scratch))
         if args.compile:
-            fast.compiled(model, args.batch_size)
+            compilation.compiled(model, args.batch_size)
         found = measure(model, args.batch_size, args.level, args.steps, args.calls, args.repeats)
     best = peak(device, dtype, args.matrix or (8192 if device.type == "cuda" else 2048))
     name = timing.machine(device)["device"]
@@ -124,7 +124,7 @@ def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
     ]
     if args.model == "latent" and device.type == "cuda":
         rows.append(["against the mark (75 on one A100)", image_steps / MARK])
-    million = parameters(fast.network_of(model)) / 1e6
+    million = parameters(compilation.network_of(model)) / 1e6
     title = (
         f"{args.model} model, {million:.1f} M parameters, {model.size} px, {args.dtype}, guidance {args.guidance:g}"
         f"{', compiled' * args.compile}"

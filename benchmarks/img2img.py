@@ -25,12 +25,12 @@ import torch
 from sizes import SD15, Shape, backbone, parameters, parts
 from torch.nn import functional as F
 
-from anonymizer.backbones import Backbone, fast, load_backbone
+from anonymizer.backbones import Backbone, compilation, load_backbone
+from anonymizer.backbones.conditioning import condition
 from anonymizer.backbones.load import torch_device
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
 from anonymizer.noise import KeyedNoise
-from anonymizer.told import condition
 
 SAMPLER, PROMPT = "sde-dpm++", "a photo"
 Way = Callable[[torch.Tensor], torch.Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> as many
@@ -154,7 +154,7 @@ def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
             told = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **known)
             rivals = latent(shape, told, device, args.level, args.steps, Path(scratch))
         if args.compile:
-            fast.compiled(rivals.backbone, args.batch_size)
+            compilation.compiled(rivals.backbone, args.batch_size)
         side = rivals.backbone.size
         pictures = torch.rand(args.pictures, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
         found = compare(rivals, pictures, args.batch_size, args.repeats)

@@ -29,14 +29,16 @@ import timing
 import torch
 from PIL import Image
 
-from anonymizer import assemble, images, plan
 from anonymizer.backbones.load import torch_device
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig, build
-from anonymizer.layout import Release
-from anonymizer.sources import open_source
-from flows import commands, steps
-from flows.progress import watched_by
+from anonymizer.data import image_codec
+from anonymizer.data.sources import open_source
+from anonymizer.release import assemble, plan
+from anonymizer.storage.layout import Release
+from flows.cli import release as release_commands
+from flows.jobs import release as release_job
+from flows.runtime.progress import watched_by
 
 T = TypeVar("T")
 
@@ -70,7 +72,7 @@ def job(config: RunConfig) -> dict[str, float]:
     """Seconds of start-up, of the shards, and of assembling."""
     clock, begun = Clock(), time.monotonic()
     with watched_by(clock):
-        commands.release_once(config, quiet=True)
+        release_commands.release_once(config, quiet=True)
     ended = time.monotonic()
     place = Release.at(config.output.uri)
     result = assemble.summary(place, plan.read(place))
@@ -84,10 +86,10 @@ def job(config: RunConfig) -> dict[str, float]:
 
 
 def bare(config: RunConfig, encoded: list[bytes]) -> float:
-    backbone = steps.backbone_of(config.model)
-    scorer = steps.scorer_of(config.metrics, str(backbone.device))
+    backbone = release_job.backbone_of(config.model)
+    scorer = release_job.scorer_of(config.metrics, str(backbone.device))
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
-    decoded = [images.decode(data, backbone.size).tensor for data in encoded]
+    decoded = [image_codec.decode(data, backbone.size).tensor for data in encoded]
     size = config.run.at_once
     batches = [torch.stack(decoded[i : i + size]) for i in range(0, len(decoded), size)]
     boomerang.sample(batches[0], config.boomerang.level, TorchNoise())  # warm up
@@ -104,8 +106,8 @@ def script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
     from diffusers import DPMSolverMultistepScheduler
     from torch.nn import functional as F
 
-    backbone = steps.backbone_of(config.model)
-    scorer = steps.scorer_of(config.metrics, str(backbone.device))
+    backbone = release_job.backbone_of(config.model)
+    scorer = release_job.scorer_of(config.metrics, str(backbone.device))
     unet, patch, t_boom = backbone.unet, backbone.patch, round(config.boomerang.level * backbone.T)  # type: ignore[attr-defined]
     betas = 1 - backbone.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), backbone.alphas_cumprod[:-1]])
     n = config.boomerang.steps or t_boom

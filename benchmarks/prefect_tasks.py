@@ -13,30 +13,31 @@ from typing import Any
 from unittest.mock import patch
 
 from anonymizer.config import build
-from anonymizer.ledger import ShardSummary
-from flows import server
+from anonymizer.release.ledger import ShardSummary
+from flows.runtime import temporary_server
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=10_000)
     shards = parser.parse_args().shards
-    with server.available() as ready:
+    with temporary_server.available() as ready:
         ready()
         from prefect import flow
 
-        from flows import spread, steps
+        from flows.jobs import release as release_job
+        from flows.runtime import dispatch
 
         config = build({"source": {"uri": "in"}, "output": {"uri": "out"}})
 
         @flow(name="nothing", persist_result=False)
         def nothing() -> int:
-            return sum(isinstance(result, dict) for result in spread.tasks(config, range(shards)))
+            return sum(isinstance(result, dict) for result in dispatch.tasks(config, range(shards)))
 
         def no_shard(config: Any, shard: int, progress: Any) -> ShardSummary:
             return ShardSummary(shard, 0, 0, 0, 0, 0.0)
 
-        with patch.object(steps, "run_shard", no_shard):
+        with patch.object(release_job, "run_shard", no_shard):
             before, begun = memory(), time.monotonic()
             own = time.process_time()
             done = nothing()

@@ -132,7 +132,7 @@ def _source(work: Path, records: int) -> None:
     import pyarrow.parquet as pq
     from PIL import Image
 
-    from anonymizer.attest import signing
+    from anonymizer.crypto import signing
 
     (work / "publisher.key").write_bytes(signing.generate().private_bytes)
     (work / "source").mkdir(exist_ok=True)
@@ -163,10 +163,10 @@ class Job:
 
         from anonymizer.backbones import Denoised
         from anonymizer.config import build
-        from anonymizer.keys import load_key
-        from anonymizer.layout import Release
+        from anonymizer.crypto.custodian_key import load_key
         from anonymizer.records import Scores
-        from flows import catalog, commands, governance, steps  # noqa: F401  what a command imports
+        from anonymizer.storage.layout import Release
+        from flows.jobs import release as release_job  # noqa: F401  what a command imports
 
         class Copying:
             """A model that takes whatever it is given for the picture, and has no weights."""
@@ -219,8 +219,10 @@ class Job:
         self.rng = np.random.default_rng(0)
 
     def steps(self) -> dict[str, Callable[[], object]]:
-        from anonymizer import assemble, ledger, plan, publish, report
-        from flows import commands, governance
+        from anonymizer import report
+        from anonymizer.release import assemble, ledger, plan, publish
+        from flows.cli import governance_reports
+        from flows.cli import release as release_commands
 
         release, config = self.release, self.config
         public, whole = str(release.public), str(release.root)
@@ -239,19 +241,19 @@ class Job:
             "publish": lambda: publish.settle(release, config, self.key),
             "again": lambda: (assemble.assemble(release, config), publish.settle(release, config, self.key)),
             "summary": summary,
-            "status": lambda: commands.status(whole, as_json=True),
+            "status": lambda: release_commands.status(whole, as_json=True),
             "inspect": self.inspect,
-            "verify": lambda: _good(governance.verify(public, decode=1000, as_json=True)),
-            "verify-all": lambda: _good(governance.verify(public, as_json=True)),
-            "verify-both": lambda: _good(governance.verify(whole, decode=1000, as_json=True)),
+            "verify": lambda: _good(governance_reports.verify(public, decode=1000, as_json=True)),
+            "verify-all": lambda: _good(governance_reports.verify(public, as_json=True)),
+            "verify-both": lambda: _good(governance_reports.verify(whole, decode=1000, as_json=True)),
             "draw": self.draw,
             "previous": self.previous,
         }
 
     def shards(self) -> None:
-        from anonymizer import plan
-        from anonymizer.ledger import ShardWriter
-        from anonymizer.shard import anonymize_shard
+        from anonymizer.pipeline.shard import anonymize_shard
+        from anonymizer.release import plan
+        from anonymizer.release.ledger import ShardWriter
 
         for shard in range(self.part, plan.read(self.release).shards, self.workers):
             if self.release.shard(shard).exists():
@@ -261,36 +263,38 @@ class Job:
             anonymize_shard(shard, entries, self.config, self.backbone, self.scorer, self.key, writer)
 
     def log(self) -> None:
-        from anonymizer import plan
-        from flows import steps
+        from anonymizer.release import plan
+        from flows.jobs import release as release_job
 
         shards = range(plan.read(self.release).shards)
         for shard in shards:
-            steps.note(self.config, "shard committed", shard=shard, read=100, released=98, quarantined=1, failed=1)
-        assert steps.logged_shards(self.config) >= set(shards)
+            release_job.note(
+                self.config, "shard committed", shard=shard, read=100, released=98, quarantined=1, failed=1
+            )
+        assert release_job.logged_shards(self.config) >= set(shards)
 
     def inspect(self) -> None:
         import pyarrow.parquet as pq
 
-        from flows import catalog
+        from flows.cli import catalog
 
         groups = pq.ParquetFile(self.release.manifest.path)
         output_id = groups.read_row_group(groups.num_row_groups - 1, columns=["output_id"])["output_id"][-1].as_py()
         catalog.inspect(str(self.release.root), output_id, as_json=True)
 
     def draw(self) -> None:
-        from anonymizer.exhibits import exhibits
+        from anonymizer.release.audit_sample import exhibits
 
         found = exhibits(self.release, self.config.source, SIDE, 300, self.rng)
         assert len(found) == min(300, found.released)
 
     def previous(self) -> None:
-        from anonymizer import ledger, plan, previous
-        from anonymizer.layout import Release
+        from anonymizer.release import history, ledger, plan
+        from anonymizer.storage.layout import Release
 
         following = Release.at(str(self.work / "following"))
-        (following.restricted / previous.LINE).write(json.dumps([str(self.release.root)]).encode())
-        found, table = previous.load(following), ledger.read_shard(self.release, plan.read(self.release).shards - 1)
+        (following.restricted / history.LINE).write(json.dumps([str(self.release.root)]).encode())
+        found, table = history.load(following), ledger.read_shard(self.release, plan.read(self.release).shards - 1)
         assert table is not None
         known = [row for row in table.to_pylist() if row["status"] == "released"]
         for row in known:

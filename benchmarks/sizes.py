@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from anonymizer.backbones.parts import Parts
-from anonymizer.backbones.stable import StableBackbone
+from anonymizer.backbones.pipeline_folder import Parts
+from anonymizer.backbones.stable_diffusion import StableBackbone
 from anonymizer.config import ModelConfig
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -27,13 +27,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from anonymizer import parquet
-from anonymizer.attest import envelope, merkle, signing, statement
+from anonymizer.attest import dsse, merkle, statement
+from anonymizer.attest.verify import check_public
 from anonymizer.config import OutputConfig
-from anonymizer.layout import MANIFEST, STATEMENT
-from anonymizer.place import Place
-from anonymizer.sinks import ReleasedPicture, open_sink
-from anonymizer.verify import check_public
+from anonymizer.crypto import signing
+from anonymizer.data.sinks import ReleasedPicture, open_sink
+from anonymizer.storage import parquet
+from anonymizer.storage.layout import MANIFEST, STATEMENT
+from anonymizer.storage.path import Place
 
 DISTINCT = 64  # pictures; the rest are copies under other names
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
@@ -82,8 +83,8 @@ def write(folder: Place, layout: str, kind: str, side: int, count: int) -> None:
     (folder / MANIFEST).put(parquet.to_bytes(manifest))
     signer = signing.generate()
     told = predicate(manifest, signing.public_text(signer.public_key))
-    made = envelope.make(statement.PREDICATE, statement.subjects(folder, manifest), told, signer)
-    (folder / STATEMENT).put(envelope.write([made]))
+    made = dsse.make(statement.PREDICATE, statement.subjects(folder, manifest), told, signer)
+    (folder / STATEMENT).put(dsse.write([made]))
 
 
 def table(**columns: Any) -> pa.Table:

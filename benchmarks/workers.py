@@ -22,10 +22,10 @@ import timing
 import torch
 from pipeline import pictures
 
-from anonymizer import ledger, plan
 from anonymizer.config import RunConfig, build
-from anonymizer.layout import Release
-from flows import steps
+from anonymizer.release import ledger, plan
+from anonymizer.storage.layout import Release
+from flows.jobs import release as release_job
 
 MOST = 600.0  # seconds that loading may take
 
@@ -34,17 +34,17 @@ def worker(tree: dict[str, Any], first: int, every: int, ready: Any) -> None:
     """Shards ``first``, ``first + every`` and so on, once everybody is ready."""
     torch.set_num_threads(1)
     config = RunConfig.model_validate(tree)
-    backbone = steps.backbone_of(config.model)
-    steps.fitting_scorer(config.metrics, backbone)
+    backbone = release_job.backbone_of(config.model)
+    release_job.fitting_scorer(config.metrics, backbone)
     shards = plan.read(Release.at(config.output.uri)).shards
     ready.wait(MOST)
     for shard in range(first, shards, every):
-        steps.run_shard(config, shard, lambda done: None)
+        release_job.run_shard(config, shard, lambda done: None)
 
 
 def rate(config: RunConfig, workers: int) -> float:
     """Records per second, from the moment when all workers are ready to the last commit."""
-    the_plan = steps.prepare(config)
+    the_plan = release_job.prepare(config)
     context = get_context("spawn")
     ready = context.Barrier(workers + 1)
     tree = config.model_dump(mode="json")

@@ -9,21 +9,22 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import AuditConfig
-from flows import audit_steps, series
-from flows.progress import watcher
-from flows.tagging import tag_run
+from flows.jobs import audit as audit_job
+from flows.runtime import run_templates
+from flows.runtime.progress import watcher
+from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "audit"]
 
 
 @flow(name="audit", persist_result=False, validate_parameters=False)
-def audit(config: series.Given) -> dict[str, Any]:
+def audit(config: run_templates.Given) -> dict[str, Any]:
     """Audit one release from a configuration (nested mappings, or the address of a YAML file); returns counts.
 
     Prefect sees the configuration and counts. It never sees a picture, an id, a figure or a key.
     """
     tag_run(TAGS)
-    summary = examine(series.audit_config(config).model_dump(mode="json"))
+    summary = examine(run_templates.audit_config(config).model_dump(mode="json"))
     text = f"## Audit\n\n{summary['audited']} of {summary['released']} pictures attacked, {summary['figures']} figures."
     create_markdown_artifact(text, key="audit-summary", description="counts of one audit")
     return summary
@@ -31,4 +32,4 @@ def audit(config: series.Given) -> dict[str, Any]:
 
 @task(name="examine", tags=TAGS, persist_result=False)
 def examine(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(audit_steps.run_for_scheduler(AuditConfig.model_validate(config), watcher()))
+    return asdict(audit_job.run_for_scheduler(AuditConfig.model_validate(config), watcher()))

@@ -9,9 +9,9 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import AugmentConfig
-from flows import augment_steps
-from flows.progress import watcher
-from flows.tagging import tag_run
+from flows.jobs import augment as augment_job
+from flows.runtime.progress import watcher
+from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "augmentation"]
 
@@ -35,4 +35,4 @@ def augment(config: dict[str, Any]) -> dict[str, Any]:
 
 @task(name="draw", tags=TAGS, persist_result=False)
 def draw(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(augment_steps.run_for_scheduler(AugmentConfig.model_validate(config), watcher()))
+    return asdict(augment_job.run_for_scheduler(AugmentConfig.model_validate(config), watcher()))

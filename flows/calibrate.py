@@ -9,15 +9,16 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import CalibrationConfig
-from flows import calibrate_steps, series
-from flows.progress import watcher
-from flows.tagging import tag_run
+from flows.jobs import calibrate as calibrate_job
+from flows.runtime import run_templates
+from flows.runtime.progress import watcher
+from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "calibration"]
 
 
 @flow(name="calibrate", persist_result=False, validate_parameters=False)
-def calibrate(config: series.Given) -> dict[str, Any]:
+def calibrate(config: run_templates.Given) -> dict[str, Any]:
     """Measure risk and utility at several levels; returns counts.
 
     ``config`` is nested mappings, or the address of a YAML file.
@@ -25,7 +26,7 @@ def calibrate(config: series.Given) -> dict[str, Any]:
     Prefect sees the configuration and counts. It never sees a picture, an id, a figure or a key.
     """
     tag_run(TAGS)
-    summary = measure(series.calibration_config(config).model_dump(mode="json"))
+    summary = measure(run_templates.calibration_config(config).model_dump(mode="json"))
     text = (
         f"## Calibration\n\n{summary['levels']} levels, {summary['pictures']} pictures of {summary['people']} people."
     )
@@ -35,4 +36,4 @@ def calibrate(config: series.Given) -> dict[str, Any]:
 
 @task(name="measure", tags=TAGS, persist_result=False)
 def measure(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(calibrate_steps.run_for_scheduler(CalibrationConfig.model_validate(config), watcher()))
+    return asdict(calibrate_job.run_for_scheduler(CalibrationConfig.model_validate(config), watcher()))

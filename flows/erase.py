@@ -9,8 +9,8 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from flows import erase_steps
-from flows.tagging import tag_run
+from flows.jobs import erase as erase_job
+from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "erase"]
 
@@ -30,4 +30,4 @@ def erase(release: str, records: str, output: str) -> dict[str, Any]:
 
 @task(name="take-out", tags=TAGS, persist_result=False)
 def take_out(release: str, records: str, output: str) -> dict[str, Any]:
-    return asdict(erase_steps.run_for_scheduler(release, Path(records), output))
+    return asdict(erase_job.run_for_scheduler(release, Path(records), output))

@@ -9,21 +9,22 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from anonymizer import preflight
 from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.errors import GateError, OutputError
-from anonymizer.layout import Release
-from flows import series, spread, steps
-from flows.lineage import emitting
-from flows.progress import watcher
-from flows.share import Share
-from flows.tagging import tag_run
+from anonymizer.release import preflight
+from anonymizer.storage.layout import Release
+from flows.jobs import release as release_job
+from flows.lineage.emit import emitting
+from flows.runtime import dispatch, run_templates
+from flows.runtime.progress import watcher
+from flows.runtime.progress_artifact import Share
+from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "release"]
 
 
 @flow(name="release", persist_result=False, validate_parameters=False)
-def release(config: series.Given) -> dict[str, Any]:
+def release(config: run_templates.Given) -> dict[str, Any]:
     """Make one release; returns its counts.
 
     ``config`` is nested mappings, as in the YAML file, or the address of such a file; ``{month}`` and ``{newest}``
@@ -32,7 +33,7 @@ def release(config: series.Given) -> dict[str, Any]:
     Prefect sees the configuration, shard numbers and counts. It never sees a picture, an id or a key.
     """
     tag_run(TAGS)
-    settled = series.run_config(config)  # a level that a calibration chooses is chosen once, for all tasks
+    settled = run_templates.run_config(config)  # a level that a calibration chooses is chosen once, for all tasks
     _refuse_done(settled)
     with preflight.alone(settled.output.uri), emitting(settled, "release") as told:
         try:
@@ -58,18 +59,18 @@ def _refuse_done(config: RunConfig) -> None:
 
 def _release(config: RunConfig) -> dict[str, Any]:
     plan = make_plan(config.model_dump(mode="json"))
-    steps.note(config, "started")
-    left = steps.uncommitted(config)
+    release_job.note(config, "started")
+    left = release_job.uncommitted(config)
     _note_forgotten(config, set(range(plan["shards"])) - set(left))
     share = Share(plan["shards"] - len(left), plan["shards"], "shards committed", "release-progress")
     problems = list[BaseException]()
-    for result in spread.over(config, left):
+    for result in dispatch.over(config, left):
         if isinstance(result, BaseException):
             problems.append(result)
         else:
-            steps.note(config, "shard committed", **result)
+            release_job.note(config, "shard committed", **result)
             share.advance(1)
-    spread.settle(config, problems, left)
+    dispatch.settle(config, problems, left)
     summary = finish(config.model_dump(mode="json"))
     create_markdown_artifact(_markdown(plan, summary), key="release-summary", description="counts of one release")
     return summary
@@ -77,16 +78,16 @@ def _release(config: RunConfig) -> dict[str, Any]:
 
 def _note_forgotten(config: RunConfig, committed: set[int]) -> None:
     """Shards whose run was killed between the commit and its event."""
-    for shard in sorted(committed - steps.logged_shards(config)):
-        steps.note(config, "shard committed", **asdict(steps.summary_of(config, shard)))
+    for shard in sorted(committed - release_job.logged_shards(config)):
+        release_job.note(config, "shard committed", **asdict(release_job.summary_of(config, shard)))
 
 
 @task(name="plan", tags=TAGS, persist_result=False)
 def make_plan(config: dict[str, Any]) -> dict[str, Any]:
     watcher().stage("planning")
     settings = RunConfig.model_validate(config)
-    plan = steps.prepare_for_scheduler(settings)
-    watcher().begin(plan.records, plan.records - steps.records_in(settings, steps.uncommitted(settings)))
+    plan = release_job.prepare_for_scheduler(settings)
+    watcher().begin(plan.records, plan.records - release_job.records_in(settings, release_job.uncommitted(settings)))
     watcher().stage("anonymising")
     return {"shards": plan.shards, "records": plan.records}
 
@@ -94,7 +95,7 @@ def make_plan(config: dict[str, Any]) -> dict[str, Any]:
 @task(name="assemble", tags=TAGS, persist_result=False)
 def finish(config: dict[str, Any]) -> dict[str, Any]:
     watcher().stage("assembling")
-    return asdict(steps.finish(RunConfig.model_validate(config)))
+    return asdict(release_job.finish(RunConfig.model_validate(config)))
 
 
 def _markdown(plan: dict[str, Any], summary: dict[str, Any]) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 from prefect import flow
 
 from anonymizer.config import build
-from flows import spread, steps
-from flows.progress import watched_by
-from flows.share import Share
-from flows.tagging import tag_run
+from flows.jobs import release as release_job
+from flows.runtime import dispatch
+from flows.runtime.progress import watched_by
+from flows.runtime.progress_artifact import Share
+from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "release", "shards"]
 
@@ -23,9 +24,9 @@ def anonymize_shards(config: dict[str, Any], first: int, last: int) -> dict[str,
     """
     tag_run(TAGS)
     settled = build(config | {"run": config.get("run", {}) | {"dispatch": "inline"}})
-    left = [shard for shard in steps.uncommitted(settled) if first <= shard <= last]
-    share = Share(0, steps.records_in(settled, left), "pictures of these shards")
+    left = [shard for shard in release_job.uncommitted(settled) if first <= shard <= last]
+    share = Share(0, release_job.records_in(settled, left), "pictures of these shards")
     with share.repeated(), watched_by(share):
-        problems = [result for result in spread.tasks(settled, left) if isinstance(result, BaseException)]
-    spread.settle(settled, problems, left)
+        problems = [result for result in dispatch.tasks(settled, left) if isinstance(result, BaseException)]
+    dispatch.settle(settled, problems, left)
     return {"committed": len(left)}

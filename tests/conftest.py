@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +11,8 @@ import fsspec
 import pytest
 import torch
 
-from anonymizer import shard
-from anonymizer.backbones import Denoised
-from anonymizer.backbones.prediction import from_noise
-from anonymizer.overlap import Beside
-
-
-class IdealGaussian:
-    """The exact noise predictor for pixels that are independent N(mean, spread^2).
-
-    With z_t = sqrt(abar) z0 + sqrt(1 - abar) eps, E[eps | z_t] = sqrt(1 - abar) (z_t - sqrt(abar) mean) / var_t, where
-    var_t = abar spread^2 + 1 - abar.
-    """
-
-    def __init__(self, mean: float = 0.1, spread: float = 0.25, T: int = 1000, size: int = 8) -> None:
-        self.mean, self.spread, self.T, self.size, self.channels = mean, spread, T, size, 3
-        betas = torch.linspace(1e-4 * 1000 / T, 0.02 * 1000 / T, T, dtype=torch.float64).clamp(max=0.999)
-        self.alphas_cumprod = torch.cumprod(1 - betas, 0)
-        self.device, self.name = torch.device("cpu"), "ideal"
-        self.multiple, self.scale, self.asks = 1, 1, "nothing"
-        self.digest = hashlib.sha256(b"ideal").hexdigest()
-        self.calls: list[int] = []
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return images
-
-    def decode(self, z0: torch.Tensor) -> torch.Tensor:
-        return z0
-
-    def condition(self, told: Sequence[str]) -> object:
-        raise AssertionError("it knows neither prompts nor classes")
-
-    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
-        return [False] * len(images)
-
-    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
-        self.calls.append(t)
-        abar = float(self.alphas_cumprod[t - 1])
-        eps = (1 - abar) ** 0.5 * (zt - abar**0.5 * self.mean) / (abar * self.spread**2 + 1 - abar)
-        return from_noise(zt, eps, abar)
-
-
-@contextmanager
-def beside(device: torch.device, threads: int) -> Iterator[Beside]:
-    """What a GPU gets."""
-    with ThreadPoolExecutor(1, "scorer") as scoring, ThreadPoolExecutor(threads, "noise") as drawing:
-        yield Beside(device, scoring, drawing, threads)
+from anonymizer.pipeline import shard
+from tests.support.ideal_gaussian import IdealGaussian, beside
 
 
 @pytest.fixture(params=["in turn", "beside"])
@@ -103,14 +56,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One temporary Prefect server for all tests that run flows; where it keeps what it was told."""
-    from flows import database, quiet, server
+    from flows.runtime import prefect_settings, server_database, temporary_server
 
     home = tmp_path_factory.mktemp("prefect")
-    place = {"PREFECT_HOME": str(home), database.SETTING: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
+    place = {"PREFECT_HOME": str(home), server_database.SETTING: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(server.URL, raising=False)
-        for name, value in (quiet.ALWAYS | quiet.TEMPORARY | place).items():
+        patch.delenv(temporary_server.URL, raising=False)
+        for name, value in (prefect_settings.ALWAYS | prefect_settings.TEMPORARY | place).items():
             patch.setenv(name, value)
-        with server.available("ANONYMIZER_KEY") as ready:
+        with temporary_server.available("ANONYMIZER_KEY") as ready:
             ready()
             yield home

@@ -20,29 +20,30 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import IdealGaussian
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from prefect_database import cells
-from running import GARBAGE, Broken, NotFinite, encoded, folder_of, listing, picture, plain, settings
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from anonymizer import parquet, preflight, purpose
 from anonymizer.augment import Levels as Range
 from anonymizer.augment import LocalSamples, Wanted, batches, draw, key_of, shares
 from anonymizer.backbones import load_backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AugmentConfig, ModelConfig, build_as, known_keys
+from anonymizer.data import usage_marker
 from anonymizer.errors import ConfigError, ModelError, OutputError, SourceError, StepError
 from anonymizer.noise import KeyedNoise
-from anonymizer.place import Place
 from anonymizer.records import Reason
-from flows import augment_steps
+from anonymizer.release import preflight
+from anonymizer.storage import parquet
+from anonymizer.storage.path import Place
 from flows.cli import main
-from metrics.consistency import Classifier
-
-ROOT = Path(__file__).parents[1]
+from flows.jobs import augment as augment_job
+from metrics.utility.label_consistency import Classifier
+from tests.support import ROOT
+from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.prefect_database import cells
+from tests.support.releases import GARBAGE, Broken, NotFinite, encoded, folder_of, listing, picture, plain, settings
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, backbone: IdealGaussian) -> IdealGaussian:
-    monkeypatch.setattr(augment_steps, "backbone_of", lambda config: backbone)
+    monkeypatch.setattr(augment_job, "backbone_of", lambda config: backbone)
     return backbone
 
 
@@ -335,7 +336,7 @@ def test_a_sample_that_is_not_finite_is_no_training_picture() -> None:
 def test_a_folder_of_samples_holds_their_labels_and_nothing_of_the_sources_names(
     tmp_path: Path, model: IdealGaussian
 ) -> None:
-    summary = augment_steps.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
+    summary = augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
     assert (summary.read, summary.usable, summary.drawn, summary.kept, summary.classes) == (6, 6, 12, 12, 2)
     out = tmp_path / "out"
     names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
@@ -358,18 +359,18 @@ def test_a_folder_of_samples_holds_their_labels_and_nothing_of_the_sources_names
 
 def test_a_written_sample_is_boomerangs_own(tmp_path: Path, model: IdealGaussian) -> None:
     source = pets(tmp_path / "in")
-    augment_steps.run(asked(source, tmp_path / "out", seed=5))
+    augment_job.run(asked(source, tmp_path / "out", seed=5))
     row = rows(tmp_path / "out")[3]
     data = (source / row["record_id"]).read_bytes()
     key = key_of(5, row["sample"], row["record_id"].encode(), hashlib.sha256(data).digest())
-    x0 = augment_steps.images.decode(data, 8).tensor
+    x0 = augment_job.image_codec.decode(data, 8).tensor
     x = boomerang().sample(x0[None], row["level"], KeyedNoise([key]))[0]
     pixels = np.asarray(opened(tmp_path / "out" / row["file"])).transpose(2, 0, 1)
     np.testing.assert_allclose(pixels, (x.numpy() + 1) * 127.5, atol=0.51)
 
 
 def test_what_is_written_is_for_its_owner_alone(tmp_path: Path, model: IdealGaussian) -> None:
-    augment_steps.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
+    augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
     for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]:
         assert path.stat().st_mode & 0o077 == 0, path
 
@@ -378,25 +379,23 @@ def test_batches_do_not_matter_and_seeds_do(tmp_path: Path, model: IdealGaussian
     source = pets(tmp_path / "in")
     found = {}
     for name, more in {"a": {}, "b": {"batch_size": 1}, "c": {"batch_size": 64}, "d": {"seed": 1}}.items():
-        augment_steps.run(asked(source, tmp_path / name, **more))
+        augment_job.run(asked(source, tmp_path / name, **more))
         found[name] = pictures_of(tmp_path / name)
     assert found["a"] == found["b"] == found["c"]
     assert not set(found["a"].values()) & set(found["d"].values())
 
 
 def test_a_record_keeps_its_samples_whatever_else_is_in_the_source(tmp_path: Path, model: IdealGaussian) -> None:
-    augment_steps.run(asked(pets(tmp_path / "in"), tmp_path / "a"))
+    augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "a"))
     folder_of(tmp_path / "in", {"ape/first.png": picture(77)})
-    augment_steps.run(asked(tmp_path / "in", tmp_path / "b"))
+    augment_job.run(asked(tmp_path / "in", tmp_path / "b"))
     of = [{(r["record_id"], r["sample"]): (tmp_path / n / r["file"]).read_bytes() for r in rows(tmp_path / n)}
           for n in "ab"]  # fmt: skip
     assert of[0].items() <= of[1].items() and len(of[1]) == len(of[0]) + 2
 
 
 def test_copies_of_one_picture_have_samples_of_their_own(tmp_path: Path, model: IdealGaussian) -> None:
-    augment_steps.run(
-        asked(folder_of(tmp_path / "in", {"a/1.png": picture(0), "a/2.png": picture(0)}), tmp_path / "out")
-    )
+    augment_job.run(asked(folder_of(tmp_path / "in", {"a/1.png": picture(0), "a/2.png": picture(0)}), tmp_path / "out"))
     assert len(set(pictures_of(tmp_path / "out").values())) == 4
 
 
@@ -404,7 +403,7 @@ def test_smaller_classes_get_more_samples_on_request(tmp_path: Path, model: Idea
     source = folder_of(pets(tmp_path / "in", cats=5, dogs=2), {"dog/bad.png": GARBAGE})
     for samples, total in ((0, 5), (1, 10)):
         out = tmp_path / f"out{samples}"
-        summary = augment_steps.run(asked(source, out, samples=samples, balance=True))
+        summary = augment_job.run(asked(source, out, samples=samples, balance=True))
         by_class = told(out)["by_class"]
         assert {name: one["originals"] + one["kept"] for name, one in by_class.items()} == {"cat": total, "dog": total}
         per_record = Counter(row["record_id"] for row in rows(out) if row["kept"])
@@ -417,7 +416,7 @@ def test_bad_records_are_counted_rows_and_stop_nothing(tmp_path: Path, monkeypat
     use(monkeypatch, NotFinite())
     bad = {"cat/empty.png": b"", "cat/text.png": GARBAGE, "cat/cut.png": picture(3)[:60], "top.png": picture(4)}
     source = folder_of(pets(tmp_path / "in"), bad | {"dog/white.png": plain(255)})
-    summary = augment_steps.run(asked(source, tmp_path / "out"))
+    summary = augment_job.run(asked(source, tmp_path / "out"))
     assert (summary.read, summary.usable, summary.failed) == (11, 7, 4)
     assert summary.reasons == {"bad_metadata": 1, "empty": 1, "not_an_image": 1, "truncated": 1}
     assert (summary.drawn, summary.kept, summary.dropped) == (14, 12, {"not_finite": 2})
@@ -428,7 +427,7 @@ def test_bad_records_are_counted_rows_and_stop_nothing(tmp_path: Path, monkeypat
 
 
 def test_without_labels_pictures_lie_together(tmp_path: Path, model: IdealGaussian) -> None:
-    summary = augment_steps.run(asked(pets(tmp_path / "in"), tmp_path / "out", "source.label=null", "samples=1"))
+    summary = augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out", "source.label=null", "samples=1"))
     assert summary.kept == 6 and summary.classes == 0
     assert sorted(pictures_of(tmp_path / "out")) == [f"images/{i:06d}-0.png" for i in range(6)]
     assert {row["label"] for row in rows(tmp_path / "out")} == {None}
@@ -439,7 +438,7 @@ def test_labels_of_a_table_are_kept_whatever_they_are(tmp_path: Path, model: Ide
     files = folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(5)})
     source = listing(files, [{"image": f"{i}.png", "class": label, "who": "Ada"} for i, label in enumerate(labels)])
     tree = {"uri": str(source), "label": "class", "drop": ["*"]}
-    augment_steps.run(asked(source, tmp_path / "out", "output.image=jpeg", "samples=1", source=tree))
+    augment_job.run(asked(source, tmp_path / "out", "output.image=jpeg", "samples=1", source=tree))
     found = rows(tmp_path / "out")
     assert [row["label"] for row in found] == labels
     assert [row["file"].split("/")[1] for row in found] == [
@@ -460,7 +459,7 @@ def test_labels_of_a_table_are_kept_whatever_they_are(tmp_path: Path, model: Ide
 def test_what_is_written_loads_as_image_folders_do(
     tmp_path: Path, model: IdealGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    augment_steps.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
+    augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
     from torchvision.datasets import ImageFolder
 
     found = ImageFolder(tmp_path / "out/images")
@@ -486,17 +485,17 @@ def test_parquet_and_object_stores_work_as_sources_and_outputs(
     table = pa.table({"image": [picture(i) for i in range(3)], "label": ["a", "b", "a"]})
     pq.write_table(table, tmp_path / "in.parquet")
     config = asked(tmp_path / "in.parquet", "memory://bucket/out", "source.label=label")
-    assert augment_steps.run(config).kept == 6
+    assert augment_job.run(config).kept == 6
     manifest = parquet.read(Place.of("memory://bucket/out/manifest.parquet"))
     assert all(store.exists(f"/bucket/out/{file}") for file in manifest["file"].to_pylist())
     with pytest.raises(OutputError, match="is there already"):
-        augment_steps.check(config)
+        augment_job.check(config)
 
 
 def test_pictures_of_any_sides_are_worked_on_in_tiles(tmp_path: Path, model: IdealGaussian) -> None:
     shapes = {"a/1.png": picture(0, (12, 9)), "a/2.png": picture(1, (9, 12)), "a/3.png": picture(2, (8, 8))}
     source = folder_of(tmp_path / "in", shapes)
-    augment_steps.run(asked(source, tmp_path / "out", "source.fit=tiles"))
+    augment_job.run(asked(source, tmp_path / "out", "source.fit=tiles"))
     found = {row["record_id"]: opened(tmp_path / "out" / row["file"]).size for row in rows(tmp_path / "out")}
     assert found == {"a/1.png": (12, 9), "a/2.png": (9, 12), "a/3.png": (8, 8)}
 
@@ -505,9 +504,9 @@ def test_what_the_models_safety_checker_objects_to_is_dropped(tmp_path: Path, mo
     backbone = use(monkeypatch, IdealGaussian(mean=0.0, spread=1.0))
     monkeypatch.setattr(backbone, "unsafe", lambda x: [bool(row.mean() > 0) for row in x])
     source = folder_of(tmp_path / "in", {"a/dark.png": plain(20), "a/light.png": plain(235)})
-    summary = augment_steps.run(asked(source, tmp_path / "out", levels=[0.1, 0.1]))
+    summary = augment_job.run(asked(source, tmp_path / "out", levels=[0.1, 0.1]))
     assert (summary.kept, summary.dropped) == (2, {"unsafe": 2})
-    assert augment_steps.run(asked(source, tmp_path / "b", "model.safety_checker=false", levels=[0.1, 0.1])).kept == 4
+    assert augment_job.run(asked(source, tmp_path / "b", "model.safety_checker=false", levels=[0.1, 0.1])).kept == 4
 
 
 # -- the filter -------------------------------------------------------------------------------------------------------
@@ -520,7 +519,7 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
 
 def filtered_by(monkeypatch: pytest.MonkeyPatch, logits: Callable[[torch.Tensor], torch.Tensor]) -> None:
     known = Classifier(logits, ("dark", "light"), "brightness")
-    monkeypatch.setattr(augment_steps, "filter_of", lambda config, device: known)
+    monkeypatch.setattr(augment_job, "filter_of", lambda config, device: known)
 
 
 def test_samples_that_do_not_show_their_label_are_dropped_and_counted(
@@ -531,7 +530,7 @@ def test_samples_that_do_not_show_their_label_are_dropped_and_counted(
     right = {f"dark/{i}.png": plain(20 + i) for i in range(3)} | {f"light/{i}.png": plain(235 + i) for i in range(2)}
     source = folder_of(tmp_path / "in", right | {"light/wrong.png": plain(19)})
     config = asked(source, tmp_path / "out", filter={"kind": "clip"}, levels=[0.1, 0.2])
-    summary = augment_steps.run(config)
+    summary = augment_job.run(config)
     assert (summary.drawn, summary.kept, summary.dropped) == (12, 10, {"disagrees": 2})
     found = told(tmp_path / "out")
     assert found["filter"] == "brightness"
@@ -555,7 +554,7 @@ def test_the_filter_is_not_asked_about_what_is_no_picture(tmp_path: Path, monkey
 
     filtered_by(monkeypatch, finite)
     source = folder_of(tmp_path / "in", {"light/white.png": plain(255), "light/1.png": plain(230)})
-    augment_steps.run(asked(source, tmp_path / "out", filter={"kind": "clip"}))
+    augment_job.run(asked(source, tmp_path / "out", filter={"kind": "clip"}))
     found = told(tmp_path / "out")["by_class"]["light"]
     assert (found["drawn"], found["looked_at"]) == (4, 2)
     assert {row["agrees"] for row in rows(tmp_path / "out") if row["reason"] == "not_finite"} == {None}
@@ -568,16 +567,16 @@ def test_labels_that_the_filter_does_not_know_end_it_before_anything_is_drawn(
     filtered_by(monkeypatch, brightness)
     config = asked(pets(tmp_path / "in"), tmp_path / "out", filter={"kind": "clip"})
     with pytest.raises(ConfigError, match="2 of 2 labels of the source are no classes") as caught:
-        augment_steps.run_for_scheduler(config, augment_steps.NOBODY)
+        augment_job.run_for_scheduler(config, augment_job.NOBODY)
     assert "cat" not in str(caught.value) and backbone.calls == []
     named = {"kind": "clip", "names": {"cat": "dark", "dog": "light"}}
-    assert augment_steps.run(asked(tmp_path / "in", tmp_path / "out", filter=named)).drawn == 12
+    assert augment_job.run(asked(tmp_path / "in", tmp_path / "out", filter=named)).drawn == 12
 
 
 def test_a_record_that_changed_after_its_label_was_read_is_left_out(
     tmp_path: Path, model: IdealGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, survey = pets(tmp_path / "in"), augment_steps._Augmentation.survey
+    source, survey = pets(tmp_path / "in"), augment_job._Augmentation.survey
 
     def surveyed(work: Any, pool: Any) -> Any:
         found = survey(work, pool)
@@ -585,8 +584,8 @@ def test_a_record_that_changed_after_its_label_was_read_is_left_out(
         (source / "dog/Wanda_Zy0.png").rename(source / "dug.png")
         return found
 
-    monkeypatch.setattr(augment_steps._Augmentation, "survey", surveyed)
-    summary = augment_steps.run(asked(source, tmp_path / "out", balance=True))
+    monkeypatch.setattr(augment_job._Augmentation, "survey", surveyed)
+    summary = augment_job.run(asked(source, tmp_path / "out", balance=True))
     assert summary.reasons[Reason.CHANGED] >= 1 and "zebra" not in told(tmp_path / "out")["by_class"]
 
 
@@ -606,14 +605,14 @@ def test_the_output_must_be_a_new_folder_outside_of_source_and_releases(tmp_path
         tmp_path / "taken/diary.txt": "is there already",
     }.items():
         with pytest.raises(OutputError, match=says):
-            augment_steps.run(asked(source, output))
-    augment_steps.run(asked(source, tmp_path / "out"))
+            augment_job.run(asked(source, output))
+    augment_job.run(asked(source, tmp_path / "out"))
     with pytest.raises(OutputError, match="is there already"):
-        augment_steps.run(asked(source, tmp_path / "out"))
+        augment_job.run(asked(source, tmp_path / "out"))
 
 
 def test_no_release_takes_samples_as_input_or_goes_beside_them(tmp_path: Path, model: IdealGaussian) -> None:
-    augment_steps.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
+    augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
     for below in ("out", "out/images", "out/images/cat"):
         with pytest.raises(SourceError, match="not anonymised"):
             preflight.check(settings(tmp_path / below, tmp_path / "release"))
@@ -625,12 +624,12 @@ def test_the_mark_is_there_before_the_first_picture(tmp_path: Path, monkeypatch:
     use(monkeypatch, Broken(after=0, message="Wanda_Zx0 is ill"))
     config = asked(pets(tmp_path / "in"), tmp_path / "out")
     with pytest.raises(StepError, match=r"begin again in a new folder: see out/errors/augment\.txt") as caught:
-        augment_steps.run_for_scheduler(config, augment_steps.NOBODY)
+        augment_job.run_for_scheduler(config, augment_job.NOBODY)
     assert "Wanda" not in str(caught.value) and caught.value.__context__ is None
     assert "Wanda_Zx0 is ill" in (tmp_path / "out/errors/augment.txt").read_text()
     assert (tmp_path / "out/errors/augment.txt").stat().st_mode & 0o077 == 0
     with pytest.raises(SourceError, match="not anonymised"):
-        purpose.refuse_source("source.uri", str(tmp_path / "out"))
+        usage_marker.refuse_source("source.uri", str(tmp_path / "out"))
     assert not (tmp_path / "out/summary.json").exists()
 
 
@@ -690,14 +689,14 @@ def test_each_record_is_told_its_class(tmp_path: Path) -> None:
     folder = classes(tmp_path / "model", 3)
     source = folder_of(pets(tmp_path / "in", 1, 1), {"emu/1.png": picture(5)})
     own = {"id": str(folder), "condition": "label", "guidance": 2.0}
-    summary = augment_steps.run(asked(source, tmp_path / "out", model=own, levels=[0.5, 0.5], samples=1))
+    summary = augment_job.run(asked(source, tmp_path / "out", model=own, levels=[0.5, 0.5], samples=1))
     assert (summary.kept, summary.reasons) == (2, {"no_condition": 1})
     backbone = load_backbone(ModelConfig(**own))
     for row in rows(tmp_path / "out"):
         if row["kept"]:
             data = (source / row["record_id"]).read_bytes()
             key = key_of(0, 0, row["record_id"].encode(), hashlib.sha256(data).digest())
-            x0 = augment_steps.images.decode(data, 8).tensor[None]
+            x0 = augment_job.image_codec.decode(data, 8).tensor[None]
             x = Boomerang(backbone, "ddim", 2).sample(x0, 0.5, KeyedNoise([key]), backbone.condition([row["label"]]))
             pixels = np.asarray(opened(tmp_path / "out" / row["file"])).transpose(2, 0, 1)
             np.testing.assert_allclose(pixels, (x[0].numpy() + 1) * 127.5, atol=0.6)
@@ -707,10 +706,10 @@ def test_each_record_is_told_its_class(tmp_path: Path) -> None:
 def test_a_model_that_needs_classes_is_refused_without_them_before_anything_is_made(tmp_path: Path) -> None:
     folder = classes(tmp_path / "model", 2)
     with pytest.raises(ModelError, match="needs a class for each record"):
-        augment_steps.run(asked(pets(tmp_path / "in"), tmp_path / "out", model={"id": str(folder)}))
+        augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out", model={"id": str(folder)}))
     assert not (tmp_path / "out").exists()
     with_none = {"id": str(classes(tmp_path / "other", 3))}
-    assert augment_steps.run(asked(tmp_path / "in", tmp_path / "out", model=with_none)).kept == 12
+    assert augment_job.run(asked(tmp_path / "in", tmp_path / "out", model=with_none)).kept == 12
 
 
 def test_a_dataset_tells_a_model_its_classes_by_number_or_name(tmp_path: Path) -> None:
@@ -800,7 +799,7 @@ def test_what_was_stopped_is_begun_again_in_another_folder(tmp_path: Path, monke
     def interrupted(*args: Any, **rest: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.augment_steps.check", interrupted)
+    monkeypatch.setattr("flows.jobs.augment.check", interrupted)
     done = cli("augment", "--source", pets(tmp_path / "in"), "--output", tmp_path / "out")
     assert done.exit_code == 130
     assert done.stderr == "stopped: what was drawn stays; begin again in a new folder\n"
@@ -835,7 +834,7 @@ def test_the_documentation_has_every_column_of_the_manifest() -> None:
     columns = [
         name for cells in re.findall(r"^\| (`.+?`) \|", text, re.MULTILINE) for name in re.findall("`(.+?)`", cells)
     ]
-    assert columns == [field.name for field in augment_steps.augment_rows.MANIFEST]
+    assert columns == [field.name for field in augment_job.augment_manifest.MANIFEST]
 
 
 def test_the_python_in_the_documentation_works(

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from conftest import IdealGaussian
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -18,10 +17,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from anonymizer.backbones.prediction import from_noise
+from anonymizer.backbones.prediction_type import from_noise
 from anonymizer.boomerang import Boomerang
 from anonymizer.noise import FORWARD, KeyedNoise
 from anonymizer.samplers import SAMPLERS
+from tests.support.ideal_gaussian import IdealGaussian
 
 ALL = list(SAMPLERS)
 FEW_STEP = {"lcm": LCMScheduler, "tcd": TCDScheduler}  # they keep no distribution but that of models made for them

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import anonymizer
 from anonymizer.backbones.load import FAMILIES, bundled_models
+from tests.support import ROOT
 
-ROOT = Path(anonymizer.__file__).parents[1]
 BESIDE = ("README.md", "CHANGELOG.md", "deployments/README.md")
 PAGES = sorted([*(ROOT / name for name in BESIDE), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")

@@ -13,24 +13,28 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import IdealGaussian
 from PIL import Image
-from prefect_database import cells
-from running import GARBAGE, NotFinite, encoded, folder_of, listing, plain, settings, tree
 from torch.nn import functional as F
 
-from anonymizer import enhance, images, parquet, preflight
+from anonymizer import enhance
 from anonymizer.backbones import Denoised
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import EnhanceConfig, build_as, known_keys
+from anonymizer.data import image_codec
 from anonymizer.enhance import Enhancer, lanczos, noise_key, resample
 from anonymizer.errors import AnonymizerError, ConfigError, OutputError, RecordError, SourceError, StepError
 from anonymizer.noise import KeyedNoise
-from anonymizer.place import Place
 from anonymizer.records import Reason
-from flows import enhance_steps
+from anonymizer.release import preflight
+from anonymizer.storage import parquet
+from anonymizer.storage.path import Place
 from flows.cli import main
-from flows.enhance_rows import EnhanceSummary
+from flows.jobs import enhance as enhance_job
+from flows.jobs.enhance_manifest import EnhanceSummary
+from tests.support import ROOT
+from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.prefect_database import cells
+from tests.support.releases import GARBAGE, NotFinite, encoded, folder_of, listing, plain, settings, tree
 
 KEYS = [bytes([i]) * 16 for i in range(4)]
 NOISE = KeyedNoise(KEYS[:2])
@@ -217,7 +221,7 @@ ROW = re.compile(r"^\| `([a-z_.]+)` \| (required|`.*?`) \| (.+) \|$", re.MULTILI
 
 
 def test_the_documentation_has_every_setting_of_its_own_with_default_and_meaning() -> None:
-    text = (Path(__file__).parents[1] / "docs/enhancement.md").read_text()
+    text = (ROOT / "docs/enhancement.md").read_text()
     rows = {name: (default, meaning) for name, default, meaning in ROW.findall(text)}
     shared = ("source.", "references.", "model.")  # a run's, which docs/commands.md has
     own = ["references", *(name for name in known_keys(EnhanceConfig) if not name.startswith(shared))]
@@ -247,9 +251,9 @@ def photo(seed: int, width: int = 16, height: int = 16) -> bytes:
 
 
 def reduced(data: bytes, factor: int = 4) -> bytes:
-    picture = images.decode(data, 1, "tiles").tensor
+    picture = image_codec.decode(data, 1, "tiles").tensor
     height, width = (side // factor for side in picture.shape[-2:])
-    return images.encode(lanczos(picture[None], (height, width))[0]).data
+    return image_codec.encode(lanczos(picture[None], (height, width))[0]).data
 
 
 def pairs(root: Path, count: int = 5) -> tuple[Path, Path]:
@@ -262,7 +266,7 @@ def pairs(root: Path, count: int = 5) -> tuple[Path, Path]:
 @pytest.fixture
 def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
     found = IdealGaussian(size=16)
-    monkeypatch.setattr(enhance_steps, "backbone_of", lambda config: found)
+    monkeypatch.setattr(enhance_job, "backbone_of", lambda config: found)
     return found
 
 
@@ -280,7 +284,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_folder_is_enlarged(tmp_path: Path, ideal: IdealGaussian) -> None:
     small, _ = pairs(tmp_path)
-    summary = enhance_steps.run(asked(tmp_path, levels=".5,.3"))
+    summary = enhance_job.run(asked(tmp_path, levels=".5,.3"))
     assert (summary.read, summary.enhanced, summary.failed, summary.compared) == (5, 5, 0, 0)
     out = tmp_path / "large"
     assert {path.name for path in out.iterdir()} == {
@@ -294,16 +298,16 @@ def test_a_folder_is_enlarged(tmp_path: Path, ideal: IdealGaussian) -> None:
     assert (first["levels"], first["t_boom"], first["steps"]) == ([0.5, 0.3], [500, 300], 4)
     assert (first["model_digest"], first["sampler"], first["seed"]) == (ideal.digest, "ddim", 0)
     assert not {"psnr", "reference"} & first.keys()
-    low_one = images.decode((small / first["record_id"]).read_bytes(), 1, "tiles").tensor
+    low_one = image_codec.decode((small / first["record_id"]).read_bytes(), 1, "tiles").tensor
     wanted = Enhancer(ideal, 4, (0.5, 0.3), sampler="ddim", steps=2)(
         low_one[None], KeyedNoise([noise_key(0, (small / first["record_id"]).read_bytes())])
     )[0]
-    assert images.encode(wanted).data == (out / first["file"]).read_bytes()
+    assert image_codec.encode(wanted).data == (out / first["file"]).read_bytes()
 
 
 def test_it_is_for_its_owner_and_says_that_nobody_is_anonymised(tmp_path: Path, ideal: IdealGaussian) -> None:
     pairs(tmp_path)
-    enhance_steps.run(asked(tmp_path))
+    enhance_job.run(asked(tmp_path))
     out = tmp_path / "large"
     assert all(path.stat().st_mode & 0o077 == 0 for path in (out, *out.rglob("*")))
     said = "enhancement, not anonymised"
@@ -319,15 +323,15 @@ def test_it_is_for_its_owner_and_says_that_nobody_is_anonymised(tmp_path: Path, 
 
 def test_references_are_compared_with_beside_plain_upsampling(tmp_path: Path, ideal: IdealGaussian) -> None:
     small, full = pairs(tmp_path)
-    summary = enhance_steps.run(asked(tmp_path, references=str(full)))
+    summary = enhance_job.run(asked(tmp_path, references=str(full)))
     assert summary.compared == 5 and summary.unusable_references == {}
     out = tmp_path / "large"
     for row in rows(out):
-        reference = images.decode((full / row["record_id"]).read_bytes(), 1, "tiles").tensor
-        written = images.decode((out / row["file"]).read_bytes(), 1, "tiles").tensor
+        reference = image_codec.decode((full / row["record_id"]).read_bytes(), 1, "tiles").tensor
+        written = image_codec.decode((out / row["file"]).read_bytes(), 1, "tiles").tensor
         by_hand = 10 * np.log10(4 / float((reference - written).square().mean()))
         assert row["psnr"] == pytest.approx(by_hand, abs=1e-3)
-        picture = images.decode((small / row["record_id"]).read_bytes(), 1, "tiles").tensor
+        picture = image_codec.decode((small / row["record_id"]).read_bytes(), 1, "tiles").tensor
         bicubic = F.interpolate(picture[None], scale_factor=4, mode="bicubic")[0].clamp(-1, 1)
         bicubic = ((bicubic + 1) * 127.5).round() / 127.5 - 1  # as in a file
         by_hand = 10 * np.log10(4 / float((reference - bicubic).square().mean()))
@@ -348,7 +352,7 @@ def test_gains_are_below_zero_where_the_enhanced_picture_is_worse(tmp_path: Path
     folder_of(tmp_path / "small", {name: reduced(data) for name, data in full.items()})
     ideal.spread = 1e-3  # it draws nothing but grey, which is further from everything
     where = str(folder_of(tmp_path / "full", full))
-    enhance_steps.run(asked(tmp_path, references=where, levels="1", metrics={"lpips": "st-alex"}))
+    enhance_job.run(asked(tmp_path, references=where, levels="1", metrics={"lpips": "st-alex"}))
     told = json.loads((tmp_path / "large/summary.json").read_text())
     assert "st-lpips-alex" in told["lpips"]
     for measure in ("lpips", "psnr", "ssim"):
@@ -359,7 +363,7 @@ def test_pictures_too_small_for_a_measure_are_compared_by_the_others(tmp_path: P
     folder_of(tmp_path / "small", {"a.png": photo(0, 2, 2)})
     folder_of(tmp_path / "full", {"a.png": photo(1, 8, 8)})
     config = asked(tmp_path, references=str(tmp_path / "full"), metrics={"lpips": "st-alex"})
-    assert enhance_steps.run(config).compared == 1
+    assert enhance_job.run(config).compared == 1
     told = json.loads((tmp_path / "large/summary.json").read_text())
     assert list(told["figures"]) == ["psnr"] and told["figures"]["psnr"]["bicubic"]["gain"]["low"] is None
     assert [text.partition(":")[0] for text in told["cautions"]] == ["LPIPS", "SSIM"]
@@ -369,7 +373,7 @@ def test_references_are_found_by_name_but_for_the_suffix(tmp_path: Path, ideal: 
     folder_of(tmp_path / "small", {"a/x.png": plain(9), "a/y.png": plain(9), "a/y.jpg": plain(9), "z.png": plain(9)})
     full = {"a/x.webp": photo(1, 32, 32), "a/y.webp": photo(2, 32, 32), "b/z.png": photo(3, 32, 32)}
     full |= {"z.png": photo(4, 28, 32)}
-    summary = enhance_steps.run(asked(tmp_path, references=str(folder_of(tmp_path / "full", full))))
+    summary = enhance_job.run(asked(tmp_path, references=str(folder_of(tmp_path / "full", full))))
     found = {row["record_id"]: row["reference"] for row in rows(tmp_path / "large")}
     assert found == {"a/x.png": "used", "a/y.png": "missing", "a/y.jpg": "missing", "z.png": "wrong_size"}
     assert (summary.enhanced, summary.compared) == (4, 1)
@@ -385,7 +389,7 @@ def test_references_may_be_another_column_of_the_same_rows(tmp_path: Path, ideal
     )
     sides = [{"uri": str(place), "image": name, "id": "n"} for name in ("lr", "hr")]
     config = asked(tmp_path, source=sides[0], references=sides[1], output={"uri": str(tmp_path / "large")})
-    assert enhance_steps.run(config).compared == 2
+    assert enhance_job.run(config).compared == 2
 
 
 def test_bad_records_and_bad_references_are_rows_and_stop_nothing(tmp_path: Path, ideal: IdealGaussian) -> None:
@@ -394,7 +398,7 @@ def test_bad_records_and_bad_references_are_rows_and_stop_nothing(tmp_path: Path
     folder_of(full, {"e.png": GARBAGE})
     limits = {"max_pixels": 100_000}
     config = asked(tmp_path, references=str(full), source={"uri": str(small), "limits": limits})
-    summary = enhance_steps.run(config)
+    summary = enhance_job.run(config)
     assert (summary.read, summary.enhanced, summary.failed) == (7, 4, 3)
     assert summary.reasons == {"empty": 1, "not_an_image": 1, "too_many_pixels": 1}
     assert summary.unusable_references == {"not_an_image": 1}
@@ -408,7 +412,7 @@ def test_bad_records_and_bad_references_are_rows_and_stop_nothing(tmp_path: Path
 def test_pictures_of_several_shapes_keep_them(tmp_path: Path, ideal: IdealGaussian) -> None:
     shapes = {"a.png": (5, 4), "b.png": (5, 4), "c.png": (3, 9), "d.png": (1, 1), "e.png": (70, 8)}
     folder_of(tmp_path / "small", {name: photo(1, *shape) for name, shape in shapes.items()})
-    enhance_steps.run(asked(tmp_path, output={"uri": str(tmp_path / "large"), "image": "jpeg"}))
+    enhance_job.run(asked(tmp_path, output={"uri": str(tmp_path / "large"), "image": "jpeg"}))
     for row in rows(tmp_path / "large"):
         width, height = shapes[row["record_id"]]
         with Image.open(tmp_path / "large" / row["file"]) as image:
@@ -419,8 +423,8 @@ def test_pictures_of_several_shapes_keep_them(tmp_path: Path, ideal: IdealGaussi
 def test_a_batch_is_of_one_shape_and_no_more_pixels_than_asked_for(tmp_path: Path, ideal: IdealGaussian) -> None:
     folder_of(tmp_path / "small", {f"{i}.png": photo(i, *(4, 4) if i < 5 else (8, 8)) for i in range(8)})
     config = asked(tmp_path, batch_size=4)
-    job = enhance_steps._Enhancement(config, Place.of(str(tmp_path / "large")))
-    reading = enhance_steps.Pictures(config).read(job.enhancer)
+    job = enhance_job._Enhancement(config, Place.of(str(tmp_path / "large")))
+    reading = enhance_job.Pictures(config).read(job.enhancer)
     assert [len(batch) for batch in job.batches(reading)] == [4, 1, 1, 1, 1]
 
 
@@ -439,10 +443,10 @@ def test_what_the_model_objects_to_or_cannot_draw_is_not_written(
 
     backbone = Both()
     backbone.mean = 0.8
-    monkeypatch.setattr(enhance_steps, "backbone_of", lambda config: backbone)
+    monkeypatch.setattr(enhance_job, "backbone_of", lambda config: backbone)
     folder_of(tmp_path / "small", {"black.png": plain(0), "light.png": plain(235), "white.png": plain(255)})
     config = asked(tmp_path, levels="0.01", model={"safety_checker": True})
-    assert enhance_steps.run(config).reasons == {"not_finite": 1, "unsafe": 1}
+    assert enhance_job.run(config).reasons == {"not_finite": 1, "unsafe": 1}
     assert [path.name for path in sorted((tmp_path / "large/images").iterdir())] == ["000000.png"]
 
 
@@ -467,16 +471,16 @@ class Told(IdealGaussian):
 
 def test_the_model_is_told_each_records_class_in_tiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = Told()
-    monkeypatch.setattr(enhance_steps, "backbone_of", lambda config: backbone)
+    monkeypatch.setattr(enhance_job, "backbone_of", lambda config: backbone)
     folder_of(
         tmp_path / "small", {name: photo(1, 3, 2) for name in ("dark/a.png", "light/b.png", "odd/c.png", "d.png")}
     )
     source = {"uri": str(tmp_path / "small"), "label": "folder"}
-    summary = enhance_steps.run(asked(tmp_path, source=source, model={"condition": "label"}, levels="1"))
+    summary = enhance_job.run(asked(tmp_path, source=source, model={"condition": "label"}, levels="1"))
     assert (summary.enhanced, summary.reasons) == (2, {"no_condition": 2})
     for row in rows(tmp_path / "large"):
         if row["file"] is not None:
-            picture = images.decode((tmp_path / "large" / row["file"]).read_bytes(), 1, "tiles").tensor
+            picture = image_codec.decode((tmp_path / "large" / row["file"]).read_bytes(), 1, "tiles").tensor
             grey = 0.5 if row["record_id"].startswith("light") else -0.5
             assert (picture - grey).abs().max() < 0.01
 
@@ -485,7 +489,7 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batches(tmp_path: Pa
     pairs(tmp_path)
 
     def made(name: str, **more: Any) -> dict[str, bytes]:
-        enhance_steps.run(asked(tmp_path, output={"uri": str(tmp_path / name)}, **more))
+        enhance_job.run(asked(tmp_path, output={"uri": str(tmp_path / name)}, **more))
         return tree(tmp_path / name / "images")
 
     first = made("one")
@@ -495,7 +499,7 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batches(tmp_path: Pa
 
 def test_names_do_not_become_markup(tmp_path: Path, ideal: IdealGaussian) -> None:
     _, full = pairs(tmp_path)
-    enhance_steps.run(asked(tmp_path, references=str(full), levels="0.05"))
+    enhance_job.run(asked(tmp_path, references=str(full), levels="0.05"))
     page = (tmp_path / "large/report.html").read_text()
     assert "<img src=x" not in page and "&lt;img src=x" in page
     assert "Do not hand it out" in page and "The detail is invented" in page
@@ -505,7 +509,7 @@ def test_names_do_not_become_markup(tmp_path: Path, ideal: IdealGaussian) -> Non
 
 def test_the_page_shows_some_by_chance_and_the_ones_that_came_out_worst(tmp_path: Path, ideal: IdealGaussian) -> None:
     _, full = pairs(tmp_path, 16)
-    enhance_steps.run(asked(tmp_path, references=str(full)))
+    enhance_job.run(asked(tmp_path, references=str(full)))
     page = (tmp_path / "large/report.html").read_text()
     assert "Before and after, drawn by chance" in page and "12 of 16 pictures." in page
     worst = sorted(rows(tmp_path / "large"), key=lambda row: row["psnr"])[:6]
@@ -518,7 +522,7 @@ def test_the_page_shows_some_by_chance_and_the_ones_that_came_out_worst(tmp_path
 
 
 def refused(config: EnhanceConfig, error: type[AnonymizerError], said: str) -> None:
-    for step in (enhance_steps.check, enhance_steps.run):
+    for step in (enhance_job.check, enhance_job.run):
         with pytest.raises(error, match=said):
             step(config)
 
@@ -539,10 +543,10 @@ def test_it_goes_neither_into_its_source_nor_its_references_nor_a_release(tmp_pa
 
 def test_what_is_there_is_not_written_over(tmp_path: Path, ideal: IdealGaussian, store: Any) -> None:
     pairs(tmp_path)
-    enhance_steps.run(asked(tmp_path))
+    enhance_job.run(asked(tmp_path))
     refused(asked(tmp_path), OutputError, "is there already")
     far = asked(tmp_path, output={"uri": "memory://bucket/large"})
-    assert enhance_steps.run(far).enhanced == 5
+    assert enhance_job.run(far).enhanced == 5
     assert store.exists("/bucket/large/images/000000.png") and store.exists("/bucket/large/summary.json")
     refused(far, OutputError, "is there already")
 
@@ -552,11 +556,11 @@ def test_references_of_which_none_fits_are_one_line(tmp_path: Path, ideal: Ideal
     folder_of(tmp_path / "others", {"who.png": photo(1)})
     config = asked(tmp_path, references=str(tmp_path / "others"))
     with pytest.raises(SourceError, match=r"references\.uri .* none of its pictures is named as one of the source"):
-        enhance_steps.check(config)
+        enhance_job.check(config)
     with pytest.raises(SourceError, match=r"references\.uri .*no such file"):
-        enhance_steps.check(asked(tmp_path, references=str(tmp_path / "nowhere")))
+        enhance_job.check(asked(tmp_path, references=str(tmp_path / "nowhere")))
     with pytest.raises(SourceError, match=r"source\.uri .*no such file"):
-        enhance_steps.check(asked(tmp_path, source={"uri": str(tmp_path / "nowhere")}))
+        enhance_job.check(asked(tmp_path, source={"uri": str(tmp_path / "nowhere")}))
     assert not (tmp_path / "large").exists() and small.exists()
 
 
@@ -569,11 +573,11 @@ def test_what_failed_tells_a_scheduler_nothing_and_can_be_tried_again(
         raise RuntimeError("Wanda")
 
     with monkeypatch.context() as patch, pytest.raises(StepError) as caught:
-        patch.setattr(enhance_steps, "Pictures", broken)
-        enhance_steps.run_for_scheduler(asked(tmp_path), enhance_steps.NOBODY)
+        patch.setattr(enhance_job, "Pictures", broken)
+        enhance_job.run_for_scheduler(asked(tmp_path), enhance_job.NOBODY)
     assert "Wanda" not in str(caught.value) and "errors/enhance.txt" in str(caught.value)
     assert "Wanda" in (tmp_path / "large/errors/enhance.txt").read_text()
-    assert enhance_steps.run(asked(tmp_path)).enhanced == 5
+    assert enhance_job.run(asked(tmp_path)).enhanced == 5
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 
-from anonymizer import parquet
-from anonymizer.parquet import Rows
+from anonymizer.storage import parquet
+from anonymizer.storage.parquet import Rows
 
 LEAF, NODE = b"\x00", b"\x01"  # so that no row can be taken for two hashes
 

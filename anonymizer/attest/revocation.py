@@ -8,11 +8,12 @@ from typing import Literal
 
 from securesystemslib.signer import CryptoSigner
 
-from anonymizer.attest import envelope, signing
-from anonymizer.attest.envelope import Signed
-from anonymizer.attest.said import PublicKey, Told, parse
-from anonymizer.layout import REVOCATIONS
-from anonymizer.place import Place
+from anonymizer.attest import dsse
+from anonymizer.attest.dsse import Signed
+from anonymizer.attest.predicate import PublicKey, Told, parse
+from anonymizer.crypto import signing
+from anonymizer.storage.layout import REVOCATIONS
+from anonymizer.storage.path import Place
 
 PREDICATE = "urn:anonymizer:predicate:revocation:v1"
 ASKED = "Delete these pictures, and every copy of them and of what was made from them."
@@ -35,7 +36,7 @@ def make(revoked: Mapping[str, str], signer: CryptoSigner) -> Signed:
         "publisher": signing.public_text(signer.public_key),
         "asked": ASKED,
     }
-    return envelope.make(PREDICATE, revoked, told, signer)
+    return dsse.make(PREDICATE, revoked, told, signer)
 
 
 def read(folder: Place) -> list[Signed]:
@@ -43,7 +44,7 @@ def read(folder: Place) -> list[Signed]:
     whom it names."""
     if not (folder / REVOCATIONS).exists():
         return []
-    found = envelope.read((folder / REVOCATIONS).read(), PREDICATE)
+    found = dsse.read((folder / REVOCATIONS).read(), PREDICATE)
     for signed in found:
         if not signed.is_signed_by(signing.public_key(publisher_of(signed))):
             raise ValueError("holds a revocation that is not signed by its publisher")

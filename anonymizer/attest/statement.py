@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from anonymizer.attest import envelope, merkle, said, signing
-from anonymizer.attest.envelope import Signed
-from anonymizer.attest.said import Said
+from anonymizer.attest import dsse, merkle, predicate
+from anonymizer.attest.dsse import Signed
+from anonymizer.attest.predicate import Said
 from anonymizer.config import PolicyConfig
-from anonymizer.layout import IMAGES, STATEMENT
-from anonymizer.parquet import Rows
-from anonymizer.place import Place
-from anonymizer.policy import Counts, Verdict
+from anonymizer.crypto import signing
+from anonymizer.policy.gates import Counts, Verdict
+from anonymizer.storage.layout import IMAGES, STATEMENT
+from anonymizer.storage.parquet import Rows
+from anonymizer.storage.path import Place
 
 if TYPE_CHECKING:
-    from anonymizer.plan import Plan
+    from anonymizer.release.plan import Plan
 
 PREDICATE = "urn:anonymizer:predicate:release:v1"
 LIBRARIES = (
@@ -112,7 +113,7 @@ def read(folder: Place) -> Signed:
 
     OSError; ValueError where it is none, or says what no statement says.
     """
-    found = envelope.read((folder / STATEMENT).read(), PREDICATE)
+    found = dsse.read((folder / STATEMENT).read(), PREDICATE)
     if len(found) != 1:
         raise ValueError(f"holds {len(found)} statements and must hold one")
     said_of(found[0])
@@ -121,7 +122,7 @@ def read(folder: Place) -> Signed:
 
 def said_of(signed: Signed) -> Said:
     """What a statement says. ValueError where it is not what a statement says."""
-    return said.parse(Said, signed.predicate)
+    return predicate.parse(Said, signed.predicate)
 
 
 def approved_by(signed: Signed) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from anonymizer.backbones.classes import Classes
-from anonymizer.backbones.parts import Parts
-from anonymizer.backbones.prediction import predictor
+from anonymizer.backbones.class_labels import Classes
+from anonymizer.backbones.pipeline_folder import Parts
+from anonymizer.backbones.prediction_type import predictor
 from anonymizer.backbones.protocol import Asks, Denoised
 from anonymizer.backbones.vae import Latents
 from anonymizer.errors import ModelError

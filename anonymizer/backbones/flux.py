@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from anonymizer.backbones.flow import FlowBackbone, refuse_without
-from anonymizer.backbones.parts import Parts
-from anonymizer.backbones.prompts import Encoder, Rows, clip_tokenizer
+from anonymizer.backbones.flow_matching import FlowBackbone, refuse_without
+from anonymizer.backbones.pipeline_folder import Parts
+from anonymizer.backbones.prompt_encoder import Encoder, Rows, clip_tokenizer
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 

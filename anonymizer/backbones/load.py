@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import torch
 
-from anonymizer import fetch
-from anonymizer.backbones.parts import NEEDED, Parts
+from anonymizer.backbones.pipeline_folder import NEEDED, Parts
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
+from anonymizer.storage import download
 
 BUNDLED = "bundled:"
 
@@ -22,12 +22,12 @@ BUNDLED = "bundled:"
 FAMILIES = {
     "DDPMPipeline": "pixel:PixelBackbone",
     "DDIMPipeline": "pixel:PixelBackbone",
-    "StableDiffusionPipeline": "stable:StableBackbone",
-    "StableDiffusionImg2ImgPipeline": "stable:StableBackbone",
-    "LatentConsistencyModelPipeline": "stable:StableBackbone",
-    "LatentConsistencyModelImg2ImgPipeline": "stable:StableBackbone",
-    "StableDiffusionXLPipeline": "stable:StableXLBackbone",
-    "StableDiffusionXLImg2ImgPipeline": "stable:StableXLBackbone",
+    "StableDiffusionPipeline": "stable_diffusion:StableBackbone",
+    "StableDiffusionImg2ImgPipeline": "stable_diffusion:StableBackbone",
+    "LatentConsistencyModelPipeline": "stable_diffusion:StableBackbone",
+    "LatentConsistencyModelImg2ImgPipeline": "stable_diffusion:StableBackbone",
+    "StableDiffusionXLPipeline": "stable_diffusion:StableXLBackbone",
+    "StableDiffusionXLImg2ImgPipeline": "stable_diffusion:StableXLBackbone",
     "DiTPipeline": "dit:DiTBackbone",
     "StableDiffusion3Pipeline": "sd3:SD3Backbone",
     "FluxPipeline": "flux:FluxBackbone",
@@ -78,10 +78,10 @@ def resolve(config: ModelConfig) -> Path:
             names = ", ".join(BUNDLED + n for n in known)
             raise ModelError(f"model.id: unknown bundled model {config.id!r}: known: {names}")
         return known[name]
-    if fetch.is_address(config.id):
+    if download.is_address(config.id):
         from huggingface_hub.utils._paths import filter_repo_objects
 
-        return fetch.folder("model.id", config.id, lambda names: filter_repo_objects(names, **_files(config)))
+        return download.folder("model.id", config.id, lambda names: filter_repo_objects(names, **_files(config)))
     if (folder := Path(config.id).expanduser()).is_dir():
         return folder
     if not config.is_hub_id:

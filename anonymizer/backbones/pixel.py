@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from anonymizer.backbones.classes import Classes
-from anonymizer.backbones.fast import laid_out
-from anonymizer.backbones.parts import Parts
-from anonymizer.backbones.prediction import clipped, predictor
+from anonymizer.backbones.class_labels import Classes
+from anonymizer.backbones.compilation import laid_out
+from anonymizer.backbones.pipeline_folder import Parts
+from anonymizer.backbones.prediction_type import clipped, predictor
 from anonymizer.backbones.protocol import Asks, Denoised
 from anonymizer.errors import ModelError
 

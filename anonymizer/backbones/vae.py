@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from anonymizer.backbones.fast import laid_out
-from anonymizer.backbones.parts import quiet
+from anonymizer.backbones.compilation import laid_out
+from anonymizer.backbones.pipeline_folder import quiet
 
 
 class Latents:

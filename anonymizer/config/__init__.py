@@ -1,9 +1,9 @@
 """Configurations: frozen, strict, and one line for whatever is wrong with them."""
 
-from anonymizer.config.attack import Attackers, AuditConfig, CalibrationConfig
+from anonymizer.config.audit import Attackers, AuditConfig, CalibrationConfig
 from anonymizer.config.augment import AugmentConfig, AugmentOutput, FilterConfig
 from anonymizer.config.base import Attack, Float, Section, Uri, setting
-from anonymizer.config.chosen import BelongsTo, Chosen
+from anonymizer.config.calibration_scope import BelongsTo, Chosen
 from anonymizer.config.enhance import EnhanceConfig, EnhanceMetrics, EnhanceOutput
 from anonymizer.config.loading import build, build_as, dump, load, load_as, parse
 from anonymizer.config.model import ModelConfig
@@ -19,7 +19,7 @@ from anonymizer.config.run import (
     RunSettings,
     SourceConfig,
 )
-from anonymizer.config.wording import known_keys
+from anonymizer.config.validation_messages import known_keys
 
 __all__ = [
     "Attack",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from anonymizer.config.base import CREDENTIALS, shown
 from anonymizer.config.run import RunConfig
-from anonymizer.config.wording import line
+from anonymizer.config.validation_messages import line
 from anonymizer.errors import ConfigError, OutputError
 
 C = TypeVar("C", bound=BaseModel)
@@ -39,7 +39,7 @@ def load_as(
 
 def _at_address(uri: str) -> str:
     """What lies at a URI, as text."""
-    from anonymizer.place import Place  # fsspec, which a file on a disk does not need
+    from anonymizer.storage.path import Place  # fsspec, which a file on a disk does not need
 
     if CREDENTIALS.search(uri):
         raise ConfigError(
@@ -108,7 +108,7 @@ def build_as(
         for name, value in changes.items():
             _put(tree, name, value)
         if kind is RunConfig:
-            from anonymizer.calibration import settle  # which knows configurations itself
+            from anonymizer.policy.calibration import settle  # which knows configurations itself
 
             tree = settle(tree)
         return kind.model_validate(tree)

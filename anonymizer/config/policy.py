@@ -89,7 +89,7 @@ def _known_rule(name: str) -> str:
 
 
 def _public_key(text: str) -> str:
-    from anonymizer.attest import signing  # whose library is loaded where there is a key
+    from anonymizer.crypto import signing  # whose library is loaded where there is a key
 
     try:
         signing.public_key(text)

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from anonymizer.config.base import KEY_ENV, Float, Int, Kind, Section, Uri, shown
-from anonymizer.config.chosen import Chosen
+from anonymizer.config.calibration_scope import Chosen
 from anonymizer.config.model import USED, ModelConfig
 from anonymizer.config.policy import PolicyConfig
 
@@ -193,7 +193,7 @@ class RestrictedConfig(Section):
     @classmethod
     def _recipients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value:  # the library is loaded where it is used
-            from anonymizer.sealed import Sealer
+            from anonymizer.crypto.encryption import Sealer
 
             Sealer(value)  # ConfigError, which names the one that is no key
         return value

@@ -12,15 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer import ledger, parquet, plan
 from anonymizer.config import RunConfig
-from anonymizer.headlines import Line, excess, strongest
-from anonymizer.layout import Release
-from anonymizer.plan import Plan
-from anonymizer.report import pictures
-from anonymizer.report.pages import render
-from anonymizer.report.pictures import Shown
-from anonymizer.sealed import Sealer
+from anonymizer.crypto.encryption import Sealer
+from anonymizer.policy.risk_figures import Line, excess, strongest
+from anonymizer.release import ledger, plan
+from anonymizer.release.plan import Plan
+from anonymizer.report import thumbnails
+from anonymizer.report.rendering import render
+from anonymizer.report.thumbnails import Shown
+from anonymizer.storage import parquet
+from anonymizer.storage.layout import Release
 
 WORST = 12  # records shown
 PUBLIC_STEP = 0.05  # public bounds are rounded up to it
@@ -198,8 +199,8 @@ def _worst(release: Release, config: RunConfig, lines: Sequence[Line]) -> list[W
         for batch in parquet.stored(release.manifest).to_batches(parquet.BATCH)
         for row in batch.filter(pc.is_in(batch["output_id"], value_set=ids)).to_pylist()
     ]
-    outputs = pictures.released(release.handout, published)
-    originals, _ = pictures.originals(release, config, rows)
+    outputs = thumbnails.released(release.handout, published)
+    originals, _ = thumbnails.originals(release, config, rows)
     shown = [
         Worst(
             record_id=row["record_id"],

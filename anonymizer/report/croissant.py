@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from anonymizer.images import MEDIA_TYPES, SUFFIXES
-from anonymizer.layout import MANIFEST
+from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES
+from anonymizer.storage.layout import MANIFEST
 
 if TYPE_CHECKING:
     from anonymizer.report.public import Facts

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from anonymizer.calibration import Calibration, Level, Risk, Utility
-from anonymizer.place import Place
+from anonymizer.policy.calibration import Calibration, Level, Risk, Utility
+from anonymizer.storage.path import Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

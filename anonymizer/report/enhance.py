@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from anonymizer import images
-from anonymizer.place import Place
-from anonymizer.report import pictures
-from anonymizer.report.pages import render
-from anonymizer.report.pictures import LONGEST_SIDE, SMALL, Shown
-from anonymizer.report.words import MINUS, REASONS, TIMES, Fact, number
+from anonymizer.data import image_codec
+from anonymizer.report import thumbnails
+from anonymizer.report.glossary import MINUS, REASONS, TIMES, Fact, number
+from anonymizer.report.rendering import render
+from anonymizer.report.thumbnails import LONGEST_SIDE, SMALL, Shown
+from anonymizer.storage.path import Place
 
 REFERENCES: Mapping[str, str] = {  # why one was not used, beside reasons of records
     "missing": "No reference has the picture's name.",
@@ -105,8 +105,8 @@ def _times(part: slice, factor: int) -> slice:
 
 
 def _shown(picture: torch.Tensor) -> Shown:
-    encoded = images.encode(picture)
-    return pictures.shown(encoded.data, encoded.width, encoded.height, ".png")
+    encoded = image_codec.encode(picture)
+    return thumbnails.shown(encoded.data, encoded.width, encoded.height, ".png")
 
 
 def write_enhancement(

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 import yaml
 
-from anonymizer import carried, parquet, scores
 from anonymizer.config import RunConfig
-from anonymizer.layout import MANIFEST as MANIFEST_FILE
-from anonymizer.parquet import Rows
-from anonymizer.place import Place
-from anonymizer.plan import Plan
-from anonymizer.report import figures, pictures
+from anonymizer.data import passthrough_columns
+from anonymizer.policy import public_scores
+from anonymizer.release.plan import Plan
+from anonymizer.report import histograms, thumbnails
 from anonymizer.report.croissant import KEYWORDS, croissant
-from anonymizer.report.pages import render
-from anonymizer.report.words import CARRIED, MANIFEST, SCORES, Fact, Score, day, settings, sizes
+from anonymizer.report.glossary import CARRIED, MANIFEST, SCORES, Fact, Score, day, settings, sizes
+from anonymizer.report.rendering import render
+from anonymizer.storage import parquet
+from anonymizer.storage.layout import MANIFEST as MANIFEST_FILE
+from anonymizer.storage.parquet import Rows
+from anonymizer.storage.path import Place
 
 if TYPE_CHECKING:
-    from anonymizer.assemble import Summary
+    from anonymizer.release.assemble import Summary
 
 SHEET = 48  # pictures
 CATEGORIES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
@@ -59,7 +61,7 @@ class Facts:
     carried: Sequence[str]
     settings: Sequence[Fact]
     columns: Sequence[Column]
-    scores: Sequence[tuple[Score, figures.Histogram]]
+    scores: Sequence[tuple[Score, histograms.Histogram]]
     exact: bool
     audit: Mapping[str, Any] | None  # its public summary
     is_signed: bool
@@ -110,7 +112,7 @@ def write_public(
         max_chunksize=SHEET
     )
     rows: list[dict[str, Any]] = next((batch.to_pylist() for batch in first), [])
-    sheet = list(pictures.released(folder, rows).values())
+    sheet = list(thumbnails.released(folder, rows).values())
     (folder / "report.html").put(render("public.html.j2", facts=facts, sheet=sheet))
     (folder / "README.md").put(render("card.md.j2", facts=facts, front=_front_matter(facts, manifest)))
     (folder / "croissant.json").put(croissant(facts))
@@ -126,7 +128,7 @@ def _facts(
     is_signed: bool,
 ) -> Facts:
     model = config.model.public_name
-    named = carried.from_json((manifest.schema.metadata or {}).get(b"metric_models", b"{}").decode())
+    named = passthrough_columns.from_json((manifest.schema.metadata or {}).get(b"metric_models", b"{}").decode())
     how = config.output.public_scores
     models = {name: str(value) for name, value in named.items() if how != "none"}
     size = sizes(manifest)
@@ -169,16 +171,16 @@ def _levels(plan: Plan, manifest: Rows) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _histograms(manifest: Rows) -> list[tuple[Score, figures.Histogram]]:
+def _histograms(manifest: Rows) -> list[tuple[Score, histograms.Histogram]]:
     """What the manifest's own score columns add up to, and not more."""
     found = []
-    for name in scores.COLUMNS:
+    for name in public_scores.COLUMNS:
         histogram = None
         if f"{name}_bin" in manifest.column_names:
             counted = pc.value_counts(manifest[f"{name}_bin"].combine_chunks()).to_pylist()
-            histogram = figures.of_bins((item["values"], item["counts"]) for item in counted)
+            histogram = histograms.of_bins((item["values"], item["counts"]) for item in counted)
         elif name in manifest.column_names:
-            histogram = figures.of_values(manifest[name].drop_null().to_numpy().astype("float64"))
+            histogram = histograms.of_values(manifest[name].drop_null().to_numpy().astype("float64"))
         if histogram:
             found.append((SCORES[name], histogram))
     return found

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer import parquet, previous
 from anonymizer.config import RunConfig
-from anonymizer.layout import Release
-from anonymizer.parquet import Rows
-from anonymizer.plan import Plan
-from anonymizer.report import figures, pictures
-from anonymizer.report.gate import given_away
-from anonymizer.report.pages import render
-from anonymizer.report.pictures import Shown
-from anonymizer.report.survey import NAMED, Row, survey
-from anonymizer.report.words import REASONS, SCORES, Fact, Score, day, settings, sizes
-from anonymizer.sealed import Sealer
+from anonymizer.crypto.encryption import Sealer
+from anonymizer.release import history
+from anonymizer.release.plan import Plan
+from anonymizer.report import histograms, thumbnails
+from anonymizer.report.glossary import REASONS, SCORES, Fact, Score, day, settings, sizes
+from anonymizer.report.ledger_summary import NAMED, Row, survey
+from anonymizer.report.level_leakage import given_away
+from anonymizer.report.rendering import render
+from anonymizer.report.thumbnails import Shown
+from anonymizer.storage import parquet
+from anonymizer.storage.layout import Release
+from anonymizer.storage.parquet import Rows
 
 if TYPE_CHECKING:
-    from anonymizer.assemble import Summary
+    from anonymizer.release.assemble import Summary
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: S
     sample = [] if shown else found.sample  # of a small release the closest pairs are all pairs
     rows = list({row["record_id"]: row for group in [*closest.values(), sample] for row in group}.values())
     manifest = _manifest(release, config)
-    outputs = pictures.released(release.handout, _manifest_rows(manifest, rows))
-    originals, gone = pictures.originals(release, config, rows)
+    outputs = thumbnails.released(release.handout, _manifest_rows(manifest, rows))
+    originals, gone = thumbnails.originals(release, config, rows)
 
     def pairs(group: Sequence[Row]) -> list[Pair]:
         return [_pair(row, originals, outputs, "gone" if gone else "not read") for row in group]
@@ -80,9 +81,9 @@ def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: S
             closest=[(SCORES[name], pairs(group)) for name, group in closest.items()],
             sample=pairs(sample),
             gone=gone,
-            against=previous.difference(config, release),
+            against=history.difference(config, release),
             given_away=given_away(found.levels),
-            histograms=[(SCORES[n], h) for n, values in found.values.items() if (h := figures.of_values(values))],
+            histograms=[(SCORES[n], h) for n, values in found.values.items() if (h := histograms.of_values(values))],
             not_released=found.not_released,
             reasons=REASONS,
             named=NAMED,

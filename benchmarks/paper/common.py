@@ -29,14 +29,14 @@ import pyarrow.parquet as pq
 import torch
 from scipy import stats
 
-from anonymizer import images
 from anonymizer.backbones import load_backbone
 from anonymizer.backbones.load import torch_device
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
+from anonymizer.data import image_codec
 from anonymizer.noise import KeyedNoise
-from metrics import restoration
+from metrics.utility import image_quality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def read(file: Path, split: str, size: int, most: int, seed: int = 0) -> Picture
     labels = np.array([names.index(name) for name in told])
     rows = interleaved(labels, np.random.default_rng(seed))[:most]
     encoded = (row["bytes"] if isinstance(row, dict) else row for row in table["image"].take(rows).to_pylist())
-    pixels = torch.stack([to_bytes(images.decode(data, size).tensor) for data in encoded])
+    pixels = torch.stack([to_bytes(image_codec.decode(data, size).tensor) for data in encoded])
     return Pictures(pixels, torch.from_numpy(labels[rows]), names if labelled else ())
 
 
@@ -308,7 +308,7 @@ def over_pictures(values: npt.ArrayLike, seed: int = 0) -> Mean:
     rows = rows[np.isfinite(rows)]
     if not len(rows):
         return Mean(float("nan"), None, None)
-    found = restoration.mean(rows, np.random.default_rng(seed))
+    found = image_quality.mean(rows, np.random.default_rng(seed))
     return Mean(found.value, found.low, found.high)
 
 

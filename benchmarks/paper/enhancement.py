@@ -24,9 +24,9 @@ from common import Arrays, Mean, Measured, Pictures, Work, digest, to_bytes, to_
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.enhance import UPSAMPLINGS, Enhancer, lanczos, resample
 from metrics.features import Rows
-from metrics.identity import Identity, distance
-from metrics.lpips import OFFLINE, PerceptualDistance
-from metrics.restoration import psnr
+from metrics.models.lpips import OFFLINE, PerceptualDistance
+from metrics.scores.identity import Identity, distance
+from metrics.utility.image_quality import psnr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

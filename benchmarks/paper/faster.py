@@ -19,7 +19,7 @@ from common import Arrays, Mean
 from outputs import MEASURES, Judges, Task
 
 from anonymizer.boomerang import Boomerang
-from metrics.fidelity import frechet, kernel
+from metrics.utility.fidelity import frechet, kernel
 
 TOLERANCE = 0.05  # of a mean
 ALL = "not told from vanilla by any of the last four"

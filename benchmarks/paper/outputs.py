@@ -12,9 +12,9 @@ from common import Arrays, Pictures, Sampling, Work, digest, to_floats
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.boomerang import Boomerang
 from metrics import features
-from metrics.clip import ClipEmbedder, cosine_similarity
 from metrics.features import Embedder, embed_all
-from metrics.lpips import OFFLINE, PerceptualDistance
+from metrics.models.clip import ClipEmbedder, cosine_similarity
+from metrics.models.lpips import OFFLINE, PerceptualDistance
 
 MEASURES = {"lpips": "LPIPS to the original", "clip": "CLIP similarity to the original", "pixels": "pixel distance"}
 

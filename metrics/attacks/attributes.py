@@ -13,9 +13,9 @@ from typing import Any, Self, Unpack
 import numpy as np
 
 from metrics.attacks.linkage import Bools, Floats, Names, Numbers, detected
-from metrics.risk import Described, Figure, Trials, figure
-from metrics.trials import joined
-from metrics.worst import by_subgroup, split
+from metrics.stats.intervals import joined
+from metrics.stats.risk import Described, Figure, Trials, figure
+from metrics.stats.subgroups import by_subgroup, split
 
 MOST_GROUPS = 10  # distinct numbers that still count as groups
 BINS = 4

@@ -10,7 +10,7 @@ import numpy as np
 
 from metrics.attacks.linkage import RANKS, Floats, Ranking, detected
 from metrics.attacks.linkage import figures as figures_of_ranking
-from metrics.risk import Described, Figure
+from metrics.stats.risk import Described, Figure
 
 OUTPUTS = (1, 2, 4, 8, 16)
 

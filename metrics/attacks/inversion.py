@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metrics.attacks.pairs import Pairs, hold_out
+from metrics.attacks.training_pairs import Pairs, hold_out
 
 WIDTHS = (32, 64, 128)  # channels at a half, a quarter and an eighth of the picture's side
 GROUPS = 8

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from anonymizer.metadata import has_metadata
+from anonymizer.data.metadata import has_metadata
 from metrics.attacks.linkage import Ranking, link_by_similarity, link_by_value
-from metrics.risk import CONFIDENCE, Interval, Trials, as_subjects
+from metrics.stats.risk import CONFIDENCE, Interval, Trials, as_subjects
 
 Floats = npt.NDArray[np.floating[Any]]
 Numbers = npt.NDArray[np.integer[Any]]

@@ -13,8 +13,8 @@ from typing import Any, Self, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from metrics.risk import Described, Figure, Trials, figure
-from metrics.trials import joined
+from metrics.stats.intervals import joined
+from metrics.stats.risk import Described, Figure, Trials, figure
 
 RANKS = (1, 5)
 NOT_DETECTED = "not detected"

@@ -15,9 +15,9 @@ import torch
 
 from anonymizer.backbones.protocol import Denoised
 from metrics.attacks.linkage import Floats, Names, blocks, detected
-from metrics.curves import curve_figures
-from metrics.risk import Described, Figure
-from metrics.trials import joined
+from metrics.stats.intervals import joined
+from metrics.stats.risk import Described, Figure
+from metrics.stats.roc import curve_figures
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of T, at which the denoising loss is taken
 LOWEST = -2.0  # the score of a photo that was not detected: below every (calibrated) cosine similarity

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from metrics.attacks.pairs import hold_out
+from metrics.attacks.training_pairs import hold_out
 
 Features = Mapping[str, npt.NDArray[Any]]  # name -> (N, D) floats; a row of NaN where there is none (no face)
 Matrix = npt.NDArray[np.float32]

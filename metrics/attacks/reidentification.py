@@ -25,8 +25,8 @@ from metrics.attacks.linkage import (
     ranks,
     strangers,
 )
-from metrics.curves import threshold_at
-from metrics.risk import Described, Figure, Trials, figure
+from metrics.stats.risk import Described, Figure, Trials, figure
+from metrics.stats.roc import threshold_at
 
 FPIRS = (0.1, 0.01)
 FMRS = (1e-2, 1e-3)

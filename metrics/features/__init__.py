@@ -65,33 +65,33 @@ def _load(name: str, device: torch.device) -> Embedder:
 
 
 def _pixels(_: str, __: torch.device) -> Embedder:
-    from metrics.features.pictures import Pixels
+    from metrics.features.image_features import Pixels
 
     return Pixels()
 
 
 def _lpips(model: str, device: torch.device) -> Embedder:
-    from metrics.features.pictures import Perceptual
-    from metrics.lpips import OFFLINE, PerceptualDistance
+    from metrics.features.image_features import Perceptual
+    from metrics.models.lpips import OFFLINE, PerceptualDistance
 
     return Perceptual(PerceptualDistance.load(model or OFFLINE, device))
 
 
 def _clip(model: str, device: torch.device) -> Embedder:
-    from metrics.clip import ClipEmbedder
-    from metrics.features.pictures import Clip
+    from metrics.features.image_features import Clip
+    from metrics.models.clip import ClipEmbedder
 
     return Clip(ClipEmbedder.load(model or "bundled:clip-mini", device))
 
 
 def _imagenet(_: str, device: torch.device) -> Embedder:
-    from metrics.features.pictures import ImageNet
+    from metrics.features.image_features import ImageNet
 
     return ImageNet.load(device)
 
 
 def _dlib(_: str, __: torch.device) -> Embedder:
-    from metrics.features.faces import DlibFaces
+    from metrics.features.dlib_faces import DlibFaces
 
     return DlibFaces.load()
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from anonymizer.errors import ModelError
-from metrics import weights
-from metrics.clip import check_images
 from metrics.features import FIELD, Rows
-from metrics.features.faces import Face, FaceFinder, faces_extra, stacked, unit
-from metrics.features.pictures import resized
+from metrics.features.dlib_faces import Face, FaceFinder, faces_extra, stacked, unit
+from metrics.features.image_features import resized
+from metrics.models import weights
+from metrics.models.clip import check_images
 
 SIDE = 112
 EYES = (38.2946 + 51.6963j, 73.5318 + 51.5014j)  # x + iy where ArcFace wants the eyes in 112 x 112 (insightface)

@@ -1,0 +1,1 @@
+"""Pictures and records, in and out."""

@@ -1,0 +1,212 @@
+"""Says what an encoded picture carries besides its pixels, by walking the file's own structure."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+
+from anonymizer.data.pillow_warnings import quiet_pillow
+
+# PNG chunks that only say how to show the pixels.
+PLAIN_PNG = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"cICP"}
+PLAIN_PNG |= {b"acTL", b"fcTL", b"fdAT"}
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # in a JPEG's scan, what is neither stuffing nor a restart
+PLAIN_WEBP = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
+
+
+def has_metadata(data: bytes) -> list[str]:
+    """Names of what an encoded file carries besides pixels, sorted; [] when there is nothing.
+
+    PNG, JPEG and WebP are walked chunk by chunk: "exif", "gps", "xmp", "iptc", "icc", "comment", "thumbnail", "text",
+    "timestamp", "resolution", "trailing data", and "other (NAME)" for a block that is not known to be harmless. A file
+    of another format is asked through Pillow. A file that is no picture, or a broken one, gives ["unreadable"].
+    """
+    try:
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            found = set(_png(data))
+        elif data.startswith(b"\xff\xd8"):
+            found = set(_jpeg(data))
+        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            found = set(_webp(data))
+        else:
+            found = set(_through_pillow(data))
+    except (struct.error, IndexError, ValueError):
+        return ["unreadable"]
+    return sorted(found)
+
+
+def _png(data: bytes) -> Iterator[str]:
+    at = 8
+    while True:
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        if len(body) < length:
+            raise ValueError("ends early")
+        at += 12 + length
+        if kind == b"IEND":
+            break
+        if kind == b"eXIf":
+            yield from _exif(body)
+        elif kind == b"iCCP":
+            yield "icc"
+        elif kind == b"tIME":
+            yield "timestamp"
+        elif kind == b"pHYs":
+            yield "resolution"
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            key = body.partition(b"\0")[0].lower()
+            yield "text"
+            yield from (name for name in ("exif", "iptc", "xmp", "icc") if name.encode() in key)
+            if b"time" in key or b"date" in key:
+                yield "timestamp"
+            if b"comment" in key:
+                yield "comment"
+            if b"thumb" in key:
+                yield "thumbnail"
+        elif kind not in PLAIN_PNG:
+            yield f"other ({kind.decode('latin-1')})"
+    if at < len(data):
+        yield "trailing data"
+
+
+def _jpeg(data: bytes) -> Iterator[str]:
+    at = 2
+    while True:
+        if data[at] != 0xFF:
+            raise ValueError("no marker")
+        while data[at] == 0xFF:  # fill bytes
+            at += 1
+        marker = data[at]
+        at += 1
+        if marker == 0xD9:
+            break
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a body
+            continue
+        (length,) = struct.unpack_from(">H", data, at)
+        body = data[at + 2 : at + length]
+        if length < 2 or len(body) < length - 2:
+            raise ValueError("ends early")
+        at += length
+        yield from _jpeg_segment(marker, body)
+        if marker == 0xDA:  # the scan itself: up to the next marker that is neither stuffing nor a restart
+            if (found := MARKER.search(data, at)) is None:
+                raise ValueError("ends early")
+            at = found.start()
+    if at < len(data):
+        yield "trailing data"
+
+
+def _jpeg_segment(marker: int, body: bytes) -> Iterator[str]:
+    if marker == 0xFE:
+        yield "comment"
+    elif marker == 0xE0 and body.startswith(b"JFIF\0"):
+        if body[12] and body[13]:
+            yield "thumbnail"
+        if body[7:12] not in (b"\0\0\1\0\1", b"\1\0\1\0\1"):
+            yield "resolution"
+    elif marker == 0xE0 and body.startswith(b"JFXX\0"):
+        yield "thumbnail"
+    elif marker == 0xE1 and body.startswith(b"Exif\0"):
+        yield from _exif(body[6:])
+    elif marker == 0xE1 and b"ns.adobe.com/x" in body[:64]:
+        yield "xmp"
+    elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
+        yield "icc"
+    elif marker == 0xED:
+        yield "iptc"
+    elif marker == 0xEE and body.startswith(b"Adobe"):  # says which colour transform the pixels need
+        return
+    elif 0xE0 <= marker <= 0xEF:
+        yield f"other (APP{marker - 0xE0})"
+
+
+def _webp(data: bytes) -> Iterator[str]:
+    end = 8 + int(struct.unpack_from("<I", data, 4)[0])
+    if len(data) < end:
+        raise ValueError("ends early")
+    at = 12
+    while at < end:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        body = data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
+        if kind == b"EXIF":
+            yield from _exif(body.removeprefix(b"Exif\0\0"))
+        elif kind in (b"XMP ", b"ICCP"):
+            yield "xmp" if kind == b"XMP " else "icc"
+        elif kind not in PLAIN_WEBP:
+            yield f"other ({kind.decode('latin-1')})"
+    if at < len(data):
+        yield "trailing data"
+
+
+def _exif(block: bytes) -> Iterator[str]:
+    """'exif', and what of note is in the TIFF structure of an EXIF block."""
+    yield "exif"
+    try:
+        order = {b"II": "<", b"MM": ">"}[block[:2]]
+        (at,) = struct.unpack_from(order + "I", block, 4)
+        for directory in range(2):
+            (count,) = struct.unpack_from(order + "H", block, at)
+            if directory and count:
+                yield "thumbnail"
+            tags = {struct.unpack_from(order + "H", block, at + 2 + 12 * i)[0] for i in range(count)}
+            if 0x8825 in tags:
+                yield "gps"
+            if 0x0132 in tags:
+                yield "timestamp"
+            (at,) = struct.unpack_from(order + "I", block, at + 2 + 12 * count)
+            if at == 0:
+                return
+    except (KeyError, struct.error):
+        return
+
+
+# TIFF tags with words, places, times and embedded blocks.
+TELLING_TAGS = {
+    "text": (269, 270, 271, 272, 285, 305, 315, 316, 337, 33432),
+    "timestamp": (306,),
+    "exif": (34665,),
+    "gps": (34853,),
+    "xmp": (700,),
+    "iptc": (33723, 34377),
+    "icc": (34675,),
+}
+
+
+def _through_pillow(data: bytes) -> Iterator[str]:
+    from PIL import Image
+
+    keys = {"exif": "exif", "icc_profile": "icc", "xmp": "xmp", "comment": "comment", "photoshop": "iptc"}
+    with quiet_pillow():
+        try:
+            with Image.open(io.BytesIO(data), formats=("GIF", "TIFF", "AVIF", "BMP", "PPM")) as image:
+                yield from (name for key, name in keys.items() if image.info.get(key))
+                tags = set(getattr(image, "tag_v2", ()))
+        except Exception:  # hostile bytes raise anything at all in a decoder
+            raise ValueError("no picture") from None
+    yield from (name for name, telling in TELLING_TAGS.items() if tags.intersection(telling))
+
+
+def gif_frames(data: bytes, most: int) -> int:
+    """Frames of a GIF, counted up to ``most`` without decoding; a file that ends early has those seen so far."""
+    frames, at = 0, 13 + _gif_palette(data[10]) if len(data) > 10 else len(data)
+    while at + 1 < len(data) and frames < most:
+        if data[at] == 0x2C:  # an image: descriptor, palette, code size, blocks
+            frames += 1
+            if at + 9 >= len(data):
+                break
+            at += 11 + _gif_palette(data[at + 9])
+        elif data[at] == 0x21:  # an extension: label, blocks
+            at += 2
+        else:  # the trailer, or damage
+            break
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    return frames
+
+
+def _gif_palette(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

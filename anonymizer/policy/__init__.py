@@ -1,0 +1,1 @@
+"""Gates on records and releases, and calibrated levels."""

@@ -1,0 +1,1 @@
+"""A release, from its plan to its erasure."""

@@ -1,0 +1,171 @@
+"""What is said about source and output before any long work; nothing is written."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from anonymizer.config import RunConfig
+from anonymizer.data import usage_marker
+from anonymizer.data.sources import IGNORED_NAMES, open_source
+from anonymizer.errors import OutputError
+from anonymizer.storage import filesystem, lease
+from anonymizer.storage.layout import Release
+from anonymizer.storage.path import Place
+
+MOMENT = 0.5  # seconds: `status` looks at a lock by taking it for less
+OF_RELEASES = ("restricted/plan.json", "release.intoto.jsonl")  # the latter in a public half that was handed out alone
+BEGUN = {".lock", "plan", "errors", "config.yaml"}  # what a run that was stopped while planning leaves in restricted/
+
+
+@contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """No second run works on the release at ``uri`` meanwhile. OutputError if one does.
+
+    A lock on a disk, a lease on a store.
+    """
+    release = Release.at(uri)
+    only: AbstractContextManager[Any]
+    if release.root.is_local:
+        release.restricted.make_private()
+        # One object for each path in this process, so that whoever holds it may take it again.
+        only = FileLock(release.lock.path, timeout=MOMENT, is_singleton=True, thread_local=False, mode=0o600)
+    else:
+        only = lease.held(release.lock)
+    try:
+        with only:
+            yield
+    except (Timeout, lease.Taken):
+        raise OutputError(
+            f"output.uri {uri!r}: another run is working on it: wait for it, or choose another output"
+        ) from None
+
+
+def is_at_work(release: Release) -> bool:
+    """Whether a run is working on a release on a disk; of a store's lease nobody knows at once whether it lives."""
+    if not release.root.is_local or not release.lock.exists():
+        return False
+    try:
+        with FileLock(release.lock.path, timeout=0, mode=0o600):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # whoever may only read cannot tell
+        return False
+
+
+def check(config: RunConfig) -> None:
+    """SourceError if there is nothing to read, OutputError if the release cannot go where it is meant to."""
+    usage_marker.refuse_source("source.uri", config.source.uri)
+    next(iter(open_source(config.source).entries()), None)
+    _check_apart(config, Place.of(config.source.uri), Place.of(config.output.uri))
+    check_output(config)
+
+
+def check_output(config: RunConfig) -> None:
+    """OutputError if the release cannot go where it is meant to, wherever its source lies."""
+    release = Release.at(config.output.uri)
+    usage_marker.refuse_output("output.uri", config.output.uri)
+    _check_place(config, release.root)
+    if not release.plan.exists():
+        _check_unused(config, release)
+    elif release.is_published and not release.ledger.exists():
+        raise OutputError(
+            f"output.uri {config.output.uri!r}: its records were purged, nothing can be redone: choose another"
+        )
+
+
+def check_folder(key: str, uri: str, source: str) -> None:
+    """OutputError if ``uri``, which setting ``key`` names, cannot take files that are not to be handed out."""
+    place, name = Place.of(uri), f"{key} {uri!r}"
+    if place.lies_in(Place.of(source)):
+        raise OutputError(f"{name}: lies inside the source: what is written would become input: choose another")
+    for folder in usage_marker.around(place):
+        if any((folder / of_release).exists() for of_release in OF_RELEASES):
+            raise OutputError(f"{name}: lies inside a release: choose a folder outside of it")
+    if place.is_local and place.exists() and not _is_left_over(Path(place.path)):
+        raise OutputError(f"{name}: is there already: name a new folder")
+    _check_writable(name, place)
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Private, and empty but for errors: what was begun there failed."""
+    return folder.is_dir() and not folder.stat().st_mode & 0o077 and {p.name for p in folder.iterdir()} <= {"errors"}
+
+
+def _check_apart(config: RunConfig, source: Place, output: Place) -> None:
+    name = f"output.uri {config.output.uri!r}"
+    if output.lies_in(source) and source.lies_in(output):
+        raise OutputError(f"{name}: is the source: choose a folder outside of it")
+    if output.lies_in(source):
+        raise OutputError(f"{name}: lies inside the source: outputs would become inputs: choose a folder outside of it")
+    if source.lies_in(output):
+        raise OutputError(f"{name}: holds the source: originals would lie in the release: choose another folder")
+
+
+def _check_place(config: RunConfig, root: Place) -> None:
+    if not root.is_local and set(root.path) & set("*?["):  # read as a pattern, and what it fits would be removed
+        raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
+    _check_writable(f"output.uri {config.output.uri!r}", root)
+
+
+def _check_writable(name: str, root: Place) -> None:
+    if not root.is_local:
+        _probe(name, root)
+        return
+    path = Path(root.path)
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not nearest.is_dir():
+        what = "is a file" if nearest == path else f"{str(nearest)!r} is a file"
+        raise OutputError(f"{name}: {what}: name a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"{name}: cannot be written: check the permissions of {str(nearest)!r}")
+
+
+def cautions(config: RunConfig) -> list[str]:
+    """What should be known of the place of the output."""
+    root, found = Place.of(config.output.uri), []
+    if not root.is_local and not _probe(f"output.uri {config.output.uri!r}", root):
+        found.append(
+            "output.uri: this store ignores conditions on what it is given to write, so that two runs, or two people "
+            "at work on one release, may undo what the other did: let one at a time work there"
+        )
+    if filesystem.keeps_versions(root.fs, root.path):
+        found.append(
+            "output.uri: the bucket keeps old versions, and with them what `erase` and `purge` remove: have a "
+            "lifecycle rule delete them"
+        )
+    return found
+
+
+def _probe(name: str, root: Place) -> bool:
+    """OutputError unless a store lets us write, read and delete there; whether it keeps to conditions."""
+    probe = root / f".probe-{secrets.token_hex(4)}.tmp"
+    try:
+        probe.create(b"probe")
+        kept = probe.keeps_to_conditions() and probe.read() == b"probe"
+        probe.remove()
+    except OutputError as error:
+        raise OutputError(f"{name}: {str(error).partition(': ')[2]}") from None
+    return kept
+
+
+def _check_unused(config: RunConfig, release: Release) -> None:
+    """An output that is not a release must be empty, apart from what a run leaves that was stopped while planning."""
+    others = [*_names(release.root, {"restricted"}), *_names(release.restricted, BEGUN)]
+    if others:
+        raise OutputError(
+            f"output.uri {config.output.uri!r}: is not empty and no release that was begun here: choose another folder"
+        )
+
+
+def _names(folder: Place, known: set[str]) -> Iterator[str]:
+    for child in folder.children():
+        if child.name not in known | IGNORED_NAMES and not child.name.endswith(".tmp"):
+            yield child.name

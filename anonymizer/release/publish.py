@@ -1,0 +1,291 @@
+"""The last steps of a release: ask the policy, sign what it lets out, wait for approvals, and show it in one move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+
+from anonymizer import config as configuration
+from anonymizer import report
+from anonymizer.attest import dsse, statement
+from anonymizer.attest.dsse import Signed
+from anonymizer.attest.verify import check_public
+from anonymizer.config import PolicyConfig, RunConfig
+from anonymizer.crypto import signing
+from anonymizer.crypto.custodian_key import CustodianKey
+from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError, SigningKeyError
+from anonymizer.policy.gates import COUNTED, Audited, Verdict, judge
+from anonymizer.release import event_log, history, ledger, plan
+from anonymizer.release.assemble import Summary, make_room, summary
+from anonymizer.release.plan import Plan
+from anonymizer.storage import parquet
+from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, Release
+
+DECISION = "urn:anonymizer:predicate:decision:v1"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a release may go: published, or what it waits for."""
+
+    published: bool
+    approved: tuple[str, ...]
+    required: int
+
+    def __str__(self) -> str:
+        if self.published:
+            return f"published, approved by {', '.join(self.approved)}" if self.approved else "published"
+        return f"not published: {len(self.approved)} of {self.required} approvals, see `anonymizer approve`"
+
+
+def check_key(config: RunConfig) -> None:
+    """SigningKeyError where the key is none; ConfigError where a policy decides and there is no key to sign with."""
+    signer = signing.signer_in(config.signing_key_env)
+    if signer is None and config.policy != PolicyConfig():
+        raise ConfigError(
+            f"{config.signing_key_env}: not set, and a policy's decision is signed: set it to a private key or its "
+            f"file; {signing.MAKE_ONE}"
+        )
+    own = signing.public_text(signer.public_key) if signer else None
+    others = [name for name, text in config.policy.approvers.items() if text != own]
+    if config.policy.approvals > len(others):
+        raise ConfigError(
+            f"policy.approvals: {config.policy.approvals} asked for, and {len(others)} approvers are other than "
+            "the publisher, who cannot approve: name more"
+        )
+
+
+def standing(release: Release) -> Standing | None:
+    """How far a release is; none where the policy has not let it out."""
+    if not release.statement.exists():
+        return Standing(True, (), 0) if release.is_published else None
+    signed = sealed(release)
+    return Standing(release.is_published, approvals(signed), signed.predicate["approvals"]["required"])
+
+
+def settle(release: Release, config: RunConfig, key: CustodianKey) -> Standing:
+    """Take an assembled release as far as the policy and the approvals let it go.
+
+    GateError, after the decision is written down, where the policy does not let it out.
+    """
+    if release.is_published:
+        release.candidate.remove()  # of a copy that was stopped when it was done
+        return Standing(True, approvals(sealed(release)), config.policy.approvals)
+    release.config.write(configuration.dump(config).encode())
+    signer = signing.signer_in(config.signing_key_env)
+    case = _hear(release, config, signing.public_text(signer.public_key) if signer else None)
+    _write_down(release, config, case, signer)
+    _refuse_broken(case)
+    history.refuse_erased(config)
+    if not _is_sealed(release, config, case):
+        _seal(release, config, case, key, signer)
+    return _show(release, sealed(release))
+
+
+def approve(release: Release, signer: CryptoSigner) -> Standing:
+    """Add an approver's signature to the statement, and show the release when there are enough.
+
+    SigningKeyError where the key is not of one who may approve.
+    """
+    if release.is_published:
+        raise IntegrityError("release: is published already: approvals come before that")
+    if not release.statement.exists():
+        raise IntegrityError("release: nothing to approve: run the same `anonymizer run` again, which asks the policy")
+    signed = sealed(release)
+    if signing.public_text(signer.public_key) == signed.predicate["publisher"]:
+        raise SigningKeyError("--key: is the publisher's own: somebody else must approve")
+    name = next((n for n, text in _approvers(signed).items() if text == signing.public_text(signer.public_key)), None)
+    if name is None:
+        raise SigningKeyError("--key: its public key is not among policy.approvers: ask for it to be named there")
+    _refuse_stale(release, signed)
+    if name not in approvals(signed):
+        signed = signed.signed_by(signer)
+        release.statement.write(dsse.write([signed]))
+        event_log.record(release, "approved", actor=name, key=signing.public_text(signer.public_key))
+    return _show(release, signed)
+
+
+def _refuse_stale(release: Release, signed: Signed) -> None:
+    """GateError where the policy would not let out by now what it let out when it was sealed."""
+    config = plan.settings_of(release)
+    case = _hear(release, config, signed.predicate["publisher"])
+    _refuse_broken(case)
+    history.refuse_erased(config)
+    if not _is_sealed(release, config, case):
+        raise GateError(
+            "policy: what it decided on has changed since the release was signed: run the same `anonymizer run` again"
+        )
+
+
+def _refuse_broken(case: Case) -> None:
+    if not case.verdict.passed:
+        broken = "; ".join(str(ruling) for ruling in case.verdict.broken)
+        raise GateError(f"policy: the release is not let out: {broken}: see `anonymizer status`{_next_step(case)}")
+
+
+def _next_step(case: Case) -> str:
+    """What may help, beside another policy or other settings."""
+    rules = {ruling.rule for ruling in case.verdict.broken}
+    if rules <= COUNTED:
+        return "; `anonymizer retry --failed` does failed records again" if rules - {"max_quarantined"} else ""
+    return "" if case.audit else "; attack it with `anonymizer audit`, then run the same command again"
+
+
+def _show(release: Release, signed: Signed) -> Standing:
+    """Make the sealed candidate public in one move, if those who must have approved it."""
+    approved = approvals(signed)
+    required = signed.predicate["approvals"]["required"]
+    if len(approved) < required:
+        return Standing(False, approved, required)
+    _refuse_changed(release, signed)
+    make_room(release.public)
+    _log_publication(release, signed, approved)
+    try:
+        release.candidate.move_to(release.public, last=MANIFEST)
+    except OutputError:
+        if not release.is_published:  # nobody else was quicker
+            raise
+    return Standing(True, approved, required)
+
+
+def sealed(release: Release) -> Signed:
+    """The statement of a release, whose signatures are not checked here. IntegrityError where it is damaged."""
+    try:
+        return statement.read(release.handout)
+    except (ValueError, OSError) as problem:
+        raise IntegrityError(f"release: its statement: {problem}: restore it, or remove it and run again") from None
+
+
+def approvals(signed: Signed) -> tuple[str, ...]:
+    """Names of the approvers whose signatures hold."""
+    return statement.approved_by(signed)
+
+
+def last_decision(release: Release) -> Signed | None:
+    """What the policy said last, with its reasons; none where it has not been asked."""
+    if not release.decision.exists():
+        return None
+    try:
+        return dsse.read(release.decision.read(), DECISION)[-1]
+    except (ValueError, IndexError):
+        raise IntegrityError(f"release: restricted/{release.decision.name} is damaged: restore it") from None
+
+
+def audited(release: Release) -> Audited | None:
+    """The audit that lies in the restricted half, if there is one, and it attacked this release alone."""
+    if not (release.audit / "audit.json").exists():
+        return None
+    told = json.loads((release.audit / "audit.json").read())
+    if told.get("union"):
+        return None
+    figures = parquet.read(release.audit / "figures.parquet").to_pylist()
+    own = [line for line in figures if line["baseline"] is None]
+    return Audited(datetime.fromisoformat(told["when"]), told.get("manifest", ""), own, told.get("lacking"))
+
+
+def _approvers(signed: Signed) -> dict[str, str]:
+    found: dict[str, str] = signed.predicate["approvals"]["approvers"]
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the policy decides on, and what it says. ``audit``: public summary of an audit of just this release."""
+
+    plan: Plan
+    counts: Summary
+    manifest: str  # SHA-256
+    audit: Mapping[str, Any] | None
+    publisher: str | None  # public key
+    verdict: Verdict
+
+
+def _hear(release: Release, config: RunConfig, publisher: str | None) -> Case:
+    the_plan, manifest, audit = plan.read(release), statement.digest(release.manifest), audited(release)
+    counts = summary(release, the_plan)
+    summarized = json.loads(release.audit_summary.read()) if audit is not None else {}
+    ours = audit is not None and audit.manifest == summarized["manifest_sha256"] == manifest
+    return Case(
+        plan=the_plan,
+        counts=counts,
+        manifest=manifest,
+        audit=summarized if ours else None,
+        publisher=publisher,
+        verdict=judge(config.policy, counts, manifest, audit if ours else None, datetime.now(UTC)),
+    )
+
+
+def _write_down(release: Release, config: RunConfig, case: Case, signer: CryptoSigner | None) -> None:
+    """The decision with its reasons, signed, in the restricted half; and an event."""
+    told = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "result": case.verdict.result,
+        "rules": [asdict(ruling) for ruling in case.verdict.rulings],
+        "policy": config.policy.model_dump(mode="json"),
+    }
+    made = dsse.make(DECISION, {MANIFEST: case.manifest}, told, signer)
+    before = release.decision.read() if release.decision.exists() else b""
+    release.decision.write(before + dsse.write([made]))
+    broken = [ruling.rule for ruling in case.verdict.broken]
+    event_log.record(release, "gate", result=case.verdict.result, broken=broken, waived=case.verdict.waived)
+
+
+def _is_sealed(release: Release, config: RunConfig, case: Case) -> bool:
+    """Whether the candidate bears a statement that says what would be said now; approvals of another one are void."""
+    if not release.statement.exists():
+        return False
+    said = sealed(release).predicate
+    now = statement.decided(config.policy, case.verdict, case.audit, case.publisher)
+    return {name: said.get(name) for name in now} == now
+
+
+def _seal(release: Release, config: RunConfig, case: Case, key: CustodianKey, signer: CryptoSigner | None) -> None:
+    """Write the papers of the public half, and the statement about all of it."""
+    folder = release.candidate
+    release.statement.remove()  # it would speak of papers that are written anew
+    for name, data in _beside(release, case).items():
+        (folder / name).remove()
+        if data is not None:
+            (folder / name).put(data)
+    manifest = parquet.stored(release.manifest)
+    report.write_public(folder, case.plan, config, case.counts, manifest, case.audit, is_signed=signer is not None)
+    head = event_log.record(release, "sealed", publisher=case.publisher, ledger=ledger.digest(release, case.plan))
+    origin = _origin(release, config, case.plan, key)
+    said = statement.made_of(case.plan, case.counts, manifest, config.output.public_scores, origin)
+    said |= statement.decided(config.policy, case.verdict, case.audit, case.publisher) | {"events": asdict(head)}
+    made = dsse.make(statement.PREDICATE, statement.subjects(folder), said, signer)
+    release.statement.write(dsse.write([made]))
+
+
+def _beside(release: Release, case: Case) -> dict[str, bytes | None]:
+    """Files of the public half that come from the restricted one."""
+    revoked = release.revocations.read() if release.revocations.exists() else None
+    return {AUDIT: None if case.audit is None else release.audit_summary.read(), REVOCATIONS: revoked}
+
+
+def _refuse_changed(release: Release, signed: Signed) -> None:
+    """IntegrityError where the candidate is not, or not any more, what was signed and approved."""
+    unsigned = signed.predicate["publisher"] is None
+    for finding in check_public(release.candidate):
+        if finding.result == "fail" and not (unsigned and finding.check == "signature"):
+            raise IntegrityError(
+                f"release: not published, since {finding.check} is not as signed: restore restricted/candidate/"
+            )
+
+
+def _log_publication(release: Release, signed: Signed, approved: tuple[str, ...]) -> None:
+    """An event, written before what it speaks of, and once: whoever is stopped in between comes here again."""
+    published = [event["details"]["statement"] for event in event_log.read(release) if event["event"] == "published"]
+    if signed.digest not in published:
+        event_log.record(release, "published", statement=signed.digest, approved=list(approved))
+
+
+def _origin(release: Release, config: RunConfig, the_plan: Plan, key: CustodianKey) -> statement.Origin:
+    before = None if config.previous is None else sealed(Release.at(config.previous)).digest
+    with ledger.originals(release, the_plan) as originals:
+        return statement.Origin(len(originals), key.materials(originals.texts()), before)

@@ -1,0 +1,170 @@
+"""What columns, scores, reasons and settings mean, said once for reports, card and tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow.compute as pc
+
+from anonymizer.config import ModelConfig, RunConfig
+from anonymizer.records import Reason
+from anonymizer.release.plan import Plan
+from anonymizer.storage.parquet import Rows
+
+MANIFEST: Mapping[str, str] = {
+    "output_id": "Name of the picture: a keyed digest. It cannot be computed or led back without the custodian's key.",
+    "file": "Where the picture is, relative to this folder.",
+    "member": "Member of the tar file, or row of the Parquet file; empty where a picture is a file of its own.",
+    "sha256": "SHA-256 of the picture's bytes.",
+    "bytes": "Size of the encoded picture.",
+    "width": "Pixels across.",
+    "height": "Pixels down.",
+    "format": "How the picture is encoded: png, jpeg or webp.",
+    "label": "Label, copied from the source unchanged; empty if the publisher chose to carry none.",
+    "caption": "Caption, copied from the source unchanged; empty if the publisher chose to carry none.",
+    "level": "Share of the model's noise schedule that was run, above 0 and up to 1. A setting, not a guarantee.",
+    "t_boom": "The step of the schedule that this level stands for.",
+    "log_snr": "Natural logarithm of signal to noise at that step; unlike the level, it compares across models.",
+    "sampler": "How the picture was drawn from there.",
+    "steps": "Network calls for each picture.",
+    "model": "The diffusion model that drew the picture.",
+    "model_digest": "SHA-256 over the model's files.",
+    "config_fingerprint": "SHA-256 over every setting that changes pixels.",
+    "clip_similarity_bin": "CLIP similarity to the original, as a range of width 0.1. Higher is closer.",
+    "lpips_bin": "LPIPS distance from the original, as a range of width 0.1. Lower is closer.",
+    "clip_similarity": "CLIP similarity to the original, exact. Higher is closer.",
+    "lpips": "LPIPS distance from the original, exact. Lower is closer.",
+}
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+CARRIED = "Copied from the source unchanged, because the publisher named it."
+
+REASONS: Mapping[str, str] = {
+    Reason.EMPTY: "There are no bytes.",
+    Reason.NOT_AN_IMAGE: "No decoder knows these bytes.",
+    Reason.TRUNCATED: "The picture ends early or is damaged.",
+    Reason.TOO_MANY_BYTES: "Larger than source.limits.max_bytes.",
+    Reason.TOO_MANY_PIXELS: "Larger than source.limits.max_pixels, or than the output format can hold.",
+    Reason.TOO_MANY_FRAMES: "More frames than source.limits.max_frames.",
+    Reason.UNSUPPORTED_MODE: "Pixels whose meaning would have to be guessed.",
+    Reason.UNREADABLE: "Listed, but the bytes could not be had.",
+    Reason.CHANGED: "Not what was there when the run was planned.",
+    Reason.OUTSIDE_SOURCE: "A link or path that leaves the source.",
+    Reason.DUPLICATE_ID: "A second record of the same id.",
+    Reason.BAD_METADATA: "A label, caption or column that cannot be read.",
+    Reason.NO_CONDITION: "The class or prompt that the model should be told is missing, or unknown to it.",
+    Reason.NOT_FINITE: "The model returned no usable picture.",
+    Reason.OUT_OF_MEMORY: "Larger than what the model's device has room for, even alone.",
+    Reason.NOT_SCORED: "A score that the run asks for is missing; the output was held back.",
+    Reason.UNSAFE: "The model's own safety checker objects to the output; it was held back.",
+    Reason.NO_FACE: "The policy asks about faces, and none was detected; the output was held back.",
+    Reason.TOO_CLOSE: "Nearer to its original than the policy allows; the output was held back.",
+    Reason.TOO_FAR: "Further from its original than the policy allows; the output was held back.",
+    Reason.UNCLASSIFIED: "It has a column that the configuration neither carries, drops nor restricts.",
+    Reason.WITHDRAWN: "Erased from an earlier release.",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a score is read."""
+
+    title: str
+    short: str
+    higher_is_closer: bool
+    about: str
+
+    @property
+    def closest(self) -> str:
+        return "highest" if self.higher_is_closer else "lowest"
+
+
+SCORES: Mapping[str, Score] = {
+    "clip_similarity": Score("CLIP similarity", "CLIP", True, "likeness of content: 1 is the same; higher is closer"),
+    "lpips": Score("LPIPS distance", "LPIPS", False, "difference to the eye: 0 is the same; lower is closer"),
+    "identity_distance": Score("Identity distance", "Identity", False, "between faces: 0 is the same; lower is closer"),
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of a list of settings."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def settings(
+    plan: Plan, config: RunConfig, model: str, score_models: Mapping[str, str], sizes: str, levels: Mapping[float, int]
+) -> list[Fact]:
+    """What made the pictures: nothing of the source, the output's place or the key.
+
+    ``sizes`` are of the pictures; ``levels`` count those that were released at each level.
+    """
+    others = {level: count for level, count in sorted(levels.items()) if level != plan.level}
+    encoding = config.output.image.upper() + ("" if config.output.image == "png" else f" at {config.output.quality}")
+    fits = {"crop": "its centred square was taken", "pad": "it was padded to a square, and the padding cut off again"}
+    if config.output.size == "model":
+        fits["pad"] = "it was padded to a square"
+    fits["tiles"] = "it was worked on in overlapping tiles of the model's size"
+    ways = {"crop": "cropped", "pad": "padded", "tiles": "kept"}
+    facts = [
+        Fact("Level", f"{plan.level:g}", "share of the noise schedule that was run; at 1 next to nothing is left"),
+        *_other_levels(others),
+        Fact("Step", f"{number(plan.t_boom)} of {number(plan.T)}", "where the level starts: t_boom of T"),
+        Fact(
+            "Log-SNR",
+            f"{plan.log_snr:+.2f}".replace("-", MINUS),
+            f"at that step: signal to noise {math.exp(plan.log_snr):.2g} to 1",
+        ),
+        *_told(config.model),
+        Fact("Sampler", f"{plan.sampler}, {number(plan.steps)} steps", "network calls for each picture"),
+        Fact("Model", model, f"SHA-256 {plan.model_digest[:12]}…"),
+        *(
+            Fact(SCORES[name].title if name in SCORES else name, made_by, "the model that made the score")
+            for name, made_by in score_models.items()
+        ),
+        Fact(
+            "Pictures", f"{sizes}, {encoding}" if sizes else encoding, "freshly encoded from pixels, with nothing else"
+        ),
+        Fact("Other shapes", ways[config.source.fit], fits[config.source.fit]),
+        Fact("Settings", f"{plan.fingerprint[:12]}…", "fingerprint of all that changes pixels"),
+    ]
+    return facts
+
+
+def _told(model: ModelConfig) -> Iterator[Fact]:
+    """What the model knew of each picture besides its pixels; not in which words."""
+    if model.condition == "label":
+        yield Fact("Told", "its label", "the model was told the class of each picture")
+    elif model.fields:
+        yield Fact("Told", "a prompt of its own", "what that says of a picture was drawn into it")
+    elif model.prompt:
+        yield Fact("Told", "a prompt", "the same for all pictures")
+
+
+def _other_levels(levels: Mapping[float, int]) -> Iterator[Fact]:
+    if levels:
+        said = ", ".join(f"{number(count)} at {level:g}" for level, count in levels.items())
+        yield Fact("Other levels", said, "drawn again because a weaker level came too close, or kept from before")
+
+
+def sizes(pictures: Rows) -> str:
+    """The size of pictures in words, from a table with ``width`` and ``height``."""
+    (low, high), (least, most) = (pc.min_max(pictures[name]).as_py().values() for name in ("width", "height"))
+    if low is None:
+        return ""
+    return (
+        f"{low} {TIMES} {least}" if (low, least) == (high, most) else f"{low} {TIMES} {least} to {high} {TIMES} {most}"
+    )
+
+
+def day(when: datetime) -> str:
+    return f"{when.day} {when:%B %Y}"
+
+
+def number(value: float) -> str:
+    return f"{value:,}"

@@ -1,0 +1,213 @@
+"""Keys, approvals and verification, apart from parsing the command line; none of it needs Prefect."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from anonymizer.attest.verify import Finding, check_public
+from anonymizer.attest.verify.findings import failed, noted
+from anonymizer.crypto import signing
+from anonymizer.errors import AnonymizerError, GateError, OutputError, SigningKeyError, SourceError, UsageError
+from anonymizer.release import event_log
+from anonymizer.storage.layout import STATEMENT, Release
+from anonymizer.storage.path import Place
+from flows.cli import console
+from flows.lineage.emit import emitting
+
+TITLES = {"signing": "A key to sign and approve with", "age": "A key to encrypt to", "custodian": "A custodian's key"}
+
+
+def keys(name: str, folder: Path, kind: str) -> None:
+    """Make a key or a key pair, and say where it is and what it is for."""
+    private_file, public_file = make_keys(name, folder, kind)
+    facts: dict[str, object] = {"keep secret": private_file}
+    if public_file:
+        facts |= {"public": public_file, "key": public_file.read_text().strip()}
+    console.facts(TITLES[kind], facts)
+    uses = {
+        "signing": f"To publish: ANONYMIZER_SIGNING_KEY={private_file}. To approve: --key {private_file}.",
+        "age": "Name the public key in restricted.recipients. Only the secret file opens what is encrypted to it.",
+        "custodian": f"To use it: export ANONYMIZER_KEY=$(cat {private_file}). Who loses it can replay nothing.",
+    }
+    console.line(uses[kind])
+
+
+def make_keys(name: str, folder: Path, kind: str) -> tuple[Path, Path | None]:
+    """Files of a new secret, for its owner alone, and of its public half, if it has one. Never replaces a key."""
+    if not name.isidentifier():
+        raise UsageError(f"NAME {name!r}: must be letters, digits and _, as in 'alice'")
+    secret, public = _make(kind)
+    private_file, public_file = folder / f"{name}.key", folder / f"{name}.pub"
+    for file in (private_file, public_file):
+        if file.exists():
+            raise OutputError(f"{str(file)!r}: is there already: choose another NAME, keys are not replaced")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(os.open(private_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(secret)
+    if public is None:
+        return private_file, None
+    public_file.write_text(public + "\n")
+    return private_file, public_file
+
+
+def _make(kind: str) -> tuple[bytes, str | None]:
+    if kind == "custodian":
+        return secrets.token_hex(32).encode() + b"\n", None
+    if kind == "age":
+        import pyrage
+
+        identity = pyrage.x25519.Identity.generate()
+        return f"{identity}\n".encode(), str(identity.to_public())
+    signer = signing.generate()
+    return signer.private_bytes, signing.public_text(signer.public_key)
+
+
+def approve(uri: str, key: Path | None, key_env: str, trust: Sequence[str]) -> None:
+    """Check the candidate, sign its statement, and publish it if that was the last approval that it waited for."""
+    from anonymizer.release import erase, preflight, publish
+
+    release = Release.at(uri)
+    signer = signing.signer_from(key) if key else signing.signer_in(key_env)
+    if signer is None:
+        raise SigningKeyError(f"--key: none given, and {key_env} is not set: name the file of your private key")
+    if not release.statement.exists():
+        raise SourceError(f"release {uri!r}: nothing to approve yet: see `anonymizer status {uri}`")
+    found = list(check_public(release.handout, [_trusted(text) for text in trust]))
+    if bad := [one for one in found if one.result == "fail" and one.check != "approvals"]:
+        raise SigningKeyError(f"release {uri!r}: is not what its publisher signed ({bad[0].said}): do not approve it")
+    console.findings("What is approved", [one for one in found if one.check in ("signature", "gate", "counts")])
+    with preflight.alone(uri):
+        standing = publish.approve(release, signer)
+    console.facts(
+        "Approved and published" if standing.published else "Approved",
+        {
+            "approvals": f"{len(standing.approved)} of {standing.required} ({', '.join(standing.approved)})",
+            "state": standing,
+            "handed out" if standing.published else "waits in": release.handout,
+        },
+    )
+    if standing.published and erase.is_unfinished(release):
+        console.cautions(["the release that this one replaces still stands: run the same `anonymizer erase` again"])
+
+
+def verify(
+    uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = 0, replay: int = 0,
+    as_json: bool = False,
+) -> bool:  # fmt: skip
+    """Whether everything that was checked is as it should be."""
+    place = Place.of(uri)
+    alone = (place / STATEMENT).exists()  # a public half, whatever else lies in it
+    both = not alone and ((place / "public").exists() or (place / "restricted").exists())
+    release = Release(place) if both else None
+    if release is not None and release.is_assembled and not release.statement.exists() and not release.is_published:
+        raise GateError(
+            f"release {uri!r}: its policy holds it back, and nothing is signed yet: see `anonymizer status`"
+        )
+    half = place if release is None else release.public if release.public.exists() else release.candidate
+    found = list(check_public(half, [_trusted(text) for text in trust], decode))
+    if release is None and (rescore or replay):
+        found.append(failed("originals", "--rescore and --replay need the restricted half: give the whole release"))
+    if release is not None:
+        if half == release.candidate:
+            found.append(noted("state", "not published: what was checked is the candidate"))
+        elif release.candidate.exists():
+            found.append(failed("state", "there is a candidate beside public/: run the same `anonymizer run` again"))
+        found += _with_restricted(release, rescore, replay)
+    good = not any(finding.result == "fail" for finding in found)
+    if release is not None:
+        _log(release, good)
+    if as_json:
+        click.echo(json.dumps({"passed": good, "findings": [asdict(finding) for finding in found]}))
+    else:
+        console.findings(f"{'Verified' if good else 'NOT as it should be'}: {uri}", found)
+    return good
+
+
+def _with_restricted(release: Release, rescore: int | None, replay: int) -> Iterator[Finding]:
+    if not release.restricted.exists():
+        yield noted("restricted", "is not here: the public half was checked alone")
+        return
+    from flows.jobs import replay as replay_job
+
+    yield from replay_job.check(release, rescore, replay)
+
+
+def _trusted(text: str) -> str:
+    """A public key as given, or from its file; what is neither may be a private one, and is not repeated."""
+    try:
+        found = text if text.startswith(signing.SCHEME) else Path(text).read_text(encoding="utf-8").strip()
+        signing.public_key(found)
+    except (ValueError, OSError):
+        raise SigningKeyError("--trust: no public key, and no file of one: see `anonymizer keys`") from None
+    return found
+
+
+def _log(release: Release, good: bool) -> None:
+    with suppress(AnonymizerError):  # a chain that is broken has been said
+        if release.events.exists():
+            event_log.record(release, "verified", result="pass" if good else "fail")
+
+
+def erase(uri: str, records: Path, output: str, *, as_json: bool, quiet: bool) -> None:
+    """Take people out of a release, by the flow that a deployment would start."""
+    from anonymizer.release import history
+    from flows.jobs import erase as erase_job
+    from flows.runtime import temporary_server
+
+    settings = erase_job.check(uri, records, output)
+    with (
+        console.progress_bar(quiet or as_json),
+        temporary_server.available(settings.key_env, settings.signing_key_env) as ready,
+    ):
+        ready()
+        from flows.erase import erase as flow
+
+        with emitting(settings, "erase", output) as told:
+            summary = flow(uri, str(records), output)
+    old, new = Release.at(uri), Release.at(output)
+    earlier = [repr(str(one.root)) for one in history.line(new) if str(one.root) != str(old.root)]
+    known = f" ({', '.join(earlier)} came before)" if earlier else ""
+    cautions = [
+        "copies that were handed out before cannot be called back: hand out revocations.intoto.jsonl",
+        f"releases before and after it may hold the same people{known}: erase them there too",
+        "the originals are where they were: delete them there, and in backups",
+        *told.problems,
+    ]
+    if as_json:
+        click.echo(json.dumps(summary | {"cautions": cautions}))
+        return
+    console.facts(
+        f"Erased {summary['erased']} records; {summary['released']} pictures remain",
+        {
+            "state": summary["standing"],
+            "revoked": f"{summary['revoked']} pictures",
+            "the old release": f"destroyed, but for {old.events}" if summary["published"] else "still there",
+            "new release": new.root,
+        },
+    )
+    if not summary["published"]:
+        console.line("The old release is destroyed by this same command once the new one is published.")
+    console.cautions(cautions)
+
+
+def purge(uri: str, *, as_json: bool) -> None:
+    """Remove what has been kept long enough."""
+    from anonymizer.release import retention
+    from anonymizer.release.plan import settings_of
+
+    release = Release.at(uri)
+    done = retention.purge(release, settings_of(release).restricted, datetime.now(UTC))
+    if as_json:
+        click.echo(json.dumps({"purged": {term.what: term.left for term in done}}))
+    else:
+        purged = ", ".join(f"{term.what} ({term.left} places)" for term in done)
+        console.line(f"Purged: {purged}" if done else f"Nothing is due: see `anonymizer status {uri}`")

@@ -1,0 +1,269 @@
+"""A run's events, made of OpenLineage's own classes and two facets of ours, and how they are sent."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import attr
+import pyarrow as pa
+import pyarrow.parquet as pq
+import requests
+from fsspec.implementations.local import LocalFileSystem
+from openlineage.client import OpenLineageClient
+from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
+from openlineage.client.facet_v2 import (
+    DatasetFacet,
+    OutputDatasetFacet,
+    RunFacet,
+    error_message_run,
+    output_statistics_output_dataset,
+    schema_dataset,
+)
+from openlineage.client.facets import FacetsConfig
+from openlineage.client.transport import Transport
+from openlineage.client.transport.file import FileConfig, FileTransport
+from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport, TokenProvider
+from openlineage.client.uuid import generate_new_uuid
+
+from anonymizer.config import RunConfig
+from anonymizer.release import assemble, plan
+from anonymizer.storage.layout import AUDIT, Release
+from anonymizer.storage.path import Place
+from flows.jobs.release import TELLABLE
+
+PRODUCER = f"urn:anonymizer:{version('anonymizer')}"
+TIMEOUT = 5.0  # seconds, to connect, and for each answer
+TRIES = 2
+
+
+@attr.define
+class AnonymizationRunFacet(RunFacet):
+    """How outputs were drawn, and what became of the records; see docs/lineage.md."""
+
+    level: float
+    t_boom: int
+    log_snr: float
+    sampler: str
+    steps: int
+    model: str
+    model_digest: str
+    config_fingerprint: str
+    read: int
+    released: int
+    quarantined: int
+    failed: int
+    gate: str
+
+    @staticmethod
+    def _get_schema() -> str:
+        return "urn:anonymizer:facet:anonymization:v1#/$defs/AnonymizationRunFacet"
+
+
+@attr.define
+class RiskDatasetFacet(DatasetFacet):
+    """What may be said in public of how far the release can be attacked; see docs/lineage.md."""
+
+    result: str
+    pictures_attacked: int | None = None
+    confidence: float | None = None
+    answers: dict[str, dict[str, Any]] | None = None
+    formal_guarantee: str | None = None
+    reading: str | None = None
+
+    @staticmethod
+    def _get_schema() -> str:
+        return "urn:anonymizer:facet:risk:v1#/$defs/RiskDatasetFacet"
+
+
+@dataclass(frozen=True)
+class Facets:
+    """What an event says beyond that it happened: of the run, of its output, and of what was written there."""
+
+    run: dict[str, RunFacet] = field(default_factory=dict)
+    output: dict[str, DatasetFacet] = field(default_factory=dict)
+    written: dict[str, OutputDatasetFacet] = field(default_factory=dict)
+
+
+class Events:
+    """The events of one run. Each method sends one, and returns a line for each thing that went wrong."""
+
+    def __init__(self, config: RunConfig, to: str, job: str, uri: str) -> None:
+        self.config, self.to, self.job, self.uri = config, to, job, uri
+        self.run_id = str(generate_new_uuid())
+
+    def started(self) -> list[str]:
+        return self._send(RunState.START, Facets())
+
+    def completed(self, gate: str) -> list[str]:
+        facets, problems = self._facets(gate)
+        return problems + self._send(RunState.COMPLETE, facets)
+
+    def stopped(self, error: BaseException, gate: str) -> list[str]:
+        """With the kind of error, and with its text where that never names a record."""
+        name = type(error).__name__
+        text = f"{name}: {error}" if isinstance(error, TELLABLE) else name
+        # Before a gate decides, there may be nothing whole to speak of.
+        facets, problems = (Facets(), []) if gate == "none" else self._facets(gate)
+        why = error_message_run.ErrorMessageRunFacet(text, "python", producer=PRODUCER)
+        state = RunState.FAIL if isinstance(error, Exception) else RunState.ABORT
+        return problems + self._send(state, Facets(facets.run | {"errorMessage": why}))
+
+    def _facets(self, gate: str) -> tuple[Facets, list[str]]:
+        """What the release says of itself; nothing, and a line, where it cannot be read."""
+        try:
+            release = Release.at(self.uri)
+            audit = release.audit_summary if self.job == "audit" else release.handout / AUDIT
+            return Facets(
+                run={"anonymizer_anonymization": _anonymization(release, gate)},
+                output={"schema": _schema(release), "anonymizer_risk": _risk(audit)},
+                written={} if self.job == "audit" else {"outputStatistics": _size(release)},
+            ), []
+        except Exception as error:  # whatever it is, the run is not to end with it
+            return Facets(), [f"lineage: the last event says nothing of the release ({type(error).__name__})"]
+
+    def _send(self, state: RunState, facets: Facets) -> list[str]:
+        why = ""
+        for _ in range(TRIES):
+            try:
+                _emit(self.to, self._event(state, facets))
+                return []
+            except Exception as error:  # whatever a server, a disk or OpenLineage's own settings come up with
+                why = _reason(error)
+        return [
+            f"lineage.to: did not take the {state.value} event of this run ({why}), which changes nothing else: check "
+            "that the server or file can be reached"
+        ]
+
+    def _event(self, state: RunState, facets: Facets) -> RunEvent:
+        public = _dataset(f"{self.uri.rstrip('/')}/public")
+        inputs = [] if self.job == "erase" else [_dataset(self.config.source.uri)]
+        if self.job == "audit":
+            inputs.append(public)
+        elif self.config.previous is not None:  # outputs may be taken over from there
+            inputs.append(_dataset(f"{self.config.previous.rstrip('/')}/public"))
+        return RunEvent(
+            eventTime=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            producer=PRODUCER,
+            eventType=state,
+            run=Run(self.run_id, facets.run),
+            job=Job(self.config.lineage.namespace, self.job),
+            inputs=[InputDataset(namespace, name) for namespace, name in inputs],
+            outputs=[OutputDataset(*public, facets.written, facets=facets.output)],
+        )
+
+
+def _dataset(uri: str) -> tuple[str, str]:
+    """Namespace and name as OpenLineage gives them: ("s3://bucket", "folder"), or ("file", "/folder") on a disk."""
+    where = uri.rpartition("::")[2]  # of a chain of file systems, the one that it lies on
+    scheme, remote, rest = where.partition("://")
+    if not remote or scheme in LocalFileSystem.protocol:
+        return "file", Place.of(where).path
+    host, _, path = rest.partition("?")[0].partition("/")  # what follows a "?" may be a signature
+    return f"{scheme}://{host.rpartition('@')[2] if scheme in ('http', 'https') else host}", path or "/"
+
+
+def _anonymization(release: Release, gate: str) -> AnonymizationRunFacet:
+    the_plan = plan.read(release)
+    counts = assemble.summary(release, the_plan)
+    return AnonymizationRunFacet(
+        level=the_plan.level,
+        t_boom=the_plan.t_boom,
+        log_snr=the_plan.log_snr,
+        sampler=the_plan.sampler,
+        steps=the_plan.steps,
+        model=the_plan.model,
+        model_digest=the_plan.model_digest,
+        config_fingerprint=the_plan.fingerprint,
+        read=counts.read,
+        released=counts.released,
+        quarantined=counts.quarantined,
+        failed=counts.failed,
+        gate=gate,
+        producer=PRODUCER,
+    )
+
+
+def _schema(release: Release) -> schema_dataset.SchemaDatasetFacet:
+    columns = [
+        schema_dataset.SchemaDatasetFacetFields(column.name, str(column.type), fields=None)
+        for column in _manifest(release).schema_arrow
+    ]
+    return schema_dataset.SchemaDatasetFacet(columns, producer=PRODUCER)
+
+
+def _size(release: Release) -> output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet:
+    """How many pictures are handed out, and in how many bytes and files, papers included."""
+    folder = release.handout
+    folder.fs.invalidate_cache()
+    sizes = [file["size"] for file in folder.fs.find(folder.path, detail=True).values()]
+    return output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
+        rowCount=_manifest(release).metadata.num_rows, size=sum(sizes), fileCount=len(sizes), producer=PRODUCER
+    )
+
+
+def _manifest(release: Release) -> pq.ParquetFile:
+    return pq.ParquetFile(pa.BufferReader(release.manifest.read()))
+
+
+def _risk(audit: Place) -> RiskDatasetFacet:
+    if not audit.exists():
+        return RiskDatasetFacet("not measured", producer=PRODUCER)
+    told = json.loads(audit.read())
+    return RiskDatasetFacet(
+        result="measured",
+        pictures_attacked=told["pictures_attacked"],
+        confidence=told["confidence"],
+        answers=told["answers"],
+        formal_guarantee=told["formal_guarantee"],
+        reading=told["reading"],
+        producer=PRODUCER,
+    )
+
+
+def _emit(to: str, event: RunEvent) -> None:
+    client = OpenLineageClient(transport=_transport(to))
+    # Whatever is set up for other programs here: neither environment variables nor a repository's address.
+    client.config.facets = FacetsConfig()
+    try:
+        client.emit(event)
+    finally:
+        client.close()
+
+
+def _transport(to: str) -> Transport:
+    if to.startswith(("http://", "https://")):
+        return _http(to)
+    place = Place.of(to)
+    if place.is_local:
+        Path(place.path).parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(place.path, os.O_WRONLY | os.O_CREAT, 0o600))
+    return FileTransport(FileConfig(place.path if place.is_local else to, append=True))
+
+
+def _http(url: str) -> HttpTransport:
+    session = requests.Session()
+    session.max_redirects = 0  # a redirect would make of an event a request for a page, and lose it in silence
+    key = os.environ.get("OPENLINEAGE_API_KEY")
+    return HttpTransport(
+        HttpConfig(
+            url,
+            endpoint=os.environ.get("OPENLINEAGE_ENDPOINT", "api/v1/lineage"),
+            timeout=TIMEOUT,
+            auth=ApiKeyTokenProvider({"apiKey": key}) if key else TokenProvider({}),
+            session=session,
+            retry={"total": 0, "status_forcelist": ()},  # tries are ours, and not logged
+        )
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without an address."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    cause = error.__cause__ or error
+    return f"HTTP {status}" if status else getattr(cause, "strerror", None) or type(cause).__name__

@@ -1,0 +1,1 @@
+"""Prefect: servers, task runners, dispatch, progress."""

@@ -1,0 +1,59 @@
+"""The share of the work that is done, as a progress artifact of the flow run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from threading import Event, Thread
+from typing import cast
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from flows.runtime.progress import Nobody
+
+TELL_SECONDS = 5.0  # between two updates while it grows
+BEAT_SECONDS = 20.0  # between two updates in any case
+
+
+class Share(Nobody):
+    """Shown on the page of the flow run; and how whoever handed out its work sees that it gets on."""
+
+    def __init__(self, done: int, total: int, description: str, key: str | None = None) -> None:
+        self.done, self.total, self.told = done, total, time.monotonic()
+        self.artifact = cast(UUID, create_progress_artifact(self.percent, key=key, description=description))
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.done / self.total if self.total else 100.0
+
+    def advance(self, count: int) -> None:
+        """So many more are done; fewer than none where some begin again."""
+        self.done += count
+        if self.done == self.total or time.monotonic() - self.told > TELL_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        self.told = time.monotonic()
+        with suppress(httpx.HTTPError):  # a server that is away is told the next time
+            update_progress_artifact(self.artifact, self.percent)
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Say it again every so often, whether it has changed or not: this process lives."""
+        over, here = Event(), copy_context()
+
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                self.tell()
+
+        beating = Thread(target=here.run, args=(beat,), name="share", daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beating.join()

@@ -1,0 +1,135 @@
+"""A Prefect server for the length of one run, for whoever has none: quick, quiet, telling nobody, gone with the run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from tempfile import TemporaryFile
+from typing import IO
+
+from anonymizer.errors import AnonymizerError, ConfigError
+from flows.runtime import prefect_settings, server_database
+from flows.runtime.server_database import Database
+
+URL = "PREFECT_API_URL"
+STARTUP_SECONDS = 180
+
+# Binds before it imports, so that the port is known at once; leaves when its standard input closes, and takes the
+# folders along that it was given, so that nothing outlives whoever started it, however that ends.
+SERVER = """
+import os, shutil, sys, threading
+import uvicorn
+app = "prefect.server.api.server:create_app"
+config = uvicorn.Config(app, factory=True, host="127.0.0.1", port=0, log_level="critical")
+listener = config.bind_socket()
+print(listener.getsockname()[1], flush=True)
+os.dup2(2, 1)
+def leave():
+    sys.stdin.buffer.read()
+    for folder in sys.argv[1:]:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+threading.Thread(target=leave, daemon=True).start()
+uvicorn.Server(config).run(sockets=[listener])
+"""
+
+
+@contextmanager
+def available(*secrets: str) -> Iterator[Callable[[], None]]:
+    """Start a temporary server, unless Prefect is set up to use another; call what is yielded to wait until it answers.
+
+    Environment variables named in ``secrets`` are not handed to it. Prefect is imported here and not earlier.
+    """
+    prefect_settings.prepare()
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        _check_answers()
+        yield lambda: None
+        return
+    chosen = prefect_settings.chosen()
+    unset = {name: value for name, value in prefect_settings.TEMPORARY.items() if name not in chosen}
+    own = nullcontext(None) if server_database.SETTING in chosen else server_database.of_its_own()
+    # Prefect would start a server of its own only when the flow begins, after importing all of it into this process.
+    with prefect_settings.settings(unset), own as kept, TemporaryFile() as log, _process(secrets, kept, log) as process:
+        port = int((process.stdout or sys.stdin).readline() or b"0")  # type: ignore[arg-type]
+        url = f"http://127.0.0.1:{port}/api"
+
+        def ready() -> None:
+            _wait(process, url, log)
+            if kept:
+                kept.keep_empty()
+
+        with prefect_settings.settings({URL: url}):
+            yield ready
+            _drain()
+
+
+def _check_answers() -> None:
+    """ConfigError unless the server that Prefect is set up to use is there."""
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+    except Exception as error:  # of httpx, or Prefect's own
+        problem = error
+    if problem is not None:
+        raise ConfigError(
+            f"{URL}: no Prefect server answers there ({type(problem).__name__}): start it, or unset {URL} to have one "
+            "for the length of a run"
+        )
+
+
+@contextmanager
+def _process(secrets: Sequence[str], kept: Database | None, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {name: value for name, value in os.environ.items() if name not in secrets}
+    environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    environment |= {server_database.SETTING: kept.url} if kept else {}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, *([str(kept.path.parent)] if kept else [])],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,  # Ctrl-C is for us: the server is needed to write down how the run ended
+    )
+    with process:  # closes the pipes and waits
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+    begun = time.monotonic()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on this machine
+    while process.poll() is None and time.monotonic() - begun < STARTUP_SECONDS:
+        try:
+            with opener.open(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    log.seek(0)
+    last = log.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+    raise AnonymizerError(
+        f"prefect: the temporary server did not start ({last[0] if last else 'no answer'}): "
+        "run `prefect server start` and set PREFECT_API_URL"
+    )
+
+
+def _drain() -> None:
+    """Hand in what Prefect still has to report, while there is someone to take it."""
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.drain_all(timeout=10)

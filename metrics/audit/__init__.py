@@ -1,0 +1,1 @@
+"""An audit: attacks with their baselines, bounds and controls."""

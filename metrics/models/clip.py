@@ -1,0 +1,197 @@
+"""CLIP embeddings of pictures, and their cosine similarity."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch.nn import functional as F
+
+from anonymizer.errors import ModelError
+from metrics.models import weights
+
+FIELD = "metrics.clip"
+BUNDLED, FOLDER = "bundled:", "local-dir:"
+CHUNK_PIXELS = 2**20  # of the model's own size, embedded at once; bounds memory
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model wants its pictures; ``squash`` ignores the aspect ratio, otherwise the centre is cropped."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    squash: bool = False
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """From open_clip's ``preprocess_cfg``. Raises ModelError for what is not supported."""
+        size = config["size"]
+        height, width = (size, size) if isinstance(size, int) else size[-2:]
+        mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
+        if height != width or mode not in ("shortest", "squash") or interpolation not in ("bicubic", "bilinear"):
+            what = f"{interpolation} {mode} to {height} x {width}"
+            raise ModelError(f"{FIELD}: the model wants pictures resized by {what}: choose one with a square input")
+        return cls(height, tuple(config["mean"]), tuple(config["std"]), interpolation, mode == "squash")
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] to (B, 3, size, size), normalised: open_clip's transform without 8-bit rounding."""
+        height, width = images.shape[-2:]
+        x = (images.float().clamp(-1, 1) + 1) / 2
+        new = (self.size, self.size) if self.squash else _shortest(height, width, self.size)
+        if new != (height, width):
+            x = F.interpolate(x, new, mode=self.interpolation, antialias=True, align_corners=False).clamp(0, 1)
+        top, left = round((new[0] - self.size) / 2), round((new[1] - self.size) / 2)
+        x = x[..., top : top + self.size, left : left + self.size]
+        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
+        return (x - mean) / std
+
+
+class ClipEmbedder:
+    """A CLIP image tower on one device; embeds pictures in bounded chunks, in float32."""
+
+    def __init__(self, model: Any, preprocess: Preprocess, *, name: str, digest: str, device: torch.device) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.preprocess, self.name, self.digest, self.device = preprocess, name, digest, device
+
+    @classmethod
+    def load(cls, spec: str, device: str | torch.device = "cpu", *, allow_pickle: bool = False) -> Self:
+        """``bundled:NAME``, ``local-dir:FOLDER``, or open_clip's ``MODEL/PRETRAINED`` (a tag or a file).
+
+        Only safetensors are loaded unless ``allow_pickle``, and even then only plain tensors. Raises ModelError.
+        """
+        if spec.startswith(BUNDLED):
+            model, config, path = _load_bundled(spec.removeprefix(BUNDLED))
+        elif spec.startswith(FOLDER):
+            model, config, path = _load_folder(Path(spec.removeprefix(FOLDER)).expanduser(), spec)
+        else:
+            model, config, path = _load_named(spec, allow_pickle)
+        name = Path(spec).name if spec.startswith(FOLDER) else spec.removeprefix(BUNDLED)
+        if Path(name.partition("/")[2]).suffix:  # a file: its digest names it, its path is nobody's business
+            name = name.partition("/")[0]
+        digest = weights.digest(path)
+        return cls(model, Preprocess.of(config), name=name, digest=digest, device=torch.device(device))
+
+    @property
+    def reported(self) -> str:
+        return weights.reported(self.name, self.digest)
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] to (B, D), float32, unit norm, on the model's device. Raises ValueError."""
+        check_images(images)
+        chunk = max(1, CHUNK_PIXELS // self.preprocess.size**2)
+        parts = [self.model.encode_image(self.preprocess(x.to(self.device))).float() for x in images.split(chunk)]
+        return F.normalize(torch.cat(parts), dim=-1)
+
+
+def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Row by row: two (B, D) of unit norm to (B,) in [-1, 1]."""
+    if a.shape != b.shape or a.ndim != 2:
+        raise ValueError(f"embeddings must be two equal (B, D), got {tuple(a.shape)} and {tuple(b.shape)}")
+    return (a * b).sum(1).clamp(-1, 1)
+
+
+def check_images(images: torch.Tensor) -> None:
+    """Refuse what is not (B, 3, H, W) of floats with at least one row."""
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}: convert to RGB and stack")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floats in [-1, 1], got {images.dtype}: divide bytes by 127.5 and subtract 1")
+
+
+def _shortest(height: int, width: int, size: int) -> tuple[int, int]:
+    """The shorter side becomes ``size``, the other is truncated, as torchvision's Resize does."""
+    short, long = sorted((height, width))
+    other = int(size * long / short)
+    return (size, other) if height <= width else (other, size)
+
+
+def _load_bundled(name: str) -> tuple[Any, dict[str, Any], Path]:
+    root = files("anonymizer.bundled")
+    if "/" in name or not root.joinpath(name, "open_clip_config.json").is_file():
+        known = ", ".join(BUNDLED + p.name for p in root.iterdir() if p.joinpath("open_clip_config.json").is_file())
+        raise ModelError(f"{FIELD}: unknown bundled model {BUNDLED + name!r}: known: {known}")
+    with as_file(root.joinpath(name)) as folder:
+        return _load_folder(folder, BUNDLED + name)
+
+
+def _load_folder(folder: Path, spec: str) -> tuple[Any, dict[str, Any], Path]:
+    """open_clip's own folder format."""
+    config, path = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
+    for file in (config, path):
+        if not file.is_file():
+            raise ModelError(f"{FIELD}: {spec!r} holds no {file.name}: give a folder in open_clip's format")
+    try:
+        preprocess = json.loads(config.read_text(encoding="utf-8"))["preprocess_cfg"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{FIELD}: {spec!r}: {config.name} holds no preprocess_cfg: save the model again") from None
+    return _create(spec, model_name=f"{FOLDER}{folder}"), preprocess, path
+
+
+def _load_named(spec: str, allow_pickle: bool) -> tuple[Any, dict[str, Any], Path]:
+    """An architecture that open_clip knows, with weights of a known tag or from a file."""
+    import open_clip
+
+    architecture, _, pretrained = spec.partition("/")
+    if architecture not in open_clip.list_models() or not pretrained:
+        raise ModelError(
+            f"{FIELD}: {spec!r}: write MODEL/PRETRAINED with a MODEL that open_clip knows, for example "
+            "ViT-B-32/laion2b_s34b_b79k, or bundled:clip-mini, or none"
+        )
+    tag: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, pretrained) or {}
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
+    instead = f"give the path of a file, or a tag of {architecture}: {tags or 'there are none'}"
+    path = _fetch(spec, architecture, tag, allow_pickle) if tag else weights.given(FIELD, pretrained, instead)
+    if path.suffix != ".safetensors" and not allow_pickle:
+        raise ModelError(f"{FIELD}: {path.name} is a pickle file: convert it to safetensors, or set allow_pickle")
+    quick = {"force_quick_gelu": True} if tag.get("quick_gelu") else {}
+    model = _create(spec, model_name=architecture, pretrained=str(path), weights_only=True, **quick)
+    config = dict(model.visual.preprocess_cfg)
+    return model, config | {k: v for k, v in tag.items() if k in ("mean", "std", "interpolation", "resize_mode")}, path
+
+
+def _fetch(spec: str, architecture: str, tag: dict[str, Any], allow_pickle: bool) -> Path:
+    repo, _, name = str(tag.get("hf_hub") or "").rpartition("/")
+    if not repo:
+        raise ModelError(f"{FIELD}: {spec!r} comes as a pickle file only: convert it, then write {architecture}/FILE")
+    stem = name.rsplit(".", 1)[0] if name else ""
+    names = [f"{stem}.safetensors"] if stem else ["open_clip_model.safetensors"]
+    if allow_pickle:
+        names.append(name or "open_clip_pytorch_model.bin")
+    return weights.from_model_hub(FIELD, repo, names, f"{architecture}/PATH_OF_THE_FILE")
+
+
+def _create(spec: str, **arguments: Any) -> Any:
+    """open_clip's model with its weights; what goes wrong becomes one line."""
+    import open_clip
+
+    with _quiet():
+        try:
+            return open_clip.create_model(**arguments, precision="fp32", require_pretrained=True)
+        except Exception as error:  # open_clip wraps whatever a wrong file causes
+            reason = next(iter(str(error).splitlines()), "")[:160]
+            raise ModelError(f"{FIELD}: {spec!r}: the weights do not fit the model ({reason}): check both") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs through the root logger, which would set up a handler of its own, and warns about activations."""
+    handler, root = logging.NullHandler(), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            yield
+    finally:
+        root.removeHandler(handler)

@@ -1,0 +1,243 @@
+"""Learned perceptual distance (LPIPS; Zhang et al. 2018), plain and shift-tolerant (Ghildyal and Liu 2022)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from anonymizer.errors import ModelError
+from metrics.models import weights
+from metrics.models.clip import check_images
+
+FIELD = "metrics.lpips"
+OFFLINE = "st-alex"
+CHUNK_PIXELS = 2**18  # of pictures looked at once; bounds memory
+KEPT_BYTES = 2**28  # of features of candidates that are held at once; the others are looked at after them
+# Inputs in [-1, 1] are brought to ImageNet's statistics; LPIPS 0.1 and later, which ours is.
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+# Before which layers of torchvision's ``features`` a stage ends.
+BACKBONES = {
+    "alex": (2, 5, 8, 10, 12),
+    "vgg": (4, 9, 16, 23, 30),
+    "squeeze": (2, 5, 8, 10, 11, 12, 13),
+}
+
+
+class BlurPool(nn.Module):
+    """A [1 2 1] x [1 2 1] low-pass filter with stride 2 after reflecting two pixels on each side (Zhang 2019)."""
+
+    filt: torch.Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        row = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("filt", torch.outer(row, row).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+
+
+def shift_tolerant_alexnet() -> list[nn.Sequential]:
+    """AlexNet's five stages without aliasing: stride 1, blur-pooled after the first convolution and after each pool."""
+    return _cut(
+        nn.Sequential(
+            *[nn.Conv2d(3, 64, 11, padding=2), BlurPool(64), nn.ReLU()],
+            *[nn.MaxPool2d(3, 1), BlurPool(64), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()],
+            *[nn.MaxPool2d(3, 1), BlurPool(192), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()],
+            *[nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()],
+            *[nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()],
+        ),
+        (3, 7, 11, 13, 15),
+    )
+
+
+def torchvision_stages(kind: str) -> list[nn.Sequential]:
+    """The stages of torchvision's AlexNet, VGG-16 or SqueezeNet 1.1, without values until weights are assigned."""
+    from torchvision import models
+
+    make = {"alex": models.alexnet, "vgg": models.vgg16, "squeeze": models.squeezenet1_1}[kind]
+    with torch.device("meta"):  # VGG's classifier alone is half a gigabyte, and is not used
+        return _cut(make(weights=None).features, BACKBONES[kind])
+
+
+def _cut(layers: nn.Sequential, ends: Sequence[int]) -> list[nn.Sequential]:
+    """Stages that end before these layers; layers keep their numbers, and so their names in a state dict."""
+    return [
+        nn.Sequential(OrderedDict((str(i), layers[i]) for i in range(start, end)))
+        for start, end in zip((0, *ends[:-1]), ends, strict=True)
+    ]
+
+
+class PerceptualDistance(nn.Module):
+    """Stages of a network and one non-negative weight for each of their channels.
+
+    The distance of two pictures is the weighted squared difference of their unit-norm features, averaged over positions
+    and summed over stages: 0 for equal pictures, symmetric, without an upper bound. ``name`` tells which network.
+    """
+
+    def __init__(
+        self, stages: Sequence[nn.Sequential], heads: Sequence[torch.Tensor], *, name: str, digest: str
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.heads = nn.ParameterList([head.reshape(-1) for head in heads])  # (C,) each
+        self.name, self.digest = name, digest
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, spec: str, device: str | torch.device = "cpu") -> Self:
+        """``st-alex`` (needs no network), ``alex``, ``vgg``, ``squeeze``, or one of these three with ``:WEIGHTS_FILE``.
+
+        The files are read as plain tensors only. Raises ModelError.
+        """
+        kind, _, file = spec.partition(":")
+        if spec == OFFLINE:
+            path = weights.in_package("stlpips-pytorch", "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth")
+            stages = shift_tolerant_alexnet()
+            heads = _fill_shift_tolerant(stages, path)
+            found = cls(stages, heads, name="st-lpips-alex", digest=weights.digest(path))
+        elif kind in BACKBONES:
+            head = weights.in_package("lpips", f"lpips/weights/v0.1/{kind}.pth")
+            path = weights.given(FIELD, file) if file else _backbone_file(kind)
+            stages = torchvision_stages(kind)
+            _fill_torchvision(stages, path, kind)
+            found = cls(stages, _heads(_read(head)), name=f"lpips-{kind}", digest=weights.digest(path, head))
+        else:
+            known = ", ".join([OFFLINE, *BACKBONES])
+            raise ModelError(f"{FIELD}: unknown model {spec!r}: known: {known}, alex:WEIGHTS_FILE, none")
+        return found.to(device)
+
+    @property
+    def reported(self) -> str:
+        return weights.reported(self.name, self.digest)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.heads[0].device
+        return device
+
+    @torch.inference_mode()
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 3, H, W) in [-1, 1] to one (B, C, h, w) of unit norm along C for each stage; not chunked."""
+        check_images(images)
+        x = images.to(self.device, torch.float32).clamp(-1, 1)
+        shift, scale = (torch.tensor(v, device=x.device)[:, None, None] for v in (SHIFT, SCALE))
+        x, found = (x - shift) / scale, []
+        try:
+            for stage in self.stages:
+                x = stage(x)
+                found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        except RuntimeError:
+            if min(images.shape[-2:]) >= 64:
+                raise
+            raise ModelError(
+                f"{FIELD}: {self.name} cannot look at {images.shape[-2]} x {images.shape[-1]} pictures: "
+                "they are too small: set metrics.lpips to none"
+            ) from None
+        return found
+
+    @torch.inference_mode()
+    def between(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Distances (B,) from two results of ``features``."""
+        parts = zip(self.heads, a, b, strict=True)
+        return torch.stack([(u - v).square().mean((2, 3)) @ head for head, u, v in parts]).sum(0)
+
+    @torch.inference_mode()
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Row by row: two (B, 3, H, W) in [-1, 1] to distances (B,), float32. Memory does not grow with B."""
+        check_images(a)
+        if a.shape != b.shape:
+            raise ValueError(f"pictures must have equal shapes, got {tuple(a.shape)} and {tuple(b.shape)}")
+        chunk = self.chunk(a)
+        pairs = zip(a.split(chunk), b.split(chunk), strict=True)
+        return torch.cat([self.between(self.features(x), self.features(y)) for x, y in pairs])
+
+    @torch.inference_mode()
+    def across(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Every picture of one side against every one of the other: (N, 3, H, W) and (M, 3, H, W) to (N, M), float32.
+
+        Costs N + M looks and a matrix product as long as features of all M fit ``KEPT_BYTES``, and N more for each
+        part of M otherwise. Raises ValueError.
+        """
+        check_images(a)
+        check_images(b)
+        if a.shape[1:] != b.shape[1:]:
+            raise ValueError(f"pictures must have equal shapes, got {tuple(a.shape)} and {tuple(b.shape)}")
+        step, parts = self.chunk(a), []
+        kept = max(step, KEPT_BYTES // self._points(b[:1]).nbytes)
+        for candidates in b.split(kept):
+            points = torch.cat([self._points(x) for x in candidates.split(step)])  # (m, F)
+            parts.append(torch.cat([_squared_distances(self._points(x), points) for x in a.split(step)]))
+        return torch.cat(parts, dim=1)
+
+    def _points(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures as points (B, F) whose squared Euclidean distance is the perceptual one."""
+        found = self.features(images)
+        scaled = (f * (head / f[0, 0].numel()).sqrt()[:, None, None] for f, head in zip(found, self.heads, strict=True))
+        return torch.cat([f.flatten(1) for f in scaled], dim=1)
+
+    def chunk(self, images: torch.Tensor) -> int:
+        """How many pictures of this size are looked at once."""
+        return max(1, CHUNK_PIXELS // (images.shape[-2] * images.shape[-1]))
+
+
+def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(N, F) and (M, F) to (N, M)."""
+    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+        raise ModelError(f"{FIELD}: cannot read {path.name!r} ({type(error).__name__}): give a state dict") from None
+    if not isinstance(state, dict):
+        raise ModelError(f"{FIELD}: {path.name!r} holds no state dict: give the file that torchvision publishes")
+    return state
+
+
+def _heads(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The channel weights, stage by stage, from ``linN.model.1.weight`` (1, C, 1, 1)."""
+    names = sorted(name for name in state if name.startswith("lin"))  # at most seven: sorted as text is sorted
+    return [state[name] for name in names]
+
+
+def _fill_shift_tolerant(stages: Sequence[nn.Sequential], path: Path) -> list[torch.Tensor]:
+    """Fill the stages, strictly, and give the heads. The file names a tensor ``net.slice2.5.weight``."""
+    state = _read(path)
+    shift, scale = state.pop("scaling_layer.shift"), state.pop("scaling_layer.scale")
+    assert torch.allclose(shift.flatten(), torch.tensor(SHIFT)) and torch.allclose(scale.flatten(), torch.tensor(SCALE))
+    heads = _heads(state)
+    for number, stage in enumerate(stages, 1):
+        stage.load_state_dict({name: state.pop(f"net.slice{number}.{name}") for name in stage.state_dict()})
+    assert all(name.startswith("lin") for name in state), "the file holds layers that this network does not have"
+    return heads
+
+
+def _backbone_file(kind: str) -> Path:
+    from torchvision import models
+
+    found = {
+        "alex": models.AlexNet_Weights.IMAGENET1K_V1,
+        "vgg": models.VGG16_Weights.IMAGENET1K_V1,
+        "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+    }[kind]
+    return weights.from_torch_hub(FIELD, found.url, f"{kind}:PATH_OF_THE_FILE")
+
+
+def _fill_torchvision(stages: Sequence[nn.Sequential], path: Path, kind: str) -> None:
+    """Fill the stages from torchvision's state dict, which names a tensor ``features.3.weight``."""
+    state = _read(path)
+    try:
+        for stage in stages:
+            stage.load_state_dict({name: state[f"features.{name}"] for name in stage.state_dict()}, assign=True)
+    except (KeyError, RuntimeError):
+        raise ModelError(
+            f"{FIELD}: {path.name!r} does not hold torchvision's {kind!r} weights: check the file"
+        ) from None

@@ -1,0 +1,1 @@
+"""Scores of an output against its original."""

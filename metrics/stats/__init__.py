@@ -1,0 +1,1 @@
+"""Intervals, risks, ROC curves and subgroups."""

@@ -1,0 +1,17 @@
+"""Figures as a table: a column for each field, and what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+
+import pyarrow as pa
+
+from metrics.stats.risk import Figure
+
+TYPES = {"str": pa.string(), "int": pa.int32(), "float": pa.float64()}
+FIGURES = pa.schema([pa.field(f.name, TYPES[str(f.type).partition(" ")[0]]) for f in fields(Figure)])
+
+
+def table(figures: Iterable[Figure]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(figure) for figure in figures], FIGURES)

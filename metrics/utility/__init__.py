@@ -1,0 +1,1 @@
+"""What a released dataset is still good for."""

@@ -1,0 +1,233 @@
+"""What the model is told of each record, what its safety checker says, and pictures of any sides."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from anonymizer.backbones import Denoised
+from anonymizer.backbones.class_labels import Classes
+from anonymizer.config import build
+from anonymizer.errors import ConfigError
+from anonymizer.storage.layout import Release
+from flows.jobs import replay as replay_job
+from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.releases import (
+    HEX,
+    PlainScorer,
+    folder_of,
+    listing,
+    manifest,
+    people,
+    picture,
+    plain,
+    rows,
+    run,
+    settings,
+)
+
+GREY = {"dark": -0.5, "light": 0.5}
+
+
+class Told(IdealGaussian):
+    """A model that gives back one grey for each class that it is told, whatever it sees."""
+
+    def __init__(self) -> None:
+        super().__init__(size=8)
+        self.asks = "class"
+        self.classes = Classes.of(2, {"0": "dark", "1": "light"})
+
+    def condition(self, told: Sequence[str]) -> torch.Tensor:
+        return self.classes.numbers(told)
+
+    def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
+        assert isinstance(condition, torch.Tensor)
+        grey = torch.tensor(list(GREY.values()))[condition][:, None, None, None].expand_as(zt)
+        abar = float(self.alphas_cumprod[t - 1])
+        return Denoised(grey, (zt - abar**0.5 * grey) / (1 - abar) ** 0.5)
+
+
+class Read(IdealGaussian):
+    """A model with prompts that keeps what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asks, self.heard = "prompt", []
+
+    def condition(self, told: Sequence[str]) -> object:
+        self.heard += told
+        return None
+
+
+class Prudish(IdealGaussian):
+    """Its safety checker objects to whatever is light."""
+
+    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+        return [bool(image.mean() > 0.3) for image in images]
+
+
+def pixels(release: Release, row: dict[str, Any]) -> Image.Image:
+    found = next(r for r in manifest(release).to_pylist() if r["output_id"] == row["output_id"])
+    return Image.open(io.BytesIO((Path(release.public.path) / found["file"]).read_bytes()))
+
+
+def test_each_record_is_told_its_own_label_whatever_the_batch(tmp_path: Path) -> None:
+    names = ["dark", "light", "LIGHT", "0", "1", "dark", "light"]
+    source = listing(folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(7)}),
+                     [{"image": f"{i}.png", "label": name} for i, name in enumerate(names)])  # fmt: skip
+    for batch in (1, 3, 7):
+        config = settings(source, tmp_path / f"out{batch}", source={"label": "label"}, model={"condition": "label"},
+                          run={"batch_size": batch, "shard_size": 7}, boomerang={"sampler": "ddim"})  # fmt: skip
+        release = run(config, Told())
+        for row in rows(release):
+            wanted = -0.5 if row["label"] in ("dark", "0") else 0.5
+            assert abs(pixels(release, row).getpixel((3, 3))[0] / 127.5 - 1 - wanted) < 0.02
+
+
+def test_a_label_that_is_missing_or_unknown_fails_its_record_alone(tmp_path: Path) -> None:
+    labels = ["dark", None, "purple", "7", "", "light"]
+    source = listing(folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(6)}),
+                     [{"image": f"{i}.png", "label": label} for i, label in enumerate(labels)])  # fmt: skip
+    config = settings(source, tmp_path / "out", source={"label": "label"}, model={"condition": "label"})
+    found = {row["label"]: (row["status"], row["reason"]) for row in rows(run(config, Told()))}
+    assert found.pop("dark") == found.pop("light") == ("released", None)
+    assert set(found.values()) == {("failed", "no_condition")}
+
+
+def test_a_prompt_takes_columns_that_are_published_or_restricted(tmp_path: Path) -> None:
+    source = listing(folder_of(tmp_path / "in", {"a.png": picture(1), "b.png": picture(2)}),
+                     [{"image": "a.png", "label": "cat", "who": " a  tabby\n", "caption": "on a {mat}"},
+                      {"image": "b.png", "label": "dog", "who": None, "caption": "in a basket"}])  # fmt: skip
+    model = Read()
+    config = settings(source, tmp_path / "out", source={"label": "label", "caption": "caption", "restricted": ["who"]},
+                      model={"prompt": "a photo of a {label}, {who}, {caption}"})  # fmt: skip
+    found = {row["label"]: (row["status"], row["reason"]) for row in rows(run(config, model))}
+    assert set(model.heard) == {"a photo of a cat, a tabby, on a {mat}"}
+    assert found == {"cat": ("released", None), "dog": ("failed", "no_condition")}
+    assert "who" not in manifest(Release.at(config.output.uri)).column_names
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "line"),
+    [
+        ({"prompt": "a {caption}"}, {}, r"model\.prompt: \{caption\} is not read from the source: set source\.caption"),
+        ({"prompt": "a {age}"}, {}, "name the column in source.carry or source.restricted"),
+        ({"prompt": "a {"}, {}, "braces around names of columns only"),
+        ({"condition": "label"}, {}, r"source\.label is not set"),
+    ],
+)
+def test_what_the_model_should_be_told_must_be_read(model: Any, source: Any, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        build({"source": {"uri": "a"} | source, "output": {"uri": "b"}, "model": model})
+
+
+def test_what_the_safety_checker_objects_to_is_quarantined_and_no_black_picture(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", {"light.png": plain(240), "dark.png": plain(20)})
+    low = {"level": 0.05, "steps": 2}
+    release = run(settings(source, tmp_path / "out", boomerang=low), Prudish(mean=0, spread=1))
+    found = {row["record_id"]: (row["status"], row["reason"]) for row in rows(release)}
+    assert found == {"light.png": ("quarantined", "unsafe"), "dark.png": ("released", None)}
+    held = [*Path(release.restricted.path).rglob("quarantine/**/*.png")]
+    assert len(held) == 1
+    assert Image.open(held[0]).getpixel((0, 0))[0] > 150
+    off = settings(source, tmp_path / "off", boomerang=low, model={"safety_checker": False})
+    assert {row["status"] for row in rows(run(off, Prudish(mean=0, spread=1)))} == {"released"}
+
+
+SIDES = [(10, 8), (31, 17), (8, 40), (3, 5), (31, 17), (64, 64)]
+
+
+@pytest.mark.parametrize(("size", "expected"), [("original", SIDES), ("model", None)])
+def test_in_tiles_pictures_keep_their_own_sides(tmp_path: Path, size: str, expected: Any) -> None:
+    source = folder_of(tmp_path / "in", {f"{i}.png": picture(i, sides) for i, sides in enumerate(SIDES)})
+    config = settings(source, tmp_path / "out", source={"fit": "tiles"}, output={"size": size},
+                      run={"batch_size": 4, "shard_size": 6})  # fmt: skip
+    release = run(config)
+    found = [pixels(release, row).size for row in sorted(rows(release), key=lambda row: row["record_id"])]
+    assert found == (expected or [(10, 8), (31, 17), (8, 40), (8, 13), (31, 17), (64, 64)])
+
+
+def test_a_picture_in_tiles_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", {f"{i}.png": picture(i, sides) for i, sides in enumerate(SIDES)})
+    found = []
+    for batch in (1, 6):
+        config = settings(source, tmp_path / f"out{batch}", source={"fit": "tiles"},
+                          run={"batch_size": batch, "shard_size": 6})  # fmt: skip
+        found.append({row["record_id"]: row["sha256"] for row in rows(run(config))})
+    assert found[0] == found[1]
+
+
+def test_labels_are_not_told_to_a_model_that_asks_for_nothing(tmp_path: Path) -> None:
+    source = people(tmp_path / "in")
+    release = run(settings(source, tmp_path / "out", source={"label": "folder"}))
+    assert {row["status"] for row in rows(release)} == {"released"}
+
+
+def test_guidance_towards_a_class_that_is_not_told_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.guidance: leads towards a class, and none is told"):
+        run(settings(people(tmp_path / "in"), tmp_path / "out", model={"guidance": 2.0}), Told())
+
+
+def test_a_narrow_picture_is_not_enlarged_beyond_the_limits(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", {"line.png": picture(1, (1, 900)), "good.png": picture(2)})
+    config = settings(source, tmp_path / "out", source={"fit": "tiles", "limits": {"max_pixels": 1000}})
+    found = {row["record_id"]: (row["status"], row["reason"]) for row in rows(run(config))}
+    assert found == {"line.png": ("failed", "too_many_pixels"), "good.png": ("released", None)}
+
+
+def test_a_picture_that_was_kept_would_show_what_was_told_before(tmp_path: Path) -> None:
+    source = listing(folder_of(tmp_path / "in", {"a.png": picture(1)}), [{"image": "a.png", "label": "dark"}])
+    first = settings(source, tmp_path / "first", source={"label": "label"}, model={"condition": "label"})
+    run(first, Told())
+    again = settings(source, tmp_path / "second", source={"label": "label"}, model={"condition": "label"})
+    again = again.model_copy(update={"previous": str(tmp_path / "first")})
+    with pytest.raises(ConfigError, match="would go on to show what the model was told"):
+        run(again, Told())
+
+
+def test_what_was_not_checked_for_safety_is_not_kept_by_a_run_that_checks(tmp_path: Path) -> None:
+    source = people(tmp_path / "in", 2)
+    run(settings(source, tmp_path / "first", model={"safety_checker": False}))
+    again = settings(source, tmp_path / "second").model_copy(update={"previous": str(tmp_path / "first")})
+    with pytest.raises(ConfigError, match="would be kept unchecked"):
+        run(again)
+
+
+@pytest.mark.parametrize("words", ["model.prompt={label} on a mat", "model.prompt='{label} on a mat'"])
+def test_a_prompt_on_the_command_line_may_begin_with_a_column(words: str) -> None:
+    tree = {"source": {"uri": "a", "label": "x"}, "output": {"uri": "b"}}
+    assert build(tree, [words]).model.prompt == "{label} on a mat"
+
+
+def test_a_negative_prompt_with_columns_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must hold no braces"):
+        build({"source": {"uri": "a"}, "output": {"uri": "b"}, "model": {"negative_prompt": "no {label}"}})
+
+
+def test_a_prompted_picture_is_drawn_again_with_what_it_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    labels = ["dark", "light", "dark", "light"]
+    source = listing(folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(4)}),
+                     [{"image": f"{i}.png", "label": label} for i, label in enumerate(labels)])  # fmt: skip
+    release = run(settings(source, tmp_path / "out", source={"label": "label"}, model={"condition": "label"}), Told())
+    monkeypatch.setattr(replay_job, "backbone_of", lambda model: Told())
+    monkeypatch.setattr(replay_job, "scorer_of", lambda metrics, device: PlainScorer())
+    (found,) = [f for f in replay_job.check(release, None, 4) if f.check == "replay"]
+    assert (found.result, found.said) == ("pass", "4 drawn again to the byte")
+
+
+def test_in_tiles_nothing_is_drawn_again_and_asking_for_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    release = run(settings(people(tmp_path / "in"), tmp_path / "out", source={"fit": "tiles"}))
+    found = {f.check: f.result for f in replay_job.check(release, None, 2) if f.check in ("scores", "replay")}
+    assert found == {"scores": "note", "replay": "fail"}

@@ -1,0 +1,131 @@
+"""The custodian's key: what is derived from it, and what it never gives away."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anonymizer.crypto import custodian_key
+from anonymizer.crypto.custodian_key import CustodianKey, load_key
+from anonymizer.errors import CustodianKeyError
+from tests.support.releases import HEX, KEY, handed_out, manifest, people, picture, released, rows, run, settings
+
+NAME = "ANONYMIZER_TEST_KEY"
+
+
+@pytest.mark.parametrize(
+    "value", ["0123456789", "ab" * 15, "ab" * 16, "xy" * 16, "ab" * 16 + "a", "ключ" * 16, "0x" + "ab" * 16, "00" * 32]
+)
+def test_a_malformed_key_is_refused_without_repeating_it(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(NAME, value)
+    with pytest.raises(CustodianKeyError) as caught:
+        load_key(NAME)
+    assert str(caught.value).startswith(f"{NAME}: not a key: give 32 or more random hex digits")
+    assert value not in str(caught.value)
+    assert value not in repr(caught.value)
+    assert caught.value.__context__ is None or value not in str(caught.value.__context__)
+
+
+def test_a_key_is_read_from_its_variable_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NAME, f" {HEX.upper()}\n")
+    key = load_key(NAME)
+    assert key == KEY
+    assert key.lasting
+    assert HEX not in repr(key).lower()
+    assert repr(KEY.secret) not in repr(key)
+
+
+def test_without_a_key_each_process_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(NAME, raising=False)
+    one = load_key(NAME)
+    assert load_key(NAME) is one  # retries within the process give the same pictures
+    assert not one.lasting
+    assert one.check is None
+    custodian_key._fresh_key.cache_clear()
+    assert load_key(NAME).secret != one.secret
+
+
+def test_what_is_derived_is_an_hmac_in_a_domain_of_its_own() -> None:
+    message = b"anonymizer/1/output-id" + b"".join(
+        len(part).to_bytes(8, "big") + part for part in (b"a/b", b"digest", b"settings")
+    )
+    expected = hmac.new(KEY.secret, message, hashlib.sha256).digest()
+    assert KEY.derive("output-id", b"a/b", b"digest", b"settings") == expected
+    assert KEY.output_id("a/b", "digest", "settings") == expected[:16].hex()
+
+
+@given(st.lists(st.binary(max_size=4), max_size=3), st.lists(st.binary(max_size=4), max_size=3))
+def test_parts_cannot_be_shifted_into_each_other(one: list[bytes], other: list[bytes]) -> None:
+    assert (KEY.derive("p", *one) == KEY.derive("p", *other)) == (one == other)
+
+
+def test_derived_values_differ_by_purpose_record_data_settings_and_key() -> None:
+    other = CustodianKey(bytes(32))
+    values = [KEY.derive(purpose, b"x")[:16] for purpose in ("output-id", "source", "noise", "check", "person")]
+    values += [KEY.noise_key(*parts) for parts in (("b", "c"), ("c", "c"), ("b", "d"))]
+    ids = (("a", "b", "c"), ("b", "b", "c"), ("a", "c", "c"), ("a", "b", "d"))
+    values += [bytes.fromhex(KEY.output_id(*parts)) for parts in ids]
+    values += [other.noise_key("b", "c"), other.derive("output-id", b"x")[:16]]
+    assert all(a != b for a, b in combinations(values, 2))
+    assert KEY.source_hmac(b"data") != hashlib.sha256(b"data").hexdigest()
+    assert KEY.check != other.check
+
+
+def test_the_same_key_replays_the_same_pictures_byte_for_byte(tmp_path: Path) -> None:
+    source = people(tmp_path / "in")
+    one, other = (run(settings(source, tmp_path / name)) for name in ("one", "other"))
+    assert handed_out(one)[0] == handed_out(other)[0]
+    assert handed_out(one)[1].equals(handed_out(other)[1])
+
+
+def test_another_key_gives_other_pictures_names_and_digests(tmp_path: Path) -> None:
+    source = people(tmp_path / "in")
+    fresh = CustodianKey(b"f" * 32, lasting=False)
+    one, other = run(settings(source, tmp_path / "one")), run(settings(source, tmp_path / "other"), key=fresh)
+    assert not set(released(one).values()) & set(released(other).values())
+    for column in ("output_id", "source_hmac"):
+        assert not {row[column] for row in rows(one)} & {row[column] for row in rows(other)}
+
+
+def test_output_ids_say_nothing_about_source_order(tmp_path: Path) -> None:
+    """Under a random order of n, the rank correlation has a standard deviation of 1 / sqrt(n - 1)."""
+    count = 400
+    ids = [KEY.output_id(f"{i:05d}.png", "digest", "settings") for i in range(count)]
+    ranks = {output_id: rank for rank, output_id in enumerate(sorted(ids))}
+    differences = sum((i - ranks[output_id]) ** 2 for i, output_id in enumerate(ids))
+    rho = 1 - 6 * differences / (count * (count**2 - 1))
+    assert abs(rho) < 4 / (count - 1) ** 0.5
+    release = run(settings(people(tmp_path / "in", 6), tmp_path / "out"))
+    shown = manifest(release)["output_id"].to_pylist()
+    assert shown == sorted(shown)
+
+
+def test_copies_of_one_original_get_one_output_in_whatever_shard_they_are(tmp_path: Path) -> None:
+    """Two outputs of one original would add up for an attacker; the same one twice says no more than once."""
+    source = people(tmp_path / "in", 4)
+    for name in ("a/0 copy.png", "b/z copy.png"):
+        (source / name).write_bytes((source / "a" / "person 0.png").read_bytes())
+    release = run(settings(source, tmp_path / "out"))
+    shown = released(release)
+    assert len(shown) == 6 and len(set(shown.values())) == 4
+    assert shown["a/person 0.png"] == shown["a/0 copy.png"] == shown["b/z copy.png"]
+    assert len({row["shard"] for row in rows(release) if row["sha256"] == shown["a/person 0.png"]}) > 1
+    assert len({row["output_id"] for row in rows(release)}) == 6
+
+
+def test_ids_of_another_level_or_of_a_changed_original_are_others(tmp_path: Path) -> None:
+    """Else an id would follow a person through all releases under one key, and outputs of it could be averaged."""
+    source = people(tmp_path / "in")
+    one = run(settings(source, tmp_path / "one"))
+    other = run(settings(source, tmp_path / "other", boomerang={"level": 0.5, "steps": 2}))
+    ids = [{row["record_id"]: row["output_id"] for row in rows(release)} for release in (one, other)]
+    assert not set(ids[0].values()) & set(ids[1].values())
+    (source / "a" / "person 0.png").write_bytes(picture(99))
+    later = {row["record_id"]: row["output_id"] for row in rows(run(settings(source, tmp_path / "later")))}
+    assert {name for name in later if later[name] != ids[0][name]} == {"a/person 0.png"}

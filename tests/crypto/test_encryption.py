@@ -1,0 +1,209 @@
+"""Encryption at rest: what the restricted half keeps can be opened with a private key, and by nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pyrage
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anonymizer.crypto.encryption import Sealer, unseal
+from anonymizer.errors import ConfigError, UsageError
+from anonymizer.storage.path import Place
+from flows.cli import custody
+
+PLAIN = b"an original: \x00\xff" + b"pixels " * 1000
+IDENTITY = pyrage.x25519.Identity.generate()
+OTHER = pyrage.x25519.Identity.generate()
+NOBODYS = "identity: does not open this file"
+
+
+def public(*identities: pyrage.x25519.Identity) -> tuple[str, ...]:
+    return tuple(str(identity.to_public()) for identity in identities)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def refused(data: bytes, identity_text: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        unseal(data, identity_text)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def sealed(data: bytes = PLAIN) -> bytes:
+    return pyrage.encrypt(data, [IDENTITY.to_public()])
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["put", "write"])
+@pytest.mark.parametrize("holder", [IDENTITY, OTHER])
+def test_each_recipient_can_open_what_was_sealed(tmp_path: Path, how: str, holder: pyrage.x25519.Identity) -> None:
+    sealer = Sealer(public(IDENTITY, OTHER))
+    getattr(sealer, how)(Place.of(str(tmp_path)) / "quarantine" / "1.png", PLAIN)
+    assert names(tmp_path / "quarantine") == {sealer.name("1.png")} == {"1.png.age"}
+    data = (tmp_path / "quarantine" / "1.png.age").read_bytes()
+    assert pyrage.decrypt(data, [holder]) == PLAIN
+    assert unseal(data, str(holder)) == PLAIN
+
+
+def test_sealed_bytes_hold_nothing_of_the_plain_ones_and_never_repeat(tmp_path: Path) -> None:
+    sealer, place = Sealer(public(IDENTITY)), Place.of(str(tmp_path / "file"))
+    found = []
+    for _ in range(2):
+        sealer.put(place, PLAIN)
+        found.append((tmp_path / "file.age").read_bytes())
+        assert b"pixels" not in found[-1] and b"original" not in found[-1]
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("how", ["put", "write"])
+def test_without_recipients_bytes_are_written_as_they_are(tmp_path: Path, how: str) -> None:
+    sealer = Sealer(())
+    getattr(sealer, how)(Place.of(str(tmp_path)) / "report.html", PLAIN)
+    assert names(tmp_path) == {sealer.name("report.html")} == {"report.html"}
+    assert (tmp_path / "report.html").read_bytes() == PLAIN
+
+
+@pytest.mark.parametrize("how", ["put", "write"])
+def test_the_form_that_is_not_asked_for_any_more_is_taken_away(tmp_path: Path, how: str) -> None:
+    place = Place.of(str(tmp_path)) / "report.html"
+    for sealer, name in [(Sealer(()), "report.html"), (Sealer(public(IDENTITY)), "report.html.age")] * 2:
+        getattr(sealer, how)(place, PLAIN)
+        assert names(tmp_path) == {name}
+
+
+def test_sealed_files_are_as_private_as_plain_ones(tmp_path: Path) -> None:
+    Sealer(public(IDENTITY)).put(Place.of(str(tmp_path / "restricted")).as_private() / "a" / "1.png", PLAIN)
+    assert stat.S_IMODE((tmp_path / "restricted/a/1.png.age").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "alice", public(IDENTITY)[0][:-1], public(IDENTITY)[0] + "q", "age1\ud800"])
+def test_a_recipient_that_is_no_key_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^restricted\.recipients: .* is no public key of age: give") as caught:
+        Sealer((*public(OTHER), text))
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [str(IDENTITY), str(IDENTITY).lower(), f" {IDENTITY}"])
+def test_a_private_key_among_the_recipients_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"restricted\.recipients: holds a private key") as caught:
+        Sealer((text,))
+    assert str(IDENTITY)[20:40].lower() not in str(caught.value).lower()
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_identity_file_as_age_writes_it_opens_what_was_sealed() -> None:
+    text = f"# created: 2026-11-25T16:00:00Z\n# public key: {public(IDENTITY)[0]}\n{IDENTITY}\n\n"
+    assert unseal(sealed(), text) == PLAIN
+    assert unseal(sealed(), f"{OTHER}\r\n{IDENTITY}") == PLAIN
+
+
+def test_another_identity_is_one_line() -> None:
+    assert NOBODYS in refused(sealed(), str(OTHER))
+
+
+@pytest.mark.parametrize("text", ["", "\n# a comment\n", public(IDENTITY)[0], "s3cret", str(IDENTITY)[:-1], "\udcff"])
+def test_an_identity_that_is_none_is_one_line_and_not_repeated(text: str) -> None:
+    told = refused(sealed(), text)
+    assert told.startswith("identity: ") and "AGE-SECRET-KEY-1..." in told
+    assert "s3cret" not in told and str(IDENTITY)[20:40] not in told
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 999), st.integers(1, 255))
+def test_a_file_that_was_changed_or_cut_anywhere_is_refused(where: int, change: int) -> None:
+    whole = bytearray(sealed(b"short"))  # of another length each time
+    at = len(whole) * where // 1000
+    assert NOBODYS in refused(bytes(whole[:at]), str(IDENTITY))
+    whole[at] ^= change
+    assert NOBODYS in refused(bytes(whole), str(IDENTITY))
+
+
+@settings(max_examples=50)
+@given(st.binary())
+def test_what_age_never_wrote_is_refused(data: bytes) -> None:
+    assert NOBODYS in refused(data, str(IDENTITY))
+
+
+@pytest.mark.skipif(shutil.which("age") is None, reason="the tool is not installed")
+def test_the_age_tool_opens_it_too(tmp_path: Path) -> None:
+    Sealer(public(IDENTITY)).put(Place.of(str(tmp_path / "file")), PLAIN)
+    (tmp_path / "key").write_text(f"{IDENTITY}\n")
+    command = ["age", "--decrypt", "--identity", tmp_path / "key", tmp_path / "file.age"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == PLAIN
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "1.png.age"
+    path.write_bytes(sealed())
+    return path
+
+
+@pytest.mark.parametrize("kept_in", ["a file", "an environment variable"])
+def test_a_custodian_opens_a_file_for_their_own_eyes(
+    tmp_path: Path, file: Path, kept_in: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kept_in == "a file":
+        name = str(tmp_path / "key.txt")
+        Path(name).write_text(f"# mine\n{IDENTITY}\n")
+    else:
+        monkeypatch.setenv(name := "MY_IDENTITY", str(IDENTITY))
+    before = os.umask(0)
+    try:
+        custody.unseal(str(file), name, str(tmp_path / "opened" / "1.png"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "opened" / "1.png").read_bytes() == PLAIN
+    assert stat.S_IMODE((tmp_path / "opened" / "1.png").stat().st_mode) == 0o600
+    assert str(IDENTITY) not in "".join(capsys.readouterr())
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_IDENTITY", str(IDENTITY))
+    (tmp_path / "there").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="is there already: name a new file"):
+        custody.unseal(str(file), "MY_IDENTITY", str(tmp_path / "there"))
+    assert (tmp_path / "there").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        (str(IDENTITY), "identity: holds the key itself"),
+        ("NO_SUCH_NAME", "identity 'NO_SUCH_NAME': neither a file nor an environment variable"),
+        ("FOLDER", "cannot be read (Is a directory)"),
+        ("BINARY", "cannot be read (UnicodeDecodeError)"),
+        ("x\0y", "cannot be read (ValueError)"),
+    ],
+)
+def test_an_identity_that_is_not_found_is_one_line(tmp_path: Path, file: Path, name: str, text: str) -> None:
+    (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
+    name = str({"FOLDER": tmp_path, "BINARY": tmp_path / "BINARY"}.get(name, name))
+    with pytest.raises(UsageError) as caught:
+        custody.unseal(str(file), name, str(tmp_path / "out"))
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+    assert str(IDENTITY)[20:40] not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_IDENTITY", str(IDENTITY))
+    with pytest.raises(UsageError, match=r"file '.*gone': cannot be read \(No such file or directory\)"):
+        custody.unseal(str(tmp_path / "gone"), "MY_IDENTITY", str(tmp_path / "out"))

@@ -1,0 +1,131 @@
+"""Who may read what lies on a disk: the restricted half its owner alone, the public half whoever the umask lets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from anonymizer.errors import OutputError
+from anonymizer.records import Scores
+from anonymizer.release import preflight
+from anonymizer.storage.layout import Release
+from anonymizer.storage.path import Place
+from tests.support.releases import Unscored, folder_of, picture, plain, run, settings
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def modes(folder: Path) -> tuple[set[int], set[int]]:
+    """Modes of all folders, this one included, and of all files."""
+    paths = [folder, *folder.rglob("*")]
+    found = [{stat.S_IMODE(p.stat().st_mode) for p in paths if p.is_dir() == kind} for kind in (True, False)]
+    return found[0], found[1]
+
+
+def release_of(tmp_path: Path, kind: str = "folder") -> Path:
+    """A release with a picture in quarantine and one that failed; its folder."""
+    files = {f"{i}.png": picture(i) for i in range(4)} | {"black.png": plain(0), "bad.png": b"no picture"}
+    source = folder_of(tmp_path / "in", files)
+    out = tmp_path / "new" / "out"
+    run(settings(source, out, output={"format": kind}), scorer=Unscored(Scores()))
+    return out
+
+
+@pytest.mark.parametrize("mask", [0, 0o022, 0o077])
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
+def test_the_restricted_half_is_for_its_owner_alone_and_the_public_one_as_the_umask_says(
+    tmp_path: Path, mask: int, kind: str
+) -> None:
+    with umask(mask):
+        out = release_of(tmp_path, kind)
+    assert list((out / "restricted" / "quarantine").iterdir())
+    assert modes(out / "restricted") == ({0o700}, {0o600})
+    assert modes(out / "public") == ({0o777 & ~mask}, {0o666 & ~mask})
+    assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~mask
+    assert stat.S_IMODE(out.parent.stat().st_mode) == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("how", ["write", "put", "create"])
+def test_each_way_to_write_makes_private_files_in_private_folders_and_leaves_those_above_alone(
+    tmp_path: Path, how: str
+) -> None:
+    with umask(0):
+        place = (Place.of(str(tmp_path)) / "out" / "restricted").as_private()
+        getattr(place / "a" / "b" / "file", how)(b"data")
+        getattr(Place.of(str(tmp_path)) / "out" / "public" / "a" / "file", how)(b"data")
+    assert modes(tmp_path / "out" / "restricted") == ({0o700}, {0o600})
+    assert modes(tmp_path / "out" / "public") == ({0o777}, {0o666})
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777
+    assert [child.read() for child in (place / "a" / "b").children()] == [b"data"]
+
+
+def test_what_is_found_in_a_private_folder_is_written_privately_too(tmp_path: Path) -> None:
+    with umask(0):
+        place = Place.of(str(tmp_path / "restricted")).as_private()
+        (place / "a" / "file").put(b"data")
+        for child in place.children():
+            (child / "more" / "file").put(b"data")
+    assert modes(tmp_path / "restricted") == ({0o700}, {0o600})
+
+
+def test_a_private_folder_that_is_made_by_itself_is_private_from_where_privacy_begins(tmp_path: Path) -> None:
+    with umask(0):
+        (Release.at(str(tmp_path / "one")).restricted / "deep" / "er").make_private()
+        Place.of(str(tmp_path / "two" / "calibration")).make_private()
+    assert modes(tmp_path / "one" / "restricted") == ({0o700}, set())
+    assert stat.S_IMODE((tmp_path / "two").stat().st_mode) == 0o777
+    assert modes(tmp_path / "two" / "calibration") == ({0o700}, set())
+
+
+def test_a_path_that_is_spelled_in_a_roundabout_way_is_as_private(tmp_path: Path) -> None:
+    with umask(0):
+        (Release.at(f"{tmp_path}//x/.//out/").restricted / "errors" / "plan.txt").put(b"data")
+    assert modes(tmp_path / "x" / "out" / "restricted") == ({0o700}, {0o600})
+
+
+def test_bytes_are_replaced_whole_by_shorter_ones(tmp_path: Path) -> None:
+    place = Place.of(str(tmp_path / "restricted")).as_private() / "file"
+    for how in ("put", "write"):
+        getattr(place, how)(b"longer than what follows")
+        getattr(place, how)(b"short")
+        assert place.read() == b"short"
+
+
+def test_the_lock_of_a_run_and_what_it_writes_down_of_an_error_are_private_too(tmp_path: Path) -> None:
+    config = settings(tmp_path / "in", tmp_path / "new" / "out")
+    with umask(0), preflight.alone(config.output.uri):
+        (Release.at(config.output.uri).restricted / "errors" / "plan.txt").put(b"Traceback")
+        assert (tmp_path / "new" / "out" / "restricted" / ".lock").exists()
+        assert modes(tmp_path / "new" / "out" / "restricted") == ({0o700}, {0o600})
+    assert stat.S_IMODE((tmp_path / "new" / "out").stat().st_mode) == 0o777
+
+
+@pytest.mark.parametrize("how", ["write", "put", "create", "make_private"])
+def test_a_disk_that_takes_no_private_file_is_one_line_without_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def full(path: object, *args: object, **rest: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    place = Place.of(str(tmp_path)).as_private() / "secret id.png"
+    with monkeypatch.context() as patch, pytest.raises(OutputError) as caught:
+        patch.setattr(os, "mkdir" if how == "make_private" else "open", full)
+        getattr(place, how)(*([] if how == "make_private" else [b"data"]))
+    assert str(caught.value).startswith("output.uri: cannot be written (No space left on device)")
+    assert "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,213 @@
+"""Templates of work pools, manifests, compose file and Dockerfile: held against the libraries that will read them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import docker.types
+import jsonschema
+import kubernetes_asyncio.client as kubernetes
+import pytest
+import yaml
+
+from tests.support import ROOT
+
+DEPLOYMENTS = ROOT / "deployments"
+POOLS = sorted(path.name for path in (DEPLOYMENTS / "work-pools").iterdir())
+KEYS = ("ANONYMIZER_KEY", "ANONYMIZER_SIGNING_KEY")
+SECRET = re.compile(r"[0-9a-fA-F]{32}|AGE-SECRET-KEY|PRIVATE KEY")
+
+
+def worker_of(name: str) -> Any:
+    """The worker that reads this template."""
+    from prefect.workers.process import ProcessWorker
+    from prefect_docker.worker import DockerWorker
+    from prefect_kubernetes.worker import KubernetesWorker
+
+    kinds = {"process": ProcessWorker, "docker": DockerWorker, "kubernetes": KubernetesWorker}
+    return kinds[name.removesuffix(".json").partition("-")[0]]
+
+
+def template_of(name: str) -> dict[str, Any]:
+    template: dict[str, Any] = json.loads((DEPLOYMENTS / "work-pools" / name).read_text())
+    return template
+
+
+def rendered(name: str, **values: Any) -> Any:
+    """The settings of a job, as the worker makes them of the template for a flow run."""
+    from prefect.client.schemas.objects import FlowRun
+
+    kind = worker_of(name).job_configuration
+    job = asyncio.run(kind.from_template_and_values(template_of(name), values))
+    job.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="shards-0-9"))
+    return job
+
+
+@pytest.mark.usefixtures("prefect_home")
+@pytest.mark.parametrize("name", POOLS)
+def test_a_template_has_all_that_prefects_own_has_and_its_defaults_are_valid(name: str) -> None:
+    own, ours = worker_of(name).get_default_base_job_template(), template_of(name)
+    assert ours["job_configuration"].keys() == own["job_configuration"].keys()
+    assert ours["variables"]["properties"].keys() >= own["variables"]["properties"].keys()
+    properties = ours["variables"]["properties"]
+    defaults = {key: value["default"] for key, value in properties.items() if value.get("default") is not None}
+    jsonschema.validate(defaults, ours["variables"])
+    asked = set(re.findall(r"{{ (\w+) }}", json.dumps(ours["job_configuration"])))
+    assert asked == properties.keys()  # each variable is used, and none is asked for that there is not
+
+
+@pytest.mark.usefixtures("prefect_home")
+@pytest.mark.parametrize("name", POOLS)
+def test_no_template_holds_a_key_and_every_job_tells_nobody(name: str) -> None:
+    job = rendered(name)
+    env = job.env if isinstance(job.env, dict) else {item["name"]: item.get("value") for item in job.env}
+    assert env["PREFECT_RESULTS_PERSIST_BY_DEFAULT"] == "false"
+    assert env["DO_NOT_TRACK"] == "1"
+    assert not set(env) & set(KEYS)
+    assert not SECRET.search((DEPLOYMENTS / "work-pools" / name).read_text())
+
+
+@pytest.mark.usefixtures("prefect_home")
+@pytest.mark.parametrize(("name", "gpus", "keys"), [("docker-cpu.json", 0, KEYS), ("docker-gpu.json", 1, KEYS[:1])])
+def test_a_container_gets_its_gpu_and_reads_its_keys_from_files(name: str, gpus: int, keys: tuple[str, ...]) -> None:
+    job = rendered(name)
+    assert job.command == "with-keys prefect flow-run execute"
+    mounted = [volume.split(":") for volume in job.volumes]
+    assert {inside for _, inside, *_ in mounted} == {"/srv/anonymizer", *(f"/run/secrets/{key}" for key in keys)}
+    assert all(mode == ["ro"] for _, inside, *mode in mounted if "secrets" in inside)
+    host = docker.types.HostConfig(version="1.43", **job.container_create_kwargs)  # as docker-py makes it
+    assert sum(request["Count"] for request in host.get("DeviceRequests", [])) == gpus
+    assert host["CapDrop"] == ["ALL"]
+    assert not job.privileged
+
+
+def unknown(kind: str, data: Any, path: str = "") -> Iterator[str]:
+    """Fields that an object of Kubernetes' API does not have."""
+    if data is None or kind in ("str", "int", "bool", "float", "object", "datetime"):
+        return
+    if inner := re.fullmatch(r"list\[(.+)\]", kind):
+        for i, item in enumerate(data):
+            yield from unknown(inner[1], item, f"{path}[{i}]")
+    elif inner := re.fullmatch(r"dict\(\w+, (.+)\)|dict\[\w+, (.+)\]", kind):
+        for key, item in data.items():
+            yield from unknown(inner[1] or inner[2], item, f"{path}.{key}")
+    else:
+        model = getattr(kubernetes, kind)
+        names = {there: here for here, there in model.attribute_map.items()}
+        for key, value in data.items():
+            if key not in names:
+                yield f"{path}.{key}"
+            else:
+                yield from unknown(model.openapi_types[names[key]], value, f"{path}.{key}")
+
+
+def test_the_check_of_manifests_finds_what_is_not_there() -> None:
+    pod = {"spec": {"containers": [{"name": "a", "resource": {}, "securityContext": {"capabilities": {"drpo": []}}}]}}
+    assert list(unknown("V1Pod", pod)) == [
+        ".spec.containers[0].resource", ".spec.containers[0].securityContext.capabilities.drpo",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("prefect_home")
+@pytest.mark.parametrize(
+    ("name", "gpus", "keys"), [("kubernetes-cpu.json", None, KEYS), ("kubernetes-gpu.json", 1, KEYS[:1])]
+)
+def test_a_job_asks_for_its_gpu_runs_as_nobody_and_takes_keys_from_secrets(
+    name: str, gpus: int | None, keys: tuple[str, ...]
+) -> None:
+    job = rendered(name, node_selector={"pool": "a100"})
+    assert list(unknown("V1Job", job.job_manifest)) == []
+    pod = job.job_manifest["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"].get("nvidia.com/gpu") == gpus
+    assert pod["nodeSelector"] == {"pool": "a100"}
+    assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
+    from_secrets = {item["name"]: item["valueFrom"]["secretKeyRef"] for item in container["env"] if "valueFrom" in item}
+    assert set(from_secrets) == set(keys)
+    assert {item["name"] for item in container["env"]} > {"PREFECT__FLOW_RUN_ID", *keys}
+
+
+def test_manifests_have_fields_that_kubernetes_knows() -> None:
+    kinds = {"Role": "V1Role", "RoleBinding": "V1RoleBinding", "ServiceAccount": "V1ServiceAccount"}
+    kinds |= {"Deployment": "V1Deployment", "PersistentVolumeClaim": "V1PersistentVolumeClaim"}
+    found = list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes/workers.yaml").read_text()))
+    assert [item["kind"] for item in found].count("Deployment") == 2
+    for item in found:
+        assert list(unknown(kinds[item["kind"]], item)) == [], item["kind"]
+
+
+def test_workers_on_kubernetes_watch_no_namespace_but_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect_kubernetes.settings import KubernetesSettings
+
+    found = list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes/workers.yaml").read_text()))
+    assert not [item for item in found if item["kind"].startswith("Cluster")]  # a Role reaches no further
+    for item in found:
+        if item["kind"] == "Deployment":
+            (container,) = item["spec"]["template"]["spec"]["containers"]
+            for one in container["env"]:
+                monkeypatch.setenv(one["name"], one["value"])
+            assert KubernetesSettings().observer.namespaces == {"anonymizer"}
+            monkeypatch.undo()
+    for name in ("kubernetes-cpu.json", "kubernetes-gpu.json"):
+        assert template_of(name)["variables"]["properties"]["namespace"]["default"] == "anonymizer"
+
+
+def test_only_workers_are_given_keys_and_only_the_controller_the_publishers() -> None:
+    compose = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
+    has = {name: set(one.get("secrets", ())) & set(KEYS) for name, one in compose["services"].items()}
+    assert has == {
+        "postgres": set(), "server": set(), "deploy": set(), "cpu-worker": set(KEYS), "gpu-worker": {"ANONYMIZER_KEY"},
+    }  # fmt: skip
+    assert not SECRET.search((DEPLOYMENTS / "compose.yaml").read_text())
+    assert set(compose["secrets"]) == {*KEYS, "PREFECT_SERVER_DATABASE_PASSWORD"}
+    assert compose["services"]["server"]["ports"] == ["127.0.0.1:4200:4200"]
+
+
+def test_nothing_is_deployed_again_unless_somebody_asks_for_it() -> None:
+    services = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]
+    asked = services.pop("deploy")
+    assert asked["profiles"] and "deploy --all" in asked["command"][-1]
+    assert not [name for name, one in services.items() if "profiles" in one or "deploy" in one.get("depends_on", {})]
+    # It reads the files beside compose.yaml, in place of those of the image.
+    assert asked["volumes"] == [".:/opt/anonymizer/deployments:ro"] and asked["working_dir"] == "/opt/anonymizer"
+    named = re.findall(r"deployments/\S+\.(?:json|yaml)", asked["command"][-1])
+    assert len(named) == 2 and all((DEPLOYMENTS.parent / one).is_file() for one in named)
+
+
+def test_the_image_can_compile_a_network_and_what_it_caches_outlives_its_containers() -> None:
+    final = (DEPLOYMENTS / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    (packages,) = re.findall(r"apt-get install --yes --no-install-recommends (.+?) \\\n", final)
+    assert {"g++", "python3-dev"} <= set(packages.split())
+    (cache,) = re.findall(r"XDG_CACHE_HOME=(\S+)", final)
+    services = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]
+    places = {services[name]["volumes"][0].rpartition(":")[2] for name in ("cpu-worker", "gpu-worker")}
+    for name in POOLS:
+        properties = template_of(name)["variables"]["properties"]
+        assert "XDG_CACHE_HOME" not in properties["env"]["default"]
+        if name.startswith("docker"):
+            places.add(properties["volumes"]["default"][0].rpartition(":")[2])
+        elif name.startswith("kubernetes"):
+            pod = template_of(name)["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+            volumes = {volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+            mounts = pod["containers"][0]["volumeMounts"]
+            places |= {mount["mountPath"] for mount in mounts if mount["name"] in volumes}
+    assert places == {str(Path(cache).parent)}
+
+
+def test_the_image_runs_as_nobody_and_takes_in_nothing_but_what_is_named() -> None:
+    lines = (DEPLOYMENTS / "Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]
+    copied = {
+        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
+    }
+    named = (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines()
+    assert named[1] == "*"
+    allowed = {line[1:] for line in named if line.startswith("!")}
+    assert {word.partition("/")[0] for word in copied if not word.startswith("--")} == allowed
+    assert not [line for line in lines if re.search(r"(ARG|ENV) .*(KEY|SECRET|PASSWORD|TOKEN)", line)]

@@ -1,0 +1,307 @@
+"""Nothing of an original outside restricted/: planted marks are looked for in every place, in every spelling."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import struct
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from PIL import Image, ImageCms, PngImagePlugin
+from securesystemslib.signer import CryptoSigner
+
+from anonymizer.crypto import signing
+from anonymizer.data import image_codec
+from anonymizer.pipeline.batch_sampling import Drawing
+from anonymizer.storage.layout import Release
+from flows.cli import main
+from flows.jobs import release as release_job
+from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.prefect_database import cells, wait_for
+from tests.support.releases import HEX, KEY, PlainScorer, folder_of, picture, rows, tree
+
+PUBLISHER, ALICE = signing.generate(), signing.generate()
+MARK = "Zz7Marker"
+ADDRESS = re.compile(rb'"[^"]*/Zz7Marker(Root|Models/tiny)"')  # what a run's settings name, and nothing below it
+# How long something took may begin like a score by chance.
+TIMES = re.compile(rb'"(estimated_run_time|estimated_start_time_delta|total_run_time)": [0-9.e-]+')
+
+
+def jpeg(seed: int, mark: str) -> bytes:
+    image = Image.open(io.BytesIO(picture(seed, (16, 16))))
+    exif = image.getexif()
+    exif[0x010E] = exif[0x013B] = exif[0x9286] = mark  # description, artist, user comment
+    exif.get_ifd(0x8825)[0x001D] = mark
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    at = profile.find(b"s\0R\0G\0B\0")
+    assert at > 0
+    profile[at : at + 8] = mark[-8:].encode().ljust(8, b"_")
+    file = io.BytesIO()
+    xmp = f"<x:xmpmeta xmlns:x='adobe:ns:meta/'>{mark}</x:xmpmeta>".encode()
+    image.save(file, "JPEG", exif=exif, comment=mark, icc_profile=bytes(profile), xmp=xmp)
+    return file.getvalue() + mark.encode()
+
+
+def png(seed: int, mark: str) -> bytes:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Author", mark)
+    text.add_text("Comment", mark, zip=True)
+    text.add_itxt("Title", mark)
+    file = io.BytesIO()
+    Image.open(io.BytesIO(picture(seed, (16, 16)))).save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def gif(seed: int, mark: str) -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(picture(seed, (16, 16)))).save(file, "GIF", comment=mark.encode())
+    return file.getvalue()
+
+
+def pictures() -> dict[str, bytes]:
+    """File name -> bytes; two are broken. Every name and every file is marked."""
+    whole = {f"{MARK} jpeg {i}.jpg": jpeg(i, f"{MARK}Exif{i}") for i in range(4)}
+    whole |= {f"{MARK} png {i}.png": png(10 + i, f"{MARK}Text{i}") for i in range(2)}
+    whole |= {f"{MARK} gif ä.gif": gif(20, f"{MARK}Comment")}
+    cut = jpeg(30, f"{MARK}Cut")
+    return whole | {f"{MARK} cut.jpg": cut[: len(cut) * 2 // 3], f"{MARK} text.jpg": f"{MARK}Body".encode()}
+
+
+def as_folder(root: Path) -> tuple[Path, list[str]]:
+    folder_of(root / f"{MARK}Root", {f"{MARK}Folder/{name}": data for name, data in pictures().items()})
+    return root / f"{MARK}Root", ["source.subject=folder"]
+
+
+def as_parquet(root: Path) -> tuple[Path, list[str]]:
+    items = [
+        {"image": {"bytes": data, "path": name}, "id": f"{MARK}Id{i}", "label": f"{MARK}L", "x": f"{MARK}X", "ok": i}
+        for i, (name, data) in enumerate(pictures().items())
+    ]  # fmt: skip
+    path = root / f"{MARK}Root" / f"{MARK}.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(items).replace_schema_metadata({"note": f"{MARK}Schema"}), path)
+    kept = ["source.id=id", "source.subject=label", "source.restricted=[x]"]
+    return path.parent, [*kept, "source.carry=[ok]", "output.format=parquet"]
+
+
+def as_tar(root: Path) -> tuple[Path, list[str]]:
+    path = root / f"{MARK}Root" / f"{MARK}.tar"
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as tar:
+        for i, (name, data) in enumerate(pictures().items()):
+            key, _, suffix = name.rpartition(".")
+            side = json.dumps({"who": f"{MARK}Json", "ok": i}).encode()
+            members = {f"{MARK}Dir/{key}.{suffix}": data, f"{MARK}Dir/{key}.txt": f"{MARK}Caption".encode()}
+            for member, content in (members | {f"{MARK}Dir/{key}.json": side}).items():
+                info = tarfile.TarInfo(member)
+                info.size, info.uname, info.gname = len(content), f"{MARK}User", f"{MARK}Group"
+                tar.addfile(info, io.BytesIO(content))
+    kept = ["source.restricted=[who]", "source.drop=[txt]"]
+    return path.parent, [*kept, "source.carry=[ok]", "output.format=webdataset"]
+
+
+def spellings(text: str) -> Iterator[bytes]:
+    """Ways in which a text may lie in a file."""
+    plain = text.encode()
+    yield plain
+    yield text.encode("utf-16-le")
+    yield text.encode("utf-16-be")
+    yield quote(text).encode()
+    yield quote(text, safe="").lower().encode()
+    yield plain.hex().encode()
+    for shift in range(3):  # base64, wherever the text begins in what was encoded; edges depend on neighbours
+        code = base64.b64encode(b"\0" * shift + plain)
+        yield code[4 if shift else 0 : -4]
+    yield json.dumps(text)[1:-1].encode()
+
+
+def digests(data: bytes) -> Iterator[bytes]:
+    for name in ("sha256", "md5", "sha1"):
+        yield hashlib.new(name, data).hexdigest().encode()
+        yield hashlib.new(name, data).digest()
+        yield base64.b64encode(hashlib.new(name, data).digest())
+
+
+def forbidden(source: Path, found: list[dict[str, Any]]) -> set[bytes]:
+    """Everything that says which originals there were."""
+    marks = set(spellings(MARK))
+    for path in source.rglob("*"):
+        marks |= {spelling for text in (path.name, str(path)) for spelling in digests(text.encode())}
+        if path.is_file():
+            marks |= set(digests(path.read_bytes()))
+    for data in pictures().values():
+        marks |= set(digests(data))
+    for name in pictures():
+        marks |= set(digests(name.encode()))
+    for row in found:
+        marks |= {*spellings(row["record_id"]), *digests(row["record_id"].encode())}
+        if row["source_hmac"]:
+            seed = KEY.noise_key(row["source_hmac"], row["config_fingerprint"])
+            marks |= {row["source_hmac"].encode(), seed, seed.hex().encode(), base64.b64encode(seed)}
+            marks |= {str(int.from_bytes(seed, "little")).encode()}
+        for score in (row["clip_similarity"], row["lpips"]):
+            if score is not None:
+                marks |= {
+                    f"{score:.6f}".encode(),
+                    repr(score)[:9].encode(),
+                    struct.pack("<f", score),
+                    struct.pack("<d", score),
+                }
+    for secret in (KEY.secret, *(_raw(signer) for signer in (PUBLISHER, ALICE))):
+        marks |= {secret.hex().encode(), secret.hex().upper().encode(), secret, base64.b64encode(secret)}
+    return {mark for mark in marks if len(mark) >= 4}
+
+
+def _raw(signer: CryptoSigner) -> bytes:
+    """A private key's own 32 bytes, which its PEM file holds in base64."""
+    key = load_pem_private_key(signer.private_bytes, password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return key.private_bytes_raw()
+
+
+def seen_in(name: str, data: bytes) -> list[bytes]:
+    """A file as it lies there, its name, and what is inside where that is packed."""
+    views = [name.encode(), data]
+    if name.endswith(".intoto.jsonl"):
+        views += [base64.b64decode(json.loads(line)["payload"]) for line in data.splitlines()]
+    if name.endswith(".parquet"):
+        table = pq.read_table(pa.BufferReader(data))
+        views += [str(table.schema.to_string(show_schema_metadata=True)).encode(), repr(table.schema.metadata).encode()]
+        for column in table.column_names:
+            for value in table[column].to_pylist():
+                value = value if not isinstance(value, dict) else value["bytes"]
+                views.append(value if isinstance(value, bytes) else str(value).encode())
+    return views
+
+
+def pictures_of(public: dict[str, bytes]) -> Iterator[bytes]:
+    for name, data in public.items():
+        if name.endswith(".png"):
+            yield data
+        elif name.startswith("data/") and name.endswith(".parquet"):
+            yield from (value["bytes"] for value in pq.read_table(pa.BufferReader(data))["image"].to_pylist())
+        elif name.endswith(".tar"):
+            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                yield from (tar.extractfile(m).read() for m in tar if m.name.endswith(".png"))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("source_of", [as_folder, as_parquet, as_tar])
+def test_nothing_of_an_original_is_found_outside_restricted(
+    tmp_path: Path,
+    prefect_home: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    source_of: Any,
+) -> None:
+    source, options = source_of(tmp_path)
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    monkeypatch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
+    monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: PlainScorer())
+    model = tmp_path / f"{MARK}Models" / "tiny"
+    model.mkdir(parents=True)
+    options += [f"model.id={model}", "run.shard_size=3", "run.retries=0", "boomerang.steps=2"]
+    key_file = tmp_path / "alice.key"
+    key_file.write_bytes(ALICE.private_bytes)
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", PUBLISHER.private_bytes.decode())
+    options += [f"policy.approvers={{alice: '{signing.public_text(ALICE.public_key)}'}}", "policy.approvals=1"]
+    options += ["policy.max_failed=0.5", "policy.scores={lpips: {min: 0.001}}", "policy.escalate=[0.9]"]
+    options += [f"lineage.to={tmp_path / 'lineage.jsonl'}"]
+    command = ["run", "--source", str(source), "--output", str(tmp_path / "out")]
+    command += [part for option in options for part in ("--set", option)]
+
+    # The second shard fails with a message that names what it was working on.
+    def failing(drawing: Any, batch: Any, attempt: Any) -> Any:
+        if attempt.columns["shard"] == 1:
+            raise RuntimeError(f"{MARK}: {batch[0].record.entry.record_id} of {source}")
+        return original(drawing, batch, attempt)
+
+    original = Drawing.sample
+    with monkeypatch.context() as patch:
+        patch.setattr(Drawing, "sample", failing)
+        failed = CliRunner().invoke(main, command)
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert failed.stderr.startswith("error: 1 of 3 shards failed")
+    done = CliRunner().invoke(main, [*command, "--json"])
+    assert done.exit_code == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert (counts["read"], counts["released"], counts["failed"]) == (9, 7, 2)
+
+    release = Release.at(str(tmp_path / "out"))
+    approved = CliRunner().invoke(main, ["approve", str(tmp_path / "out"), "--key", str(key_file)])
+    assert approved.exit_code == 0, approved.stderr
+    checked = CliRunner().invoke(main, ["verify", str(tmp_path / "out"), "--rescore", "0", "--json"])
+    assert checked.exit_code == 0, checked.stdout
+    assert MARK in (tmp_path / "out/restricted/errors/shard-00001.txt").read_text()
+    found = rows(release)
+    marks = forbidden(source, found)
+    public = tree(release.public.path)
+
+    for name, data in public.items():
+        for view in seen_in(name, data):
+            assert not [mark for mark in marks if mark in view], f"public/{name}"
+    for data in pictures_of(public):
+        assert image_codec.has_metadata(data) == []
+    assert len(list(pictures_of(public))) == 7
+
+    said = capfd.readouterr()
+    runs = [text for result in (failed, done, approved, checked) for text in (result.stdout, result.stderr)]
+    for text in (*runs, said.out, said.err, caplog.text):
+        assert not [mark for mark in marks if mark in text.encode()]
+
+    events = ADDRESS.sub(b"", (tmp_path / "lineage.jsonl").read_bytes())
+    assert events.count(b"\n") == 4  # two that start, one that fails, one that is complete
+    assert not [
+        mark for mark in marks | {row["output_id"].encode() for row in found if row["output_id"]} if mark in events
+    ]
+
+    # Prefect: parameters hold the settings, the source's address among them; nothing else holds anything.
+    assert wait_for(lambda: any(t == "task_run" for t, _, _ in cells(prefect_home)))
+    ids = {row["output_id"].encode() for row in found if row["output_id"]}
+    strict = marks | ids
+    kept: dict[str, list[bytes]] = {}
+    for table, column, value in cells(prefect_home):
+        text = value if isinstance(value, bytes) else str(value).encode()
+        kept.setdefault(f"{table}.{column}", []).append(text)
+    for where, texts in kept.items():
+        text = b"\n".join(texts)
+        text = ADDRESS.sub(b"", text) if where == "flow_run.parameters" else TIMES.sub(b"", text)
+        assert not [mark for mark in strict if mark in text], where
+    plain = {*spellings(MARK), HEX.encode(), KEY.secret, *ids}
+    for path in (p for p in prefect_home.rglob("*") if p.is_file()):  # what the database forgot, and its log
+        data = ADDRESS.sub(b"", path.read_bytes())
+        assert not [mark for mark in plain if mark in data], path.name
+
+
+def test_the_search_finds_what_it_looks_for() -> None:
+    """A search that finds nothing anywhere would pass as well."""
+    for text in (f"xx{MARK}yy", f"x{MARK}", MARK):
+        hidden = [text.encode(), text.encode("utf-16-le"), base64.b64encode(text.encode()), quote(text).encode()]
+        for data in hidden:
+            assert [mark for mark in spellings(MARK) if mark in data], data
+    assert image_codec.has_metadata(jpeg(1, MARK)) != []
+    assert image_codec.has_metadata(png(1, MARK)) != []
+    table = pa.table({"a": [MARK] * 1000})
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd")
+    assert [view for view in seen_in("x.parquet", file.getvalue()) if MARK.encode() in view]
+
+
+def test_planted_marks_are_in_the_originals() -> None:
+    for name, data in pictures().items():
+        assert MARK.encode() in data, name
+        assert MARK in name

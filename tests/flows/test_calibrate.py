@@ -1,0 +1,226 @@
+"""A calibration from source to file, and a release whose level it chooses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from anonymizer import config
+from anonymizer.config import CalibrationConfig
+from anonymizer.errors import ConfigError, OutputError
+from anonymizer.policy import calibration
+from anonymizer.release import preflight
+from anonymizer.storage import parquet
+from flows.cli import main
+from flows.jobs import calibrate as calibrate_job
+from metrics.audit.audit import EVERY
+from metrics.stats.risk import Figure
+from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.prefect_database import cells
+from tests.support.releases import encoded, folder_of, listing, settings
+
+PEOPLE, PHOTOS = 24, 4
+
+
+@pytest.fixture
+def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
+    model = IdealGaussian(size=32)
+    monkeypatch.setattr(calibrate_job, "backbone_of", lambda config: model)
+    return model
+
+
+def source(root: Path, people: int = PEOPLE) -> Path:
+    """``PHOTOS`` photos of each of ``people``, alike but for some noise."""
+    rng = np.random.default_rng(0)
+    faces = rng.uniform(60, 190, (people, 32, 32, 3))
+    items, files = [], {}
+    for person, face in enumerate(faces):
+        for photo in range(PHOTOS):
+            name = f"Wanda_Zx{person:02d}_{photo}.png"
+            pixels = (face + rng.normal(0, 6, face.shape)).clip(0, 255).astype(np.uint8)
+            files[name] = encoded(pixels)
+            items.append({"image": name, "id": name, "who": f"p{person}", "side": person % 2})
+    folder_of(root, files)
+    return listing(root, items)
+
+
+def asked(tmp_path: Path, people: int = PEOPLE, **more: Any) -> CalibrationConfig:
+    run = settings(
+        source(tmp_path / "in", people), tmp_path / "out", source={"kind": "squares", "id": "id"},
+        metrics={"clip": "none"}, boomerang={"sampler": "ddim", "steps": 4},
+    )  # fmt: skip
+    quick = {"features": ["pixels"], "identity": "who", "attacks": ["linkage", "reidentification"], "pairs": 24}
+    where = {"levels": ".3,1", "folder": str(tmp_path / "cal")}
+    return config.build_as(CalibrationConfig, {"run": run.model_dump()} | quick | where | more)
+
+
+def test_a_calibration_holds_the_curve_and_what_it_belongs_to(tmp_path: Path, ideal: IdealGaussian) -> None:
+    summary = calibrate_job.run(asked(tmp_path, attributes=["side"]))
+    assert (summary.pictures, summary.people, summary.levels) == (96, 24, 2)
+    found = calibration.read(str(tmp_path / "cal/calibration.json"))
+    assert found.belongs_to.model_digest == ideal.digest and found.belongs_to.kind == "squares"
+    assert (found.choosing.people, found.confirming.people) == (12, 12)
+    low, high = found.levels
+    assert (low.t_boom, high.t_boom) == (300, 1000) and low.log_snr > high.log_snr
+    for half in ("choosing", "confirming"):
+        before, after = ({r.attack: r.value for r in getattr(level, half)} for level in (low, high))
+        assert before["linkage"] and before["linkage"] > 0.4  # photos of one person are taken for one another
+        assert after["linkage"] is not None and after["linkage"] < 0.2
+    lpips = [level.utility["LPIPS"].value for level in (low, high)]
+    assert lpips[0] is not None and lpips[1] is not None and lpips[0] < lpips[1]
+    assert low.utility["accuracy of side, taught by originals"].value is not None
+
+
+def test_tables_and_plots_lie_beside_it_for_the_owner_alone(tmp_path: Path, ideal: IdealGaussian) -> None:
+    calibrate_job.run(asked(tmp_path))
+    folder = tmp_path / "cal"
+    names = {"calibration.json", "risk.parquet", "utility.parquet"}
+    assert {p.name for p in folder.iterdir()} == names | {
+        f"{n}.{k}" for n in ("risk", "utility") for k in ("svg", "png")
+    }
+    assert folder.stat().st_mode & 0o077 == 0
+    table = parquet.read(calibration.Place.of(str(folder / "risk.parquet")))
+    assert set(table["half"].to_pylist()) == {"choosing", "confirming"} and set(table["level"].to_pylist()) == {
+        0.3,
+        1.0,
+    }
+    for file in folder.iterdir():
+        assert b"Wanda" not in file.read_bytes()
+
+
+def test_a_run_takes_the_level_that_the_calibration_chooses(tmp_path: Path, ideal: IdealGaussian) -> None:
+    asking = asked(tmp_path)
+    calibrate_job.run(asking)
+    tree = asking.run.model_dump(exclude={"boomerang": {"chosen"}})
+    tree["boomerang"]["level"] = {"calibration": str(tmp_path / "cal/calibration.json"), "max_risk": 0.4}
+    settled = config.build(tree)
+    assert settled.boomerang.level == 1.0 and settled.boomerang.chosen is not None
+    tree["boomerang"]["level"]["max_risk"] = 0.01
+    with pytest.raises(ConfigError, match=r"no level.*0\.3: .* 1: "):
+        config.build(tree)
+
+
+def test_repeating_a_calibration_gives_the_same_curve(tmp_path: Path, ideal: IdealGaussian) -> None:
+    first, second = asked(tmp_path), asked(tmp_path, folder=str(tmp_path / "again"))
+    for asking in (first, second):
+        calibrate_job.run(asking)
+    a, b = (calibration.read(f"{asking.folder}/calibration.json") for asking in (first, second))
+    assert a.levels == b.levels
+
+
+def test_an_attack_that_cannot_be_tried_is_there_without_a_number(tmp_path: Path, ideal: IdealGaussian) -> None:
+    calibrate_job.run(asked(tmp_path, identity=None, levels="1"))
+    (level,) = calibration.read(str(tmp_path / "cal/calibration.json")).levels
+    (risk,) = [r for r in level.choosing if r.attack == "reidentification"]
+    assert risk.value is None and risk.note is not None and "audit.identity" in risk.note
+
+
+def test_too_few_people_for_two_halves_are_one_line(tmp_path: Path, ideal: IdealGaussian) -> None:
+    with pytest.raises(ConfigError, match="19 people in the sample: a calibration needs 20 of 10 people"):
+        calibrate_job.run(asked(tmp_path, people=19))
+    assert not (tmp_path / "cal/calibration.json").exists()
+
+
+def test_a_calibration_is_not_written_over(tmp_path: Path, ideal: IdealGaussian) -> None:
+    asking = asked(tmp_path)
+    calibrate_job.run(asking)
+    with pytest.raises(OutputError, match="holds a calibration already"):
+        calibrate_job.check(asking)
+
+
+def test_a_calibration_does_not_go_where_something_lies(tmp_path: Path, ideal: IdealGaussian) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OutputError, match="is there already"):
+        calibrate_job.check(asked(tmp_path, folder=str(tmp_path / "taken")))
+    with pytest.raises(OutputError, match="inside the source"):
+        preflight.check_folder("folder", str(tmp_path / "in/cal"), str(tmp_path / "in"))
+
+
+def test_a_calibration_does_not_go_into_a_release(tmp_path: Path, ideal: IdealGaussian) -> None:
+    folder_of(tmp_path / "release", {"restricted/plan.json": b"{}", "public/a": b""})
+    with pytest.raises(OutputError, match="inside a release"):
+        calibrate_job.check(asked(tmp_path, folder=str(tmp_path / "release/public/cal")))
+
+
+def test_what_failed_leaves_a_private_folder_and_can_be_tried_again(tmp_path: Path, ideal: IdealGaussian) -> None:
+    asking = asked(tmp_path, people=19)
+    with pytest.raises(ConfigError, match="19 people"):
+        calibrate_job.run_for_scheduler(asking, calibrate_job.NOBODY)
+    assert (tmp_path / "cal").stat().st_mode & 0o077 == 0
+    calibrate_job.check(asking)
+
+
+def test_the_confirming_half_shows_the_highest_measured_risk_of_any_attacker() -> None:
+    """One attacker reached more, another has the higher bound since he had fewer trials: both numbers count."""
+    sure = Figure("linkage", "aware", "rank-1", "clip", 200, 200, 0.06, 0.03, 0.102, chance=0.0)
+    vague = Figure("linkage", "unaware", "rank-1", "dlib", 20, 20, 0.05, 0.01, 0.236, chance=0.0)
+    risk = calibrate_job._risk("linkage", [sure, vague])
+    assert (risk.value, risk.high, risk.feature) == (0.06, 0.236, "dlib")
+
+
+def test_an_attack_that_failed_is_not_measured_however_far_it_came() -> None:
+    found = Figure("linkage", "aware", "rank-1", "clip", 200, 200, 0.06, 0.03, 0.102, chance=0.0)
+    failed = Figure("linkage", EVERY, "not run", "", 0, 0, note="failed")
+    assert calibrate_job._risk("linkage", [found, failed]).value is None
+    assert calibrate_job._risk("linkage", []).note == "not tried"
+
+
+def test_a_calibration_needs_a_name_for_what_is_on_the_pictures(tmp_path: Path, ideal: IdealGaussian) -> None:
+    asking = asked(tmp_path)
+    run = asking.run.model_copy(update={"source": asking.run.source.model_copy(update={"kind": None})})
+    with pytest.raises(ConfigError, match=r"source\.kind"):
+        calibrate_job.check(asking.model_copy(update={"run": run}))
+
+
+@pytest.mark.parametrize(
+    ("given", "levels"),
+    [(".1:.4:.1", (0.1, 0.2, 0.3, 0.4)), (".6,.2", (0.2, 0.6)), ("0.5", (0.5,)), ([0.7], (0.7,))],
+)
+def test_levels_are_a_range_or_a_list(tmp_path: Path, given: Any, levels: tuple[float, ...]) -> None:
+    assert asked(tmp_path, levels=given).levels == levels
+
+
+@pytest.mark.parametrize("given", ["0:.9:.1", ".1:.9", ".1:.9:0", "", "high", ".5,.5", "1.2", ".1:9e9:1e-9", "nan"])
+def test_levels_that_cannot_be_are_refused_in_one_line(tmp_path: Path, given: str) -> None:
+    with pytest.raises(ConfigError, match="levels"):
+        asked(tmp_path, levels=given)
+
+
+def test_leaks_are_not_looked_for_without_a_release(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="anonymizer audit"):
+        asked(tmp_path, attacks=["leaks"])
+
+
+def test_the_record_of_a_choice_holds_no_path(tmp_path: Path, ideal: IdealGaussian) -> None:
+    asking = asked(tmp_path)
+    calibrate_job.run(asking)
+    data = json.loads((tmp_path / "cal/calibration.json").read_text())
+    assert str(tmp_path) not in json.dumps(data)
+
+
+@pytest.mark.slow
+def test_the_command_calibrates_through_prefect_which_learns_counts_alone(
+    tmp_path: Path, tiny_model: Path, prefect_home: Path
+) -> None:
+    place = source(tmp_path / "in")
+    folder = tmp_path / "cal"
+    asking = [
+        "calibrate", "--source", str(place), "--kind", "squares", "--model", str(tiny_model), "--levels", ".5,1",
+        "--identity", "who", "--features", "pixels", "--attacks", "linkage", "--folder", str(folder),
+        "--set", "metrics.clip=none", "--set", "metrics.lpips=none", "--set", "source.id=id",
+    ]  # fmt: skip
+    done = CliRunner().invoke(main, [*asking, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (told["pictures"], told["people"], told["levels"]) == (96, 24, 2)
+    assert told["calibration"]["identified"] is True
+    for table, column, value in cells(prefect_home):
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        assert "Wanda_Zx" not in text, f"{table}.{column}"
+    again = CliRunner().invoke(main, asking)
+    assert again.exit_code != 0 and "holds a calibration already" in again.output

@@ -1,0 +1,576 @@
+"""Choosing a level from measured risk: curves solved by hand, files of any kind, and the rule wherever it may stand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anonymizer import report
+from anonymizer.backbones import load_backbone
+from anonymizer.config import BelongsTo, Chosen, ModelConfig, RunConfig, build, build_as, dump, load
+from anonymizer.config import parse as parse_yaml
+from anonymizer.errors import ConfigError, OutputError
+from anonymizer.policy.calibration import (
+    FORMAT,
+    Calibration,
+    Choice,
+    Half,
+    Level,
+    Risk,
+    Utility,
+    choose,
+    parse,
+    read,
+    settle,
+    to_json,
+)
+from anonymizer.release import plan
+from anonymizer.release.assemble import summary
+from anonymizer.storage.layout import Release
+from flows.cli import main
+from flows.jobs import release as release_job
+from tests.support import ROOT
+from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.releases import HEX, KEY, PlainScorer, begin, handed_out, people, run, settings, tree
+
+KIND = "faces of adults"
+IDEAL = IdealGaussian().digest
+RULE = {"calibration": "c.json", "max_risk": 0.05}
+SETTINGS: dict[str, Any] = {
+    "source": {"uri": "in", "kind": KIND},
+    "output": {"uri": "out"},
+    "boomerang": {"level": 0.6, "steps": 2},
+}
+
+
+def risk(attack: str, high: float | None, value: float | None = None) -> Risk:
+    middle = None if high is None else high / 2 if value is None else value
+    return Risk(
+        attack=attack, attacker="aware", measure="rank-1", feature="pixels", n=100, subjects=50,
+        value=middle, low=None if high is None else 0.0, high=high, note="too few" if high is None else None,
+    )  # fmt: skip
+
+
+Highs = Mapping[str, float | None]
+
+
+def level(share: float, highs: Highs | float | None, confirming: Highs | float | None = 0.0) -> Level:
+    """A level with upper bounds in the choosing half, and with values in the confirming one, whose bounds are twice."""
+
+    def by_attack(numbers: Highs | float | None) -> Highs:
+        return numbers if isinstance(numbers, Mapping) else {"linkage": numbers}
+
+    return Level(
+        level=share,
+        t_boom=round(1000 * share),
+        log_snr=1 - 10 * share,
+        choosing=tuple(risk(name, high) for name, high in by_attack(highs).items()),
+        confirming=tuple(
+            risk(name, None if v is None else 2 * v, v)
+            for name, v in (
+                {**by_attack(highs), **dict.fromkeys(by_attack(highs), 0.0)} | by_attack(confirming)
+            ).items()
+        ),
+        utility={"accuracy": Utility(value=1 - share, low=0.1, high=0.9)},
+    )
+
+
+def calibration(*levels: Level, config: RunConfig | None = None, digest: str = IDEAL) -> Calibration:
+    return Calibration(
+        format=FORMAT,
+        belongs_to=BelongsTo.of(config or build(SETTINGS), digest),
+        made="2026-11-01T12:00:00+00:00",
+        code_version="0.1.0",
+        choosing=Half(pictures=100, people=50),
+        confirming=Half(pictures=98, people=49),
+        levels=levels,
+    )
+
+
+CURVE = calibration(level(0.2, 1.0), level(0.4, 0.3), level(0.6, 0.05), level(0.8, 0.01))
+
+
+def refused(work: Callable[[], Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with ``c.json``, the curve that gives 0.6 for a risk of 0.05."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_bytes(to_json(CURVE))
+    return tmp_path
+
+
+def ruled(*overrides: str, **rule: Any) -> RunConfig:
+    return build(SETTINGS | {"boomerang": {"level": RULE | rule, "steps": 2}}, overrides)
+
+
+# -- choosing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("max_risk", "chosen"), [(0.009, None), (0.01, 0.8), (0.049, 0.8), (0.05, 0.6), (0.3, 0.4), (0.999, 0.4)]
+)
+def test_the_smallest_level_whose_upper_bound_holds_is_taken(max_risk: float, chosen: float | None) -> None:
+    if chosen is None:
+        refused(lambda: choose(CURVE, max_risk))
+    else:
+        assert choose(CURVE, max_risk).level == chosen
+
+
+def test_a_lucky_low_level_is_not_taken() -> None:
+    curve = calibration(level(0.2, 0.01), level(0.4, 0.2), level(0.6, 0.04), level(0.8, 0.05))
+    assert choose(curve, 0.05).level == 0.6
+    assert choose(curve, 0.2).level == 0.2
+
+
+def test_levels_may_stand_in_any_order() -> None:
+    curve = calibration(level(0.6, 0.05), level(0.2, 1.0), level(0.8, 0.01), level(0.4, 0.3))
+    assert choose(curve, 0.05) == choose(CURVE, 0.05)
+
+
+def test_the_upper_bound_counts_and_not_the_value() -> None:
+    one = level(0.9, 0.3).model_copy(update={"choosing": (risk("linkage", 0.3, value=0.01),)})
+    assert "0.9: 0.300 linkage" in refused(lambda: choose(calibration(one), 0.1))
+
+
+def test_every_attack_must_hold() -> None:
+    curve = calibration(level(0.4, {"linkage": 0.04, "leaks": 0.2}), level(0.8, {"linkage": 0.04, "leaks": 0.03}))
+    assert choose(curve, 0.05).level == 0.8
+    assert choose(curve, 0.05).attacks == ("leaks", "linkage")
+
+
+def test_a_promise_may_be_about_some_attacks_only() -> None:
+    curve = calibration(
+        level(0.4, {"linkage": 0.9, "leaks": 0.02}, {"linkage": 0.9, "leaks": 0.01}),
+        level(0.8, {"linkage": 0.9, "leaks": 0.01}, {"linkage": 0.9, "leaks": 0.01}),
+    )
+    assert choose(curve, 0.05, ["leaks"]) == Choice(0.4, 0.05, ("leaks",), 0.02, 0.01, 0.02)
+    assert "0.4: 0.900 linkage, 0.8: 0.900 linkage" in refused(lambda: choose(curve, 0.05))
+
+
+@pytest.mark.parametrize("unmeasured", [{"linkage": 0.01, "leaks": None}, {"linkage": 0.01}])
+def test_what_could_not_be_measured_counts_as_too_high(unmeasured: Highs) -> None:
+    """Whether it stands there without a number, or does not stand there at all."""
+    full = {"linkage": 0.01, "leaks": 0.01}
+    assert choose(calibration(level(0.4, unmeasured), level(0.8, full)), 0.05).level == 0.8
+    line = refused(lambda: choose(calibration(level(0.4, full), level(0.8, unmeasured)), 0.05))
+    assert "upper bounds are 0.4: 0.010 linkage, 0.8: leaks not measured: raise max_risk" in line
+
+
+def test_other_people_must_confirm_the_choice() -> None:
+    curve = calibration(level(0.4, 0.04, 0.08), level(0.8, 0.01, 0.01))
+    line = refused(lambda: choose(curve, 0.05))
+    assert "boomerang.level: 0.4 was chosen for a risk of at most 0.05, and the people who were to confirm" in line
+    assert "show 0.080 linkage (upper bound 0.160 linkage): raise max_risk, or calibrate with more people" in line
+    assert choose(curve, 0.03) == Choice(0.8, 0.03, ("linkage",), 0.01, 0.01, 0.02)
+
+
+def test_what_confirms_is_the_value_and_its_bound_is_told() -> None:
+    assert choose(calibration(level(0.4, 0.04, 0.05)), 0.05) == Choice(0.4, 0.05, ("linkage",), 0.04, 0.05, 0.1)
+
+
+def test_a_confirmation_without_a_number_is_none() -> None:
+    line = refused(lambda: choose(calibration(level(0.4, 0.04, None)), 0.05))
+    assert "show linkage not measured" in line
+
+
+def test_where_no_level_holds_the_error_is_the_curve_and_what_to_do() -> None:
+    line = refused(lambda: choose(CURVE, 0.001))
+    assert "no level, taken from the strongest down, keeps the risk at or below 0.001" in line
+    assert "0.2: 1.000 linkage, 0.4: 0.300 linkage, 0.6: 0.050 linkage, 0.8: 0.010 linkage" in line
+    assert "raise max_risk, calibrate with more people, or name the attacks that the promise is about" in line
+
+
+@pytest.mark.parametrize("max_risk", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
+def test_a_promise_that_nobody_can_keep_or_break_is_refused(max_risk: float) -> None:
+    assert f"boomerang.level.max_risk must be in (0, 1), got {max_risk:g}" in refused(lambda: choose(CURVE, max_risk))
+
+
+def test_a_promise_about_an_attack_that_was_not_tried_is_refused() -> None:
+    assert "did not try 'parrot': name some of linkage" in refused(lambda: choose(CURVE, 0.05, ["linkage", "parrot"]))
+    assert "boomerang.level.attacks: names none" in refused(lambda: choose(CURVE, 0.05, []))
+
+
+def test_a_calibration_that_tried_nothing_promises_nothing() -> None:
+    assert "tried no attack" in refused(lambda: choose(calibration(level(0.4, {}, {})), 0.05))
+
+
+def test_a_calibration_without_a_kind_is_not_begun() -> None:
+    line = refused(lambda: BelongsTo.of(build(SETTINGS, ["source.kind=null"]), IDEAL))
+    assert line.startswith("source.kind: missing: say in a few words what is on the pictures (--set source.kind=")
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_calibration_survives_its_file(there: Path) -> None:
+    assert read("c.json") == read(str(there / "c.json")) == read((there / "c.json").as_uri()) == CURVE
+    assert json.loads(to_json(CURVE))["format"] == "anonymizer calibration 1"
+
+
+numbers = st.none() | st.floats(-5, 5)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z0-9_-]+", fullmatch=True), numbers, max_size=4), st.floats(0.001, 1))
+def test_any_calibration_survives_its_file(highs: Highs, share: float) -> None:
+    curve = calibration(level(share, highs, highs))
+    assert parse(to_json(curve), "c.json") == curve
+
+
+@given(st.data())
+def test_a_file_that_was_cut_is_one_line(data: st.DataObject) -> None:
+    whole = to_json(CURVE)
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    assert refused(lambda: parse(cut, "c.json")).startswith("calibration 'c.json': is damaged")
+
+
+@given(st.data(), st.binary(min_size=1, max_size=8))
+def test_a_garbled_file_is_one_line_or_a_calibration(data: st.DataObject, noise: bytes) -> None:
+    whole = to_json(CURVE)
+    at = data.draw(st.integers(0, len(whole)))
+    garbled = whole[:at] + noise + whole[at + data.draw(st.integers(0, 8)) :]
+    try:
+        parse(garbled, "c.json")
+    except ConfigError as error:
+        assert str(error).startswith("calibration 'c.json': ")
+        assert "\n" not in str(error)
+
+
+@given(st.binary(max_size=60) | st.recursive(st.none(), lambda x: st.lists(x)).map(lambda x: json.dumps(x).encode()))
+def test_any_bytes_are_one_line(data: bytes) -> None:
+    assert "is damaged, or no calibration: restore it, or calibrate again" in refused(lambda: parse(data, "c.json"))
+
+
+def changed(path: str, value: Any) -> bytes:
+    """The file with one value changed, or removed."""
+    whole = json.loads(to_json(CURVE))
+    *parents, key = (int(part) if part.isdigit() else part for part in path.split("."))
+    node = whole
+    for part in parents:
+        node = node[part]
+    if value is ...:
+        del node[key]
+    else:
+        node[key] = value
+    return json.dumps(whole).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("format", "anonymizer calibration 2", "has a format that is not 'anonymizer calibration 1': calibrate again"),
+        ("format", ..., "is damaged, or no calibration"),
+        ("levels", ..., "is damaged at levels: restore it"),
+        ("levels", [], "is damaged at levels"),
+        ("belongs_to.kind", ..., "is damaged at belongs_to.kind"),
+        ("belongs_to.steps", ..., "is damaged at belongs_to.steps"),
+        ("belongs_to.quality", "95", "is damaged at belongs_to.quality"),
+        ("levels.0.utility", ..., "is damaged at levels.0.utility"),
+        ("levels.0.level", 0, "is damaged at levels.0.level"),
+        ("levels.0.level", 0.8, "is damaged at levels"),  # twice
+        ("levels.0.level", True, "is damaged at levels.0.level"),
+        ("levels.0.log_snr", float("nan"), "is damaged at levels.0.log_snr"),
+        ("levels.0.choosing.0.attack", "two\nlines", "is damaged at levels.0.choosing.0.attack"),
+        ("levels.0.choosing.0.high", ..., "is damaged at levels.0.choosing.0.high"),
+        ("levels.0.choosing.0.high", "0.01", "is damaged at levels.0.choosing.0.high"),
+        ("levels.0.choosing.0.high", None, "is damaged at levels.0.choosing.0"),  # a value without its bound
+        ("levels.0.choosing", [risk("a", 1).model_dump()] * 2, "is damaged at levels.0.choosing"),
+        ("levels.0.surprise\nhere", 1, "is damaged, or no calibration"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_one_line(path: str, value: Any, line: str) -> None:
+    assert refused(lambda: parse(changed(path, value), "c.json")).startswith(f"calibration 'c.json': {line}")
+
+
+def test_a_file_that_cannot_be_had_is_one_line_without_its_address(tmp_path: Path) -> None:
+    secret = tmp_path / "secret project"
+    secret.mkdir()
+    for uri, line in (
+        (f"{secret}/c.json", "calibration 'c.json': no such file: check boomerang.level.calibration"),
+        (f"memory://{secret}/c.json", "calibration 'c.json': no such file"),
+        (f"nosuch://{secret}/c.json?signed=1", "calibration 'c.json': its address cannot be opened"),
+        (f"{secret}/", "calibration 'secret project': cannot be read (IsADirectoryError)"),
+    ):
+        assert (said := refused(lambda uri=uri: read(uri))).startswith(line)
+        assert str(tmp_path) not in said
+
+
+def test_every_key_of_the_file_is_documented() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = text.partition("## `calibration.json`")[2].partition("\n## ")[0]
+    for part in (Calibration, BelongsTo, Half, Level, Risk, Utility, Chosen):
+        for name in part.model_fields:
+            assert (
+                f"`{name}`" in section or f".{name}`" in section or f".{name}[]`" in section or f"`{name}[]`" in section
+            )
+
+
+# -- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_in_a_file_becomes_a_number_and_a_record(there: Path) -> None:
+    (there / "run.yaml").write_text(
+        f"source: {{uri: in, kind: {KIND}}}\noutput: {{uri: out}}\n"
+        "boomerang:\n  steps: 2\n  level: {calibration: c.json, max_risk: 0.05}\n"
+    )
+    config = load(there / "run.yaml")
+    assert config.boomerang.level == 0.6
+    chosen = config.boomerang.chosen
+    assert chosen is not None
+    assert chosen.calibration == hashlib.sha256((there / "c.json").read_bytes()).hexdigest()
+    assert (chosen.level, chosen.max_risk, chosen.attacks) == (0.6, 0.05, ("linkage",))
+    assert (chosen.choosing_high, chosen.confirming_value, chosen.confirming_high) == (0.05, 0.0, 0.0)
+    assert chosen.belongs_to == CURVE.belongs_to
+    assert "c.json" not in dump(config)
+    assert load(there / "run.yaml", ["boomerang.level.max_risk=0.3"]).boomerang.level == 0.4
+
+
+def test_a_rule_may_be_given_as_an_override(there: Path) -> None:
+    rule = f"boomerang.level={{calibration: {(there / 'c.json').as_uri()}, max_risk: 0.02, attacks: [linkage]}}"
+    assert build(SETTINGS, [rule]).boomerang.level == 0.8
+    assert build(SETTINGS, [rule, "boomerang.level.max_risk=0.3"]).boomerang.level == 0.4
+
+
+def test_a_number_is_left_alone() -> None:
+    assert settle(SETTINGS) == SETTINGS
+    assert build(SETTINGS).boomerang.chosen is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ({"max_rsk": 0.05}, "boomerang.level.max_rsk: unknown key: did you mean 'max_risk'?"),
+        ({"zzz": 1}, "boomerang.level.zzz: unknown key: known keys: attacks, calibration, max_risk"),
+        ({"max_risk": "much"}, "boomerang.level.max_risk: Input should be a valid number"),
+        ({"max_risk": True}, "boomerang.level.max_risk must be a number, got true"),
+        ({"max_risk": 0}, "boomerang.level.max_risk must be in (0, 1), got 0"),
+        ({"attacks": "linkage"}, "boomerang.level.attacks: is a list, got 'linkage': put it in square brackets"),
+        ({"attacks": []}, "boomerang.level.attacks: names none"),
+        ({"attacks": ["parrot"]}, "boomerang.level.attacks: the calibration did not try 'parrot'"),
+        ({"calibration": "s3://me:hunter2@host/c.json"}, "boomerang.level.calibration holds a password"),
+        ({"calibration": " "}, "boomerang.level.calibration must name a folder, file or prefix"),
+        ({"calibration": "none.json"}, "calibration 'none.json': no such file"),
+        ({"max_risk": 0.001}, "0.2: 1.000 linkage, 0.4: 0.300 linkage"),
+    ],
+)
+def test_a_wrong_rule_is_one_line(there: Path, rule: dict[str, Any], line: str) -> None:
+    said = refused(lambda: ruled(**rule))
+    assert line in said
+    assert "hunter2" not in said
+
+
+def test_what_a_rule_lacks_is_named(there: Path) -> None:
+    assert "boomerang.level.calibration: missing" in refused(lambda: build(SETTINGS, ["boomerang.level={}"]))
+
+
+def test_other_mistakes_are_said_before_the_calibration_is_asked(there: Path) -> None:
+    said = refused(lambda: ruled("run.treads=1", calibration="none.json"))
+    assert "run.treads: unknown key" in said
+    assert "none.json" not in said
+
+
+OTHERS = {
+    "model.dtype": "bfloat16", "boomerang.sampler": "ddim", "boomerang.steps": None, "source.fit": "pad",
+    "output.image": "jpeg", "output.quality": 50, "output.size": "original", "source.kind": "chest X-rays",
+    "model.size": 128, "model.variant": "fp16", "model.prompt": "a face", "model.negative_prompt": "a cat",
+    "model.guidance": 2.0,
+    "model.vae_tiling": True, "model.tile_overlap": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_calibration_is_refused_with_other_settings(there: Path, key: str) -> None:
+    value = OTHERS[key]
+    words = "null" if value is None else repr(value)
+    line = rf"{key}: the calibration was made with "
+    rule = {"boomerang.level": RULE | {"max_risk": 0.001}}  # which no level holds, but that is not what is said first
+    said = refused(lambda: build(SETTINGS, (), rule | {key: value}))
+    assert said.startswith(line)
+    assert f", not {words}: use that, or calibrate anew" in said
+    stored = parse_yaml(dump(ruled()), "config.yaml")
+    assert refused(lambda: build(stored, (), {key: value})).startswith(line)
+
+
+def test_every_setting_that_changes_pixels_is_one_that_a_calibration_belongs_to() -> None:
+    from tests.config.test_config import PIXELS
+
+    assert set(OTHERS) == set(PIXELS) - {"boomerang.level"} | {"source.kind"}
+
+
+def test_a_rule_needs_to_know_the_kind_of_pictures(there: Path) -> None:
+    said = refused(lambda: ruled("source.kind=null"))
+    assert said == f"source.kind: missing: the calibration is for '{KIND}': set it to that if it is true here"
+
+
+@pytest.mark.parametrize("kind", ["''", "' '", '"a\\nb"', "3"])
+def test_a_kind_is_a_few_words(kind: str) -> None:
+    assert refused(lambda: build(SETTINGS, [f"source.kind={kind}"])).startswith("source.kind")
+    assert build(SETTINGS, [f"source.kind=' {KIND} '"]).source.kind == KIND
+
+
+def test_kinds_that_differ_late_are_different(there: Path) -> None:
+    kind = "x" * 100
+    (there / "c.json").write_bytes(
+        to_json(calibration(level(0.6, 0.01), config=build(SETTINGS, [f"source.kind={kind}"])))
+    )
+    assert ruled(f"source.kind={kind}").boomerang.level == 0.6
+    assert "source.kind" in refused(lambda: ruled(f"source.kind={kind}y"))
+
+
+# -- what follows from it ---------------------------------------------------------------------------------------------
+
+
+def test_a_stored_config_builds_again_without_the_file(there: Path) -> None:
+    config = ruled()
+    (there / "c.json").unlink()
+    assert build(parse_yaml(dump(config), "config.yaml")) == config
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_level_by_hand_does_not_keep_the_record_of_a_choice(there: Path) -> None:
+    stored = parse_yaml(dump(ruled()), "config.yaml")
+    said = refused(lambda: build(stored, ["boomerang.level=0.3"]))
+    assert said == (
+        "boomerang.level: is 0.3, and boomerang.chosen says that a calibration gave 0.6: set boomerang.chosen=null to "
+        "choose a level by hand"
+    )
+    by_hand = build(stored, ["boomerang.level=0.3", "boomerang.chosen=null"])
+    assert (by_hand.boomerang.level, by_hand.boomerang.chosen) == (0.3, None)
+    again = build(stored, ["boomerang.level={calibration: c.json, max_risk: 0.3}"])
+    assert (again.boomerang.level, again.boomerang.chosen and again.boomerang.chosen.max_risk) == (0.4, 0.3)
+
+
+def test_neither_the_choice_nor_the_kind_changes_the_fingerprint(there: Path) -> None:
+    plain = build(SETTINGS, ["source.kind=null"])
+    assert ruled().fingerprint("m") == plain.fingerprint("m") == build(SETTINGS).fingerprint("m")
+
+
+def test_a_record_is_not_offered_as_a_setting() -> None:
+    assert "known keys: level, sampler, samples, steps" in refused(lambda: build(SETTINGS, ["boomerang.zzz=1"]))
+    assert refused(lambda: build(SETTINGS, ["boomerang=1"])).endswith("its keys are level, sampler, steps, samples")
+
+
+def test_another_model_than_the_calibrations_is_refused_when_planning(there: Path) -> None:
+    (there / "c.json").write_bytes(to_json(calibration(level(0.6, 0.01), digest="a" * 64)))
+    people(there / "in")
+    said = refused(lambda: begin(ruled()))
+    assert said.startswith("model.id: the calibration was made with 'bundled:faces-64' (SHA-256 'aaaaaaaaaaaa'), not ")
+    assert not (there / "out").exists()
+
+
+def ruled_run(there: Path, **rule: Any) -> RunConfig:
+    return settings("in", "out", source={"kind": KIND}, boomerang={"level": RULE | rule})
+
+
+def test_a_release_with_a_rule_is_the_one_with_its_number_and_tells_only_the_custodian(there: Path) -> None:
+    people(there / "in")
+    config = ruled_run(there)
+    release = run(config)
+    plain = run(settings("in", "plain", boomerang={"level": 0.6}))
+    assert handed_out(release)[0] == handed_out(plain)[0]
+    assert handed_out(release)[1].equals(handed_out(plain)[1])
+    public = b"".join(tree(release.public.path).values())
+    for word in ("calibration", KIND, "c.json"):
+        assert word.encode() not in public
+    assert "max_risk: 0.05" in Path(release.config.path).read_text()
+    assert "c.json" not in Path(release.config.path).read_text()
+    the_plan = plan.read(release)
+    report.write_restricted(release, the_plan, config, summary(release, the_plan))
+    assert "chosen from a calibration for a risk of at most 0.05 (linkage)" in Path(release.report.path).read_text()
+
+
+def test_a_begun_release_is_finished_with_the_same_rule_or_from_what_it_kept(there: Path) -> None:
+    people(there / "in")
+    release = begin(ruled_run(there))
+    begin(ruled_run(there))
+    (there / "c.json").rename(there / "gone")
+    begin(load(release.config.path))
+    for other in (
+        settings("in", "out", source={"kind": KIND}, boomerang={"level": 0.6}),
+        ruled_run(there, max_risk=0.06, calibration="gone"),
+    ):
+        with pytest.raises(OutputError, match=r"was begun with boomerang\.level chosen in another way: use the settin"):
+            begin(other)
+    with pytest.raises(OutputError, match=r"was begun with boomerang\.level 0\.6, not 0\.4"):
+        begin(ruled_run(there, max_risk=0.3, calibration="gone"))
+
+
+def test_the_flow_settles_a_rule_once_and_its_tasks_see_the_number(
+    there: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deployment hands the flow the nested mappings of a YAML file."""
+    from flows import release as flows_release
+
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    monkeypatch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
+    monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: PlainScorer())
+    original, seen = release_job.run_shard, list[RunConfig]()
+
+    def run_shard(config: RunConfig, *rest: Any) -> Any:
+        (there / "c.json").unlink(missing_ok=True)  # nobody needs it by now
+        seen.append(config)
+        return original(config, *rest)
+
+    monkeypatch.setattr(release_job, "run_shard", run_shard)
+    people(there / "in")
+    given = SETTINGS | {"boomerang": {"level": RULE, "steps": 2}, "run": {"shard_size": 2}}
+    assert flows_release.release(given)["released"] == 5
+    assert [config.boomerang.level for config in seen] == [0.6] * 3
+    assert Release.at("out").is_complete
+    (there / "c.json").write_bytes(b"{}")
+    assert "is damaged, or no calibration" in refused(lambda: flows_release.release(given))
+
+
+def test_the_command_line_plans_and_refuses_by_a_rule(
+    there: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    monkeypatch.setenv("COLUMNS", "200")
+    people(there / "in")
+    config = build(SETTINGS, [f"model.id={tiny_model}"])
+    digest = load_backbone(ModelConfig(id=str(tiny_model))).digest
+    (there / "tiny.json").write_bytes(to_json(calibration(*CURVE.levels, config=config, digest=digest)))
+
+    def told(rule: str) -> Any:
+        sets = [f"boomerang.level={rule}", f"source.kind={KIND}", "boomerang.steps=2"]
+        sets += ["metrics.clip=none", "metrics.lpips=none"]
+        words = [word for one in sets for word in ("--set", one)]
+        options = ["--source", "in", "--output", "out", "--model", str(tiny_model)]
+        return CliRunner().invoke(main, ["plan", *options, *words])
+
+    done = told("{calibration: tiny.json, max_risk: 0.05}")
+    assert done.exit_code == 0, done.stderr
+    assert "t_boom 600 of 1000" in done.stdout
+    assert "chosen from a calibration for a risk of at most 0.05 (linkage)" in done.stdout
+    for rule, line in (
+        ("{calibration: tiny.json, max_risk: 0.001}", "error: boomerang.level: no level"),
+        ("{calibration: c.json, max_risk: 0.05}", "error: model.id: the calibration was made with 'bundled:faces-64'"),
+    ):
+        done = told(rule)
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith(line)
+    assert not (there / "out").exists()
+
+
+def test_an_audits_settings_have_no_rule() -> None:
+    from anonymizer.config import AuditConfig
+
+    with pytest.raises(ConfigError, match="boomerang: unknown key"):
+        build_as(AuditConfig, {"release": "x", "boomerang": {"level": RULE}})
+
+
+def test_a_plan_is_made_from_a_rule(there: Path) -> None:
+    assert plan.describe(ruled(), IdealGaussian(), KEY, 5).t_boom == 600

@@ -1,0 +1,235 @@
+"""The event log: whatever was done to it is found, and nobody who writes to it breaks it."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import itertools
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anonymizer.errors import IntegrityError
+from anonymizer.release import event_log
+from anonymizer.release.event_log import Head
+from anonymizer.storage.layout import Release
+
+many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    return Release.at(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def log(release: Release) -> Path:
+    """A log of five events."""
+    for number in range(5):
+        event_log.record(release, "shard committed", actor="ada", shard=number)
+    return Path(release.events.path)
+
+
+def lines(log: Path) -> list[bytes]:
+    return log.read_bytes().splitlines(keepends=True)
+
+
+def test_what_is_recorded_is_read_in_order(release: Release) -> None:
+    assert event_log.read(release) == []
+    for number in range(3):
+        head = event_log.record(release, "shard committed", actor="ada", shard=number)
+        assert head.count == number + 1
+    found = event_log.read(release)
+    assert [event["details"] for event in found] == [{"shard": 0}, {"shard": 1}, {"shard": 2}]
+    assert {(event["event"], event["actor"]) for event in found} == {("shard committed", "ada")}
+
+
+def test_each_line_holds_its_own_hash_and_that_of_the_line_before(log: Path) -> None:
+    before = "0" * 64
+    for number, line in enumerate(lines(log), start=1):
+        told = json.loads(line)
+        own = told.pop("sha256")
+        assert own == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        assert (told["n"], told["previous"]) == (number, before)
+        before = hashlib.sha256(line.rstrip(b"\n")).hexdigest()
+
+
+def test_any_flipped_bit_is_found_in_the_last_line_too(release: Release, log: Path) -> None:
+    data = log.read_bytes()
+    with open(log, "r+b", buffering=0) as raw:
+        for position, bit in itertools.product(range(len(data)), range(8)):
+            os.pwrite(raw.fileno(), bytes([data[position] ^ 1 << bit]), position)
+            with pytest.raises(IntegrityError, match=r"^events: [^\n]*restore events\.jsonl$"):
+                event_log.read(release)
+            os.pwrite(raw.fileno(), data[position : position + 1], position)
+    assert len(event_log.read(release)) == 5
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_line_that_is_removed_or_stands_twice_is_found(release: Release, log: Path, number: int) -> None:
+    there = lines(log)
+    log.write_bytes(b"".join(there[:number] + there[number + 1 :]))
+    if number < 4:
+        with pytest.raises(IntegrityError, match=f"line {number + 1} does not follow"):
+            event_log.read(release)
+    log.write_bytes(b"".join([*there[: number + 1], *there[number:]]))
+    with pytest.raises(IntegrityError, match=f"line {number + 2} does not follow"):
+        event_log.read(release)
+
+
+def test_lines_in_any_other_order_are_found(release: Release, log: Path) -> None:
+    there = lines(log)
+    for order in itertools.permutations(range(5)):
+        log.write_bytes(b"".join(there[i] for i in order))
+        if list(order) == sorted(order):
+            assert len(event_log.read(release)) == 5
+        else:
+            with pytest.raises(IntegrityError):
+                event_log.read(release)
+
+
+def test_lines_of_another_log_are_found(release: Release, log: Path, tmp_path: Path) -> None:
+    other = Release.at(str(tmp_path / "other"))
+    for number in range(5):
+        event_log.record(other, "shard committed", actor="ada", shard=number + 10)
+    for number in range(1, 5):
+        log.write_bytes(b"".join(lines(log)[:number] + lines(Path(other.events.path))[number:]))
+        with pytest.raises(IntegrityError):
+            event_log.read(release)
+
+
+@many
+@given(line=st.binary(max_size=60) | st.sampled_from([b"", b"{}", b"[]", b"null", b"1", b"[" * 5000]))
+def test_a_line_that_is_inserted_is_found(release: Release, log: Path, line: bytes) -> None:
+    there = lines(log)[:5]
+    log.write_bytes(b"".join([*there[:2], line + b"\n", *there[2:]]))
+    with pytest.raises(IntegrityError):
+        event_log.read(release)
+    log.write_bytes(b"".join(there))
+
+
+def test_a_line_that_is_made_up_with_hashes_of_its_own_does_not_fit_what_follows(release: Release, log: Path) -> None:
+    there = lines(log)
+    told = json.loads(there[1]) | {"details": {"shard": 99}}
+    del told["sha256"]
+    told["sha256"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    made_up = json.dumps(told, sort_keys=True).encode() + b"\n"
+    log.write_bytes(b"".join([there[0], made_up]))
+    assert len(event_log.read(release)) == 2, "it is spelled as it should be"
+    log.write_bytes(b"".join([there[0], made_up, *there[2:]]))
+    with pytest.raises(IntegrityError, match="line 3 does not follow"):
+        event_log.read(release)
+
+
+def test_a_statement_that_speaks_of_the_log_tells_that_lines_were_cut_off(release: Release, log: Path) -> None:
+    head = event_log.record(release, "sealed")
+    event_log.record(release, "published")
+    assert event_log.holds(release, head) and event_log.holds(release, Head(0, event_log.FIRST))
+    log.write_bytes(b"".join(lines(log)[:5]))
+    assert len(event_log.read(release)) == 5, "the chain alone does not tell"
+    assert not event_log.holds(release, head)
+    event_log.record(release, "sealed", more=1)
+    assert not event_log.holds(release, head)
+    log.unlink()
+    assert not event_log.holds(release, head) and event_log.holds(release, Head(0, event_log.FIRST))
+
+
+@pytest.mark.parametrize("left", [0, 1, 40, -2, -1])
+def test_a_last_line_that_was_cut_off_is_repaired_by_the_next_event(release: Release, log: Path, left: int) -> None:
+    there = lines(log)
+    log.write_bytes(b"".join(there[:4]) + there[4][:left])
+    if left:
+        with pytest.raises(IntegrityError):
+            event_log.read(release)
+    event_log.record(release, "started")
+    assert [event["event"] for event in event_log.read(release)] == ["shard committed"] * 4 + ["started"]
+
+
+def test_a_first_line_that_was_cut_off_is_repaired_too(release: Release, log: Path) -> None:
+    log.write_bytes(log.read_bytes()[:10])
+    assert event_log.record(release, "started").count == 1
+    assert [event["event"] for event in event_log.read(release)] == ["started"]
+
+
+@pytest.mark.parametrize("data", [b"garbage\n", b"{}\n", b'{"n": "x"}\n', b"[1]\n"])
+def test_nothing_is_added_to_what_is_no_log(release: Release, data: bytes) -> None:
+    release.events.write(data)
+    with pytest.raises(IntegrityError, match="last line is damaged"):
+        event_log.record(release, "started")
+    assert release.events.read() == data
+
+
+def test_a_long_log_is_continued_without_being_read(release: Release) -> None:
+    for number in range(300):
+        head = event_log.record(release, "shard committed", actor="a" * 200, shard=number)
+    assert os.path.getsize(release.events.path) > event_log.TAIL
+    assert head.count == len(event_log.read(release)) == 300
+
+
+def test_threads_that_write_at_once_keep_the_chain(release: Release) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        heads = list(pool.map(lambda n: event_log.record(release, "shard committed", shard=n), range(40)))
+    assert sorted(event["details"]["shard"] for event in event_log.read(release)) == list(range(40))
+    assert sorted(head.count for head in heads) == list(range(1, 41))
+    assert all(event_log.holds(release, head) for head in heads)
+
+
+def test_processes_that_write_at_once_keep_the_chain(release: Release) -> None:
+    code = (
+        "import sys; from anonymizer.release import event_log; from anonymizer.storage.layout import Release\n"
+        "for n in range(10): event_log.record(Release.at(sys.argv[1]), 'shard committed', by=sys.argv[2], shard=n)"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(release.root), str(i)]) for i in range(3)]
+    assert [process.wait(60) for process in running] == [0] * 3
+    found = [(event["details"]["by"], event["details"]["shard"]) for event in event_log.read(release)]
+    assert sorted(found) == [(str(i), n) for i in range(3) for n in range(10)]
+    assert [n for by, n in found if by == "0"] == list(range(10)), "each in its own order"
+
+
+def test_a_log_in_an_object_store_is_a_chain_too() -> None:
+    release = Release.at("memory://events")
+    try:
+        for number in range(3):
+            head = event_log.record(release, "shard committed", shard=number)
+        release.events.write(release.events.read() + b'{"cut')
+        assert event_log.record(release, "started").count == 4
+        assert event_log.holds(release, head) and len(event_log.read(release)) == 4
+    finally:
+        release.root.remove()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_the_log_is_for_its_owner_alone(release: Release) -> None:
+    before = os.umask(0)
+    try:
+        event_log.record(release, "planned")
+    finally:
+        os.umask(before)
+    folder = Path(release.restricted.path)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_who_acts_is_whom_the_environment_names_or_the_user_of_the_machine(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(event_log.ACTOR, " Ada ")
+    assert event_log.whoever() == "Ada"
+    monkeypatch.delenv(event_log.ACTOR)
+    assert event_log.whoever() == f"{getpass.getuser()}@{socket.gethostname()}"
+
+    def nobody() -> Any:
+        raise KeyError("uid")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    assert event_log.whoever() == f"user {os.getuid()}@{socket.gethostname()}"

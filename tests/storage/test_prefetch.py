@@ -1,0 +1,73 @@
+"""Work that threads do ahead: in order, bounded, and ended when nobody asks any more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from time import sleep
+
+import pytest
+
+from anonymizer.storage.prefetch import ahead
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "reader"]
+
+
+def test_items_come_in_order_whatever_each_takes() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        slow_first = ahead(lambda i: (sleep(0.02 / (1 + i)), i * i)[1], range(20), pool, depth=5)
+        assert list(slow_first) == [i * i for i in range(20)]
+    assert not readers()
+
+
+def test_items_are_read_while_nobody_asks_and_never_more_than_the_depth() -> None:
+    read: list[int] = []
+    full = threading.Event()
+
+    def items() -> Iterator[int]:
+        for i in range(50):
+            read.append(i)
+            if len(read) == 5:
+                full.set()
+            yield i
+
+    with ThreadPoolExecutor(2) as pool, closing(ahead(str, items(), pool, depth=4)) as found:
+        assert next(found) == "0"
+        assert full.wait(5)  # the fifth is read although only one was asked for
+        for asked in range(2, 12):
+            next(found)
+            assert len(read) <= asked + 4
+
+
+def test_an_error_comes_to_whoever_asks_after_what_was_read_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("gone")
+
+    with ThreadPoolExecutor(2) as pool:
+        found = ahead(str, items(), pool, depth=3)
+        assert (next(found), next(found)) == ("1", "2")
+        with pytest.raises(OSError, match="gone"):
+            next(found)
+    assert not readers()
+
+
+def test_stopping_early_closes_what_is_read() -> None:
+    closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        with closing(ahead(str, items(), pool, depth=3)) as found:
+            next(found)
+        assert closed.is_set()
+    assert not readers()
