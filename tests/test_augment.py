@@ -244,7 +244,9 @@ def test_seed_and_epoch_give_other_samples_and_the_same_ones_again() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_gets_the_same_as_one_who_asks_one_by_one(workers: int) -> None:
     found = LocalSamples(toys(), boomerang())
-    loaded = [x for batch, _ in DataLoader(found, batch_size=5, num_workers=workers) for x in batch]
+    start = "forkserver" if workers else None  # a fork of a process in which Prefect has run may fail at its end
+    loader = DataLoader(found, batch_size=5, num_workers=workers, multiprocessing_context=start)
+    loaded = [x for batch, _ in loader for x in batch]
     torch.testing.assert_close(torch.stack(loaded), everything(found), atol=1e-6, rtol=0)
 
 
