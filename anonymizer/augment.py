@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from anonymizer.backbones.conditioning import condition
+from anonymizer.backbones.conditioning import encode_conditions
 from anonymizer.boomerang import Boomerang
 from anonymizer.errors import RecordError
 from anonymizer.noise import KeyedNoise
 
-GRID = 16  # levels of a range that samples on a disk draw from
-HELD_BYTES = 512 * 2**20  # of pictures that wait for others of their level; beyond it a batch goes out unfilled
-CLOSE = 1e-3  # how far beyond [-1, 1] a picture may be, for rounding
+LEVEL_COUNT = 16  # levels of a range that samples on a disk draw from
+MAX_WAITING_BYTES = 512 * 2**20  # of pictures that wait for others of their level; beyond it a batch goes out unfilled
+RANGE_TOLERANCE = 1e-3  # how far beyond [-1, 1] a picture may be, for rounding
 
 
 class Reading(Protocol):
@@ -41,7 +41,7 @@ class LabelReader(Protocol):
     """Looks whether pictures show what their labels say; ``reported`` names the model that looks."""
 
     @property
-    def reported(self) -> str: ...
+    def versioned_name(self) -> str: ...
 
     def read(self, images: torch.Tensor, labels: Sequence[str]) -> Sequence[Reading]:
         """One reading for each row of (B, 3, H, W) in [-1, 1]."""
@@ -57,7 +57,7 @@ class Levels:
 
     low: float
     high: float
-    count: int = GRID
+    count: int = LEVEL_COUNT
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high <= 1:
@@ -72,13 +72,13 @@ class Levels:
         step = (self.high - self.low) / (self.count - 1)
         return tuple(round(self.low + i * step, 6) for i in range(self.count))
 
-    def drawn(self, key: bytes) -> float:
+    def draw(self, key: bytes) -> float:
         """The level of the sample with this key."""
         values = self.values
         return values[int.from_bytes(hashlib.sha256(b"level" + key).digest()[:8], "little") * len(values) >> 64]
 
 
-def key_of(seed: int, number: int, *record: bytes) -> bytes:
+def sample_key(seed: int, number: int, *record: bytes) -> bytes:
     """The 128 bits that sample ``number`` of a record is drawn from: the same wherever and beside whatever it is."""
     total = hashlib.sha256(f"anonymizer/augment/1/{seed}/{number}".encode())
     for part in record:
@@ -86,7 +86,7 @@ def key_of(seed: int, number: int, *record: bytes) -> bytes:
     return total.digest()[:16]
 
 
-def shares(labels: Sequence[str | None], samples: int) -> list[int]:
+def samples_per_record(labels: Sequence[str | None], samples: int) -> list[int]:
     """How many samples each record gets so that originals and samples are as many in each class.
 
     Records of the largest class get ``samples`` each; those of another class share what it lacks, the first of them one
@@ -107,7 +107,7 @@ def shares(labels: Sequence[str | None], samples: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleRequest:
     """One sample that is to be drawn of ``image`` (3, H, W) in [-1, 1].
 
     ``told``: what the model is told of it. ``of``: what the caller knows it by.
@@ -116,20 +116,22 @@ class Wanted:
     image: torch.Tensor
     key: bytes
     level: float
-    told: str | None
-    of: Any
+    conditioning_text: str | None
+    origin: Any
 
 
-def batches(wanted: Iterable[Wanted], size: int, most: int = HELD_BYTES) -> Iterator[list[Wanted]]:
+def batch_by_level(
+    requests: Iterable[SampleRequest], size: int, max_bytes: int = MAX_WAITING_BYTES
+) -> Iterator[list[SampleRequest]]:
     """Everything that is wanted, in batches of one level and shape: full ones while at most ``most`` bytes wait."""
-    waiting: dict[tuple[float, torch.Size], list[Wanted]] = {}
+    waiting: dict[tuple[float, torch.Size], list[SampleRequest]] = {}
     held = 0
-    for one in wanted:
+    for one in requests:
         place = one.level, one.image.shape
         waiting.setdefault(place, []).append(one)
         held += one.image.nbytes
         if len(waiting[place]) < size:
-            if held <= most:
+            if held <= max_bytes:
                 continue
             place = max(waiting, key=lambda place: len(waiting[place]))
         batch = waiting.pop(place)
@@ -138,11 +140,11 @@ def batches(wanted: Iterable[Wanted], size: int, most: int = HELD_BYTES) -> Iter
     yield from waiting.values()
 
 
-def draw(boomerang: Boomerang, batch: Sequence[Wanted]) -> torch.Tensor:
+def sample_batch(boomerang: Boomerang, batch: Sequence[SampleRequest]) -> torch.Tensor:
     """One local sample for each of a batch of one level and shape: (B, 3, H, W); NaN where the model returned none."""
     backbone = boomerang.backbone
     x0 = torch.stack([one.image for one in batch]).to(backbone.device)  # (B, 3, H, W)
-    said = condition(backbone, (one.told for one in batch))
+    said = encode_conditions(backbone, (one.conditioning_text for one in batch))
     return boomerang.sample(x0, batch[0].level, KeyedNoise([one.key for one in batch]), said)
 
 
@@ -178,7 +180,7 @@ class LocalSamples(Dataset[tuple[torch.Tensor, Any]]):
         for name, value in (("samples", samples), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
-        if condition is not None and boomerang.backbone.asks == "nothing":
+        if condition is not None and boomerang.backbone.condition_kind == "nothing":
             raise ValueError(f"condition: the model {boomerang.backbone.name!r} can be told nothing: leave it out")
         self.dataset, self.boomerang, self.levels = dataset, boomerang, Levels(*levels, count=grid)
         self.samples, self.seed, self.include_originals = samples, seed, include_originals
@@ -197,23 +199,23 @@ class LocalSamples(Dataset[tuple[torch.Tensor, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """Several at once, which the model sees in batches; what a ``DataLoader`` calls."""
-        places = [divmod(self._within(index), len(self.dataset)) for index in indices]
+        places = [divmod(self._checked_index(index), len(self.dataset)) for index in indices]
         read = {record: self._read(record) for _, record in places}
         found = [read[record][0] for _, record in places]
         wanted = []
         for place, (block, record) in enumerate(places):
             if number := block + (not self.include_originals):
                 image, label = read[record]
-                key = key_of(self.seed, number - 1, b"%d" % self.epoch, b"%d" % record)
+                key = sample_key(self.seed, number - 1, b"%d" % self.epoch, b"%d" % record)
                 told = None if self.condition is None else self.condition(label)
-                wanted.append(Wanted(image, key, self.levels.drawn(key), told, of=place))
-        for batch in batches(wanted, self.batch_size):
-            for one, image in zip(batch, self._drawn(batch), strict=True):
-                found[one.of] = image
+                wanted.append(SampleRequest(image, key, self.levels.draw(key), told, origin=place))
+        for batch in batch_by_level(wanted, self.batch_size):
+            for one, image in zip(batch, self._sample(batch), strict=True):
+                found[one.origin] = image
         labels = (read[record][1] for _, record in places)
         return [(self.transform(x) if self.transform else x, label) for x, label in zip(found, labels, strict=True)]
 
-    def _within(self, index: int) -> int:
+    def _checked_index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} pictures")
         return int(index) % len(self)
@@ -228,12 +230,12 @@ class LocalSamples(Dataset[tuple[torch.Tensor, Any]]):
         except (TypeError, ValueError) as error:
             raise type(error)(f"dataset: item {record}: {error}") from None
 
-    def _drawn(self, batch: Sequence[Wanted]) -> torch.Tensor:
+    def _sample(self, batch: Sequence[SampleRequest]) -> torch.Tensor:
         name = self.boomerang.backbone.name
         try:
-            made = draw(self.boomerang, batch).cpu()
+            made = sample_batch(self.boomerang, batch).cpu()
         except RecordError:
-            told = ", ".join(sorted({repr(one.told) for one in batch}))
+            told = ", ".join(sorted({repr(one.conditioning_text) for one in batch}))
             raise ValueError(f"condition: among {told} is a class that the model {name!r} does not know") from None
         if not made.isfinite().all():
             raise ValueError(f"the model {name!r} returned NaN or infinity: use float32, or leave these levels out")
@@ -251,6 +253,6 @@ def as_picture(image: Any, size: int) -> torch.Tensor:
         raise TypeError(f"a picture of {image.dtype}: it must be of floats in [-1, 1]: divide by 127.5, subtract 1")
     if image.shape != (3, size, size):
         raise ValueError(f"a picture of {tuple(image.shape)}: the model works on (3, {size}, {size}): resize it before")
-    if not image.isfinite().all() or image.abs().max() > 1 + CLOSE:
+    if not image.isfinite().all() or image.abs().max() > 1 + RANGE_TOLERANCE:
         raise ValueError("a picture with values outside of [-1, 1]: Normalize(0.5, 0.5) brings [0, 1] there")
     return image.float()

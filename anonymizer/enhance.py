@@ -14,13 +14,13 @@ import torch
 from torch.nn import functional as F
 
 from anonymizer.backbones.protocol import Backbone
-from anonymizer.backbones.tiling import Tiled
+from anonymizer.backbones.tiling import TiledBackbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.noise import Noise
 
 Upsampling = Literal["bilinear", "bicubic", "lanczos"]
 UPSAMPLINGS: tuple[Upsampling, ...] = get_args(Upsampling)
-TRIED = (0.2, 0.6)  # the levels at which the paper enhances: t_boom 50 to 150 of 250
+PAPER_LEVELS = (0.2, 0.6)  # the levels at which the paper enhances: t_boom 50 to 150 of 250
 
 
 class Enhancer:
@@ -49,7 +49,7 @@ class Enhancer:
             raise ValueError(f"upsampling: unknown {upsampling!r}: choose one of {', '.join(UPSAMPLINGS)}")
         self.backbone, self.factor, self.levels, self.upsampling = backbone, factor, tuple(levels), upsampling
         self.whole = Boomerang(backbone, sampler, steps)
-        self.tiled = Boomerang(Tiled(backbone, overlap), sampler, steps)
+        self.tiled = Boomerang(TiledBackbone(backbone, overlap), sampler, steps)
         self.t_boom = tuple(self.whole.t_boom(level) for level in self.levels)
 
     @property
@@ -66,12 +66,12 @@ class Enhancer:
         if low.ndim != 4 or low.shape[1] != 3:
             raise ValueError(f"pictures must be (B, 3, h, w), got {tuple(low.shape)}: add the dimension of the batch")
         height, width = (self.factor * side for side in low.shape[-2:])
-        inner = self.worked_at(height, width)
+        inner = self.working_sides(height, width)
         x = resample(low.to(self.backbone.device, torch.float32), inner, self.upsampling)
         x = self._passes(self._padded(x), noise, condition)[..., : inner[0], : inner[1]]
         return (x if inner == (height, width) else lanczos(x, (height, width))).to(low.device)
 
-    def worked_at(self, height: int, width: int) -> tuple[int, int]:
+    def working_sides(self, height: int, width: int) -> tuple[int, int]:
         """The sides at which a picture of these is worked on: its own, or with the shorter at the model's size."""
         size = self.backbone.size
         scale = max(1.0, size / min(height, width))
@@ -96,7 +96,7 @@ def noise_key(seed: int, data: bytes) -> bytes:
 
 def cautions(levels: Sequence[float]) -> list[str]:
     """What whoever chose these levels should know."""
-    least, most = TRIED
+    least, most = PAPER_LEVELS
     return [
         f"levels: {level:g} is outside of {least:g} to {most:g}, where the method was tried for this: "
         + ("little is added below" if level < least else "above, the picture becomes another one")
@@ -121,10 +121,10 @@ def lanczos(pictures: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
     Pillow's filter in floating point: Lanczos' kernel over three pixels, or over as many as become three where the
     picture is reduced; weights beyond an edge are dealt out to those within.
     """
-    return _along(_along(pictures, sides[0], -2), sides[1], -1).clamp(-1, 1)
+    return _resample_axis(_resample_axis(pictures, sides[0], -2), sides[1], -1).clamp(-1, 1)
 
 
-def _along(x: torch.Tensor, after: int, dim: int) -> torch.Tensor:
+def _resample_axis(x: torch.Tensor, after: int, dim: int) -> torch.Tensor:
     before = x.shape[dim]
     if before == after:
         return x

@@ -22,7 +22,7 @@ class Stepper(Protocol):
         """Whether the step that arrives at ``s`` needs noise."""
         ...
 
-    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+    def step(self, zt: torch.Tensor, denoised: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         """``zt`` at t and what the model takes it for give z at s; ``eta`` ~ N(0, I) where stochastic."""
         ...
 
@@ -41,11 +41,11 @@ class Ancestral:
     def is_stochastic(self, s: int) -> bool:
         return s > 0
 
-    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+    def step(self, zt: torch.Tensor, denoised: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         abar_t, abar_s = self.abar[t], self.abar[s]
         beta = 1 - abar_t / abar_s
         of_z0, of_zt = math.sqrt(abar_s) * beta / (1 - abar_t), math.sqrt(1 - beta) * (1 - abar_s) / (1 - abar_t)
-        mean: torch.Tensor = of_z0 * found.z0 + of_zt * zt
+        mean: torch.Tensor = of_z0 * denoised.z0 + of_zt * zt
         if eta is None:
             return mean
         return mean + math.sqrt((1 - abar_s) / (1 - abar_t) * beta) * eta
@@ -63,8 +63,8 @@ class DDIM:
     def is_stochastic(self, s: int) -> bool:
         return False
 
-    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
-        return math.sqrt(self.abar[s]) * found.z0 + math.sqrt(1 - self.abar[s]) * found.eps
+    def step(self, zt: torch.Tensor, denoised: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+        return math.sqrt(self.abar[s]) * denoised.z0 + math.sqrt(1 - self.abar[s]) * denoised.eps
 
 
 class Consistency:
@@ -82,10 +82,10 @@ class Consistency:
     def is_stochastic(self, s: int) -> bool:
         return s > 0
 
-    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+    def step(self, zt: torch.Tensor, denoised: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         time, data = (t - 1) * self.SCALE, self.SIGMA_DATA
         c_skip, c_out = data**2 / (time**2 + data**2), time / math.sqrt(time**2 + data**2)
-        z0 = c_skip * zt + c_out * found.z0
+        z0 = c_skip * zt + c_out * denoised.z0
         return z0 if eta is None else math.sqrt(self.abar[s]) * z0 + math.sqrt(1 - self.abar[s]) * eta
 
 
@@ -104,9 +104,11 @@ class Trajectory:
     def is_stochastic(self, s: int) -> bool:
         return s > 0
 
-    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+    def step(self, zt: torch.Tensor, denoised: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         further = math.floor((1 - self.GAMMA) * (s - 1)) + 1 if s else 0
-        near: torch.Tensor = math.sqrt(self.abar[further]) * found.z0 + math.sqrt(1 - self.abar[further]) * found.eps
+        near: torch.Tensor = (
+            math.sqrt(self.abar[further]) * denoised.z0 + math.sqrt(1 - self.abar[further]) * denoised.eps
+        )
         if eta is None:
             return near
         kept = self.abar[s] / self.abar[further]
@@ -129,12 +131,12 @@ class Multistep:
     def is_stochastic(self, s: int) -> bool:
         return self.stochastic and s > 0
 
-    def step(self, zt: torch.Tensor, found: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
+    def step(self, zt: torch.Tensor, denoised: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
         if not self.stochastic:
-            return self._advance(found.z0, t, zt)
+            return self._advance(denoised.z0, t, zt)
         # The last step lands on sigma = 0, where the solver's noise term vanishes.
         eta = torch.zeros_like(zt) if eta is None else eta
-        return self._advance(found.z0, t, zt, variance_noise=eta)
+        return self._advance(denoised.z0, t, zt, variance_noise=eta)
 
     def _advance(self, z0: torch.Tensor, t: int, zt: torch.Tensor, **noise: torch.Tensor) -> torch.Tensor:
         zs: torch.Tensor = self.scheduler.step(z0, t - 1, zt, return_dict=False, **noise)[0]

@@ -30,37 +30,37 @@ from anonymizer.config import AuditConfig, ModelConfig, SourceConfig
 from anonymizer.release import audit_sample
 from metrics import features
 from metrics.audit import audit, baselines
-from metrics.audit.mechanisms import LocalSampling, Method, RoundTrip, applied, encoded
+from metrics.audit.mechanisms import LocalSampling, Mechanism, RoundTrip, apply, reencode
 from metrics.audit.workbench import Effort, Evidence, Workbench
 from metrics.models.clip import ClipEmbedder, cosine_similarity
-from metrics.models.lpips import OFFLINE, PerceptualDistance
+from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
 from metrics.stats.risk import as_subjects
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
-AT = 0.6  # the level whose utility blur and pixelation are given
-OUTSIDERS = 1000
+UTILITY_LEVEL = 0.6  # the level whose utility blur and pixelation are given
+MAX_OUTSIDERS = 1000
 
 
 def main() -> None:
-    asked = arguments()
+    asked = parse_arguments()
     asked.output.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(asked.seed)
     backbone = load_backbone(ModelConfig(id=asked.model))
     boomerang = Boomerang(backbone, asked.sampler, asked.steps)
-    evidence = gathered(asked, boomerang, rng)
+    evidence = gather_evidence(asked, boomerang, rng)
     effort = Effort(asked.pairs, 16, asked.averaged)
-    embedders = features.load(asked.features.split(","))
-    bench = Workbench(evidence, embedders, effort, 1, store=lambda: Disk(asked.output / "kept"))
-    lpips, clip = PerceptualDistance.load(OFFLINE), ClipEmbedder.load("bundled:clip-mini")
-    for name, method in methods(boomerang, asked, evidence, lpips, bench):
+    embedders = features.load_embedders(asked.features.split(","))
+    bench = Workbench(evidence, embedders, effort, 1, make_store=lambda: ArrayFolder(asked.output / "kept"))
+    lpips, clip = PerceptualDistance.load(OFFLINE_MODEL), ClipEmbedder.load("bundled:clip-mini")
+    for name, method in iter_methods(boomerang, asked, evidence, lpips, bench):
         begun = time.monotonic()
-        outputs = outputs_of(bench, method)
-        found = audit.examine(bench.beside(method, outputs), asked.attacks.split(","))
+        outputs = load_outputs(bench, method)
+        found = audit.run_attacks(bench.with_outputs(method, outputs), asked.attacks.split(","))
         told = {
             "method": method.name,
             "seconds": time.monotonic() - begun,
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "lpips": baselines.median(evidence.originals, outputs, lpips),
+            "lpips": baselines.median_distance(evidence.originals, outputs, lpips),
             "clip": float(cosine_similarity(clip.embed(evidence.originals), clip.embed(outputs)).median()),
             "pictures": len(evidence),
             "people": len(set(evidence.subjects)),
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{name}: {told['seconds']:.0f} s, {len(lines)} figures, peak {told['peak_mib']:.0f} MiB", flush=True)
 
 
-class Disk(MutableMapping[str, Any]):
+class ArrayFolder(MutableMapping[str, Any]):
     """Arrays by name, kept in a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -104,15 +104,15 @@ class Disk(MutableMapping[str, Any]):
         return len(list(iter(self)))
 
 
-def outputs_of(bench: Workbench, method: Method) -> torch.Tensor:
+def load_outputs(bench: Workbench, method: Mechanism) -> torch.Tensor:
     """What would be released, as it comes back from a file."""
     name, kept = f"{method.name}, released", bench.own
     if name not in kept:
-        kept[name] = encoded(applied(method, bench.evidence.originals, bench.rng(name)).nan_to_num(0.0)).numpy()
+        kept[name] = reencode(apply(method, bench.evidence.originals, bench.rng(name)).nan_to_num(0.0)).numpy()
     return torch.from_numpy(kept[name])
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True)
     parser.add_argument("--where", default="{}", help="YAML: keep only rows whose column has this value")
@@ -136,32 +136,32 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def gathered(asked: argparse.Namespace, boomerang: Boomerang, rng: np.random.Generator) -> Evidence:
+def gather_evidence(args: argparse.Namespace, boomerang: Boomerang, rng: np.random.Generator) -> Evidence:
     """The photos that are attacked, and what attackers are given besides."""
-    size, columns = boomerang.backbone.size, tuple(filter(None, asked.attributes.split(",")))
-    source = source_of(asked.source, asked.where).model_copy(update={"label": asked.identity, "carry": columns})
-    found = audit_sample.photos(source, size, 10**6, rng)
-    drawn = np.sort(rng.permutation(len(found))[: asked.sample])
-    if asked.outsiders:
-        outsiders = audit_sample.photos(
-            source_of(asked.outsiders, asked.outsiders_where), size, OUTSIDERS, rng
-        ).pictures
+    size, columns = boomerang.backbone.size, tuple(filter(None, args.attributes.split(",")))
+    source = source_config(args.source, args.where).model_copy(update={"label": args.identity, "carry": columns})
+    found = audit_sample.draw_images(source, size, 10**6, rng)
+    drawn = np.sort(rng.permutation(len(found))[: args.sample])
+    if args.outsiders:
+        outsiders = audit_sample.draw_images(
+            source_config(args.outsiders, args.outsiders_where), size, MAX_OUTSIDERS, rng
+        ).images
     else:
-        rest = rng.permutation(np.setdiff1d(np.arange(len(found)), drawn))[:OUTSIDERS]
-        outsiders = found.pictures[torch.from_numpy(rest)]
+        rest = rng.permutation(np.setdiff1d(np.arange(len(found)), drawn))[:MAX_OUTSIDERS]
+        outsiders = found.images[torch.from_numpy(rest)]
     training = (
-        audit_sample.photos(source_of(asked.training, asked.training_where), size, OUTSIDERS, rng).pictures
-        if asked.training
+        audit_sample.draw_images(source_config(args.training, args.training_where), size, MAX_OUTSIDERS, rng).images
+        if args.training
         else None
     )
-    originals = found.pictures[torch.from_numpy(drawn)].clone()
-    names = found.labels if asked.identity else found.record_ids
+    originals = found.images[torch.from_numpy(drawn)].clone()
+    names = found.labels if args.identity else found.record_ids
     return Evidence(
         originals=originals,
         outputs=originals,  # replaced by each method's
         subjects=np.array([str(names[i]) for i in drawn]),
-        identified=asked.identity is not None,
-        method=RoundTrip(),
+        has_identities=args.identity is not None,
+        mechanism=RoundTrip(),
         model=boomerang.backbone,
         attributes={name: [found.columns[i].get(name) for i in drawn] for name in columns},
         outsiders=(outsiders, as_subjects([f"outsider {i}" for i in range(len(outsiders))])),
@@ -169,18 +169,18 @@ def gathered(asked: argparse.Namespace, boomerang: Boomerang, rng: np.random.Gen
     )
 
 
-def source_of(uri: str, where: str) -> SourceConfig:
+def source_config(uri: str, where: str) -> SourceConfig:
     return SourceConfig(uri=uri, where=yaml.safe_load(where), drop=("*",))
 
 
-def methods(
-    boomerang: Boomerang, asked: argparse.Namespace, evidence: Evidence, lpips: PerceptualDistance, bench: Workbench
-) -> Iterator[tuple[str, Method]]:
+def iter_methods(
+    boomerang: Boomerang, args: argparse.Namespace, evidence: Evidence, lpips: PerceptualDistance, bench: Workbench
+) -> Iterator[tuple[str, Mechanism]]:
     yield "round-trip", RoundTrip()
-    for level in asked.levels:
+    for level in args.levels:
         yield f"level-{level:g}", LocalSampling(boomerang, level)
-    method = LocalSampling(boomerang, AT)
-    at = replace(evidence, method=method, outputs=outputs_of(bench, method))
+    method = LocalSampling(boomerang, UTILITY_LEVEL)
+    at = replace(evidence, method=method, outputs=load_outputs(bench, method))
     for name in ("blur", "pixelation", "unrelated"):
         yield name, baselines.BASELINES[name](at, lpips, bench.rng(name))
 

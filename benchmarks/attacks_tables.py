@@ -57,7 +57,7 @@ PLOTTED = {
     "membership (TPR at FPR 0.01)": MEMBERSHIP["TPR at FPR 0.01"],
 }
 
-Asked = tuple[str, str | None, str, str | None]
+Query = tuple[str, str | None, str, str | None]
 Line = dict[str, Any]
 
 
@@ -66,33 +66,44 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
-    found = {name: read(file) for name in ORDER if (file := asked.folder / f"{name}.parquet").exists()}
+    found = {name: read_figures(file) for name in ORDER if (file := asked.folder / f"{name}.parquet").exists()}
     told = {name: about for name, (about, _) in found.items()}
     lines = {name: lines for name, (_, lines) in found.items()}
     first = next(iter(told.values()))
     print(f"{first['pictures']} pictures of {first['people']} people, {first['outsiders']} outsiders\n")
-    rows = [[shown(name, about), f"{about['lpips']:.3f}", f"{about['clip']:.2f}"] for name, about in told.items()]
-    print(table(["pictures", "LPIPS", "CLIP similarity"], rows))
+    rows = [
+        [method_label(name, about), f"{about['lpips']:.3f}", f"{about['clip']:.2f}"] for name, about in told.items()
+    ]
+    print(markdown_table(["pictures", "LPIPS", "CLIP similarity"], rows))
     for title, columns in (
         ("Linkage", LINKAGE), ("People", PEOPLE), ("Membership", MEMBERSHIP), ("Attributes", ATTRIBUTES),
     ):  # fmt: skip
-        cells = {name: [cell(best(lines[name], column)) for column in columns.values()] for name in lines}
+        cells = {
+            name: [format_cell(strongest_attacker(lines[name], column)) for column in columns.values()]
+            for name in lines
+        }
         if any(text != "-" for row in cells.values() for text in row):
             print(f"### {title}\n")
-            print(table(["pictures", *columns], [[shown(name, told[name]), *row] for name, row in cells.items()]))
-    trained = best(next(iter(lines.values())), ("membership", "aware", "AUC: in the model's training set", None))
-    print("In the model's training set:", cell(trained), "\n")
+            print(
+                markdown_table(
+                    ["pictures", *columns], [[method_label(name, told[name]), *row] for name, row in cells.items()]
+                )
+            )
+    trained = strongest_attacker(
+        next(iter(lines.values())), ("membership", "aware", "AUC: in the model's training set", None)
+    )
+    print("In the model's training set:", format_cell(trained), "\n")
     if asked.plot:
         plot(told, lines, asked.plot)
 
 
-def read(file: Path) -> tuple[Line, list[Line]]:
+def read_figures(file: Path) -> tuple[Line, list[Line]]:
     found = pq.read_table(file)
     return json.loads(found.schema.metadata[b"method"]), found.to_pylist()
 
 
-def best(lines: Sequence[Line], asked: Asked) -> Line | None:
-    attack, attacker, measure, feature = asked
+def strongest_attacker(lines: Sequence[Line], query: Query) -> Line | None:
+    attack, attacker, measure, feature = query
     mine = [
         line
         for line in lines
@@ -108,37 +119,41 @@ def best(lines: Sequence[Line], asked: Asked) -> Line | None:
     return max(mine, key=lambda line: (line["high"], line["value"])) if mine else None
 
 
-def cell(line: Line | None) -> str:
+def format_cell(line: Line | None) -> str:
     if line is None:
         return "-"
     by = line["feature"].split(" ")[0].split("-")[0].removesuffix(":")
-    by = "" if by in ("learnt", "denoising", "dlib") else f" {NAMES.get(by, by)}"
+    by = "" if by in ("learnt", "denoising", "dlib") else f" {FEATURE_NAMES.get(by, by)}"
     return f"{100 * line['value']:.0f} ({100 * line['low']:.0f} to {100 * line['high']:.0f}){by}"
 
 
-NAMES = {"st": "lpips", "efficientnet": "imagenet", "clip": "clip"}
+FEATURE_NAMES = {"st": "lpips", "efficientnet": "imagenet", "clip": "clip"}
 
 
-def shown(name: str, about: Line) -> str:
+def method_label(name: str, about: Line) -> str:
     return about["method"] if about["log_snr"] is None else f"{about['method']} (log-SNR {about['log_snr']:+.2f})"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]) + "\n"
 
 
-def plot(told: dict[str, Line], lines: dict[str, list[Line]], file: Path) -> None:
+def plot(methods: dict[str, Line], lines: dict[str, list[Line]], file: Path) -> None:
     """What each attack reached against the level; baselines to the right."""
     from matplotlib.figure import Figure
 
-    names = list(told)
-    columns = {title: asked for title, asked in PLOTTED.items() if any(best(lines[name], asked) for name in names)}
+    names = list(methods)
+    columns = {
+        title: asked
+        for title, asked in PLOTTED.items()
+        if any(strongest_attacker(lines[name], asked) for name in names)
+    }
     figure = Figure(figsize=(15, 3.3 * -(-len(columns) // 4)), layout="constrained")
-    ticks = [LABELS.get(name, name.removeprefix("level-")) for name in names]
+    ticks = [TICK_LABELS.get(name, name.removeprefix("level-")) for name in names]
     for place, (title, asked) in enumerate(columns.items(), start=1):
         panel = figure.add_subplot(-(-len(columns) // 4), 4, place)
         for x, name in enumerate(names):
-            line = best(lines[name], asked)
+            line = strongest_attacker(lines[name], asked)
             if line is None:
                 continue
             level = name.startswith("level") or name == "round-trip"
@@ -155,7 +170,7 @@ def plot(told: dict[str, Line], lines: dict[str, list[Line]], file: Path) -> Non
     figure.savefig(file, dpi=110, metadata={"Software": None})
 
 
-LABELS = {"round-trip": "0 (round trip)"}
+TICK_LABELS = {"round-trip": "0 (round trip)"}
 
 if __name__ == "__main__":
     main()

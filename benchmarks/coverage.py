@@ -17,29 +17,33 @@ import numpy as np
 from scipy import stats
 
 from metrics.stats.intervals import cluster_bootstrap
-from metrics.stats.risk import Trials, as_subjects, risk
+from metrics.stats.risk import Trials, as_subjects, risk_above_control
 from metrics.stats.roc import auc
 
 REPLICATES = 400
 PEOPLE = (10, 15, 30)
 
 
-def rates(people: int, each: int, total: float, rate: float, rounds: int) -> Iterator[tuple[float, float, float]]:
+def simulate_rates(
+    people: int, each: int, total: float, rate: float, rounds: int
+) -> Iterator[tuple[float, float, float]]:
     rng = np.random.default_rng([people, each, round(10 * total), round(100 * rate)])
     for _ in range(rounds):
-        found = cluster_bootstrap(_tried(people, each, total, rate, rng), rng, REPLICATES)
+        found = cluster_bootstrap(_draw_trials(people, each, total, rate, rng), rng, REPLICATES)
         yield found.low, found.high, rate
 
 
-def risks(people: int, each: int, a: float, c: float, rounds: int) -> Iterator[tuple[float, float, float]]:
+def simulate_risks(people: int, each: int, a: float, c: float, rounds: int) -> Iterator[tuple[float, float, float]]:
     rng = np.random.default_rng([people, each, round(100 * a), round(100 * c)])
     for _ in range(rounds):
-        found = risk(_tried(people, each, 1, a, rng), _tried(people, each, 1, c, rng), rng)
+        found = risk_above_control(_draw_trials(people, each, 1, a, rng), _draw_trials(people, each, 1, c, rng), rng)
         low, high = (found.low, found.high) if found else (0.0, 1.0)
         yield low, high, (a - c) / (1 - c)
 
 
-def areas(members: int, others: int, each: int, shift: float, rounds: int) -> Iterator[tuple[float, float, float]]:
+def simulate_auc(
+    members: int, others: int, each: int, shift: float, rounds: int
+) -> Iterator[tuple[float, float, float]]:
     rng = np.random.default_rng([members, others, each, round(10 * shift)])
     names = [np.repeat(np.arange(n), each).astype(np.str_) for n in (members, others)]
     names[1] = np.char.add("other ", names[1])
@@ -49,13 +53,13 @@ def areas(members: int, others: int, each: int, shift: float, rounds: int) -> It
         yield found.low, found.high, float(stats.norm.cdf(shift / 2))
 
 
-def _tried(people: int, each: int, total: float, rate: float, rng: np.random.Generator) -> Trials:
+def _draw_trials(people: int, each: int, total: float, rate: float, rng: np.random.Generator) -> Trials:
     own = np.repeat(rng.beta(total * rate, total * (1 - rate), people), each)
     return Trials(rng.random(people * each) < own, as_subjects(np.repeat(np.arange(people), each)))
 
 
-def show(what: str, found: Iterator[tuple[float, float, float]]) -> None:
-    low, high, truth = np.array(list(found)).T
+def print_coverage(what: str, intervals: Iterator[tuple[float, float, float]]) -> None:
+    low, high, truth = np.array(list(intervals)).T
     covered, above = ((low <= truth) & (truth <= high)).mean(), (truth > high).mean()
     luck = math.sqrt(covered * (1 - covered) / len(low))
     print(f"{what:<48} {covered:.3f} +- {luck:.3f}   {above:.3f}   {(high - low).mean():.2f}", flush=True)
@@ -68,12 +72,14 @@ def main() -> None:
     print(f"{'':<48} covered          above   width")
     for total, people, each, rate in product((1, 2), PEOPLE, (5, 10), (0.03, 0.1, 0.3, 0.7)):
         what = f"rate {rate:g}: {people} people x {each} trials, sum {total}"
-        show(what, rates(people, each, total, rate, rounds))
+        print_coverage(what, simulate_rates(people, each, total, rate, rounds))
     for people, (a, c) in product(PEOPLE, ((0.1, 0.1), (0.3, 0.1), (0.7, 0.1), (0.9, 0.6))):
-        show(f"risk of {a:g} above {c:g}: {people} people x 5 trials", risks(people, 5, a, c, rounds))
+        print_coverage(
+            f"risk of {a:g} above {c:g}: {people} people x 5 trials", simulate_risks(people, 5, a, c, rounds)
+        )
     for (members, others), each, shift in product(((10, 10), (10, 100), (15, 200)), (1, 5), (0.0, 1.5, 3.0)):
         what = f"AUC, shift {shift:g}: {members} and {others} people x {each}"
-        show(what, areas(members, others, each, shift, rounds))
+        print_coverage(what, simulate_auc(members, others, each, shift, rounds))
 
 
 if __name__ == "__main__":

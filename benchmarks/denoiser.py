@@ -21,19 +21,19 @@ from typing import Any
 import timing
 import torch
 from img2img import PROMPT, SAMPLER
-from sizes import SD15, Shape, backbone, parameters, parts
+from sizes import SD15, Shape, count_parameters, make_backbone, make_parts
 
 from anonymizer.backbones import Backbone, compilation, load_backbone
-from anonymizer.backbones.conditioning import condition
+from anonymizer.backbones.conditioning import encode_conditions
 from anonymizer.backbones.load import torch_device
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
 from anonymizer.noise import KeyedNoise
 
-MARK = 75.0  # image-steps per second
+PUBLISHED_RATE = 75.0  # image-steps per second
 
 # Dense TFLOP/s of data sheets: half precision with tensor cores, TF32 (what convolutions in float32 run in).
-SHEETS = {
+DATA_SHEET_TFLOPS = {
     "H200": (989.0, 494.0),
     "H100 PCIe": (756.0, 378.0),
     "H100": (989.0, 494.0),
@@ -44,22 +44,22 @@ SHEETS = {
 }
 
 
-def sheet(name: str, dtype: torch.dtype) -> float | None:
+def data_sheet_peak(name: str, dtype: torch.dtype) -> float | None:
     """Operations per second by the data sheet, where the device is known."""
-    for known, (half, tf32) in SHEETS.items():
+    for known, (half, tf32) in DATA_SHEET_TFLOPS.items():
         if known in name.replace("-", " "):
             return 1e12 * (tf32 if dtype == torch.float32 else half)
     return None
 
 
-def peak(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 5) -> float:
+def measure_peak(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 5) -> float:
     """Operations per second of the best of some products of two square matrices."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
         torch.mm(a, b)
-        best = min(timing.seconds(lambda: torch.mm(a, b), device) for _ in range(repeats))
+        best = min(timing.time_call(lambda: torch.mm(a, b), device) for _ in range(repeats))
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     return 2.0 * side**3 / best
@@ -68,10 +68,10 @@ def peak(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 5) 
 def measure(model: Backbone, batch_size: int, level: float, steps: int, calls: int, repeats: int) -> dict[str, float]:
     """Medians of ``repeats``: network calls and pictures per second, and operations of one image-step."""
     x0 = torch.rand(batch_size, 3, model.size, model.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    said = condition(model, [PROMPT] * batch_size) if model.asks == "prompt" else None
-    one = condition(model, [PROMPT]) if model.asks == "prompt" else None
+    said = encode_conditions(model, [PROMPT] * batch_size) if model.condition_kind == "prompt" else None
+    one = encode_conditions(model, [PROMPT]) if model.condition_kind == "prompt" else None
     found, noise = Boomerang(model, SAMPLER, steps), KeyedNoise([i.to_bytes(16, "big") for i in range(batch_size)])
-    each = compilation.operations(model, one)  # before anything is compiled for it: the plain way is counted
+    each = compilation.count_flops(model, one)  # before anything is compiled for it: the plain way is counted
     with torch.inference_mode():
         zt = model.encode(x0)
 
@@ -84,15 +84,15 @@ def measure(model: Backbone, batch_size: int, level: float, steps: int, calls: i
 
         network()  # warm up, and compile
         ways = {
-            "calls": lambda: calls / timing.seconds(network, model.device),
-            "pictures": lambda: batch_size / timing.seconds(whole, model.device),
+            "calls": lambda: calls / timing.time_call(network, model.device),
+            "pictures": lambda: batch_size / timing.time_call(whole, model.device),
         }
-        rates = timing.medians(timing.turns(ways, repeats))
+        rates = timing.medians(timing.take_turns(ways, repeats))
     return {"operations": float(each), **rates}
 
 
 def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
-    parser = timing.arguments(__doc__)
+    parser = timing.argument_parser(__doc__)
     parser.add_argument("--calls", type=int, default=10, help="network calls that are timed together")
     parser.add_argument("--matrix", type=int, help="side of the matrices; 8192 on a GPU, 2048 elsewhere")
     args = parser.parse_args(given)
@@ -104,14 +104,14 @@ def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
             model: Any = load_backbone(ModelConfig(**known))
         else:
             told = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **known)
-            model = backbone(parts(shape, Path(scratch)), told, device, Path(scratch))
+            model = make_backbone(make_parts(shape, Path(scratch)), told, device, Path(scratch))
         if args.compile:
-            compilation.compiled(model, args.batch_size)
+            compilation.compile_network(model, args.batch_size)
         found = measure(model, args.batch_size, args.level, args.steps, args.calls, args.repeats)
-    best = peak(device, dtype, args.matrix or (8192 if device.type == "cuda" else 2048))
-    name = timing.machine(device)["device"]
+    best = measure_peak(device, dtype, args.matrix or (8192 if device.type == "cuda" else 2048))
+    name = timing.describe_machine(device)["device"]
     reached = found["operations"] * found["calls"] * args.batch_size
-    by_sheet = sheet(name, dtype)
+    by_sheet = data_sheet_peak(name, dtype)
     image_steps = found["calls"] * args.batch_size
     rows = [
         ["network calls/s, batches of " + str(args.batch_size), found["calls"]],
@@ -123,14 +123,14 @@ def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
         ["of the data sheet", "not known" if by_sheet is None else _share(reached, by_sheet)],
     ]
     if args.model == "latent" and device.type == "cuda":
-        rows.append(["against the mark (75 on one A100)", image_steps / MARK])
-    million = parameters(compilation.network_of(model)) / 1e6
+        rows.append(["against the mark (75 on one A100)", image_steps / PUBLISHED_RATE])
+    million = count_parameters(compilation.get_network(model)) / 1e6
     title = (
         f"{args.model} model, {million:.1f} M parameters, {model.size} px, {args.dtype}, guidance {args.guidance:g}"
         f"{', compiled' * args.compile}"
     )
     result = {"settings": title, **found, "peak": best, "sheet": by_sheet, "share": reached / best}
-    timing.report(title, device, timing.table(["", ""], rows), result, args.json)
+    timing.report(title, device, timing.markdown_table(["", ""], rows), result, args.json)
 
 
 def _share(reached: float, best: float) -> str:

@@ -22,36 +22,38 @@ from typing import Any
 
 import timing
 import torch
-from sizes import SD15, Shape, backbone, parameters, parts
+from sizes import SD15, Shape, count_parameters, make_backbone, make_parts
 from torch.nn import functional as F
 
 from anonymizer.backbones import Backbone, compilation, load_backbone
-from anonymizer.backbones.conditioning import condition
+from anonymizer.backbones.conditioning import encode_conditions
 from anonymizer.backbones.load import torch_device
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
 from anonymizer.noise import KeyedNoise
 
 SAMPLER, PROMPT = "sde-dpm++", "a photo"
-Way = Callable[[torch.Tensor], torch.Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> as many
+Sampler = Callable[[torch.Tensor], torch.Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> as many
 
 
 @dataclass(frozen=True)
-class Rivals:
+class Contenders:
     """Ours and theirs, on the same weights; ``network`` is what both ask."""
 
-    ours: Way
-    theirs: Way
+    ours: Sampler
+    theirs: Sampler
     network: Any
     backbone: Backbone
-    what: str
+    description: str
 
 
-def latent(shape: Shape, config: ModelConfig, device: torch.device, level: float, steps: int, folder: Path) -> Rivals:
+def latent_contenders(
+    shape: Shape, config: ModelConfig, device: torch.device, level: float, steps: int, folder: Path
+) -> Contenders:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
 
-    made = parts(shape, folder)
-    model = backbone(made, config, device, folder)
+    made = make_parts(shape, folder)
+    model = make_backbone(made, config, device, folder)
     scheduler = DPMSolverMultistepScheduler.from_config(made["scheduler"].config, algorithm_type="sde-dpmsolver++")
     nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     networks = {name: made[name] for name in ("unet", "vae", "text_encoder", "tokenizer")}
@@ -59,7 +61,7 @@ def latent(shape: Shape, config: ModelConfig, device: torch.device, level: float
         **networks, scheduler=scheduler, requires_safety_checker=False, **nothing
     ).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    asked = steps_to_ask_for(steps, level)
+    asked = steps_to_request(steps, level)
 
     def theirs(x0: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = pipeline(
@@ -68,12 +70,12 @@ def latent(shape: Shape, config: ModelConfig, device: torch.device, level: float
         ).images  # fmt: skip
         return found.float().cpu() * 2 - 1
 
-    counts = ", ".join(f"{name} {parameters(made[name]) / 1e6:.0f} M" for name in ("unet", "vae", "text_encoder"))
-    ours = boomerang(model, config, level, steps)
-    return Rivals(ours, theirs, made["unet"], model, f"{counts}, {model.size} px, random weights")
+    counts = ", ".join(f"{name} {count_parameters(made[name]) / 1e6:.0f} M" for name in ("unet", "vae", "text_encoder"))
+    ours = make_boomerang(model, config, level, steps)
+    return Contenders(ours, theirs, made["unet"], model, f"{counts}, {model.size} px, random weights")
 
 
-def pixel(config: ModelConfig, level: float, steps: int) -> Rivals:
+def pixel_contenders(config: ModelConfig, level: float, steps: int) -> Contenders:
     from diffusers import DPMSolverMultistepScheduler
 
     model: Any = load_backbone(config)
@@ -92,22 +94,22 @@ def pixel(config: ModelConfig, level: float, steps: int) -> Rivals:
                 zt = scheduler.step(model.unet(zt, t).sample.float(), t, zt).prev_sample
             return F.pixel_shuffle(zt, model.patch).clamp(-1, 1).cpu()
 
-    what = f"{config.id}, {parameters(model.unet) / 1e6:.1f} M, {model.size} px"
-    return Rivals(boomerang(model, config, level, steps), theirs, model.unet, model, what)
+    what = f"{config.id}, {count_parameters(model.unet) / 1e6:.1f} M, {model.size} px"
+    return Contenders(make_boomerang(model, config, level, steps), theirs, model.unet, model, what)
 
 
-def boomerang(model: Backbone, config: ModelConfig, level: float, steps: int) -> Way:
+def make_boomerang(model: Backbone, config: ModelConfig, level: float, steps: int) -> Sampler:
     found = Boomerang(model, SAMPLER, steps)
 
     def ours(x0: torch.Tensor) -> torch.Tensor:
         noise = KeyedNoise([i.to_bytes(16, "big") for i in range(len(x0))])
-        said = condition(model, [PROMPT] * len(x0)) if model.asks == "prompt" else None
+        said = encode_conditions(model, [PROMPT] * len(x0)) if model.condition_kind == "prompt" else None
         return found.sample(x0.to(model.device), level, noise, said).cpu()
 
     return ours
 
 
-def steps_to_ask_for(steps: int, level: float) -> int:
+def steps_to_request(steps: int, level: float) -> int:
     """The ``num_inference_steps`` of which diffusers takes so many at this strength."""
     for asked in range(steps, 100 * steps + 1000):
         if min(int(asked * level), asked) == steps:
@@ -115,33 +117,33 @@ def steps_to_ask_for(steps: int, level: float) -> int:
     raise SystemExit(f"--steps {steps}: no number of steps gives that many at level {level:g}: choose another level")
 
 
-def compare(rivals: Rivals, pictures: torch.Tensor, batch_size: int, repeats: int) -> dict[str, list[float]]:
+def compare(contenders: Contenders, pictures: torch.Tensor, batch_size: int, repeats: int) -> dict[str, list[float]]:
     """Pictures per second of each way, ``repeats`` times. Where channels lie is each side's own choice."""
-    device = rivals.backbone.device
-    own = next(p for p in rivals.network.parameters() if p.dim() == 4)
+    device = contenders.backbone.device
+    own = next(p for p in contenders.network.parameters() if p.dim() == 4)
     last = own.is_contiguous(memory_format=torch.channels_last)
 
-    def rate(way: Way, size: int, channels_last: bool) -> Callable[[], float]:
+    def rate(way: Sampler, size: int, channels_last: bool) -> Callable[[], float]:
         def measured() -> float:
             form = torch.channels_last if channels_last else torch.contiguous_format
-            rivals.network.to(memory_format=form)
+            contenders.network.to(memory_format=form)
             batches = pictures.split(size)
             way(batches[0])  # warm up
-            return len(pictures) / timing.seconds(lambda: [way(batch) for batch in batches], device)
+            return len(pictures) / timing.time_call(lambda: [way(batch) for batch in batches], device)
 
         return measured
 
     ways = {
-        "diffusers, one by one": rate(rivals.theirs, 1, False),
-        "diffusers, batched": rate(rivals.theirs, batch_size, False),
-        "ours, one by one": rate(rivals.ours, 1, last),
-        "ours, batched": rate(rivals.ours, batch_size, last),
+        "diffusers, one by one": rate(contenders.theirs, 1, False),
+        "diffusers, batched": rate(contenders.theirs, batch_size, False),
+        "ours, one by one": rate(contenders.ours, 1, last),
+        "ours, batched": rate(contenders.ours, batch_size, last),
     }
-    return timing.turns(ways, repeats)
+    return timing.take_turns(ways, repeats)
 
 
 def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
-    parser = timing.arguments(__doc__)
+    parser = timing.argument_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=64)
     args = parser.parse_args(given)
 
@@ -149,12 +151,12 @@ def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         known: dict[str, Any] = {"device": str(device), "dtype": args.dtype, "size": args.size}
         if args.model == "pixel":
-            rivals = pixel(ModelConfig(**known), args.level, args.steps)
+            rivals = pixel_contenders(ModelConfig(**known), args.level, args.steps)
         else:
             told = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **known)
-            rivals = latent(shape, told, device, args.level, args.steps, Path(scratch))
+            rivals = latent_contenders(shape, told, device, args.level, args.steps, Path(scratch))
         if args.compile:
-            compilation.compiled(rivals.backbone, args.batch_size)
+            compilation.compile_network(rivals.backbone, args.batch_size)
         side = rivals.backbone.size
         pictures = torch.rand(args.pictures, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
         found = compare(rivals, pictures, args.batch_size, args.repeats)
@@ -162,10 +164,10 @@ def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
     reference = median["diffusers, one by one"]
     rows = [[name, rate, rate / reference] for name, rate in median.items()]
     title = (
-        f"{rivals.what}; {args.dtype}, level {args.level:g}, {args.steps} steps of {SAMPLER}, guidance "
+        f"{rivals.description}; {args.dtype}, level {args.level:g}, {args.steps} steps of {SAMPLER}, guidance "
         f"{args.guidance:g}, {args.pictures} pictures, batches of {args.batch_size}{', compiled' * args.compile}"
     )
-    text = timing.table(["", "pictures/s", "against diffusers one by one"], rows)
+    text = timing.markdown_table(["", "pictures/s", "against diffusers one by one"], rows)
     batched = median["ours, batched"] / median["diffusers, batched"]
     text += f"\n\nOurs batched / diffusers batched: {batched:.3f}"
     timing.report(title, device, text, {"settings": title, "pictures_per_second": found, "batched": batched}, args.json)

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline import pictures
+from pipeline import make_pictures
 
-MEASURE = """
+CHILD_SCRIPT = """
 import resource, sys
 from flows.cli import main
 try:
@@ -27,7 +27,7 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def peak(source: str, output: Path) -> float:
+def measure_peak(source: str, output: Path) -> float:
     """Peak resident memory in MiB of one `anonymizer run` (its own process; the Prefect server is another)."""
     arguments = [
         "run",
@@ -41,7 +41,7 @@ def peak(source: str, output: Path) -> float:
         "boomerang.steps=1",
         "--quiet",
     ]
-    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", CHILD_SCRIPT, *arguments], check=True, capture_output=True, text=True)
     return int(done.stdout.rsplit("peak", 1)[1]) / 1024
 
 
@@ -53,8 +53,8 @@ def main() -> None:
     result = {}
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as scratch:
-            source = pictures(None, size, Path(scratch) / "source")
-            result[str(size)] = round(peak(source, Path(scratch) / "release"), 1)
+            source = make_pictures(None, size, Path(scratch) / "source")
+            result[str(size)] = round(measure_peak(source, Path(scratch) / "release"), 1)
             print(f"{size} pictures: {result[str(size)]} MiB", flush=True)
     result["largest_to_smallest"] = round(max(result.values()) / min(result.values()), 4)
     print(json.dumps(result, indent=2))

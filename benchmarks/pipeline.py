@@ -38,7 +38,7 @@ from anonymizer.release import assemble, plan
 from anonymizer.storage.layout import Release
 from flows.cli import release as release_commands
 from flows.jobs import release as release_job
-from flows.runtime.progress import watched_by
+from flows.runtime.progress import report_progress_to
 
 T = TypeVar("T")
 
@@ -68,14 +68,14 @@ class Clock:
         self.times[name] = time.monotonic()
 
 
-def job(config: RunConfig) -> dict[str, float]:
+def run_job(config: RunConfig) -> dict[str, float]:
     """Seconds of start-up, of the shards, and of assembling."""
     clock, begun = Clock(), time.monotonic()
-    with watched_by(clock):
-        release_commands.release_once(config, quiet=True)
+    with report_progress_to(clock):
+        release_commands.run_release_flow(config, quiet=True)
     ended = time.monotonic()
     place = Release.at(config.output.uri)
-    result = assemble.summary(place, plan.read(place))
+    result = assemble.summarize_release(place, plan.read(place))
     if result.released != result.read:
         raise SystemExit(f"job: released {result.released} of {result.read}: nothing to compare")
     return {
@@ -85,12 +85,12 @@ def job(config: RunConfig) -> dict[str, float]:
     }
 
 
-def bare(config: RunConfig, encoded: list[bytes]) -> float:
+def run_bare_loop(config: RunConfig, encoded: list[bytes]) -> float:
     backbone = release_job.backbone_of(config.model)
     scorer = release_job.scorer_of(config.metrics, str(backbone.device))
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     decoded = [image_codec.decode(data, backbone.size).tensor for data in encoded]
-    size = config.run.at_once
+    size = config.run.initial_batch_size
     batches = [torch.stack(decoded[i : i + size]) for i in range(0, len(decoded), size)]
     boomerang.sample(batches[0], config.boomerang.level, TorchNoise())  # warm up
     begun = time.monotonic()
@@ -101,7 +101,7 @@ def bare(config: RunConfig, encoded: list[bytes]) -> float:
     return time.monotonic() - begun
 
 
-def script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
+def run_script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
     """Picture by picture with diffusers' scheduler; the models are loaded already."""
     from diffusers import DPMSolverMultistepScheduler
     from torch.nn import functional as F
@@ -134,7 +134,7 @@ def script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
     return time.monotonic() - begun
 
 
-def pictures(source: str | None, count: int, folder: Path) -> str:
+def make_pictures(source: str | None, count: int, folder: Path) -> str:
     """A folder with ``count`` pictures from ``source``, or smooth random JPEGs of 200 x 200."""
     folder.mkdir()
     if source is None:
@@ -174,7 +174,7 @@ def main(given: list[str] | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        source = pictures(args.source, args.pictures, root / "source")
+        source = make_pictures(args.source, args.pictures, root / "source")
 
         def config(name: str) -> RunConfig:
             return build(
@@ -191,9 +191,20 @@ def main(given: list[str] | None = None) -> None:
         rates: dict[str, list[float]] = {"job": [], "bare": [], "script": []}
         apart: dict[str, list[float]] = {"start-up": [], "assembling": []}
         ways: list[tuple[str, Callable[[int], float]]] = [
-            ("bare", lambda i: args.pictures / _alone(bare, config("unused"), _encoded(source))),
-            ("job", lambda i: args.pictures / _noted(_alone(job, config(f"release-{i}")), apart)),
-            ("script", lambda i: some / _alone(script, config("unused"), _encoded(source)[:some], root)),
+            (
+                "bare",
+                lambda i: args.pictures / _in_fresh_process(run_bare_loop, config("unused"), _read_encoded(source)),
+            ),
+            (
+                "job",
+                lambda i: (
+                    args.pictures / _record_other_seconds(_in_fresh_process(run_job, config(f"release-{i}")), apart)
+                ),
+            ),
+            (
+                "script",
+                lambda i: some / _in_fresh_process(run_script, config("unused"), _read_encoded(source)[:some], root),
+            ),
         ]
         some = args.script_pictures
         for i in range(args.repeats):
@@ -212,22 +223,22 @@ def main(given: list[str] | None = None) -> None:
     }
     rows = [[name, median[name], median["job"] / median[name]] for name in ("bare", "job", "script")]
     seconds = ", ".join(f"{value} s {name}" for name, value in result["median_seconds_apart"].items())
-    text = timing.table(["", "pictures/s", "job to it"], rows) + f"\n\nNot in the job's rate: {seconds}"
+    text = timing.markdown_table(["", "pictures/s", "job to it"], rows) + f"\n\nNot in the job's rate: {seconds}"
     title = f"{args.model}, {args.pictures} pictures, level {args.level:g}, {args.steps} steps"
     timing.report(title, torch_device(args.device), text, result, args.json)
 
 
-def _encoded(source: str) -> list[bytes]:
+def _read_encoded(source: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted(Path(source).iterdir())]
 
 
-def _alone(way: Callable[..., T], *arguments: Any) -> T:
+def _in_fresh_process(way: Callable[..., T], *arguments: Any) -> T:
     """What ``way`` returns, from a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(way, *arguments).result()
 
 
-def _noted(seconds: dict[str, float], apart: dict[str, list[float]]) -> float:
+def _record_other_seconds(seconds: dict[str, float], apart: dict[str, list[float]]) -> float:
     for name, values in apart.items():
         values.append(seconds[name])
     return seconds["job"]

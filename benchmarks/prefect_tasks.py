@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=10_000)
     shards = parser.parse_args().shards
-    with temporary_server.available() as ready:
+    with temporary_server.ensure_server() as ready:
         ready()
         from prefect import flow
 
@@ -32,23 +32,23 @@ def main() -> None:
 
         @flow(name="nothing", persist_result=False)
         def nothing() -> int:
-            return sum(isinstance(result, dict) for result in dispatch.tasks(config, range(shards)))
+            return sum(isinstance(result, dict) for result in dispatch.run_as_tasks(config, range(shards)))
 
         def no_shard(config: Any, shard: int, progress: Any) -> ShardSummary:
             return ShardSummary(shard, 0, 0, 0, 0, 0.0)
 
         with patch.object(release_job, "run_shard", no_shard):
-            before, begun = memory(), time.monotonic()
+            before, begun = peak_memory(), time.monotonic()
             own = time.process_time()
             done = nothing()
             seconds, own = time.monotonic() - begun, time.process_time() - own
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{done} tasks in {seconds:.1f} s: {done / seconds:.0f} a second, {1000 * own / done:.1f} ms of CPU for each")
-    print(f"memory here: {before} MiB before, {memory()} MiB peak; the server: {usage.ru_maxrss // 1024} MiB peak, "
+    print(f"memory here: {before} MiB before, {peak_memory()} MiB peak; the server: {usage.ru_maxrss // 1024} MiB peak, "
           f"{1000 * (usage.ru_utime + usage.ru_stime) / done:.1f} ms of CPU for each task")  # fmt: skip
 
 
-def memory() -> int:
+def peak_memory() -> int:
     """The most memory this process has had, in MiB."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
 

@@ -49,7 +49,7 @@ STEPS = {
     "draw": "300 pictures for an audit",
     "previous": "what a next release looks up",
 }
-TOGETHER: dict[str, Callable[[Iterable[float]], float]] = {"seconds": max, "cpu": sum, "peak_mib": max}
+COMBINE: dict[str, Callable[[Iterable[float]], float]] = {"seconds": max, "cpu": sum, "peak_mib": max}
 SIDE, ROWS, CHUNK = 8, 1000, 50_000  # of a picture; of a row group; of a file
 
 
@@ -69,11 +69,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         job = Job(args) if args.one != "source" else None
-        _measure(job.steps()[args.one] if job else lambda: _source(args.work, args.records[0]))
+        _measure(job.steps()[args.one] if job else lambda: _write_source(args.work, args.records[0]))
         return
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
-        found = [_size(args, work / f"{args.format}-{n}", n) for n in args.records]
+        found = [_measure_size(args, work / f"{args.format}-{n}", n) for n in args.records]
     print(_table(args.records, found))
     if args.json:
         args.json.write_text(json.dumps(dict(zip(map(str, args.records), found, strict=True)), indent=2) + "\n")
@@ -81,7 +81,7 @@ def main() -> None:
         _plot(args.records, found, args.plot)
 
 
-def _size(args: argparse.Namespace, work: Path, records: int) -> dict[str, Any]:
+def _measure_size(args: argparse.Namespace, work: Path, records: int) -> dict[str, Any]:
     """Every step at one size, each in its own process."""
     work.mkdir(parents=True, exist_ok=True)
     results = work / "results.json"
@@ -101,7 +101,7 @@ def _size(args: argparse.Namespace, work: Path, records: int) -> dict[str, Any]:
         if any(process.returncode for process in running):
             raise SystemExit(f"{step} of {records}: failed")
         told = [json.loads(text.splitlines()[-1]) for text in said]
-        found[step] = {name: of(one[name] for one in told) for name, of in TOGETHER.items()}
+        found[step] = {name: of(one[name] for one in told) for name, of in COMBINE.items()}
         results.write_text(json.dumps(found, indent=2) + "\n")
         print(f"{records:>9,} {step:<12} {found[step]}", file=sys.stderr, flush=True)
     return found
@@ -125,7 +125,7 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
-def _source(work: Path, records: int) -> None:
+def _write_source(work: Path, records: int) -> None:
     """Parquet files of tiny pictures, no two alike, with an id, a label and a number to carry."""
     import numpy as np
     import pyarrow as pa
@@ -134,7 +134,7 @@ def _source(work: Path, records: int) -> None:
 
     from anonymizer.crypto import signing
 
-    (work / "publisher.key").write_bytes(signing.generate().private_bytes)
+    (work / "publisher.key").write_bytes(signing.generate_key_pair().private_bytes)
     (work / "source").mkdir(exist_ok=True)
     for begin in range(0, records, CHUNK):
         rng, rows = np.random.default_rng(begin), range(begin, min(begin + CHUNK, records))
@@ -228,24 +228,27 @@ class Job:
         public, whole = str(release.public), str(release.root)
 
         def summary() -> assemble.Summary:
-            return assemble.summary(release, plan.read(release))
+            return assemble.summarize_release(release, plan.read(release))
 
         return {
             "imports": lambda: None,
-            "plan": lambda: plan.write(config, self.backbone, self.key, release),
+            "plan": lambda: plan.write_or_resume(config, self.backbone, self.key, release),
             "shards": self.shards,
             "log": self.log,
             "reconcile": lambda: ledger.reconcile(release, plan.read(release)),
             "assemble": lambda: assemble.assemble(release, config),
             "report": lambda: report.write_restricted(release, plan.read(release), config, summary()),
-            "publish": lambda: publish.settle(release, config, self.key),
-            "again": lambda: (assemble.assemble(release, config), publish.settle(release, config, self.key)),
+            "publish": lambda: publish.decide_and_publish(release, config, self.key),
+            "again": lambda: (
+                assemble.assemble(release, config),
+                publish.decide_and_publish(release, config, self.key),
+            ),
             "summary": summary,
             "status": lambda: release_commands.status(whole, as_json=True),
             "inspect": self.inspect,
-            "verify": lambda: _good(governance_reports.verify(public, decode=1000, as_json=True)),
-            "verify-all": lambda: _good(governance_reports.verify(public, as_json=True)),
-            "verify-both": lambda: _good(governance_reports.verify(whole, decode=1000, as_json=True)),
+            "verify": lambda: _require_verified(governance_reports.verify(public, decode=1000, as_json=True)),
+            "verify-all": lambda: _require_verified(governance_reports.verify(public, as_json=True)),
+            "verify-both": lambda: _require_verified(governance_reports.verify(whole, decode=1000, as_json=True)),
             "draw": self.draw,
             "previous": self.previous,
         }
@@ -256,7 +259,7 @@ class Job:
         from anonymizer.release.ledger import ShardWriter
 
         for shard in range(self.part, plan.read(self.release).shards, self.workers):
-            if self.release.shard(shard).exists():
+            if self.release.shard_ledger(shard).exists():
                 continue
             writer = ShardWriter(self.release, shard, self.scorer.names)
             entries = plan.read_entries(self.release, shard)
@@ -268,10 +271,10 @@ class Job:
 
         shards = range(plan.read(self.release).shards)
         for shard in shards:
-            release_job.note(
+            release_job.log_event(
                 self.config, "shard committed", shard=shard, read=100, released=98, quarantined=1, failed=1
             )
-        assert release_job.logged_shards(self.config) >= set(shards)
+        assert release_job.read_logged_shards(self.config) >= set(shards)
 
     def inspect(self) -> None:
         import pyarrow.parquet as pq
@@ -283,9 +286,9 @@ class Job:
         catalog.inspect(str(self.release.root), output_id, as_json=True)
 
     def draw(self) -> None:
-        from anonymizer.release.audit_sample import exhibits
+        from anonymizer.release.audit_sample import draw_sample
 
-        found = exhibits(self.release, self.config.source, SIDE, 300, self.rng)
+        found = draw_sample(self.release, self.config.source, SIDE, 300, self.rng)
         assert len(found) == min(300, found.released)
 
     def previous(self) -> None:
@@ -293,15 +296,15 @@ class Job:
         from anonymizer.storage.layout import Release
 
         following = Release.at(str(self.work / "following"))
-        (following.restricted / history.LINE).write(json.dumps([str(self.release.root)]).encode())
+        (following.restricted / history.PREDECESSORS_FILE).write(json.dumps([str(self.release.root)]).encode())
         found, table = history.load(following), ledger.read_shard(self.release, plan.read(self.release).shards - 1)
         assert table is not None
         known = [row for row in table.to_pylist() if row["status"] == "released"]
         for row in known:
-            assert found.row(row["source_hmac"])["sha256"] == row["sha256"]
+            assert found.find_row(row["source_hmac"])["sha256"] == row["sha256"]
 
 
-def _good(verified: bool) -> None:
+def _require_verified(verified: bool) -> None:
     if not verified:
         raise SystemExit("verify: found something wrong")
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from anonymizer.backbones.pipeline_folder import Parts
+from anonymizer.backbones.pipeline_folder import PipelineFolder
 from anonymizer.backbones.stable_diffusion import StableBackbone
 from anonymizer.config import ModelConfig
 
@@ -26,9 +26,9 @@ class Shape:
     blocks: tuple[int, ...]  # channels of the network
     width: int  # of the text encoder
     layers: int
-    words: int
+    vocabulary: int
     vae: tuple[int, ...]  # channels of the autoencoder
-    cells: int
+    latent_size: int
     groups: int = 32
 
 
@@ -37,37 +37,37 @@ SD15 = Shape((320, 640, 1280, 1280), 768, 12, 49408, (128, 256, 512, 512), 64)
 TOY = Shape((8, 16), 16, 1, 600, (8, 8), 8, groups=4)
 
 
-class MadeParts(Parts):
+class InMemoryPipeline(PipelineFolder):
     """Parts that were never files."""
 
     def __init__(self, made: dict[str, Any], config: ModelConfig, folder: Path) -> None:
-        self.made, self.config, self.folder = made, config, folder
+        self.parts, self.config, self.folder = made, config, folder
         self.index = {name: ["made", type(part).__name__] for name, part in made.items()}
-        self.pipeline = "StableDiffusionPipeline"
+        self.pipeline_class = "StableDiffusionPipeline"
 
     @property
     def digest(self) -> str:
         return "0" * 64
 
-    def has(self, name: str) -> bool:
-        return name in self.made
+    def has_part(self, name: str) -> bool:
+        return name in self.parts
 
     def load(self, kind: Any, name: str) -> Any:
-        return self.made[name]
+        return self.parts[name]
 
-    def weights(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
-        return torch.nn.Module.to(self.made[name], dtype).eval().requires_grad_(False)
+    def load_network(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
+        return torch.nn.Module.to(self.parts[name], dtype).eval().requires_grad_(False)
 
 
-def networks(shape: Shape) -> dict[str, Any]:
+def make_networks(shape: Shape) -> dict[str, Any]:
     """The network, the autoencoder, the text encoder."""
-    size = {"in_channels": 4, "out_channels": 4, "sample_size": shape.cells, "norm_num_groups": shape.groups}
+    size = {"in_channels": 4, "out_channels": 4, "sample_size": shape.latent_size, "norm_num_groups": shape.groups}
     unet = UNet2DConditionModel(
         **size, block_out_channels=shape.blocks, cross_attention_dim=shape.width, attention_head_dim=8,
         down_block_types=("CrossAttnDownBlock2D",) * (len(shape.blocks) - 1) + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(shape.blocks) - 1),
     )  # fmt: skip
-    pixels = shape.cells * 2 ** (len(shape.vae) - 1)
+    pixels = shape.latent_size * 2 ** (len(shape.vae) - 1)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(shape.vae),
         up_block_types=("UpDecoderBlock2D",) * len(shape.vae),
@@ -76,7 +76,7 @@ def networks(shape: Shape) -> dict[str, Any]:
     )  # fmt: skip
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=shape.words, hidden_size=shape.width, intermediate_size=4 * shape.width,
+            vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=4 * shape.width,
             num_hidden_layers=shape.layers, num_attention_heads=max(1, shape.width // 64), projection_dim=shape.width,
             max_position_embeddings=77,
         )
@@ -84,19 +84,19 @@ def networks(shape: Shape) -> dict[str, Any]:
     return {"unet": unet, "vae": vae, "text_encoder": text}
 
 
-def parts(shape: Shape, folder: Path) -> dict[str, Any]:
+def make_parts(shape: Shape, folder: Path) -> dict[str, Any]:
     """The parts of a StableDiffusionPipeline; ``folder`` takes a vocabulary of single bytes."""
     torch.manual_seed(0)
     scheduler = DDPMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1)
-    return networks(shape) | {"tokenizer": _tokenizer(folder / "tokenizer"), "scheduler": scheduler}
+    return make_networks(shape) | {"tokenizer": _tokenizer(folder / "tokenizer"), "scheduler": scheduler}
 
 
-def backbone(made: dict[str, Any], config: ModelConfig, device: torch.device, folder: Path) -> StableBackbone:
+def make_backbone(made: dict[str, Any], config: ModelConfig, device: torch.device, folder: Path) -> StableBackbone:
     """Ours, of such parts; the networks are moved, not copied."""
-    return StableBackbone(MadeParts(made, config, folder), device=device, dtype=getattr(torch, config.dtype))
+    return StableBackbone(InMemoryPipeline(made, config, folder), device=device, dtype=getattr(torch, config.dtype))
 
 
-def parameters(network: torch.nn.Module) -> int:
+def count_parameters(network: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from anonymizer.devices import name_of
+from anonymizer.devices import device_name
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """What a benchmark of the network alone is told."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["pixel", "latent"], default="pixel")
@@ -40,7 +40,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(way: Callable[[], Any], device: torch.device) -> float:
+def time_call(way: Callable[[], Any], device: torch.device) -> float:
     synchronize(device)
     begun = time.perf_counter()
     way()
@@ -48,8 +48,8 @@ def seconds(way: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def turns(
-    ways: Mapping[str, Callable[[], float]], repeats: int, told: Callable[[str], None] = print
+def take_turns(
+    ways: Mapping[str, Callable[[], float]], repeats: int, log: Callable[[str], None] = print
 ) -> dict[str, list[float]]:
     """What each of the ways gives, ``repeats`` times; they take turns, so that a slow minute hits all of them."""
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -57,38 +57,38 @@ def turns(
     for i in range(repeats):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             found[name].append(ways[name]())
-            told(f"  {name}: {found[name][-1]:.3g}")
+            log(f"  {name}: {found[name][-1]:.3g}")
     return found
 
 
-def medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in found.items()}
+def medians(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in measurements.items()}
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: torch.device) -> dict[str, Any]:
     """What figures are worth nothing without."""
     return {
         "date": date.today().isoformat(),
-        "device": name_of(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
+        "device": device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """In Markdown."""
-    cells = [[_shown(cell) for cell in row] for row in rows]
+    cells = [[_format_cell(cell) for cell in row] for row in rows]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in cells)]
     return "\n".join(lines)
 
 
 def report(title: str, device: torch.device, text: str, result: Mapping[str, Any], file: Path | None) -> None:
     """Print one table, and write what it was made of where a file is named."""
-    told = machine(device)
+    told = describe_machine(device)
     print(f"\n{title}\n{', '.join(f'{name} {value}' for name, value in told.items())}\n\n{text}")
     if file is not None:
         file.write_text(json.dumps(told | dict(result), indent=2) + "\n")
 
 
-def _shown(cell: Any) -> str:
+def _format_cell(cell: Any) -> str:
     return f"{cell:.3g}" if isinstance(cell, float) else str(cell)

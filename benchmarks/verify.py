@@ -31,10 +31,10 @@ from anonymizer.attest import dsse, merkle, statement
 from anonymizer.attest.verify import check_public
 from anonymizer.config import OutputConfig
 from anonymizer.crypto import signing
-from anonymizer.data.sinks import ReleasedPicture, open_sink
+from anonymizer.data.sinks import ReleasedImage, open_sink
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, STATEMENT
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
 DISTINCT = 64  # pictures; the rest are copies under other names
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
@@ -48,7 +48,7 @@ CASES = [  # layout, kind, side, pictures at scale 1
 ]
 
 
-def encoded(kind: str, side: int) -> list[bytes]:
+def encode_pictures(kind: str, side: int) -> list[bytes]:
     """Pictures that compress as photographs do: soft shapes and a little noise."""
     rng, found = np.random.default_rng(0), []
     for _ in range(DISTINCT):
@@ -62,15 +62,15 @@ def encoded(kind: str, side: int) -> list[bytes]:
     return found
 
 
-def write(folder: Place, layout: str, kind: str, side: int, count: int) -> None:
+def write_public_half(folder: StoragePath, layout: str, kind: str, side: int, count: int) -> None:
     """A public half that its publisher signed."""
-    data = encoded(kind, side)
+    data = encode_pictures(kind, side)
     ids = sorted(secrets.token_hex(16) for _ in range(count))
     digests = [hashlib.sha256(one).hexdigest() for one in data]
-    released = (ReleasedPicture(one, data[i % DISTINCT], SUFFIXES[kind]) for i, one in enumerate(ids))
+    released = (ReleasedImage(one, data[i % DISTINCT], SUFFIXES[kind]) for i, one in enumerate(ids))
     config = OutputConfig.model_validate({"uri": str(folder), "format": layout})
     placed = list(open_sink(config, {}).write(released, folder.fs, folder.path))
-    manifest = table(
+    manifest = manifest_table(
         output_id=ids,
         file=[one.file for one in placed],
         member=pa.array([one.member for one in placed], pa.string()),
@@ -80,14 +80,14 @@ def write(folder: Place, layout: str, kind: str, side: int, count: int) -> None:
         height=side,
         format=kind,
     )
-    (folder / MANIFEST).put(parquet.to_bytes(manifest))
-    signer = signing.generate()
-    told = predicate(manifest, signing.public_text(signer.public_key))
-    made = dsse.make(statement.PREDICATE, statement.subjects(folder, manifest), told, signer)
-    (folder / STATEMENT).put(dsse.write([made]))
+    (folder / MANIFEST).write_uncommitted(parquet.to_bytes(manifest))
+    signer = signing.generate_key_pair()
+    told = make_predicate(manifest, signing.format_public_key(signer.public_key))
+    made = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder, manifest), told, signer)
+    (folder / STATEMENT).write_uncommitted(dsse.dumps([made]))
 
 
-def table(**columns: Any) -> pa.Table:
+def manifest_table(**columns: Any) -> pa.Table:
     """A manifest: columns as given, a value standing for all rows; the rest as a release without scores has them."""
     nothing = pa.scalar(None, pa.string())
     same = {"label": nothing, "caption": nothing, "level": 0.6, "t_boom": 600, "log_snr": -1.5, "sampler": "sde-dpm++"}
@@ -102,9 +102,9 @@ def _column(name: str, value: Any, rows: int) -> Any:
     return pa.repeat(value, rows) if isinstance(value, str | float | pa.Scalar) else value
 
 
-def predicate(manifest: pa.Table, publisher: str) -> dict[str, Any]:
+def make_predicate(manifest: pa.Table, publisher: str) -> dict[str, Any]:
     zeros, rows = "0" * 64, len(manifest)
-    root = merkle.root(merkle.rows(manifest)).hex()
+    root = merkle.root(merkle.encode_rows(manifest)).hex()
     return {
         "version": 1,
         "created": "2026-11-25T12:00:00+00:00",
@@ -125,27 +125,27 @@ def predicate(manifest: pa.Table, publisher: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sha256sum(folder: Place) -> None:
-    listed = "\0".join(f"{folder.path}/{name}" for name in folder.files())
+def sha256sum(folder: StoragePath) -> None:
+    listed = "\0".join(f"{folder.path}/{name}" for name in folder.list_files())
     subprocess.run(["xargs", "-0", "sha256sum"], input=listed.encode(), stdout=subprocess.DEVNULL, check=True)
 
 
-def digests(folder: Place) -> None:
+def compute_digests(folder: StoragePath) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda name: statement.digest(folder / name), folder.files()):
+        for _ in pool.map(lambda name: statement.file_digest(folder / name), folder.list_files()):
             pass
 
 
-def verify(folder: Place, decode: int | None = None) -> None:
+def verify(folder: StoragePath, decode: int | None = None) -> None:
     wrong = [finding for finding in check_public(folder, decode=decode) if finding.result == "fail"]
     assert not wrong, wrong
 
 
-def measured(folder: Place, repeats: int) -> dict[str, float]:
+def measure(folder: StoragePath, repeats: int) -> dict[str, float]:
     """Median MB/s of each."""
-    size = sum(os.path.getsize(f"{folder.path}/{name}") for name in folder.files())
-    ways: dict[str, Callable[[Place], None]] = {
-        "sha256sum": sha256sum, "digests": digests, "verify": verify, SAMPLED: lambda folder: verify(folder, 100),
+    size = sum(os.path.getsize(f"{folder.path}/{name}") for name in folder.list_files())
+    ways: dict[str, Callable[[StoragePath], None]] = {
+        "sha256sum": sha256sum, "digests": compute_digests, "verify": verify, SAMPLED: lambda folder: verify(folder, 100),
     }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
@@ -156,12 +156,12 @@ def measured(folder: Place, repeats: int) -> dict[str, float]:
     return {"MB": size / 1e6} | {name: size / 1e6 / statistics.median(found) for name, found in times.items()}
 
 
-def results(scale: float, repeats: int) -> Iterator[dict[str, Any]]:
+def iter_results(scale: float, repeats: int) -> Iterator[dict[str, Any]]:
     for layout, kind, side, pictures in CASES:
         with tempfile.TemporaryDirectory() as scratch:
-            folder, count = Place.of(str(Path(scratch) / "public")), max(1, round(pictures * scale))
-            write(folder, layout, kind, side, count)
-            yield {"case": f"{layout}, {count:,} {kind.upper()} of {side} x {side}"} | measured(folder, repeats)
+            folder, count = StoragePath.from_uri(str(Path(scratch) / "public")), max(1, round(pictures * scale))
+            write_public_half(folder, layout, kind, side, count)
+            yield {"case": f"{layout}, {count:,} {kind.upper()} of {side} x {side}"} | measure(folder, repeats)
 
 
 SAMPLED = "--decode 100"
@@ -178,7 +178,7 @@ def main() -> None:
         f"{SAMPLED:>12}"
     )
     found = []
-    for result in results(args.scale, args.repeats):
+    for result in iter_results(args.scale, args.repeats):
         found.append(result)
         share = {name: result[name] / result["sha256sum"] for name in ("digests", "verify", SAMPLED)}
         print(f"{result['case']:35} {result['MB']:6.0f} {result['sha256sum']:10.0f} "

@@ -20,14 +20,14 @@ from typing import Any
 
 import timing
 import torch
-from pipeline import pictures
+from pipeline import make_pictures
 
 from anonymizer.config import RunConfig, build
 from anonymizer.release import ledger, plan
 from anonymizer.storage.layout import Release
 from flows.jobs import release as release_job
 
-MOST = 600.0  # seconds that loading may take
+LOAD_TIMEOUT = 600.0  # seconds that loading may take
 
 
 def worker(tree: dict[str, Any], first: int, every: int, ready: Any) -> None:
@@ -35,14 +35,14 @@ def worker(tree: dict[str, Any], first: int, every: int, ready: Any) -> None:
     torch.set_num_threads(1)
     config = RunConfig.model_validate(tree)
     backbone = release_job.backbone_of(config.model)
-    release_job.fitting_scorer(config.metrics, backbone)
+    release_job.load_checked_scorer(config.metrics, backbone)
     shards = plan.read(Release.at(config.output.uri)).shards
-    ready.wait(MOST)
+    ready.wait(LOAD_TIMEOUT)
     for shard in range(first, shards, every):
         release_job.run_shard(config, shard, lambda done: None)
 
 
-def rate(config: RunConfig, workers: int) -> float:
+def measure_rate(config: RunConfig, workers: int) -> float:
     """Records per second, from the moment when all workers are ready to the last commit."""
     the_plan = release_job.prepare(config)
     context = get_context("spawn")
@@ -51,12 +51,12 @@ def rate(config: RunConfig, workers: int) -> float:
     processes = [context.Process(target=worker, args=(tree, i, workers, ready)) for i in range(workers)]
     for process in processes:
         process.start()
-    ready.wait(MOST)
+    ready.wait(LOAD_TIMEOUT)
     begun = time.monotonic()
     for process in processes:
         process.join()
     seconds = time.monotonic() - begun
-    done = sum(len(table) for _, table in ledger.committed(Release.at(config.output.uri), the_plan))
+    done = sum(len(table) for _, table in ledger.scan_shards(Release.at(config.output.uri), the_plan))
     if any(process.exitcode for process in processes) or done != the_plan.records:
         raise SystemExit(f"workers: {done} of {the_plan.records} records were done: nothing to compare")
     return the_plan.records / seconds
@@ -82,7 +82,7 @@ def main(given: list[str] | None = None) -> None:
     cores = len(os.sched_getaffinity(0))
     counts = [n for n in args.workers if n <= cores]
     with tempfile.TemporaryDirectory() as scratch:
-        source = pictures(args.source, args.pictures, Path(scratch) / "source")
+        source = make_pictures(args.source, args.pictures, Path(scratch) / "source")
 
         def way(workers: int) -> Callable[[], float]:
             def measured() -> float:
@@ -93,15 +93,15 @@ def main(given: list[str] | None = None) -> None:
                         "boomerang": {"level": args.level, "steps": args.steps},
                         "run": {"shard_size": args.shard_size, "batch_size": args.shard_size, "threads": 1},
                     }  # fmt: skip
-                    return rate(build(tree, args.set), workers)
+                    return measure_rate(build(tree, args.set), workers)
 
             return measured
 
-        found = timing.turns({f"{n}": way(n) for n in counts}, args.repeats)
+        found = timing.take_turns({f"{n}": way(n) for n in counts}, args.repeats)
     median = timing.medians(found)
     one = median[f"{counts[0]}"] / counts[0]
     rows = [[name, value, value / one, value / one / int(name)] for name, value in median.items()]
-    text = timing.table(["workers", "records/s", "of one", "each, of one alone"], rows)
+    text = timing.markdown_table(["workers", "records/s", "of one", "each, of one alone"], rows)
     how = f"level {args.level:g}, {args.steps} steps, {cores} cores"
     title = f"{args.pictures} pictures in shards of {args.shard_size}, {how}"
     timing.report(title, torch.device("cpu"), text, {"settings": title, "records_per_second": found}, args.json)

@@ -11,14 +11,14 @@ from prefect.artifacts import create_markdown_artifact
 from anonymizer.config import AuditConfig
 from flows.jobs import audit as audit_job
 from flows.runtime import run_templates
-from flows.runtime.progress import watcher
+from flows.runtime.progress import current_progress
 from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "audit"]
 
 
 @flow(name="audit", persist_result=False, validate_parameters=False)
-def audit(config: run_templates.Given) -> dict[str, Any]:
+def audit(config: run_templates.ConfigOrUri) -> dict[str, Any]:
     """Audit one release from a configuration (nested mappings, or the address of a YAML file); returns counts.
 
     Prefect sees the configuration and counts. It never sees a picture, an id, a figure or a key.
@@ -32,4 +32,4 @@ def audit(config: run_templates.Given) -> dict[str, Any]:
 
 @task(name="examine", tags=TAGS, persist_result=False)
 def examine(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(audit_job.run_for_scheduler(AuditConfig.model_validate(config), watcher()))
+    return asdict(audit_job.run_for_scheduler(AuditConfig.model_validate(config), current_progress()))

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import AugmentConfig
 from flows.jobs import augment as augment_job
-from flows.runtime.progress import watcher
+from flows.runtime.progress import current_progress
 from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "augmentation"]
@@ -35,4 +35,4 @@ def augment(config: dict[str, Any]) -> dict[str, Any]:
 
 @task(name="draw", tags=TAGS, persist_result=False)
 def draw(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(augment_job.run_for_scheduler(AugmentConfig.model_validate(config), watcher()))
+    return asdict(augment_job.run_for_scheduler(AugmentConfig.model_validate(config), current_progress()))

@@ -11,14 +11,14 @@ from prefect.artifacts import create_markdown_artifact
 from anonymizer.config import CalibrationConfig
 from flows.jobs import calibrate as calibrate_job
 from flows.runtime import run_templates
-from flows.runtime.progress import watcher
+from flows.runtime.progress import current_progress
 from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "calibration"]
 
 
 @flow(name="calibrate", persist_result=False, validate_parameters=False)
-def calibrate(config: run_templates.Given) -> dict[str, Any]:
+def calibrate(config: run_templates.ConfigOrUri) -> dict[str, Any]:
     """Measure risk and utility at several levels; returns counts.
 
     ``config`` is nested mappings, or the address of a YAML file.
@@ -36,4 +36,4 @@ def calibrate(config: run_templates.Given) -> dict[str, Any]:
 
 @task(name="measure", tags=TAGS, persist_result=False)
 def measure(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(calibrate_job.run_for_scheduler(CalibrationConfig.model_validate(config), watcher()))
+    return asdict(calibrate_job.run_for_scheduler(CalibrationConfig.model_validate(config), current_progress()))

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import EnhanceConfig
 from flows.jobs import enhance as enhance_job
-from flows.runtime.progress import watcher
+from flows.runtime.progress import current_progress
 from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "enhancement"]
@@ -31,4 +31,4 @@ def enhance(config: dict[str, Any]) -> dict[str, Any]:
 
 @task(name="enlarge", tags=TAGS, persist_result=False)
 def enlarge(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(enhance_job.run_for_scheduler(EnhanceConfig.model_validate(config), watcher()))
+    return asdict(enhance_job.run_for_scheduler(EnhanceConfig.model_validate(config), current_progress()))

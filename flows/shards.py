@@ -9,8 +9,8 @@ from prefect import flow
 from anonymizer.config import build
 from flows.jobs import release as release_job
 from flows.runtime import dispatch
-from flows.runtime.progress import watched_by
-from flows.runtime.progress_artifact import Share
+from flows.runtime.progress import report_progress_to
+from flows.runtime.progress_artifact import ProgressArtifact
 from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "release", "shards"]
@@ -24,9 +24,9 @@ def anonymize_shards(config: dict[str, Any], first: int, last: int) -> dict[str,
     """
     tag_run(TAGS)
     settled = build(config | {"run": config.get("run", {}) | {"dispatch": "inline"}})
-    left = [shard for shard in release_job.uncommitted(settled) if first <= shard <= last]
-    share = Share(0, release_job.records_in(settled, left), "pictures of these shards")
-    with share.repeated(), watched_by(share):
-        problems = [result for result in dispatch.tasks(settled, left) if isinstance(result, BaseException)]
-    dispatch.settle(settled, problems, left)
+    left = [shard for shard in release_job.list_uncommitted(settled) if first <= shard <= last]
+    share = ProgressArtifact(0, release_job.count_records(settled, left), "pictures of these shards")
+    with share.heartbeat(), report_progress_to(share):
+        problems = [result for result in dispatch.run_as_tasks(settled, left) if isinstance(result, BaseException)]
+    dispatch.raise_if_incomplete(settled, problems, left)
     return {"committed": len(left)}

@@ -59,11 +59,11 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from flows.runtime import prefect_settings, server_database, temporary_server
 
     home = tmp_path_factory.mktemp("prefect")
-    place = {"PREFECT_HOME": str(home), server_database.SETTING: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
+    place = {"PREFECT_HOME": str(home), server_database.URL_SETTING: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(temporary_server.URL, raising=False)
-        for name, value in (prefect_settings.ALWAYS | prefect_settings.TEMPORARY | place).items():
+        patch.delenv(temporary_server.API_URL_SETTING, raising=False)
+        for name, value in (prefect_settings.DEFAULTS | prefect_settings.TEMPORARY_SERVER | place).items():
             patch.setenv(name, value)
-        with temporary_server.available("ANONYMIZER_KEY") as ready:
+        with temporary_server.ensure_server("ANONYMIZER_KEY") as ready:
             ready()
             yield home

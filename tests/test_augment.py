@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from anonymizer.augment import Levels as Range
-from anonymizer.augment import LocalSamples, Wanted, batches, draw, key_of, shares
+from anonymizer.augment import LocalSamples, SampleRequest, batch_by_level, sample_batch, sample_key, samples_per_record
 from anonymizer.backbones import load_backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AugmentConfig, ModelConfig, build_as, known_keys
@@ -36,7 +36,7 @@ from anonymizer.noise import KeyedNoise
 from anonymizer.records import Reason
 from anonymizer.release import preflight
 from anonymizer.storage import parquet
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import augment as augment_job
 from metrics.utility.label_consistency import Classifier
@@ -97,7 +97,7 @@ def test_levels_are_spread_evenly_over_the_range_and_drawn_all_alike() -> None:
     levels = Range(0.1, 0.4)
     assert (levels.values[0], levels.values[-1], len(levels.values)) == (0.1, 0.4, 16)
     np.testing.assert_allclose(np.diff(levels.values), 0.02, atol=1e-9)
-    counts = Counter(levels.drawn(key_of(0, i, b"x")) for i in range(16_000))
+    counts = Counter(levels.draw(sample_key(0, i, b"x")) for i in range(16_000))
     assert counts.keys() == set(levels.values)
     assert all(abs(count - 1000) < 5 * 1000**0.5 for count in counts.values())
     assert Range(0.3, 0.3).values == (0.3,)
@@ -111,35 +111,37 @@ def test_levels_that_cannot_be_are_refused(wrong: tuple[float, ...]) -> None:
 
 def test_seed_number_and_each_part_of_a_record_make_another_key() -> None:
     parts = [(0, 0, b"a", b"b"), (1, 0, b"a", b"b"), (0, 1, b"a", b"b"), (0, 0, b"ab", b""), (0, 0, b"a", b"c")]
-    assert len({key_of(*part) for part in parts}) == 5  # type: ignore[arg-type]
-    assert key_of(0, 0, b"a") == key_of(0, 0, b"a") and len(key_of(2**80, 0)) == 16
+    assert len({sample_key(*part) for part in parts}) == 5  # type: ignore[arg-type]
+    assert sample_key(0, 0, b"a") == sample_key(0, 0, b"a") and len(sample_key(2**80, 0)) == 16
 
 
-def wanted(count: int, levels: Sequence[float] = (0.2, 0.4), side: int = 8) -> list[Wanted]:
+def wanted(count: int, levels: Sequence[float] = (0.2, 0.4), side: int = 8) -> list[SampleRequest]:
     gen = torch.Generator().manual_seed(0)
     shape = (3, side, side)
     return [
-        Wanted(torch.rand(shape, generator=gen) * 2 - 1, key_of(0, i), levels[i % len(levels)], None, of=i)
+        SampleRequest(
+            torch.rand(shape, generator=gen) * 2 - 1, sample_key(0, i), levels[i % len(levels)], None, origin=i
+        )
         for i in range(count)
     ]
 
 
 def test_a_sample_is_boomerangs_own_whatever_it_is_drawn_beside() -> None:
     items = wanted(7)
-    alone = {one.of: boomerang().sample(one.image[None], one.level, KeyedNoise([one.key]))[0] for one in items}
+    alone = {one.origin: boomerang().sample(one.image[None], one.level, KeyedNoise([one.key]))[0] for one in items}
     for size in (1, 2, 7):
         drawn = {}
-        for batch in batches(items, size):
+        for batch in batch_by_level(items, size):
             assert len({one.level for one in batch}) == 1 and len(batch) <= size
-            drawn |= {one.of: x for one, x in zip(batch, draw(boomerang(), batch), strict=True)}
+            drawn |= {one.origin: x for one, x in zip(batch, sample_batch(boomerang(), batch), strict=True)}
         assert drawn.keys() == alone.keys()
         for at, x in alone.items():
             torch.testing.assert_close(drawn[at], x, atol=1e-6, rtol=0)
 
 
 def test_batches_are_full_but_for_the_last_of_each_level() -> None:
-    found = list(batches(wanted(90, [0.1, 0.2, 0.3]), 8))
-    assert sorted(one.of for batch in found for one in batch) == list(range(90))
+    found = list(batch_by_level(wanted(90, [0.1, 0.2, 0.3]), 8))
+    assert sorted(one.origin for batch in found for one in batch) == list(range(90))
     assert sorted(len(batch) for batch in found) == [6] * 3 + [8] * 9
 
 
@@ -154,7 +156,7 @@ def test_pictures_that_wait_take_bounded_memory() -> None:
             yield one
 
     out = 0
-    for batch in batches(watched(), 16, most=most * each):
+    for batch in batch_by_level(watched(), 16, max_bytes=most * each):
         assert taken - out <= most + 1
         out += len(batch)
         assert len({one.level for one in batch}) == 1
@@ -162,7 +164,7 @@ def test_pictures_that_wait_take_bounded_memory() -> None:
 
 
 def test_pictures_of_other_shapes_are_in_other_batches() -> None:
-    found = list(batches([*wanted(4, [0.2]), *wanted(4, [0.2], side=6)], 8))
+    found = list(batch_by_level([*wanted(4, [0.2]), *wanted(4, [0.2], side=6)], 8))
     assert [batch[0].image.shape[-1] for batch in found] == [8, 6]
 
 
@@ -171,7 +173,7 @@ def test_pictures_of_other_shapes_are_in_other_batches() -> None:
 
 @given(st.lists(st.sampled_from(["a", "b", "c", None])), st.integers(0, 3))
 def test_originals_and_samples_are_as_many_in_each_class(labels: list[str | None], samples: int) -> None:
-    found = shares(labels, samples)
+    found = samples_per_record(labels, samples)
     assert len(found) == len(labels)
     totals: Counter[str] = Counter()
     of: dict[str, list[int]] = {}
@@ -225,8 +227,8 @@ def test_a_sample_is_a_local_sample_of_its_original_at_a_level_of_the_range() ->
     data, found = toys(), LocalSamples(toys(), boomerang(), levels=(0.2, 0.5), samples=1, seed=7)
     levels = Range(0.2, 0.5, count=4)
     for i in range(6):
-        key = key_of(7, 0, b"0", b"%d" % i)
-        x = boomerang().sample(data[i][0][None], levels.drawn(key), KeyedNoise([key]))[0]
+        key = sample_key(7, 0, b"0", b"%d" % i)
+        x = boomerang().sample(data[i][0][None], levels.draw(key), KeyedNoise([key]))[0]
         torch.testing.assert_close(found[6 + i][0], x, atol=1e-6, rtol=0)
 
 
@@ -364,7 +366,7 @@ def test_a_written_sample_is_boomerangs_own(tmp_path: Path, model: IdealGaussian
     augment_job.run(asked(source, tmp_path / "out", seed=5))
     row = rows(tmp_path / "out")[3]
     data = (source / row["record_id"]).read_bytes()
-    key = key_of(5, row["sample"], row["record_id"].encode(), hashlib.sha256(data).digest())
+    key = sample_key(5, row["sample"], row["record_id"].encode(), hashlib.sha256(data).digest())
     x0 = augment_job.image_codec.decode(data, 8).tensor
     x = boomerang().sample(x0[None], row["level"], KeyedNoise([key]))[0]
     pixels = np.asarray(opened(tmp_path / "out" / row["file"])).transpose(2, 0, 1)
@@ -488,7 +490,7 @@ def test_parquet_and_object_stores_work_as_sources_and_outputs(
     pq.write_table(table, tmp_path / "in.parquet")
     config = asked(tmp_path / "in.parquet", "memory://bucket/out", "source.label=label")
     assert augment_job.run(config).kept == 6
-    manifest = parquet.read(Place.of("memory://bucket/out/manifest.parquet"))
+    manifest = parquet.read(StoragePath.from_uri("memory://bucket/out/manifest.parquet"))
     assert all(store.exists(f"/bucket/out/{file}") for file in manifest["file"].to_pylist())
     with pytest.raises(OutputError, match="is there already"):
         augment_job.check(config)
@@ -504,7 +506,7 @@ def test_pictures_of_any_sides_are_worked_on_in_tiles(tmp_path: Path, model: Ide
 
 def test_what_the_models_safety_checker_objects_to_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = use(monkeypatch, IdealGaussian(mean=0.0, spread=1.0))
-    monkeypatch.setattr(backbone, "unsafe", lambda x: [bool(row.mean() > 0) for row in x])
+    monkeypatch.setattr(backbone, "flag_unsafe", lambda x: [bool(row.mean() > 0) for row in x])
     source = folder_of(tmp_path / "in", {"a/dark.png": plain(20), "a/light.png": plain(235)})
     summary = augment_job.run(asked(source, tmp_path / "out", levels=[0.1, 0.1]))
     assert (summary.kept, summary.dropped) == (2, {"unsafe": 2})
@@ -569,7 +571,7 @@ def test_labels_that_the_filter_does_not_know_end_it_before_anything_is_drawn(
     filtered_by(monkeypatch, brightness)
     config = asked(pets(tmp_path / "in"), tmp_path / "out", filter={"kind": "clip"})
     with pytest.raises(ConfigError, match="2 of 2 labels of the source are no classes") as caught:
-        augment_job.run_for_scheduler(config, augment_job.NOBODY)
+        augment_job.run_for_scheduler(config, augment_job.NO_PROGRESS)
     assert "cat" not in str(caught.value) and backbone.calls == []
     named = {"kind": "clip", "names": {"cat": "dark", "dog": "light"}}
     assert augment_job.run(asked(tmp_path / "in", tmp_path / "out", filter=named)).drawn == 12
@@ -626,12 +628,12 @@ def test_the_mark_is_there_before_the_first_picture(tmp_path: Path, monkeypatch:
     use(monkeypatch, Broken(after=0, message="Wanda_Zx0 is ill"))
     config = asked(pets(tmp_path / "in"), tmp_path / "out")
     with pytest.raises(StepError, match=r"begin again in a new folder: see out/errors/augment\.txt") as caught:
-        augment_job.run_for_scheduler(config, augment_job.NOBODY)
+        augment_job.run_for_scheduler(config, augment_job.NO_PROGRESS)
     assert "Wanda" not in str(caught.value) and caught.value.__context__ is None
     assert "Wanda_Zx0 is ill" in (tmp_path / "out/errors/augment.txt").read_text()
     assert (tmp_path / "out/errors/augment.txt").stat().st_mode & 0o077 == 0
     with pytest.raises(SourceError, match="not anonymised"):
-        usage_marker.refuse_source("source.uri", str(tmp_path / "out"))
+        usage_marker.refuse_marked_source("source.uri", str(tmp_path / "out"))
     assert not (tmp_path / "out/summary.json").exists()
 
 
@@ -697,7 +699,7 @@ def test_each_record_is_told_its_class(tmp_path: Path) -> None:
     for row in rows(tmp_path / "out"):
         if row["kept"]:
             data = (source / row["record_id"]).read_bytes()
-            key = key_of(0, 0, row["record_id"].encode(), hashlib.sha256(data).digest())
+            key = sample_key(0, 0, row["record_id"].encode(), hashlib.sha256(data).digest())
             x0 = augment_job.image_codec.decode(data, 8).tensor[None]
             x = Boomerang(backbone, "ddim", 2).sample(x0, 0.5, KeyedNoise([key]), backbone.condition([row["label"]]))
             pixels = np.asarray(opened(tmp_path / "out" / row["file"])).transpose(2, 0, 1)

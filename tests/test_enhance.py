@@ -27,7 +27,7 @@ from anonymizer.noise import KeyedNoise
 from anonymizer.records import Reason
 from anonymizer.release import preflight
 from anonymizer.storage import parquet
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import enhance as enhance_job
 from flows.jobs.enhance_manifest import EnhanceSummary
@@ -136,8 +136,8 @@ def test_a_picture_that_stays_below_the_models_size_is_worked_on_at_it_and_reduc
     enhancer = Enhancer(backbone, 2, (0.2,), sampler="ddpm", steps=1)
     assert enhancer(low(4, 6), NOISE).shape == (2, 3, 8, 12)
     assert backbone.seen == {(32, 48), (32, 32)}
-    assert enhancer.worked_at(8, 12) == (32, 48)
-    assert enhancer.worked_at(40, 33) == (40, 33)
+    assert enhancer.working_sides(8, 12) == (32, 48)
+    assert enhancer.working_sides(40, 33) == (40, 33)
 
 
 def test_batch_split_does_not_matter() -> None:
@@ -279,7 +279,7 @@ def asked(tmp_path: Path, **more: Any) -> EnhanceConfig:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return parquet.read(Place.of(str(folder / "manifest.parquet"))).to_pylist()  # type: ignore[no-any-return]
+    return parquet.read(StoragePath.from_uri(str(folder / "manifest.parquet"))).to_pylist()  # type: ignore[no-any-return]
 
 
 def test_a_folder_is_enlarged(tmp_path: Path, ideal: IdealGaussian) -> None:
@@ -313,7 +313,7 @@ def test_it_is_for_its_owner_and_says_that_nobody_is_anonymised(tmp_path: Path, 
     said = "enhancement, not anonymised"
     assert json.loads((out / "purpose.json").read_text()) == {"purpose": said}
     assert json.loads((out / "summary.json").read_text())["purpose"] == said
-    schema = parquet.read(Place.of(str(out / "manifest.parquet"))).schema
+    schema = parquet.read(StoragePath.from_uri(str(out / "manifest.parquet"))).schema
     assert schema.metadata[b"purpose"] == said.encode()
     with pytest.raises(SourceError, match="not anonymised"):
         preflight.check(settings(str(out / "images"), str(tmp_path / "release")))
@@ -423,8 +423,8 @@ def test_pictures_of_several_shapes_keep_them(tmp_path: Path, ideal: IdealGaussi
 def test_a_batch_is_of_one_shape_and_no_more_pixels_than_asked_for(tmp_path: Path, ideal: IdealGaussian) -> None:
     folder_of(tmp_path / "small", {f"{i}.png": photo(i, *(4, 4) if i < 5 else (8, 8)) for i in range(8)})
     config = asked(tmp_path, batch_size=4)
-    job = enhance_job._Enhancement(config, Place.of(str(tmp_path / "large")))
-    reading = enhance_job.Pictures(config).read(job.enhancer)
+    job = enhance_job._Enhancement(config, StoragePath.from_uri(str(tmp_path / "large")))
+    reading = enhance_job.EnhanceInputs(config).read(job.enhancer)
     assert [len(batch) for batch in job.batches(reading)] == [4, 1, 1, 1, 1]
 
 
@@ -573,8 +573,8 @@ def test_what_failed_tells_a_scheduler_nothing_and_can_be_tried_again(
         raise RuntimeError("Wanda")
 
     with monkeypatch.context() as patch, pytest.raises(StepError) as caught:
-        patch.setattr(enhance_job, "Pictures", broken)
-        enhance_job.run_for_scheduler(asked(tmp_path), enhance_job.NOBODY)
+        patch.setattr(enhance_job, "EnhanceInputs", broken)
+        enhance_job.run_for_scheduler(asked(tmp_path), enhance_job.NO_PROGRESS)
     assert "Wanda" not in str(caught.value) and "errors/enhance.txt" in str(caught.value)
     assert "Wanda" in (tmp_path / "large/errors/enhance.txt").read_text()
     assert enhance_job.run(asked(tmp_path)).enhanced == 5

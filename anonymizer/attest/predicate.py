@@ -11,18 +11,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from anonymizer.crypto import signing
 
 
-class Told(BaseModel):
+class StrictModel(BaseModel):
     """Part of a predicate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
-def _public_key(text: str) -> str:
-    signing.public_key(text)
+def _check_public_key(text: str) -> str:
+    signing.parse_public_key(text)
     return text
 
 
-def _of_one_each(approvers: dict[str, str]) -> dict[str, str]:
+def _check_distinct_keys(approvers: dict[str, str]) -> dict[str, str]:
     if len(set(approvers.values())) < len(approvers):
         raise ValueError("one key stands for two names")
     return approvers
@@ -30,17 +30,17 @@ def _of_one_each(approvers: dict[str, str]) -> dict[str, str]:
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
-PublicKey = Annotated[str, AfterValidator(_public_key)]
+PublicKey = Annotated[str, AfterValidator(_check_public_key)]
 
 
-class Manifest(Told):
+class Manifest(StrictModel):
     rows: Count
     columns: tuple[str, ...]
     merkle_root: Digest
     public_scores: Literal["none", "binned", "exact"]
 
 
-class Materials(Told):
+class Materials(StrictModel):
     """Keyed digests, which say nothing without the custodian's key; ``previous``: the statement before."""
 
     originals: Count
@@ -48,7 +48,7 @@ class Materials(Told):
     previous: Digest | None
 
 
-class Settings(Told):
+class Settings(StrictModel):
     fingerprint: Digest
     level: FiniteFloat
     levels: tuple[FiniteFloat, ...]
@@ -59,55 +59,55 @@ class Settings(Told):
     steps: Count
 
 
-class Model(Told):
+class Model(StrictModel):
     name: str
     sha256: Digest
 
 
-class Code(Told):
+class Code(StrictModel):
     anonymizer: str
     libraries: dict[str, str]
 
 
-class Counts(Told):
+class Counts(StrictModel):
     read: Count
     released: Count
     quarantined: Count
     failed: Count
 
 
-class Rule(Told):
+class Rule(StrictModel):
     rule: str
     bound: str
     result: Literal["pass", "fail", "waived"]
 
 
-class Waiver(Told):
+class Waiver(StrictModel):
     rule: str
     who: str
     why: str
     until: str
 
 
-class Gate(Told):
+class Gate(StrictModel):
     result: Literal["pass", "fail"]
     rules: tuple[Rule, ...]
     waivers: tuple[Waiver, ...]
 
 
-class Approvals(Told):
+class Approvals(StrictModel):
     required: Count
-    approvers: Annotated[dict[str, PublicKey], AfterValidator(_of_one_each)]
+    approvers: Annotated[dict[str, PublicKey], AfterValidator(_check_distinct_keys)]
 
 
-class Events(Told):
+class Events(StrictModel):
     """Where the event log ended when the release was sealed."""
 
     count: Count
     hash: Digest
 
 
-class Said(Told):
+class ReleasePredicate(StrictModel):
     """All that is said of a release; ``audit`` is what ``audit.json`` holds."""
 
     version: Literal[1]
@@ -125,13 +125,13 @@ class Said(Told):
     events: Events
 
 
-T = TypeVar("T", bound=Told)
+T = TypeVar("T", bound=StrictModel)
 
 
-def parse(kind: type[T], predicate: Mapping[str, Any]) -> T:
+def parse(model: type[T], predicate: Mapping[str, Any]) -> T:
     """A predicate as what it should be. ValueError, in one line, where it is anything else."""
     try:
-        return kind.model_validate_json(json.dumps(predicate))  # as JSON, in which a list may stand for a tuple
+        return model.model_validate_json(json.dumps(predicate))  # as JSON, in which a list may stand for a tuple
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "predicate"

@@ -9,17 +9,17 @@ from typing import Literal
 from securesystemslib.signer import CryptoSigner
 
 from anonymizer.attest import dsse
-from anonymizer.attest.dsse import Signed
-from anonymizer.attest.predicate import PublicKey, Told, parse
+from anonymizer.attest.dsse import SignedStatement
+from anonymizer.attest.predicate import PublicKey, StrictModel, parse
 from anonymizer.crypto import signing
 from anonymizer.storage.layout import REVOCATIONS
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
-PREDICATE = "urn:anonymizer:predicate:revocation:v1"
-ASKED = "Delete these pictures, and every copy of them and of what was made from them."
+PREDICATE_TYPE = "urn:anonymizer:predicate:revocation:v1"
+REQUEST = "Delete these pictures, and every copy of them and of what was made from them."
 
 
-class Revoked(Told):
+class RevocationPredicate(StrictModel):
     """What is said of pictures that were taken back."""
 
     version: Literal[1]
@@ -28,29 +28,29 @@ class Revoked(Told):
     asked: str
 
 
-def make(revoked: Mapping[str, str], signer: CryptoSigner) -> Signed:
+def build(revoked: Mapping[str, str], signer: CryptoSigner) -> SignedStatement:
     """A statement about pictures (output id -> SHA-256) that must not be used any more."""
     told = {
         "version": 1,
         "revoked": datetime.now(UTC).date().isoformat(),
-        "publisher": signing.public_text(signer.public_key),
-        "asked": ASKED,
+        "publisher": signing.format_public_key(signer.public_key),
+        "asked": REQUEST,
     }
-    return dsse.make(PREDICATE, revoked, told, signer)
+    return dsse.build(PREDICATE_TYPE, revoked, told, signer)
 
 
-def read(folder: Place) -> list[Signed]:
+def read(folder: StoragePath) -> list[SignedStatement]:
     """All revocations in a public half, none where there is no list. ValueError where one is damaged or not signed by
     whom it names."""
     if not (folder / REVOCATIONS).exists():
         return []
-    found = dsse.read((folder / REVOCATIONS).read(), PREDICATE)
+    found = dsse.loads((folder / REVOCATIONS).read(), PREDICATE_TYPE)
     for signed in found:
-        if not signed.is_signed_by(signing.public_key(publisher_of(signed))):
+        if not signed.is_signed_by(signing.parse_public_key(publisher_of(signed))):
             raise ValueError("holds a revocation that is not signed by its publisher")
     return found
 
 
-def publisher_of(signed: Signed) -> str:
+def publisher_of(signed: SignedStatement) -> str:
     """The public key of whoever revoked. ValueError where it is no revocation."""
-    return parse(Revoked, signed.predicate).publisher
+    return parse(RevocationPredicate, signed.predicate).publisher

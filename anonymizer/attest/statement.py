@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from anonymizer.attest import dsse, merkle, predicate
-from anonymizer.attest.dsse import Signed
-from anonymizer.attest.predicate import Said
+from anonymizer.attest.dsse import SignedStatement
+from anonymizer.attest.predicate import ReleasePredicate
 from anonymizer.config import PolicyConfig
 from anonymizer.crypto import signing
-from anonymizer.policy.gates import Counts, Verdict
+from anonymizer.policy.gates import ReleaseCounts, Verdict
 from anonymizer.storage.layout import IMAGES, STATEMENT
-from anonymizer.storage.parquet import Rows
-from anonymizer.storage.path import Place
+from anonymizer.storage.parquet import TableLike
+from anonymizer.storage.path import StoragePath
 
 if TYPE_CHECKING:
     from anonymizer.release.plan import Plan
 
-PREDICATE = "urn:anonymizer:predicate:release:v1"
+PREDICATE_TYPE = "urn:anonymizer:predicate:release:v1"
 LIBRARIES = (
     *("torch", "diffusers", "numpy", "pillow", "pyarrow"),
     *("open_clip_torch", "lpips", "stlpips-pytorch", "prefect", "securesystemslib"),
 )
-BLOCK = 2**20
+BLOCK_SIZE = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ class Origin:
     """What a release was made from, as keyed digests, which say nothing without the custodian's key."""
 
     originals: int
-    hmac: str
+    hmac_sha256: str
     previous: str | None  # SHA-256 of the statement of the release before
 
 
-def made_of(plan: Plan, counts: Counts, manifest: Rows, public_scores: str, origin: Origin) -> dict[str, Any]:
+def build_predicate(
+    plan: Plan, counts: ReleaseCounts, manifest: TableLike, public_scores: str, origin: Origin
+) -> dict[str, Any]:
     """What is said of how a release was made."""
     return {
         "version": 1,
@@ -53,10 +55,10 @@ def made_of(plan: Plan, counts: Counts, manifest: Rows, public_scores: str, orig
         "manifest": {
             "rows": len(manifest),
             "columns": manifest.column_names,
-            "merkle_root": merkle.root(merkle.rows(manifest)).hex(),
+            "merkle_root": merkle.root(merkle.encode_rows(manifest)).hex(),
             "public_scores": public_scores,
         },
-        "materials": {"originals": origin.originals, "hmac_sha256": origin.hmac, "previous": origin.previous},
+        "materials": {"originals": origin.originals, "hmac_sha256": origin.hmac_sha256, "previous": origin.previous},
         "settings": {
             "fingerprint": plan.fingerprint,
             "level": plan.level,
@@ -68,20 +70,20 @@ def made_of(plan: Plan, counts: Counts, manifest: Rows, public_scores: str, orig
             "steps": plan.steps,
         },
         "model": {"name": plan.model, "sha256": plan.model_digest},
-        "code": {"anonymizer": version("anonymizer"), "libraries": dict(_libraries())},
+        "code": {"anonymizer": version("anonymizer"), "libraries": dict(_library_versions())},
         "counts": {name: getattr(counts, name) for name in ("read", "released", "quarantined", "failed")},
     }
 
 
-def decided(
+def build_decision(
     policy: PolicyConfig, verdict: Verdict, audit: Mapping[str, Any] | None, publisher: str | None
 ) -> dict[str, Any]:
     """What is said of why it was let out, and by whom. ``audit`` is public; ``publisher`` is a public key."""
     return {
         "gate": {
             "result": verdict.result,
-            "rules": [{"rule": r.rule, "bound": r.bound, "result": r.result} for r in verdict.rulings],
-            "waivers": [w.model_dump(mode="json") for w in policy.waivers if w.rule in verdict.waived],
+            "rules": [{"rule": r.rule, "bound": r.bound, "result": r.result} for r in verdict.rule_results],
+            "waivers": [w.model_dump(mode="json") for w in policy.waivers if w.rule in verdict.waived_rules],
         },
         "audit": audit,
         "publisher": publisher,
@@ -89,50 +91,50 @@ def decided(
     }
 
 
-def subjects(folder: Place) -> dict[str, str]:
+def subject_digests(folder: StoragePath) -> dict[str, str]:
     """Name -> SHA-256 of every file but the statement itself, and pictures that are files, whose digests the manifest
     holds."""
     inside = (
-        {place.name: place.files() for place in folder.children() if place.name not in (STATEMENT, IMAGES)}
+        {place.name: place.list_files() for place in folder.children() if place.name not in (STATEMENT, IMAGES)}
     ).items()
     names = [f"{name}/{file}" if file else name for name, files in inside for file in files]
-    return {name: digest(folder / name) for name in names}
+    return {name: file_digest(folder / name) for name in names}
 
 
-def digest(place: Place) -> str:
+def file_digest(place: StoragePath) -> str:
     """SHA-256 (hex) of a file, read block by block."""
     found = hashlib.sha256()
     with place.fs.open(place.path, "rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_SIZE):
             found.update(block)
     return found.hexdigest()
 
 
-def read(folder: Place) -> Signed:
+def read(folder: StoragePath) -> SignedStatement:
     """The statement in a public half; its signatures are not checked here.
 
     OSError; ValueError where it is none, or says what no statement says.
     """
-    found = dsse.read((folder / STATEMENT).read(), PREDICATE)
+    found = dsse.loads((folder / STATEMENT).read(), PREDICATE_TYPE)
     if len(found) != 1:
         raise ValueError(f"holds {len(found)} statements and must hold one")
-    said_of(found[0])
+    parse_predicate(found[0])
     return found[0]
 
 
-def said_of(signed: Signed) -> Said:
+def parse_predicate(signed: SignedStatement) -> ReleasePredicate:
     """What a statement says. ValueError where it is not what a statement says."""
-    return predicate.parse(Said, signed.predicate)
+    return predicate.parse(ReleasePredicate, signed.predicate)
 
 
-def approved_by(signed: Signed) -> tuple[str, ...]:
+def valid_approvers(signed: SignedStatement) -> tuple[str, ...]:
     """Names of the approvers whose signatures hold. The publisher's own is none: nobody approves what they publish."""
-    told = said_of(signed)
+    told = parse_predicate(signed)
     others = {name: text for name, text in told.approvals.approvers.items() if text != told.publisher}
-    return tuple(name for name, text in others.items() if signed.is_signed_by(signing.public_key(text)))
+    return tuple(name for name, text in others.items() if signed.is_signed_by(signing.parse_public_key(text)))
 
 
-def _libraries() -> Iterable[tuple[str, str]]:
+def _library_versions() -> Iterable[tuple[str, str]]:
     for name in LIBRARIES:
         try:
             yield name, version(name)

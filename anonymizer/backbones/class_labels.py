@@ -12,7 +12,7 @@ from anonymizer.records import Reason
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassLabels:
     """``names``: number -> name, with synonyms after commas, as far as they are known. ``null`` stands for no class."""
 
     count: int
@@ -20,15 +20,15 @@ class Classes:
     null: int | None
 
     @classmethod
-    def of(cls, embeddings: int, id2label: Mapping[str, str] | None) -> Classes:
+    def from_config(cls, embedding_count: int, id2label: Mapping[str, str] | None) -> ClassLabels:
         """Of a network with so many class embeddings; one more than there are names is the class of none."""
         names = {int(number): str(name) for number, name in (id2label or {}).items()}
-        count = len(names) or embeddings
-        return cls(count, names, count if embeddings == count + 1 else None)
+        count = len(names) or embedding_count
+        return cls(count, names, count if embedding_count == count + 1 else None)
 
-    def number(self, told: str) -> int:
+    def index_of(self, label: str) -> int:
         """The class that a label names. RecordError: NO_CONDITION, also for a name that several classes have."""
-        wanted = told.strip().casefold()
+        wanted = label.strip().casefold()
         found = [
             number
             for number, name in self.names.items()
@@ -40,6 +40,6 @@ class Classes:
             return int(wanted)
         raise RecordError(Reason.NO_CONDITION)
 
-    def numbers(self, told: Sequence[str]) -> torch.Tensor:
+    def indices_of(self, labels: Sequence[str]) -> torch.Tensor:
         """(B,) int64."""
-        return torch.tensor([self.number(one) for one in told], dtype=torch.long)
+        return torch.tensor([self.index_of(one) for one in labels], dtype=torch.long)

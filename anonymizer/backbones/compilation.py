@@ -15,12 +15,12 @@ from anonymizer.devices import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-Compile = Literal["auto", "always", "never"]
+CompileMode = Literal["auto", "always", "never"]
 # Operations in a plan from which compiling should pay, on a GPU: ten minutes at 50 TFLOP/s. It takes one or two.
-WORTHWHILE = 3e16
+MIN_FLOPS_TO_COMPILE = 3e16
 
 
-def laid_out(network: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def move_channels_last(network: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """A network of convolutions on the device, its channels last in memory where that is faster.
 
     On a CPU it is in float32, and not always in bfloat16. On a GPU it is what tensor
@@ -32,12 +32,12 @@ def laid_out(network: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return network
 
 
-def network_of(backbone: Backbone) -> Any:
+def get_network(backbone: Backbone) -> Any:
     """The network that ``predict`` asks; none where it is of another kind."""
     return getattr(backbone, "unet", None) or getattr(backbone, "transformer", None)
 
 
-def operations(backbone: Backbone, said: object = None) -> int:
+def count_flops(backbone: Backbone, condition: object = None) -> int:
     """Floating-point operations of ``predict`` for one picture (a multiplication and an addition are two).
 
     ``said``: the condition of one row.
@@ -47,56 +47,56 @@ def operations(backbone: Backbone, said: object = None) -> int:
     with torch.inference_mode():
         zt = backbone.encode(torch.zeros(1, 3, backbone.size, backbone.size))
         with FlopCounterMode(display=False) as counter:
-            backbone.predict(zt, backbone.T, said)
+            backbone.predict(zt, backbone.T, condition)
     return int(counter.get_total_flops())
 
 
-def is_worthwhile(mode: Compile, backbone: Backbone, planned: Callable[[], float]) -> bool:
+def is_worth_compiling(mode: CompileMode, backbone: Backbone, planned_flops: Callable[[], float]) -> bool:
     """Whether to compile; ``planned`` are the operations of the whole plan, and asked for only where they count.
 
     It goes by what is planned, not by a clock, so that all workers of one kind do the same.
     """
     if mode == "auto":
-        return backbone.device.type == "cuda" and planned() >= WORTHWHILE
+        return backbone.device.type == "cuda" and planned_flops() >= MIN_FLOPS_TO_COMPILE
     return mode == "always"
 
 
-def compiled(backbone: Backbone, batch_size: int) -> None:
+def compile_network(backbone: Backbone, batch_size: int) -> None:
     """Have the network compiled for full batches, in place; once for each network and size.
 
     Others, as the last one of a shard, go the plain way: to compile for each size takes longer than it saves. With
     guidance a network sees two rows for each picture.
     """
-    if (network := network_of(backbone)) is None:
+    if (network := get_network(backbone)) is None:
         return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    if not isinstance(network.forward, FullBatches):
-        network.forward = FullBatches(network.forward)
-    network.forward.sizes |= {batch_size, 2 * batch_size}
+    if not isinstance(network.forward, CompiledForward):
+        network.forward = CompiledForward(network.forward)
+    network.forward.batch_sizes |= {batch_size, 2 * batch_size}
 
 
-class FullBatches:
+class CompiledForward:
     """The forward pass of a network, compiled for batches of certain sizes when the first of them comes.
 
     Where it cannot be compiled, as without a C compiler, it stays plain, and the log says so.
     """
 
     def __init__(self, plain: Callable[..., Any]) -> None:
-        self.plain, self.sizes = plain, set[int]()
-        self.fast: Callable[..., Any] = torch.compile(plain, dynamic=False)
+        self.eager_forward, self.batch_sizes = plain, set[int]()
+        self.compiled_forward: Callable[..., Any] = torch.compile(plain, dynamic=False)
 
     def __call__(self, sample: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        if len(sample) in self.sizes and self.fast is not self.plain:
+        if len(sample) in self.batch_sizes and self.compiled_forward is not self.eager_forward:
             try:
-                return self.fast(sample, *rest, **more)
+                return self.compiled_forward(sample, *rest, **more)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 log.warning(
                     "run.compile: the network could not be compiled (%s) and is run as it is", type(error).__name__
                 )
-                self.fast = self.plain
-        return self.plain(sample, *rest, **more)
+                self.compiled_forward = self.eager_forward
+        return self.eager_forward(sample, *rest, **more)
 
 
 def cache_folder() -> Path:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from anonymizer.backbones.class_labels import Classes
-from anonymizer.backbones.pipeline_folder import Parts
-from anonymizer.backbones.prediction_type import predictor
-from anonymizer.backbones.protocol import Asks, Denoised
-from anonymizer.backbones.vae import Latents
+from anonymizer.backbones.class_labels import ClassLabels
+from anonymizer.backbones.pipeline_folder import PipelineFolder
+from anonymizer.backbones.prediction_type import make_output_converter
+from anonymizer.backbones.protocol import ConditionKind, Denoised
+from anonymizer.backbones.vae import Autoencoder
 from anonymizer.errors import ModelError
 
 
@@ -24,44 +24,46 @@ class DiTBackbone:
     first three of four). It works at one size only.
     """
 
-    asks: Asks = "class"
+    condition_kind: ConditionKind = "class"
 
-    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, parts: PipelineFolder, *, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
 
         # The schedule and the prediction type are shared by all schedulers, so DDPM's reads any of their configs. What
         # else there is in one is of its own sampler; pictures are clipped, latents are not.
         scheduler = parts.load(DDPMScheduler, "scheduler")
-        transformer = parts.weights(DiTTransformer2DModel, "transformer", dtype)
-        vae = parts.weights(AutoencoderKL, "vae", torch.float32)
+        transformer = parts.load_network(DiTTransformer2DModel, "transformer", dtype)
+        vae = parts.load_network(AutoencoderKL, "vae", torch.float32)
         self.name, self.device, self.dtype = parts.config.id, device, dtype
         _refuse_other_kinds(self.name, transformer.config, vae.config)
         self.transformer = torch.nn.Module.to(transformer, device, dtype)
-        self.latents = Latents(vae, device, dtype, parts.config.vae_tiling)
+        self.autoencoder = Autoencoder(vae, device, dtype, parts.config.vae_tiling)
         self.digest = parts.digest
         self.T = int(scheduler.config.num_train_timesteps)
         self.alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
-        self.read = predictor(self.name, scheduler.config.prediction_type, self.alphas_cumprod)
-        self.channels, self.scale = self.latents.channels, self.latents.pixels
+        self.convert_output = make_output_converter(self.name, scheduler.config.prediction_type, self.alphas_cumprod)
+        self.channels, self.scale = self.autoencoder.channels, self.autoencoder.downsampling
         self.multiple = self.scale * int(transformer.config.patch_size)
         self.size = _only_size(int(transformer.config.sample_size) * self.scale, parts)
         self.null = int(transformer.config.num_embeds_ada_norm)  # an embedding beyond those of the classes
-        self.classes = replace(Classes.of(self.null + 1, parts.index.get("id2label")), count=self.null, null=self.null)
+        self.classes = replace(
+            ClassLabels.from_config(self.null + 1, parts.index.get("id2label")), count=self.null, null=self.null
+        )
         self.guidance = parts.config.guidance
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return self.latents.encode(images)
+        return self.autoencoder.encode(images)
 
-    def condition(self, told: Sequence[str]) -> torch.Tensor:
-        return self.classes.numbers(told).to(self.device, non_blocking=True)  # (B,)
+    def condition(self, labels: Sequence[str]) -> torch.Tensor:
+        return self.classes.indices_of(labels).to(self.device, non_blocking=True)  # (B,)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
-        return self.read(zt, self._guided(zt, t, condition), float(self.alphas_cumprod[t - 1]))
+        return self.convert_output(zt, self._guided(zt, t, condition), float(self.alphas_cumprod[t - 1]))
 
     def decode(self, z0: torch.Tensor) -> torch.Tensor:
-        return self.latents.decode(z0)
+        return self.autoencoder.decode(z0)
 
-    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+    def flag_unsafe(self, images: torch.Tensor) -> Sequence[bool]:
         return [False] * len(images)
 
     def _guided(self, zt: torch.Tensor, t: int, condition: object) -> torch.Tensor:
@@ -79,7 +81,7 @@ class DiTBackbone:
         return out[:, : self.channels].float()  # a learned variance, where there is one, is not used
 
 
-def _only_size(own: int, parts: Parts) -> int:
+def _only_size(own: int, parts: PipelineFolder) -> int:
     if parts.config.size not in (None, own):
         raise ModelError(
             f"model.size: {parts.config.size}: the model {parts.config.id!r} works at {own} only: leave it out, or set "

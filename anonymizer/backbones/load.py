@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from anonymizer.backbones.pipeline_folder import NEEDED, Parts
+from anonymizer.backbones.pipeline_folder import REQUIRED_FILES, PipelineFolder
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
@@ -36,16 +36,16 @@ FAMILIES = {
 
 def load_backbone(config: ModelConfig) -> Backbone:
     """The model that ``config`` names, ready to predict. Raises ModelError with one line that says what to do."""
-    parts = Parts(resolve(config), config)
+    parts = PipelineFolder(resolve(config), config)
     device, dtype = torch_device(config.device), getattr(torch, config.dtype)
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("model.dtype: float16 is not usable on a CPU: choose float32 or bfloat16")
-    if parts.pipeline not in FAMILIES:
+    if parts.pipeline_class not in FAMILIES:
         raise ModelError(
-            f"model.id {config.id!r}: {parts.pipeline} is not supported, nor are inpainting, ONNX and other tasks: use "
+            f"model.id {config.id!r}: {parts.pipeline_class} is not supported, nor are inpainting, ONNX and other tasks: use "
             f"a folder of one of {', '.join(FAMILIES)}"
         )
-    module, _, name = FAMILIES[parts.pipeline].partition(":")
+    module, _, name = FAMILIES[parts.pipeline_class].partition(":")
     build = cast(Callable[..., Backbone], getattr(import_module(f"anonymizer.backbones.{module}"), name))
     backbone = build(parts, device=device, dtype=dtype)
     _refuse_other_settings(config, backbone)
@@ -54,12 +54,12 @@ def load_backbone(config: ModelConfig) -> Backbone:
 
 def _refuse_other_settings(config: ModelConfig, backbone: Backbone) -> None:
     """Settings that this model can make nothing of."""
-    if config.condition == "label" and backbone.asks != "class":
+    if config.condition == "label" and backbone.condition_kind != "class":
         raise ModelError(f"model.condition: the model {config.id!r} knows no classes: leave it out")
     for name in ("prompt", "negative_prompt"):
-        if getattr(config, name) and backbone.asks != "prompt":
+        if getattr(config, name) and backbone.condition_kind != "prompt":
             raise ModelError(f"model.{name}: the model {config.id!r} takes no prompt: leave it out")
-    if config.guidance != 1 and backbone.asks == "nothing":
+    if config.guidance != 1 and backbone.condition_kind == "nothing":
         raise ModelError(f"model.guidance: the model {config.id!r} knows neither prompts nor classes: leave it out")
 
 
@@ -78,10 +78,12 @@ def resolve(config: ModelConfig) -> Path:
             names = ", ".join(BUNDLED + n for n in known)
             raise ModelError(f"model.id: unknown bundled model {config.id!r}: known: {names}")
         return known[name]
-    if download.is_address(config.id):
+    if download.is_uri(config.id):
         from huggingface_hub.utils._paths import filter_repo_objects
 
-        return download.folder("model.id", config.id, lambda names: filter_repo_objects(names, **_files(config)))
+        return download.download_folder(
+            "model.id", config.id, lambda names: filter_repo_objects(names, **_files(config))
+        )
     if (folder := Path(config.id).expanduser()).is_dir():
         return folder
     if not config.is_hub_id:
@@ -128,5 +130,5 @@ def _from_hub(config: ModelConfig) -> Path:
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
             f"model.id {config.id!r} at {config.revision!r}: neither on the hub nor in its cache "
-            f"({type(error).__name__}): put model_index.json, {NEEDED} in a folder and set model.id to that folder"
+            f"({type(error).__name__}): put model_index.json, {REQUIRED_FILES} in a folder and set model.id to that folder"
         ) from None

@@ -16,11 +16,11 @@ import torch
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 
-NEEDED = "scheduler/scheduler_config.json, unet/config.json and unet/diffusion_pytorch_model.safetensors"
-LOGGERS = ("diffusers", "transformers")
+REQUIRED_FILES = "scheduler/scheduler_config.json, unet/config.json and unet/diffusion_pytorch_model.safetensors"
+LIBRARY_LOGGERS = ("diffusers", "transformers")
 
 
-class Parts:
+class PipelineFolder:
     """A folder with a pipeline of diffusers, and the settings that it is loaded with."""
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
@@ -29,7 +29,7 @@ class Parts:
         try:
             index = folder / "model_index.json"
             self.index = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
-            self.pipeline = str(self.index.get("_class_name", "DDPMPipeline"))
+            self.pipeline_class = str(self.index.get("_class_name", "DDPMPipeline"))
         except (OSError, ValueError, AttributeError) as error:
             raise self._unusable(error) from None
 
@@ -37,14 +37,14 @@ class Parts:
     def digest(self) -> str:
         return digest(self.folder)
 
-    def side(self, own: int, multiple: int) -> int:
+    def resolve_size(self, native_size: int, multiple: int) -> int:
         """Of the pictures that the model works on: its own, or the one that was asked for."""
-        size = own if self.config.size is None else self.config.size
+        size = native_size if self.config.size is None else self.config.size
         if size % multiple:
             raise ModelError(f"model.size: {size} is no multiple of {multiple}, which this model works in")
         return size
 
-    def has(self, name: str) -> bool:
+    def has_part(self, name: str) -> bool:
         """Whether the pipeline has a part of this name. ModelError if it should, and its folder is not there."""
         if (self.index.get(name) or [None])[0] is None:
             return False
@@ -63,7 +63,7 @@ class Parts:
             found: Mapping[str, Any] = kind.load_config(self._at(name)[0], subfolder=self._at(name)[1])
             return found
 
-    def weights(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
+    def load_network(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
         """A network, on the CPU, for inference. ModelError if weights are missing, which would be drawn at random."""
         folder, subfolder = self._at(name)
         with self._guarded(name):
@@ -90,7 +90,7 @@ class Parts:
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
         try:
-            with quiet():
+            with silence_libraries():
                 yield
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise self._unusable(error, name) from None
@@ -100,7 +100,7 @@ class Parts:
         if not self.index:
             return ModelError(
                 f"model.id {self.config.id!r}: not a usable diffusers folder ({name}: {type(error).__name__}): it "
-                f"needs {NEEDED}; single files are not read {rest}"
+                f"needs {REQUIRED_FILES}; single files are not read {rest}"
             )
         variant = f" of variant {self.config.variant!r}" if self.config.variant else ""
         return ModelError(
@@ -120,9 +120,9 @@ def digest(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """What these libraries write about missing and pickled files, our own line says better; and no bars of theirs."""
-    logs = [logging.getLogger(name) for name in LOGGERS]
+    logs = [logging.getLogger(name) for name in LIBRARY_LOGGERS]
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(logging.CRITICAL + 1)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from anonymizer.backbones.class_labels import Classes
-from anonymizer.backbones.compilation import laid_out
-from anonymizer.backbones.pipeline_folder import Parts
-from anonymizer.backbones.prediction_type import clipped, predictor
-from anonymizer.backbones.protocol import Asks, Denoised
+from anonymizer.backbones.class_labels import ClassLabels
+from anonymizer.backbones.compilation import move_channels_last
+from anonymizer.backbones.pipeline_folder import PipelineFolder
+from anonymizer.backbones.prediction_type import clip_z0, make_output_converter
+from anonymizer.backbones.protocol import ConditionKind, Denoised
 from anonymizer.errors import ModelError
 
 
@@ -26,46 +26,46 @@ class PixelBackbone:
     then mixes what it says with and without a class (Ho and Salimans 2022).
     """
 
-    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, parts: PipelineFolder, *, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import DDPMScheduler, UNet2DModel
 
         # The schedule and the prediction type are shared by all schedulers, so DDPM's reads any of their configs.
         scheduler = parts.load(DDPMScheduler, "scheduler")
-        unet = parts.weights(UNet2DModel, "unet", torch.float32)
+        unet = parts.load_network(UNet2DModel, "unet", torch.float32)
         self.name, self.device, self.dtype = parts.config.id, device, dtype
         self.patch = math.isqrt(unet.config.in_channels // 3)
         _refuse_other_kinds(self.name, unet, scheduler, self.patch)
-        self.unet = laid_out(unet, device, dtype)
+        self.unet = move_channels_last(unet, device, dtype)
         self.digest = parts.digest
         self.T = int(scheduler.config.num_train_timesteps)
         self.alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
-        self.read = predictor(self.name, scheduler.config.prediction_type, self.alphas_cumprod)
-        self.clip = _clip(parts.load_config(DDPMScheduler, "scheduler"))
+        self.convert_output = make_output_converter(self.name, scheduler.config.prediction_type, self.alphas_cumprod)
+        self.clip_range = _clip(parts.load_config(DDPMScheduler, "scheduler"))
         self.channels = int(unet.config.in_channels)
         self.scale = self.patch
         self.multiple = self.patch * 2 ** (len(unet.config.block_out_channels) - 1)
-        self.size = parts.side(int(unet.config.sample_size) * self.patch, self.multiple)
+        self.size = parts.resolve_size(int(unet.config.sample_size) * self.patch, self.multiple)
         self.classes = _classes(unet, parts)
-        self.asks: Asks = "class" if self.classes else "nothing"
+        self.condition_kind: ConditionKind = "class" if self.classes else "nothing"
         self.guidance = parts.config.guidance
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return F.pixel_unshuffle(images.to(self.device, torch.float32), self.patch)  # (B, 3 p^2, H / p, W / p)
 
-    def condition(self, told: Sequence[str]) -> torch.Tensor:
+    def condition(self, labels: Sequence[str]) -> torch.Tensor:
         if self.classes is None:
             raise ModelError(f"model.condition: the model {self.name!r} knows no classes: leave it out")
-        return self.classes.numbers(told).to(self.device, non_blocking=True)  # (B,)
+        return self.classes.indices_of(labels).to(self.device, non_blocking=True)  # (B,)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         abar = float(self.alphas_cumprod[t - 1])
-        found = self.read(zt, self._guided(zt, t, condition), abar)
-        return found if self.clip is None else clipped(zt, found, abar, self.clip)
+        found = self.convert_output(zt, self._guided(zt, t, condition), abar)
+        return found if self.clip_range is None else clip_z0(zt, found, abar, self.clip_range)
 
     def decode(self, z0: torch.Tensor) -> torch.Tensor:
         return F.pixel_shuffle(z0, self.patch)
 
-    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+    def flag_unsafe(self, images: torch.Tensor) -> Sequence[bool]:
         return [False] * len(images)
 
     def _guided(self, zt: torch.Tensor, t: int, condition: object) -> torch.Tensor:
@@ -99,9 +99,9 @@ def _clip(own: Mapping[str, Any]) -> float | None:
     return float(own.get("clip_sample_range", 1.0)) if clips else None
 
 
-def _classes(unet: Any, parts: Parts) -> Classes | None:
+def _classes(unet: Any, parts: PipelineFolder) -> ClassLabels | None:
     embeddings = unet.config.get("num_class_embeds")
-    return Classes.of(int(embeddings), parts.index.get("id2label")) if embeddings else None
+    return ClassLabels.from_config(int(embeddings), parts.index.get("id2label")) if embeddings else None
 
 
 def _refuse_other_kinds(name: str, unet: Any, scheduler: Any, patch: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from anonymizer.backbones.protocol import Denoised
 from anonymizer.errors import ModelError
 
-Predictor = Callable[[torch.Tensor, torch.Tensor, float], Denoised]  # z_t, the network's output, abar_t
+OutputConverter = Callable[[torch.Tensor, torch.Tensor, float], Denoised]  # z_t, the network's output, abar_t
 
 
 def from_noise(zt: torch.Tensor, out: torch.Tensor, abar: float) -> Denoised:
@@ -27,17 +27,17 @@ def from_v(zt: torch.Tensor, out: torch.Tensor, abar: float) -> Denoised:
     return Denoised(a * zt - s * out, s * zt + a * out)
 
 
-def clipped(zt: torch.Tensor, found: Denoised, abar: float, bound: float) -> Denoised:
+def clip_z0(zt: torch.Tensor, denoised: Denoised, abar: float, bound: float) -> Denoised:
     """z0 within [-bound, bound], and the noise that agrees with it."""
-    return from_sample(zt, found.z0.clamp(-bound, bound), abar)
+    return from_sample(zt, denoised.z0.clamp(-bound, bound), abar)
 
 
-PREDICTIONS: dict[str, Predictor] = {"epsilon": from_noise, "sample": from_sample, "v_prediction": from_v}
+OUTPUT_CONVERTERS: dict[str, OutputConverter] = {"epsilon": from_noise, "sample": from_sample, "v_prediction": from_v}
 
 
-def predictor(name: str, prediction_type: str, abar: torch.Tensor) -> Predictor:
+def make_output_converter(name: str, prediction_type: str, abar: torch.Tensor) -> OutputConverter:
     """The reading of a model with the schedule ``abar`` (T,). ModelError if it cannot be read at every step."""
-    if prediction_type not in PREDICTIONS:
+    if prediction_type not in OUTPUT_CONVERTERS:
         raise ModelError(
             f"model.id {name!r}: prediction_type {prediction_type!r}: epsilon, sample and v_prediction are supported"
         )
@@ -50,4 +50,4 @@ def predictor(name: str, prediction_type: str, abar: torch.Tensor) -> Predictor:
             f"{float(abar[at - 1]):g}), which a model of {prediction_type} cannot start from: choose one that was "
             "trained with v_prediction, or without rescale_betas_zero_snr"
         )
-    return PREDICTIONS[prediction_type]
+    return OUTPUT_CONVERTERS[prediction_type]

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
-from anonymizer.backbones.pipeline_folder import Parts
+from anonymizer.backbones.pipeline_folder import PipelineFolder
 from anonymizer.errors import ModelError
 
-KEPT = 64  # texts whose embeddings stay on the device: a quarter of a megabyte each of CLIP, up to five of T5
-TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+MAX_CACHED_PROMPTS = (
+    64  # texts whose embeddings stay on the device: a quarter of a megabyte each of CLIP, up to five of T5
+)
+LENGTH_WARNING = "sequence-length-is-longer-than-the-specified-maximum"
 
 
 @dataclass(frozen=True)
-class Rows:
+class PromptEmbeddings:
     """Prompts, embedded: ``hidden`` (B, tokens, width) and, where a network takes one, ``pooled`` (B, width)."""
 
     hidden: torch.Tensor
@@ -27,47 +29,49 @@ class Rows:
     def __len__(self) -> int:
         return len(self.hidden)
 
-    def repeated(self, count: int) -> Rows:
+    def repeat(self, count: int) -> PromptEmbeddings:
         """One row, ``count`` times."""
         pooled = None if self.pooled is None else self.pooled.expand(count, -1)
-        return Rows(self.hidden.expand(count, -1, -1), pooled)
+        return PromptEmbeddings(self.hidden.expand(count, -1, -1), pooled)
 
     @classmethod
-    def joined(cls, rows: Sequence[Rows]) -> Rows:
+    def concat(cls, rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
         pooled = [one.pooled for one in rows if one.pooled is not None]
         return cls(torch.cat([one.hidden for one in rows]), torch.cat(pooled) if pooled else None)
 
 
-class Prompts:
+class CachedPromptEncoder:
     """``embed``, with a memory for the last KEPT texts.
 
     A text is embedded by itself, never beside others, so that what a row is told does not depend on its batch.
     """
 
-    def __init__(self, embed: Callable[[str], Rows]) -> None:
-        self.embed = lru_cache(KEPT)(embed)
+    def __init__(self, embed: Callable[[str], PromptEmbeddings]) -> None:
+        self.embed = lru_cache(MAX_CACHED_PROMPTS)(embed)
 
-    def __call__(self, texts: Sequence[str]) -> Rows:
+    def __call__(self, texts: Sequence[str]) -> PromptEmbeddings:
         """One row for each of the texts."""
-        return Rows.joined([self.embed(text) for text in texts])
+        return PromptEmbeddings.concat([self.embed(text) for text in texts])
 
 
-class Encoder:
+class PromptEncoder:
     """``encode_prompt`` of a pipeline of diffusers that was made of tokenizers and text encoders alone."""
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
-        mute(type(pipeline))
+        mute_module_log(type(pipeline))
         for part in pipeline.components.values():
             if hasattr(part, "deprecation_warnings"):  # a tokenizer's: diffusers cuts off what is too long
-                part.deprecation_warnings[TOO_LONG] = True
+                part.deprecation_warnings[LENGTH_WARNING] = True
         self.pipeline, self.device = pipeline.to(device), device
 
-    def __call__(self, text: str) -> Rows:
-        return Rows(*self._encode(text, do_classifier_free_guidance=False)[::2])
+    def __call__(self, text: str) -> PromptEmbeddings:
+        return PromptEmbeddings(*self._encode(text, do_classifier_free_guidance=False)[::2])
 
-    def opposite(self, negative: str) -> Rows:
+    def encode_negative(self, negative_prompt: str) -> PromptEmbeddings:
         """What guidance leads away from: a text or, where there is none, what the pipeline takes in its place."""
-        return Rows(*self._encode("", do_classifier_free_guidance=True, negative_prompt=negative or None)[1::2])
+        return PromptEmbeddings(
+            *self._encode("", do_classifier_free_guidance=True, negative_prompt=negative_prompt or None)[1::2]
+        )
 
     @torch.no_grad()
     def _encode(self, text: str, **more: Any) -> Sequence[torch.Tensor]:
@@ -79,7 +83,7 @@ class Encoder:
         return found
 
 
-def clip_tokenizer(parts: Parts, name: str) -> Any:
+def load_clip_tokenizer(parts: PipelineFolder, name: str) -> Any:
     """A ``CLIPTokenizer``. ModelError without a vocabulary, for which an empty one would be taken in silence."""
     from transformers import CLIPTokenizer
 
@@ -90,7 +94,7 @@ def clip_tokenizer(parts: Parts, name: str) -> Any:
     return parts.load(CLIPTokenizer, name)
 
 
-def mute(kind: type) -> None:
+def mute_module_log(kind: type) -> None:
     """Nothing that the module of ``kind`` logs is let through: it quotes what it cuts off a prompt, maybe a caption's.
 
     A filter, and not a level: it holds in all threads, whatever is set for a while elsewhere.

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 
-Asks = Literal["nothing", "class", "prompt"]
+ConditionKind = Literal["nothing", "class", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Backbone(Protocol):
     digest: str
     name: str
     device: torch.device
-    asks: Asks
+    condition_kind: ConditionKind
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> z0 (B, channels, h, w), deterministically."""
         ...
 
-    def condition(self, told: Sequence[str]) -> object:
+    def condition(self, texts: Sequence[str]) -> object:
         """What ``predict`` takes for a batch: the class or the prompt of each row. RecordError: NO_CONDITION, for one
         that the model does not know."""
         ...
@@ -60,6 +60,6 @@ class Backbone(Protocol):
         """z0 -> pictures (B, 3, H, W), nominally in [-1, 1]."""
         ...
 
-    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+    def flag_unsafe(self, images: torch.Tensor) -> Sequence[bool]:
         """Which pictures (B, 3, H, W) the model's own safety checker objects to; none where it has no checker."""
         ...

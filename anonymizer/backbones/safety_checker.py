@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anonymizer.backbones.pipeline_folder import Parts
-from anonymizer.backbones.prompt_encoder import mute
+from anonymizer.backbones.pipeline_folder import PipelineFolder
+from anonymizer.backbones.prompt_encoder import mute_module_log
 from anonymizer.errors import ModelError
 
 
@@ -18,7 +18,7 @@ class SafetyChecker:
     """A ``StableDiffusionSafetyChecker`` behind its feature extractor, in float32 whatever the model's dtype."""
 
     def __init__(self, checker: Any, extractor: Any, device: torch.device) -> None:
-        mute(type(checker))  # it logs of black pictures, and there are none
+        mute_module_log(type(checker))  # it logs of black pictures, and there are none
         self.checker, self.extractor, self.device = checker.to(device), extractor, device
 
     def __call__(self, images: torch.Tensor) -> Sequence[bool]:
@@ -44,17 +44,17 @@ class SafetyChecker:
         return [bool(verdict) for verdict in verdicts]
 
 
-def safety_checker(parts: Parts, device: torch.device) -> SafetyChecker | None:
+def load_safety_checker(parts: PipelineFolder, device: torch.device) -> SafetyChecker | None:
     """The one that the folder has, if it has one and it is asked for."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPImageProcessor
 
-    if not parts.config.safety_checker or not parts.has("safety_checker"):
+    if not parts.config.safety_checker or not parts.has_part("safety_checker"):
         return None
-    if not parts.has("feature_extractor"):
+    if not parts.has_part("feature_extractor"):
         raise ModelError(
             f"model.id {parts.config.id!r}: has a safety checker and no feature_extractor, which it sees through: save "
             "the model again, or set model.safety_checker=false"
         )
-    checker = parts.weights(StableDiffusionSafetyChecker, "safety_checker", torch.float32)
+    checker = parts.load_network(StableDiffusionSafetyChecker, "safety_checker", torch.float32)
     return SafetyChecker(checker, parts.load(CLIPImageProcessor, "feature_extractor"), device)

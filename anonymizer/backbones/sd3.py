@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from anonymizer.backbones.flow_matching import FlowBackbone, refuse_without
-from anonymizer.backbones.pipeline_folder import Parts
-from anonymizer.backbones.prompt_encoder import Encoder, Rows, clip_tokenizer
+from anonymizer.backbones.flow_matching import FlowBackbone, require_parts
+from anonymizer.backbones.pipeline_folder import PipelineFolder
+from anonymizer.backbones.prompt_encoder import PromptEmbeddings, PromptEncoder, load_clip_tokenizer
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 
@@ -21,30 +21,30 @@ class SD3Backbone(FlowBackbone):
     Skipping layers, which that pipeline can do besides, is not offered.
     """
 
-    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, parts: PipelineFolder, *, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import SD3Transformer2DModel
 
         _refuse_negative_prompt(parts.config)
-        refuse_without(parts, "text_encoder", "text_encoder_2")
-        transformer = parts.weights(SD3Transformer2DModel, "transformer", dtype)
+        require_parts(parts, "text_encoder", "text_encoder_2")
+        transformer = parts.load_network(SD3Transformer2DModel, "transformer", dtype)
         encoder = _Encoder(_pipeline(parts, transformer, dtype), device)
         own, config = transformer.config, parts.config
         super().__init__(
-            parts, transformer, encoder, channels=own.in_channels, cells=own.sample_size, patch=own.patch_size,
+            parts, transformer, encoder, channels=own.in_channels, latent_size=own.sample_size, patch_size=own.patch_size,
             dtype=dtype,
         )  # fmt: skip
-        self.opposite = encoder.opposite(config.negative_prompt) if config.guidance != 1 else None
+        self.negative_embeddings = encoder.encode_negative(config.negative_prompt) if config.guidance != 1 else None
         if self.size > (largest := own.pos_embed_max_size * self.multiple):
             raise ModelError(f"model.size: {self.size} is more than {largest}, the largest that {self.name!r} can take")
 
-    def _velocity(self, xt: torch.Tensor, s: float, told: Rows) -> torch.Tensor:
-        if self.opposite is None:
+    def _velocity(self, xt: torch.Tensor, s: float, told: PromptEmbeddings) -> torch.Tensor:
+        if self.negative_embeddings is None:
             return self._network(xt, s, told)
-        both = Rows.joined([self.opposite.repeated(len(xt)), told])
+        both = PromptEmbeddings.concat([self.negative_embeddings.repeat(len(xt)), told])
         without, within = self._network(torch.cat([xt, xt]), s, both).chunk(2)
         return without + self.config.guidance * (within - without)
 
-    def _network(self, xt: torch.Tensor, s: float, told: Rows) -> torch.Tensor:
+    def _network(self, xt: torch.Tensor, s: float, told: PromptEmbeddings) -> torch.Tensor:
         out: torch.Tensor = self.transformer(
             xt.to(self.dtype),
             encoder_hidden_states=told.hidden,
@@ -55,26 +55,26 @@ class SD3Backbone(FlowBackbone):
         return out.float()
 
 
-class _Encoder(Encoder):
+class _Encoder(PromptEncoder):
     """This pipeline must be told that all of its text encoders are told the same."""
 
     def _encode(self, text: str, **more: Any) -> Sequence[torch.Tensor]:
         return super()._encode(text, prompt_2=None, prompt_3=None, **more)
 
 
-def _pipeline(parts: Parts, transformer: Any, dtype: torch.dtype) -> Any:
+def _pipeline(parts: PipelineFolder, transformer: Any, dtype: torch.dtype) -> Any:
     """Text encoders and tokenizers, in the pipeline that knows how they are used; it asks the network for its width."""
     from diffusers import StableDiffusion3Pipeline
     from transformers import CLIPTextModelWithProjection, T5EncoderModel, T5TokenizerFast
 
-    has_t5 = parts.has("text_encoder_3")
+    has_t5 = parts.has_part("text_encoder_3")
     return StableDiffusion3Pipeline(
-        tokenizer=clip_tokenizer(parts, "tokenizer"),
-        tokenizer_2=clip_tokenizer(parts, "tokenizer_2"),
+        tokenizer=load_clip_tokenizer(parts, "tokenizer"),
+        tokenizer_2=load_clip_tokenizer(parts, "tokenizer_2"),
         tokenizer_3=parts.load(T5TokenizerFast, "tokenizer_3") if has_t5 else None,
-        text_encoder=parts.weights(CLIPTextModelWithProjection, "text_encoder", dtype),
-        text_encoder_2=parts.weights(CLIPTextModelWithProjection, "text_encoder_2", dtype),
-        text_encoder_3=parts.weights(T5EncoderModel, "text_encoder_3", dtype) if has_t5 else None,
+        text_encoder=parts.load_network(CLIPTextModelWithProjection, "text_encoder", dtype),
+        text_encoder_2=parts.load_network(CLIPTextModelWithProjection, "text_encoder_2", dtype),
+        text_encoder_3=parts.load_network(T5EncoderModel, "text_encoder_3", dtype) if has_t5 else None,
         transformer=transformer,
         **dict.fromkeys(("vae", "scheduler")),
     )

@@ -7,13 +7,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from anonymizer.backbones.compilation import laid_out
-from anonymizer.backbones.pipeline_folder import Parts
-from anonymizer.backbones.prediction_type import predictor
-from anonymizer.backbones.prompt_encoder import Encoder, Prompts, Rows, clip_tokenizer
-from anonymizer.backbones.protocol import Asks, Denoised
-from anonymizer.backbones.safety_checker import safety_checker
-from anonymizer.backbones.vae import Latents
+from anonymizer.backbones.compilation import move_channels_last
+from anonymizer.backbones.pipeline_folder import PipelineFolder
+from anonymizer.backbones.prediction_type import make_output_converter
+from anonymizer.backbones.prompt_encoder import (
+    CachedPromptEncoder,
+    PromptEmbeddings,
+    PromptEncoder,
+    load_clip_tokenizer,
+)
+from anonymizer.backbones.protocol import ConditionKind, Denoised
+from anonymizer.backbones.safety_checker import load_safety_checker
+from anonymizer.backbones.vae import Autoencoder
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 
@@ -26,69 +31,69 @@ class StableBackbone:
     it is asked once. Network and text encoder are in the model's dtype, whatever goes in and comes out in float32.
     """
 
-    asks: Asks = "prompt"
-    encoders: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
-    addition: ClassVar[str | None] = None  # what the network must be told besides the prompt
+    condition_kind: ConditionKind = "prompt"
+    text_parts: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
+    addition_embed_type: ClassVar[str | None] = None  # what the network must be told besides the prompt
 
-    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, parts: PipelineFolder, *, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
         config = parts.config
         self.name, self.device, self.dtype, self.config = config.id, device, dtype, config
-        _refuse_missing_parts(parts, self.encoders)
+        _refuse_missing_parts(parts, self.text_parts)
         # The schedule and the prediction type are shared by all schedulers, so DDPM's reads any of their configs. What
         # else there is in one is of its own sampler; pictures are clipped, latents are not.
         scheduler = parts.load(DDPMScheduler, "scheduler")
-        unet = parts.weights(UNet2DConditionModel, "unet", dtype)
-        vae = parts.weights(AutoencoderKL, "vae", torch.float32)
-        _refuse_other_kinds(self.name, unet, vae, scheduler, self.addition)
+        unet = parts.load_network(UNet2DConditionModel, "unet", dtype)
+        vae = parts.load_network(AutoencoderKL, "vae", torch.float32)
+        _refuse_other_kinds(self.name, unet, vae, scheduler, self.addition_embed_type)
         self.T = int(scheduler.config.num_train_timesteps)
         self.alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
-        self.read = predictor(self.name, scheduler.config.prediction_type, self.alphas_cumprod)
-        self.latents = Latents(vae, device, dtype, config.vae_tiling)
-        self.channels, self.scale = self.latents.channels, self.latents.pixels
+        self.convert_output = make_output_converter(self.name, scheduler.config.prediction_type, self.alphas_cumprod)
+        self.autoencoder = Autoencoder(vae, device, dtype, config.vae_tiling)
+        self.channels, self.scale = self.autoencoder.channels, self.autoencoder.downsampling
         self.multiple = self.scale * 2 ** (len(unet.config.block_out_channels) - 1)
-        self.size = parts.side(int(unet.config.sample_size) * self.scale, self.multiple)
-        self.unet = laid_out(unet, device, dtype)
-        encoder = Encoder(self._pipeline(parts), device)
-        self.prompts = Prompts(encoder)
-        self.embedded_guidance = _embedded(config.guidance, unet, encoder)  # (1, width), or None
-        in_two = config.guidance != 1 and self.embedded_guidance is None
-        self.opposite = encoder.opposite(config.negative_prompt) if in_two else None
-        _refuse_negative_prompt(config, self.embedded_guidance is None, in_two)
-        _refuse_other_widths(self.name, unet, self._widths(self.prompts([""])))
-        self.checker = safety_checker(parts, device)
+        self.size = parts.resolve_size(int(unet.config.sample_size) * self.scale, self.multiple)
+        self.unet = move_channels_last(unet, device, dtype)
+        encoder = PromptEncoder(self._pipeline(parts), device)
+        self.encode_prompts = CachedPromptEncoder(encoder)
+        self.guidance_embedding = _embedded(config.guidance, unet, encoder)  # (1, width), or None
+        in_two = config.guidance != 1 and self.guidance_embedding is None
+        self.negative_embeddings = encoder.encode_negative(config.negative_prompt) if in_two else None
+        _refuse_negative_prompt(config, self.guidance_embedding is None, in_two)
+        _refuse_other_widths(self.name, unet, self._widths(self.encode_prompts([""])))
+        self.safety_checker = load_safety_checker(parts, device)
         self.digest = parts.digest
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return self.latents.encode(images)
+        return self.autoencoder.encode(images)
 
-    def condition(self, told: Sequence[str]) -> Rows:
-        return self.prompts(told)
+    def condition(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        return self.encode_prompts(prompts)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
-        told = condition if isinstance(condition, Rows) else self._same(len(zt))
-        return self.read(zt, self._guided(zt, t, told), float(self.alphas_cumprod[t - 1]))
+        told = condition if isinstance(condition, PromptEmbeddings) else self._same(len(zt))
+        return self.convert_output(zt, self._guided(zt, t, told), float(self.alphas_cumprod[t - 1]))
 
     def decode(self, z0: torch.Tensor) -> torch.Tensor:
-        return self.latents.decode(z0)
+        return self.autoencoder.decode(z0)
 
-    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
-        return [False] * len(images) if self.checker is None else self.checker(images)
+    def flag_unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+        return [False] * len(images) if self.safety_checker is None else self.safety_checker(images)
 
-    def _same(self, count: int) -> Rows:
+    def _same(self, count: int) -> PromptEmbeddings:
         """What is told where there is no record."""
-        return self.prompts([self.config.common_prompt]).repeated(count)
+        return self.encode_prompts([self.config.common_prompt]).repeat(count)
 
-    def _guided(self, zt: torch.Tensor, t: int, told: Rows) -> torch.Tensor:
-        if self.opposite is None:
+    def _guided(self, zt: torch.Tensor, t: int, told: PromptEmbeddings) -> torch.Tensor:
+        if self.negative_embeddings is None:
             return self._network(zt, t, told)
-        both = Rows.joined([self.opposite.repeated(len(zt)), told])
+        both = PromptEmbeddings.concat([self.negative_embeddings.repeat(len(zt)), told])
         without, within = self._network(torch.cat([zt, zt]), t, both).chunk(2)
         return without + self.config.guidance * (within - without)
 
-    def _network(self, zt: torch.Tensor, t: int, told: Rows) -> torch.Tensor:
-        embedded = self.embedded_guidance
+    def _network(self, zt: torch.Tensor, t: int, told: PromptEmbeddings) -> torch.Tensor:
+        embedded = self.guidance_embedding
         out: torch.Tensor = self.unet(
             zt.to(self.dtype),
             torch.full((len(zt),), t - 1, device=self.device),  # a number would be copied there, and waited for
@@ -99,22 +104,22 @@ class StableBackbone:
         )[0]
         return out.float()
 
-    def _added(self, zt: torch.Tensor, told: Rows) -> Mapping[str, torch.Tensor] | None:
+    def _added(self, zt: torch.Tensor, told: PromptEmbeddings) -> Mapping[str, torch.Tensor] | None:
         return None
 
-    def _widths(self, told: Rows) -> Mapping[str, int]:
+    def _widths(self, told: PromptEmbeddings) -> Mapping[str, int]:
         """Setting of the network -> the width that its text encoders have."""
         return {"cross_attention_dim": told.hidden.shape[-1]}
 
-    def _pipeline(self, parts: Parts) -> Any:
+    def _pipeline(self, parts: PipelineFolder) -> Any:
         """Text encoders and tokenizers, in the pipeline that knows how they are used."""
         from diffusers import StableDiffusionPipeline
         from transformers import CLIPTextModel
 
         nothing = dict.fromkeys(("vae", "unet", "scheduler", "safety_checker", "feature_extractor"))
         return StableDiffusionPipeline(
-            tokenizer=clip_tokenizer(parts, "tokenizer"),
-            text_encoder=parts.weights(CLIPTextModel, "text_encoder", self.dtype),
+            tokenizer=load_clip_tokenizer(parts, "tokenizer"),
+            text_encoder=parts.load_network(CLIPTextModel, "text_encoder", self.dtype),
             requires_safety_checker=False,
             **nothing,
         )
@@ -123,10 +128,10 @@ class StableBackbone:
 class StableXLBackbone(StableBackbone):
     """It has a second text encoder, and is told what that one pools, and sides: those of the picture, uncropped."""
 
-    encoders = (*StableBackbone.encoders, "tokenizer_2", "text_encoder_2")
-    addition = "text_time"
+    text_parts = (*StableBackbone.text_parts, "tokenizer_2", "text_encoder_2")
+    addition_embed_type = "text_time"
 
-    def _added(self, zt: torch.Tensor, told: Rows) -> Mapping[str, torch.Tensor]:
+    def _added(self, zt: torch.Tensor, told: PromptEmbeddings) -> Mapping[str, torch.Tensor]:
         height, width = (self.scale * cells for cells in zt.shape[-2:])
         # As it was, where its corner lay, as it shall be.
         sides = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
@@ -134,27 +139,27 @@ class StableXLBackbone(StableBackbone):
         assert told.pooled is not None
         return {"text_embeds": told.pooled, "time_ids": times.expand(len(zt), -1)}
 
-    def _widths(self, told: Rows) -> Mapping[str, int]:
+    def _widths(self, told: PromptEmbeddings) -> Mapping[str, int]:
         assert told.pooled is not None
         added = told.pooled.shape[-1] + 6 * int(self.unet.config.addition_time_embed_dim)
         return {**super()._widths(told), "projection_class_embeddings_input_dim": added}
 
-    def _pipeline(self, parts: Parts) -> Any:
+    def _pipeline(self, parts: PipelineFolder) -> Any:
         from diffusers import StableDiffusionXLPipeline
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         return StableDiffusionXLPipeline(
-            tokenizer=clip_tokenizer(parts, "tokenizer"),
-            tokenizer_2=clip_tokenizer(parts, "tokenizer_2"),
-            text_encoder=parts.weights(CLIPTextModel, "text_encoder", self.dtype),
-            text_encoder_2=parts.weights(CLIPTextModelWithProjection, "text_encoder_2", self.dtype),
+            tokenizer=load_clip_tokenizer(parts, "tokenizer"),
+            tokenizer_2=load_clip_tokenizer(parts, "tokenizer_2"),
+            text_encoder=parts.load_network(CLIPTextModel, "text_encoder", self.dtype),
+            text_encoder_2=parts.load_network(CLIPTextModelWithProjection, "text_encoder_2", self.dtype),
             force_zeros_for_empty_prompt=parts.index.get("force_zeros_for_empty_prompt", True),
             add_watermarker=False,
             **dict.fromkeys(("vae", "unet", "scheduler")),
         )
 
 
-def _embedded(guidance: float, unet: Any, encoder: Encoder) -> torch.Tensor | None:
+def _embedded(guidance: float, unet: Any, encoder: PromptEncoder) -> torch.Tensor | None:
     """Guidance as a network was distilled with it (1, width), counted from 0: none. None, if it has no such input."""
     if (width := unet.config.time_cond_proj_dim) is None:
         return None
@@ -162,12 +167,12 @@ def _embedded(guidance: float, unet: Any, encoder: Encoder) -> torch.Tensor | No
     return found.to(encoder.device, unet.dtype)
 
 
-def _refuse_missing_parts(parts: Parts, encoders: Sequence[str]) -> None:
-    missing = [name for name in ("unet", "vae", *encoders) if not parts.has(name)]
+def _refuse_missing_parts(parts: PipelineFolder, encoders: Sequence[str]) -> None:
+    missing = [name for name in ("unet", "vae", *encoders) if not parts.has_part(name)]
     if missing:
         hint = " (a refiner goes on where a base model ends)" if missing[0] in encoders else ""
         raise ModelError(
-            f"model.id {parts.config.id!r}: a {parts.pipeline} without {' and '.join(missing)}{hint}: choose a model "
+            f"model.id {parts.config.id!r}: a {parts.pipeline_class} without {' and '.join(missing)}{hint}: choose a model "
             "that makes pictures of text by itself"
         )
 

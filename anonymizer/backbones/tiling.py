@@ -14,7 +14,7 @@ import torch
 from anonymizer.backbones.protocol import Backbone, Denoised
 
 
-class Tiled:
+class TiledBackbone:
     """``backbone`` for pictures of any sides that are multiples of its ``multiple`` and no smaller than its ``size``.
 
     ``overlap``: the share of a tile's side that it has in common with its neighbour, at least.
@@ -22,10 +22,10 @@ class Tiled:
 
     def __init__(self, backbone: Backbone, overlap: float) -> None:
         self.backbone = backbone
-        self.side = backbone.size // backbone.scale  # of a tile, in cells of z
-        self.shared = min(self.side - 1, round(overlap * self.side))
-        ramp = torch.arange(1, self.side + 1)
-        edge = torch.minimum(ramp, ramp.flip(0)).clamp(max=self.shared + 1).to(backbone.device, torch.float32)
+        self.tile_size = backbone.size // backbone.scale  # of a tile, in cells of z
+        self.overlap_cells = min(self.tile_size - 1, round(overlap * self.tile_size))
+        ramp = torch.arange(1, self.tile_size + 1)
+        edge = torch.minimum(ramp, ramp.flip(0)).clamp(max=self.overlap_cells + 1).to(backbone.device, torch.float32)
         self.weights = edge[:, None] * edge  # (side, side)
 
     def __getattr__(self, name: str) -> Any:
@@ -43,13 +43,13 @@ class Tiled:
         return Denoised(z0 / total, eps / total)
 
     def tiles(self, height: int, width: int) -> Iterator[tuple[Any, ...]]:
-        for top in self.starts(height):
-            for left in self.starts(width):
-                yield (..., slice(top, top + self.side), slice(left, left + self.side))
+        for top in self.tile_starts(height):
+            for left in self.tile_starts(width):
+                yield (..., slice(top, top + self.tile_size), slice(left, left + self.tile_size))
 
-    def starts(self, length: int) -> list[int]:
+    def tile_starts(self, length: int) -> list[int]:
         """Where tiles begin on a side of so many cells, evenly spread."""
-        if length < self.side:
-            raise ValueError(f"sides must be {self.side} cells or more, got {length}: enlarge the picture first")
-        count = -(-(length - self.shared) // (self.side - self.shared))
-        return [round(i * (length - self.side) / max(1, count - 1)) for i in range(count)]
+        if length < self.tile_size:
+            raise ValueError(f"sides must be {self.tile_size} cells or more, got {length}: enlarge the picture first")
+        count = -(-(length - self.overlap_cells) // (self.tile_size - self.overlap_cells))
+        return [round(i * (length - self.tile_size) / max(1, count - 1)) for i in range(count)]

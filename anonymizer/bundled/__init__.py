@@ -8,19 +8,19 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Card:
-    about: str  # one line
+class ModelCard:
+    summary: str  # one line
     text: str  # Markdown
-    bytes: int  # of the weights
+    weight_bytes: int  # of the weights
 
 
-def cards() -> dict[str, Card]:
+def read_model_cards() -> dict[str, ModelCard]:
     """Name -> card of each bundled model, from the README.md in its folder."""
     root = Path(str(files("anonymizer.bundled")))
     return {path.parent.name: _card(path) for path in sorted(root.glob("*/README.md"))}
 
 
-def _card(path: Path) -> Card:
+def _card(path: Path) -> ModelCard:
     text = path.read_text(encoding="utf-8")
     about = next((line for line in text.splitlines() if line and not line.startswith(("#", "---"))), "")
-    return Card(about, text, sum(p.stat().st_size for p in path.parent.rglob("*.safetensors")))
+    return ModelCard(about, text, sum(p.stat().st_size for p in path.parent.rglob("*.safetensors")))

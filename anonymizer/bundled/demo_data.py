@@ -18,25 +18,30 @@ from anonymizer.boomerang import Boomerang
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.noise import KeyedNoise
 
-GIVEN = ("Ada", "Bruno", "Chiara", "Dmitri", "Elif", "Femi", "Greta", "Hiro", "Ines", "Jonas", "Kavya", "Luca")
-FAMILY = ("Almqvist", "Bernasconi", "Carvalho", "Dvorak", "Eriksen", "Farouk", "Grabowski", "Hadley")
+GIVEN_NAMES = ("Ada", "Bruno", "Chiara", "Dmitri", "Elif", "Femi", "Greta", "Hiro", "Ines", "Jonas", "Kavya", "Luca")
+FAMILY_NAMES = ("Almqvist", "Bernasconi", "Carvalho", "Dvorak", "Eriksen", "Farouk", "Grabowski", "Hadley")
 SITES = ("site-lisbon", "site-oslo")
-PLACE = "41 Harbour Lane"
-PEOPLE = CustodianKey(b"people who do not exist")  # fixed, so that every demo shows the same inventions
+ADDRESS = "41 Harbour Lane"
+PEOPLE_KEY = CustodianKey(b"people who do not exist")  # fixed, so that every demo shows the same inventions
 
 
-def make(folder: Path, count: int, backbone: Backbone, progress: Callable[[int], None], batch: int = 16) -> list[str]:
+def write_demo_source(
+    folder: Path, count: int, backbone: Backbone, progress: Callable[[int], None], batch_size: int = 16
+) -> list[str]:
     """Write ``count`` JPEGs and two broken files under ``folder``; returns the invented names."""
-    names = [f"{GIVEN[i % len(GIVEN)]} {FAMILY[(i // len(GIVEN) + i) % len(FAMILY)]}" for i in range(count)]
+    names = [
+        f"{GIVEN_NAMES[i % len(GIVEN_NAMES)]} {FAMILY_NAMES[(i // len(GIVEN_NAMES) + i) % len(FAMILY_NAMES)]}"
+        for i in range(count)
+    ]
     boomerang = Boomerang(backbone, "sde-dpm++", steps=25)
-    for start in range(0, count, batch):
-        numbers = range(start, min(start + batch, count))
-        noise = KeyedNoise([PEOPLE.derive("person", bytes([n % 256, n // 256]))[:16] for n in numbers])
+    for start in range(0, count, batch_size):
+        numbers = range(start, min(start + batch_size, count))
+        noise = KeyedNoise([PEOPLE_KEY.derive("person", bytes([n % 256, n // 256]))[:16] for n in numbers])
         blank = torch.zeros(len(numbers), 3, backbone.size, backbone.size)  # at level 1 nothing is left of it
         for n, face in zip(numbers, boomerang.sample(blank, 1.0, noise), strict=True):
             site = folder / SITES[n % len(SITES)] / f"week-{n % 4 + 1}"
             site.mkdir(parents=True, exist_ok=True)
-            (site / f"{names[n].replace(' ', '_')}_{n:03d}.jpg").write_bytes(leaky_jpeg(face, names[n]))
+            (site / f"{names[n].replace(' ', '_')}_{n:03d}.jpg").write_bytes(encode_leaky_jpeg(face, names[n]))
         progress(len(numbers))
     whole = sorted(folder.rglob("*.jpg"))[0].read_bytes()
     (folder / SITES[0] / "interrupted_upload.jpg").write_bytes(whole[: len(whole) * 2 // 3])
@@ -44,14 +49,14 @@ def make(folder: Path, count: int, backbone: Backbone, progress: Callable[[int],
     return names
 
 
-def leaky_jpeg(face: torch.Tensor, name: str) -> bytes:
+def encode_leaky_jpeg(face: torch.Tensor, name: str) -> bytes:
     """A JPEG of ``face`` (3, H, W) in [-1, 1] with EXIF (name, GPS), XMP, ICC profile, comment and a thumbnail."""
     pixels = ((face.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
     picture = Image.fromarray(pixels).resize((200, 200), Image.Resampling.BICUBIC)
     exif = picture.getexif()
     exif[ExifTags.Base.Artist] = name
     exif[ExifTags.Base.Make] = "Demo Camera"
-    exif[ExifTags.Base.ImageDescription] = f"{name}, {PLACE}"
+    exif[ExifTags.Base.ImageDescription] = f"{name}, {ADDRESS}"
     gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
     gps |= {1: "N", 2: (38.0, 43.0, 20.5), 3: "W", 4: (9.0, 8.0, 30.2)}
     exif[ExifTags.IFD.GPSInfo] = gps

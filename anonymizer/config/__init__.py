@@ -1,13 +1,13 @@
 """Configurations: frozen, strict, and one line for whatever is wrong with them."""
 
-from anonymizer.config.audit import Attackers, AuditConfig, CalibrationConfig
+from anonymizer.config.audit import AttackerConfig, AuditConfig, CalibrationConfig
 from anonymizer.config.augment import AugmentConfig, AugmentOutput, FilterConfig
-from anonymizer.config.base import Attack, Float, Section, Uri, setting
-from anonymizer.config.calibration_scope import BelongsTo, Chosen
+from anonymizer.config.base import Attack, Float, Section, Uri, get_setting
+from anonymizer.config.calibration_scope import CalibrationScope, ChosenLevel
 from anonymizer.config.enhance import EnhanceConfig, EnhanceMetrics, EnhanceOutput
 from anonymizer.config.loading import build, build_as, dump, load, load_as, parse
 from anonymizer.config.model import ModelConfig
-from anonymizer.config.policy import Bound, PolicyConfig, RiskBound, Waiver, risk_rule
+from anonymizer.config.policy import Bound, PolicyConfig, RiskBound, Waiver, parse_risk_rule
 from anonymizer.config.run import (
     BoomerangConfig,
     Limits,
@@ -23,15 +23,15 @@ from anonymizer.config.validation_messages import known_keys
 
 __all__ = [
     "Attack",
-    "Attackers",
+    "AttackerConfig",
     "AuditConfig",
     "AugmentConfig",
     "AugmentOutput",
-    "BelongsTo",
     "BoomerangConfig",
     "Bound",
     "CalibrationConfig",
-    "Chosen",
+    "CalibrationScope",
+    "ChosenLevel",
     "EnhanceConfig",
     "EnhanceMetrics",
     "EnhanceOutput",
@@ -54,10 +54,10 @@ __all__ = [
     "build",
     "build_as",
     "dump",
+    "get_setting",
     "known_keys",
     "load",
     "load_as",
     "parse",
-    "risk_rule",
-    "setting",
+    "parse_risk_rule",
 ]

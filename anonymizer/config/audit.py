@@ -12,7 +12,7 @@ from anonymizer.config.run import RunConfig, SourceConfig
 Baseline = Literal["round-trip", "blur", "pixelation", "global", "unrelated"]
 
 
-class Attackers(Section):
+class AttackerConfig(Section):
     """What attackers have, and how hard they try. Nothing here goes into ``public/``."""
 
     identity: str | None = Field(
@@ -33,7 +33,7 @@ class Attackers(Section):
     device: str = "auto"
 
 
-class AuditConfig(Attackers):
+class AuditConfig(AttackerConfig):
     """What an audit of one release tries, and with what at hand."""
 
     release: Uri = Field(description="the release, with its restricted half")
@@ -47,7 +47,7 @@ class AuditConfig(Attackers):
     )
 
 
-MOST_LEVELS = 100
+MAX_LEVELS = 100
 
 
 def _levels(value: Any) -> Any:
@@ -60,14 +60,14 @@ def _levels(value: Any) -> Any:
             return numbers
         first, last, step = numbers
         count = int((last - first) / step + 1e-6) + 1
-        if not 0 < count <= MOST_LEVELS:
+        if not 0 < count <= MAX_LEVELS:
             raise ValueError
         return [round(first + i * step, 6) for i in range(count)]
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"must be FIRST:LAST:STEP, as in .1:.9:.1, or numbers with commas, got {value!r}") from None
 
 
-class CalibrationConfig(Attackers):
+class CalibrationConfig(AttackerConfig):
     """What a calibration measures: the levels of a run's settings, on a sample of its source."""
 
     run: RunConfig

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
-KEY_ENV = "must be the name of an environment variable: put the key into that variable, not here"
+KEY_ENV_MESSAGE = "must be the name of an environment variable: put the key into that variable, not here"
 
 
 class Section(BaseModel):
@@ -18,11 +18,11 @@ class Section(BaseModel):
 
 
 # A user name with a password after it, and not a host with a port. Two protocols write ORG:REPO@VERSION there.
-CREDENTIALS = re.compile(r"(?<!\bgithub)(?<!\bgit)://[^/:@]*:(?!\d+(?:/|$))[^@]*@")
+CREDENTIALS_PATTERN = re.compile(r"(?<!\bgithub)(?<!\bgit)://[^/:@]*:(?!\d+(?:/|$))[^@]*@")
 
 
 def _address(value: str) -> str:
-    if CREDENTIALS.search(value):  # neither repeated here nor stored with the run
+    if CREDENTIALS_PATTERN.search(value):  # neither repeated here nor stored with the run
         raise ValueError(
             "holds a password, which would be stored with the run: leave it out of the address, and give it in the "
             "environment or in fsspec's own config file (~/.config/fsspec/)"
@@ -45,18 +45,18 @@ def _kind(value: str) -> str:
 
 
 Uri = Annotated[str, AfterValidator(_address)]
-Kind = Annotated[str, AfterValidator(_kind)]
+PictureKind = Annotated[str, AfterValidator(_kind)]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 
 
-def shown(value: Any) -> str:
+def safe_repr(value: Any) -> str:
     """A value as it may be repeated: short, and not if it holds a password."""
-    if CREDENTIALS.search(text := "nothing" if value is None else repr(value)):
+    if CREDENTIALS_PATTERN.search(text := "nothing" if value is None else repr(value)):
         return "an address with a password"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def setting(config: BaseModel, name: str) -> Any:
+def get_setting(config: BaseModel, name: str) -> Any:
     """The value of ``section.key``."""
     return reduce(getattr, name.split("."), config)

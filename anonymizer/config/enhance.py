@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from anonymizer.config.base import Float, Int, Section, Uri
 from anonymizer.config.model import ModelConfig
-from anonymizer.config.run import Sampler, SourceConfig, check_told
+from anonymizer.config.run import Sampler, SourceConfig, check_condition_columns
 
 
 def _list(value: Any) -> Any:
@@ -72,6 +72,6 @@ class EnhanceConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _told_is_read(self) -> EnhanceConfig:
-        check_told(self.model, self.source)
+    def _condition_is_read(self) -> EnhanceConfig:
+        check_condition_columns(self.model, self.source)
         return self

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anonymizer.config.base import CREDENTIALS, shown
+from anonymizer.config.base import CREDENTIALS_PATTERN, safe_repr
 from anonymizer.config.run import RunConfig
-from anonymizer.config.validation_messages import line
+from anonymizer.config.validation_messages import format_error
 from anonymizer.errors import ConfigError, OutputError
 
 C = TypeVar("C", bound=BaseModel)
@@ -39,15 +39,15 @@ def load_as(
 
 def _at_address(uri: str) -> str:
     """What lies at a URI, as text."""
-    from anonymizer.storage.path import Place  # fsspec, which a file on a disk does not need
+    from anonymizer.storage.path import StoragePath  # fsspec, which a file on a disk does not need
 
-    if CREDENTIALS.search(uri):
+    if CREDENTIALS_PATTERN.search(uri):
         raise ConfigError(
             "config: its address holds a password: leave it out, and give it in the environment or in fsspec's own "
             "config file (~/.config/fsspec/)"
         )
     try:
-        return Place.of(uri).read().decode()
+        return StoragePath.from_uri(uri).read().decode()
     except FileNotFoundError:
         raise ConfigError(f"config: no file {uri!r}: check the address") from None
     except OutputError as error:
@@ -101,21 +101,21 @@ def build_as(
     for override in overrides:
         name, separator, value = override.partition("=")
         if not separator or not all(name.split(".")):
-            raise ConfigError(f"--set: got {shown(override)}: write it as section.key=value")
+            raise ConfigError(f"--set: got {safe_repr(override)}: write it as section.key=value")
         changes[name] = _value(name, value)
     try:
         tree = _plain(tree)
         for name, value in changes.items():
             _put(tree, name, value)
         if kind is RunConfig:
-            from anonymizer.policy.calibration import settle  # which knows configurations itself
+            from anonymizer.policy.calibration import resolve_level  # which knows configurations itself
 
-            tree = settle(tree)
+            tree = resolve_level(tree)
         return kind.model_validate(tree)
     except RecursionError:
         raise ConfigError("config: holds itself: write the values out instead of using an anchor") from None
     except ValidationError as error:
-        raise ConfigError("; ".join(line(item, kind) for item in error.errors())) from None
+        raise ConfigError("; ".join(format_error(item, kind) for item in error.errors())) from None
 
 
 def _value(name: str, text: str) -> Any:
@@ -126,7 +126,7 @@ def _value(name: str, text: str) -> Any:
     except (yaml.YAMLError, ValueError):
         if is_prompt:
             return text
-        got = "" if name.endswith("key_env") else f" {shown(text)}"
+        got = "" if name.endswith("key_env") else f" {safe_repr(text)}"
         raise ConfigError(f"--set {name}: the value{got} is not YAML: put it in quotes") from None
     return text if is_prompt and not isinstance(read, str) else read
 

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from anonymizer.config.base import Float, Int, Section, Uri
 
-FIELD = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 # What changes what a model of the same weights makes of a picture.
-USED = {"variant", "size", "prompt", "negative_prompt", "guidance", "condition", "vae_tiling", "tile_overlap"}
+PIXEL_SETTINGS = {"variant", "size", "prompt", "negative_prompt", "guidance", "condition", "vae_tiling", "tile_overlap"}
 
 
 class ModelConfig(Section):
@@ -60,19 +60,19 @@ class ModelConfig(Section):
         return value
 
     @property
-    def fields(self) -> tuple[str, ...]:
+    def prompt_fields(self) -> tuple[str, ...]:
         """What of each record stands in the prompt."""
-        return tuple(dict.fromkeys(FIELD.findall(self.prompt)))
+        return tuple(dict.fromkeys(PLACEHOLDER.findall(self.prompt)))
 
     @property
     def common_prompt(self) -> str:
         """What can be told without a record: the prompt, without what of a record stands in it."""
-        return " ".join(FIELD.sub("", self.prompt).split())
+        return " ".join(PLACEHOLDER.sub("", self.prompt).split())
 
     @property
-    def differs_by_record(self) -> bool:
+    def has_record_condition(self) -> bool:
         """Whether the model is told something else of each record."""
-        return self.condition != "none" or bool(self.fields)
+        return self.condition != "none" or bool(self.prompt_fields)
 
     @property
     def is_hub_id(self) -> bool:
@@ -89,6 +89,6 @@ class ModelConfig(Section):
     @field_validator("prompt")
     @classmethod
     def _prompt(cls, value: str) -> str:
-        if set(FIELD.sub("", value)) & set("{}"):
+        if set(PLACEHOLDER.sub("", value)) & set("{}"):
             raise ValueError(f"must hold braces around names of columns only, got {value!r}: {{label}}, {{caption}}")
         return value

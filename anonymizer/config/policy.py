@@ -67,7 +67,7 @@ class Waiver(Section):
     until: date
 
 
-def risk_rule(name: str) -> tuple[str, str | None]:
+def parse_risk_rule(name: str) -> tuple[str, str | None]:
     """``max_linkage_rank1`` -> ("linkage", "rank-1"); ``max_linkage`` -> ("linkage", None): the risk above chance.
 
     ValueError for anything else.
@@ -84,7 +84,7 @@ def risk_rule(name: str) -> tuple[str, str | None]:
 
 
 def _known_rule(name: str) -> str:
-    risk_rule(name)
+    parse_risk_rule(name)
     return name
 
 
@@ -92,7 +92,7 @@ def _public_key(text: str) -> str:
     from anonymizer.crypto import signing  # whose library is loaded where there is a key
 
     try:
-        signing.public_key(text)
+        signing.parse_public_key(text)
     except ValueError:  # it may be a private one: it is not repeated
         raise ValueError("must be a public key as `anonymizer keys` prints it (ed25519:...)") from None
     return text
@@ -129,13 +129,13 @@ class PolicyConfig(Section):
         return value
 
     @property
-    def named_attacks(self) -> tuple[str, ...]:
+    def required_attacks(self) -> tuple[str, ...]:
         """Attacks that a rule asks for, be it a bound on what they find."""
-        return tuple(sorted({*self.audits, *(risk_rule(rule)[0] for rule in self.risk)}))
+        return tuple(sorted({*self.audits, *(parse_risk_rule(rule)[0] for rule in self.risk)}))
 
     @model_validator(mode="after")
     def _waivers_waive_something(self) -> PolicyConfig:
-        rules = ["min_released", *self.risk, *(f"audits.{attack}" for attack in self.named_attacks)]
+        rules = ["min_released", *self.risk, *(f"audits.{attack}" for attack in self.required_attacks)]
         rules += [name for name in ("max_quarantined", "max_failed", "audit_days") if getattr(self, name) is not None]
         for waiver in self.waivers:
             if waiver.rule not in rules:

@@ -9,12 +9,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from anonymizer.config.base import KEY_ENV, Float, Int, Kind, Section, Uri, shown
-from anonymizer.config.calibration_scope import Chosen
-from anonymizer.config.model import USED, ModelConfig
+from anonymizer.config.base import KEY_ENV_MESSAGE, Float, Int, PictureKind, Section, Uri, safe_repr
+from anonymizer.config.calibration_scope import ChosenLevel
+from anonymizer.config.model import PIXEL_SETTINGS, ModelConfig
 from anonymizer.config.policy import PolicyConfig
 
-AT_ONCE = 32
+DEFAULT_BATCH_SIZE = 32
 Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc", "lcm", "tcd"]
 
 
@@ -47,7 +47,7 @@ class SourceConfig(Section):
     fit: Literal["crop", "pad", "tiles"] = Field(
         "crop", description="crop or pad any other shape to the model's square; or keep it, in overlapping tiles"
     )
-    kind: Kind | None = Field(
+    kind: PictureKind | None = Field(
         None, description="what is on the pictures, in your own words; a calibration holds for one kind"
     )
     limits: Limits = Limits()
@@ -58,12 +58,12 @@ class SourceConfig(Section):
         return "crop" if self.fit == "crop" else "pad"
 
 
-def check_told(model: ModelConfig, source: SourceConfig) -> None:
+def check_condition_columns(model: ModelConfig, source: SourceConfig) -> None:
     """What a model is told of each record must be read from the source. ValueError if it is not."""
     here = ("label", "caption")
     known = {*source.carry, *source.restricted} - set(here)
     known |= {name for name in here if getattr(source, name) is not None}
-    for name in model.fields:
+    for name in model.prompt_fields:
         if name not in known:
             how = f"set source.{name}" if name in here else "name the column in source.carry or source.restricted"
             raise ValueError(f"model.prompt: {{{name}}} is not read from the source: {how}")
@@ -97,7 +97,7 @@ class BoomerangConfig(Section):
     )
     steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; null: every step")
     samples: Int = Field(1, description="outputs for each original; a release takes 1 only")
-    chosen: Chosen | None = None
+    chosen: ChosenLevel | None = None
 
     @field_validator("level")
     @classmethod
@@ -131,7 +131,8 @@ class RunSettings(Section):
 
     shard_size: Int = Field(256, ge=1, description="records committed at once; what a stopped run can lose")
     batch_size: int | Literal["auto"] = Field(
-        AT_ONCE, description="pictures that the model sees at once; auto: found by trial on the device, and remembered"
+        DEFAULT_BATCH_SIZE,
+        description="pictures that the model sees at once; auto: found by trial on the device, and remembered",
     )
     threads: Int = Field(2, ge=1, description="threads that decode and encode beside the model")
     compile: Literal["auto", "always", "never"] = Field(
@@ -171,13 +172,13 @@ class RunSettings(Section):
     @classmethod
     def _batch_size(cls, value: object) -> object:
         if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"must be a number, 1 or more, or auto, got {shown(value)}")
+            raise ValueError(f"must be a number, 1 or more, or auto, got {safe_repr(value)}")
         return value
 
     @property
-    def at_once(self) -> int:
+    def initial_batch_size(self) -> int:
         """Pictures that the model sees at once, where nobody has tried yet."""
-        return AT_ONCE if self.batch_size == "auto" else self.batch_size
+        return DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
 
 
 class RestrictedConfig(Section):
@@ -193,9 +194,9 @@ class RestrictedConfig(Section):
     @classmethod
     def _recipients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value:  # the library is loaded where it is used
-            from anonymizer.crypto.encryption import Sealer
+            from anonymizer.crypto.encryption import Encryptor
 
-            Sealer(value)  # ConfigError, which names the one that is no key
+            Encryptor(value)  # ConfigError, which names the one that is no key
         return value
 
 
@@ -233,7 +234,7 @@ class RunConfig(Section):
     def _key_env(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or re.fullmatch(r"[0-9A-Fa-f]{16,}", value):
             # It may be the key itself: it is not repeated here.
-            raise ValueError(KEY_ENV)
+            raise ValueError(KEY_ENV_MESSAGE)
         return value
 
     @model_validator(mode="after")
@@ -255,8 +256,8 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _told_is_read(self) -> RunConfig:
-        check_told(self.model, self.source)
+    def _condition_is_read(self) -> RunConfig:
+        check_condition_columns(self.model, self.source)
         return self
 
     @model_validator(mode="after")
@@ -273,7 +274,7 @@ class RunConfig(Section):
                 raise ValueError("; ".join(problems))
         return self
 
-    def at(self, level: float) -> RunConfig:
+    def at_level(self, level: float) -> RunConfig:
         """The same settings at another level."""
         return self.model_copy(update={"boomerang": self.boomerang.model_copy(update={"level": level})})
 
@@ -282,7 +283,7 @@ class RunConfig(Section):
         what = {
             "model": model_digest,
             "dtype": self.model.dtype,
-            "model_settings": self.model.model_dump(include=USED),
+            "model_settings": self.model.model_dump(include=PIXEL_SETTINGS),
             "boomerang": self.boomerang.model_dump(exclude={"chosen"}),
             "fit": self.source.fit,
             "output": self.output.model_dump(include={"image", "quality", "size"}),

@@ -9,12 +9,12 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from anonymizer.config.base import KEY_ENV, shown
-from anonymizer.config.calibration_scope import Chosen
+from anonymizer.config.base import KEY_ENV_MESSAGE, safe_repr
+from anonymizer.config.calibration_scope import ChosenLevel
 from anonymizer.config.run import RunConfig
 
 
-def line(item: Any, kind: type[BaseModel]) -> str:
+def format_error(item: Any, kind: type[BaseModel]) -> str:
     """One pydantic error as 'field: what, value: next step'."""
     where = [str(part) for part in item["loc"] if part != "[key]"]
     name = ".".join(where)
@@ -23,12 +23,12 @@ def line(item: Any, kind: type[BaseModel]) -> str:
     if item["type"] == "missing":
         return f"{name}: missing: give it in the config or as --set {name}=..."
     if name in ("key_env", "signing_key_env"):  # whatever stands there may be the key itself
-        return f"{name} {KEY_ENV}"
+        return f"{name} {KEY_ENV_MESSAGE}"
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         of_section = name and text.partition(":")[0] in _section(where, kind).model_fields
         return f"{name}.{text}" if of_section else f"{name} {text}".lstrip()
-    got = shown(item["input"])
+    got = safe_repr(item["input"])
     if item["type"] == "model_type":
         return f"{name}: is a section, got {got}: {_inside(where, item['input'], kind)}"
     if item["type"] == "dict_type":
@@ -44,12 +44,12 @@ def _inside(where: Sequence[str], value: Any, kind: type[BaseModel]) -> str:
     fields, name = _settings(_section(where, kind)), ".".join(where)
     key = fields[0]
     if isinstance(value, str) and key in ("uri", "id"):
-        return f"write {name}.{key}: {value if shown(value) == repr(value) else '...'}"
+        return f"write {name}.{key}: {value if safe_repr(value) == repr(value) else '...'}"
     return f"its keys are {', '.join(fields)}"
 
 
 # What is looked for under another name than ours, and what it is called here.
-ELSEWHERE = {
+SYNONYMS = {
     "columns": "source.carry",
     "source.columns": "source.carry",
     "source.path": "source.uri",
@@ -68,7 +68,7 @@ def _nearest(where: Sequence[str], kind: type[BaseModel]) -> str:
     leaves: dict[str, list[str]] = {}
     for known in known_keys(kind):
         leaves.setdefault(known.split(".")[-1], []).append(known)
-    if meant := leaves.get(key) or [*filter(None, [ELSEWHERE.get(".".join(where))])]:
+    if meant := leaves.get(key) or [*filter(None, [SYNONYMS.get(".".join(where))])]:
         return f"did you mean {_either(meant)}?"
     close = difflib.get_close_matches(key, [*beside, *(() if sections else leaves)], n=1, cutoff=0.5)
     if not close:
@@ -105,7 +105,7 @@ def _is_section(annotation: Any) -> bool:
 
 def _settings(kind: type[BaseModel]) -> list[str]:
     """The names in a section, without the record of a choice, which nobody sets."""
-    return [name for name in kind.model_fields if _sections(kind).get(name) is not Chosen]
+    return [name for name in kind.model_fields if _sections(kind).get(name) is not ChosenLevel]
 
 
 def known_keys(kind: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -22,7 +22,7 @@ class CustodianKey:
     """A secret of 16 bytes or more; ``lasting`` is false for one that is thrown away with the process."""
 
     secret: bytes = field(repr=False)
-    lasting: bool = True
+    is_persistent: bool = True
 
     def derive(self, purpose: str, *parts: bytes) -> bytes:
         """HMAC-SHA256 (32 bytes) of length-prefixed parts, in a domain of its own for each purpose."""
@@ -50,7 +50,7 @@ class CustodianKey:
         """A keyed digest (64 hex digits) of what a source calls a person."""
         return self.derive("subject", subject.encode()).hex()
 
-    def materials(self, data_hmacs: Iterable[str]) -> str:
+    def materials_hmac(self, data_hmacs: Iterable[str]) -> str:
         """One keyed digest (64 hex digits) of all originals of a release, which come sorted."""
         return self._derive("materials", (digest.encode() for digest in data_hmacs)).hex()
 
@@ -63,9 +63,9 @@ class CustodianKey:
         return self.derive("noise", data_hmac.encode(), fingerprint.encode())[:16]
 
     @property
-    def check(self) -> str | None:
+    def check_value(self) -> str | None:
         """Tells two lasting keys apart without telling either; none for a fresh key."""
-        return self.derive("check")[:8].hex() if self.lasting else None
+        return self.derive("check")[:8].hex() if self.is_persistent else None
 
 
 def load_key(name: str) -> CustodianKey:
@@ -87,4 +87,4 @@ def load_key(name: str) -> CustodianKey:
 
 @cache
 def _fresh_key() -> CustodianKey:
-    return CustodianKey(secrets.token_bytes(32), lasting=False)
+    return CustodianKey(secrets.token_bytes(32), is_persistent=False)

@@ -11,36 +11,36 @@ import pyrage
 from anonymizer.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:  # configurations are checked with this module, and have no need of file systems
-    from anonymizer.storage.path import Place
+    from anonymizer.storage.path import StoragePath
 
-SUFFIX = ".age"
-PRIVATE = "AGE-SECRET-KEY-"
+ENCRYPTED_SUFFIX = ".age"
+PRIVATE_KEY_PREFIX = "AGE-SECRET-KEY-"
 
 
-class Sealer:
+class Encryptor:
     """Writes bytes as they are, or, where there are recipients, encrypted to every one of them under another name."""
 
     def __init__(self, recipients: Sequence[str]) -> None:
         self._keys = [_public_key(text) for text in recipients]
 
-    def name(self, name: str) -> str:
+    def file_name(self, name: str) -> str:
         """What a file that would be called ``name`` is called."""
-        return f"{name}{SUFFIX}" if self._keys else name
+        return f"{name}{ENCRYPTED_SUFFIX}" if self._keys else name
 
-    def put(self, place: Place, data: bytes) -> None:
+    def write_uncommitted(self, place: StoragePath, data: bytes) -> None:
         """``Place.put``; takes away what lies there in the other form, from a run with other settings."""
         wanted, other = self._places(place)
-        wanted.put(self._sealed(data))
+        wanted.write_uncommitted(self._sealed(data))
         other.remove()
 
-    def write(self, place: Place, data: bytes) -> None:
+    def write(self, place: StoragePath, data: bytes) -> None:
         """``put``, but whole or not at all, as ``Place.write`` does."""
         wanted, other = self._places(place)
         wanted.write(self._sealed(data))
         other.remove()
 
-    def _places(self, place: Place) -> tuple[Place, Place]:
-        sealed = replace(place, path=f"{place.path}{SUFFIX}")
+    def _places(self, place: StoragePath) -> tuple[StoragePath, StoragePath]:
+        sealed = replace(place, path=f"{place.path}{ENCRYPTED_SUFFIX}")
         return (sealed, place) if self._keys else (place, sealed)
 
     def _sealed(self, data: bytes) -> bytes:
@@ -50,7 +50,7 @@ class Sealer:
         return sealed
 
 
-def unseal(data: bytes, identity_text: str) -> bytes:
+def decrypt(data: bytes, identity_text: str) -> bytes:
     """What was encrypted, by an age identity file's text: private keys, a line each; lines with # are comments.
 
     UsageError if none of them opens it; it repeats nothing of the text.
@@ -58,7 +58,9 @@ def unseal(data: bytes, identity_text: str) -> bytes:
     lines = [line.strip() for line in identity_text.splitlines()]
     keys = [_private_key(line) for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise UsageError(f"identity: holds no private key: give the {PRIVATE}1... line that `age-keygen` printed")
+        raise UsageError(
+            f"identity: holds no private key: give the {PRIVATE_KEY_PREFIX}1... line that `age-keygen` printed"
+        )
     try:
         opened: bytes = pyrage.decrypt(data, keys)
     except pyrage.DecryptError:
@@ -86,5 +88,5 @@ def _private_key(line: str) -> Any:
         return pyrage.x25519.Identity.from_str(line)
     except (pyrage.IdentityError, UnicodeError):
         raise UsageError(
-            f"identity: a line is no private key: lines are {PRIVATE}1..., as `age-keygen` prints them, or comments"
+            f"identity: a line is no private key: lines are {PRIVATE_KEY_PREFIX}1..., as `age-keygen` prints them, or comments"
         ) from None

@@ -13,30 +13,30 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from anonymizer.errors import SigningKeyError
 
-SCHEME = "ed25519:"
-MAKE_ONE = "make one with `anonymizer keys NAME`"
+PUBLIC_KEY_PREFIX = "ed25519:"
+KEY_HINT = "make one with `anonymizer keys NAME`"
 
 
-def generate() -> CryptoSigner:
+def generate_key_pair() -> CryptoSigner:
     """A new key pair. ``private_bytes`` of what comes back is its private half (PKCS 8, PEM)."""
     return CryptoSigner.generate_ed25519()
 
 
-def public_text(key: SSlibKey) -> str:
+def format_public_key(key: SSlibKey) -> str:
     """``ed25519:BASE64``: a public key as settings and statements write it."""
-    return SCHEME + base64.b64encode(bytes.fromhex(key.keyval["public"])).decode()
+    return PUBLIC_KEY_PREFIX + base64.b64encode(bytes.fromhex(key.keyval["public"])).decode()
 
 
-def public_key(text: str) -> SSlibKey:
+def parse_public_key(text: str) -> SSlibKey:
     """The key that ``public_text`` wrote. ValueError for anything else."""
-    raw = base64.b64decode(text.removeprefix(SCHEME), validate=True)
+    raw = base64.b64decode(text.removeprefix(PUBLIC_KEY_PREFIX), validate=True)
     key: SSlibKey = SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
-    if public_text(key) != text:
+    if format_public_key(key) != text:
         raise ValueError("not a public key in its one spelling")
     return key
 
 
-def signer_in(variable: str) -> CryptoSigner | None:
+def signer_from_env(variable: str) -> CryptoSigner | None:
     """The private key in an environment variable, which holds it (PEM) or names its file; none where it is not set.
 
     SigningKeyError where what is there is no private key; its value is not repeated.
@@ -46,15 +46,15 @@ def signer_in(variable: str) -> CryptoSigner | None:
         return None
     if value.startswith("-----BEGIN"):
         return _signer(value.replace("\\n", "\n").encode(), variable)
-    return signer_from(Path(value), variable)
+    return signer_from_file(Path(value), variable)
 
 
-def signer_from(file: Path, name: str = "--key") -> CryptoSigner:
+def signer_from_file(file: Path, name: str = "--key") -> CryptoSigner:
     """The private key in a file (PEM). SigningKeyError, which names ``name``, where there is none."""
     try:
         data = file.read_bytes()
     except (OSError, ValueError):  # what was meant to be a path may be the key itself: it is not repeated
-        raise SigningKeyError(f"{name}: no such file, or it cannot be read: {MAKE_ONE}") from None
+        raise SigningKeyError(f"{name}: no such file, or it cannot be read: {KEY_HINT}") from None
     return _signer(data, name)
 
 
@@ -64,5 +64,5 @@ def _signer(pem: bytes, name: str) -> CryptoSigner:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None  # type: ignore[assignment]
     if not isinstance(key, Ed25519PrivateKey):
-        raise SigningKeyError(f"{name}: holds no Ed25519 private key without a password (PEM): {MAKE_ONE}")
+        raise SigningKeyError(f"{name}: holds no Ed25519 private key without a password (PEM): {KEY_HINT}")
     return CryptoSigner(key)

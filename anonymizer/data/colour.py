@@ -13,7 +13,7 @@ from anonymizer.errors import RecordError
 from anonymizer.records import Reason
 
 
-def resizable(image: Any) -> Any:
+def to_resizable_mode(image: Any) -> Any:
     """The image in a mode that can be resized: L, RGB, CMYK, RGBa (transparent) or F (0 to 255)."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
@@ -27,7 +27,7 @@ def resizable(image: Any) -> Any:
         if mode == "RGBa":
             return image
         if mode in ("1", "L", "RGB", "P", "PA", "LA", "La", "RGBA"):
-            return image.convert("RGBA").convert("RGBa") if mode != "La" else resizable(image.convert("LA"))
+            return image.convert("RGBA").convert("RGBa") if mode != "La" else to_resizable_mode(image.convert("LA"))
     if mode in ("L", "RGB", "CMYK"):
         return image
     if mode == "1":
@@ -43,18 +43,18 @@ def resize_to_srgb(image: Any, target: Any, box: Any, profile: bytes | None) -> 
     if small.mode == "RGBa":
         premultiplied = np.asarray(small).astype(np.int16)
         small = Image.fromarray(np.clip(premultiplied[..., :3] + 255 - premultiplied[..., 3:], 0, 255).astype(np.uint8))
-    if profile and (converted := _through_profile(small, profile)) is not None:
+    if profile and (converted := _apply_profile(small, profile)) is not None:
         return np.asarray(converted)
     if small.mode == "F":
         return np.repeat(np.clip(np.asarray(small), 0, 255)[..., None], 3, axis=2)
     return np.asarray(small.convert("RGB"))
 
 
-def _through_profile(image: Any, profile: bytes) -> Any:
+def _apply_profile(image: Any, profile: bytes) -> Any:
     """The image in sRGB according to its ICC profile; None when the profile is broken or not about these pixels."""
     try:
         kept = len(profile) < 2**22
-        space, transform = _transform(profile) if kept else _transform.__wrapped__(profile)
+        space, transform = _profile_transform(profile) if kept else _profile_transform.__wrapped__(profile)
         if space == "RGB" and image.mode in ("RGB", "L"):
             return transform.apply(image.convert("RGB"))
         if space == "GRAY" and image.mode in ("L", "F"):
@@ -65,7 +65,7 @@ def _through_profile(image: Any, profile: bytes) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _transform(profile: bytes) -> tuple[str, Any]:
+def _profile_transform(profile: bytes) -> tuple[str, Any]:
     """Colour space of a profile, and what brings it to sRGB; kept, since most pictures of a dataset share a profile."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space.strip()

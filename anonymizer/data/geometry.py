@@ -20,10 +20,10 @@ def tiled_sides(sides: tuple[int, int], size: int, multiple: int) -> tuple[int, 
     return width, height
 
 
-def squared(pictures: torch.Tensor, size: int) -> torch.Tensor:
+def pad_to_square(images: torch.Tensor, size: int) -> torch.Tensor:
     """Pictures (B, 3, H, W) as "pad" makes them: (B, 3, size, size), all of each seen, edges repeated."""
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     left, top, inner_width, inner_height = content_box(width, height, size)
-    inner = F.interpolate(pictures, (inner_height, inner_width), mode="bicubic", antialias=True).clamp(-1, 1)
+    inner = F.interpolate(images, (inner_height, inner_width), mode="bicubic", antialias=True).clamp(-1, 1)
     sides = (left, size - inner_width - left, top, size - inner_height - top)
     return F.pad(inner, sides, mode="replicate")

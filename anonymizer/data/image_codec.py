@@ -30,14 +30,14 @@ from PIL import (
 )
 
 from anonymizer.config import Limits
-from anonymizer.data.colour import resizable, resize_to_srgb
+from anonymizer.data.colour import resize_to_srgb, to_resizable_mode
 from anonymizer.data.geometry import content_box, tiled_sides
-from anonymizer.data.metadata import gif_frames, has_metadata
-from anonymizer.data.pillow_warnings import quiet_pillow
+from anonymizer.data.metadata import count_gif_frames, find_metadata
+from anonymizer.data.pillow_warnings import suppress_pillow_warnings
 from anonymizer.errors import RecordError
 from anonymizer.records import Reason
 
-__all__ = ["FORMATS", "MEDIA_TYPES", "SUFFIXES", "EncodedPicture", "Picture", "decode", "encode", "has_metadata"]
+__all__ = ["FORMATS", "MEDIA_TYPES", "SUFFIXES", "DecodedImage", "EncodedImage", "decode", "encode", "find_metadata"]
 
 Fit = Literal["crop", "pad", "tiles"]
 Encoding = Literal["png", "jpeg", "webp"]
@@ -45,16 +45,16 @@ Encoding = Literal["png", "jpeg", "webp"]
 SUFFIXES: dict[str, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 MEDIA_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 LIMITS = Limits.model_validate({})
-LARGEST_SIDE: dict[str, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+MAX_SIDE: dict[str, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 
 
 @dataclass(frozen=True)
 class Format:
     """A raster format that is opened: how its bytes begin, who reads it, and whether that beginning is telling."""
 
-    begins: Callable[[bytes], bool]
+    matches: Callable[[bytes], bool]
     reader: Callable[[io.BytesIO], ImageFile.ImageFile]
-    telling: bool = True
+    is_distinctive: bool = True
 
 
 # Readers are called directly rather than through Image.open: that would bring in formats that are programs (EPS) or
@@ -68,17 +68,17 @@ FORMATS: dict[str, Format] = {
     "AVIF": Format(
         lambda b: b[4:8] == b"ftyp" and b[8:12] in (b"avif", b"avis", b"mif1"), AvifImagePlugin.AvifImageFile
     ),
-    "BMP": Format(lambda b: b.startswith(b"BM"), BmpImagePlugin.BmpImageFile, telling=False),
+    "BMP": Format(lambda b: b.startswith(b"BM"), BmpImagePlugin.BmpImageFile, is_distinctive=False),
     "PPM": Format(
         lambda b: b[:1] == b"P" and b[1:2] in b"123456" and b[2:3] in b" \t\r\n#",
         PpmImagePlugin.PpmImageFile,
-        telling=False,
+        is_distinctive=False,
     ),
 }
 
 
 # How Pillow says that a sound file has pixels that it does not know.
-UNSUPPORTED = (
+UNSUPPORTED_MESSAGES = (
     "unknown pixel mode",
     "cannot handle ",
     "Unsupported BMP pixel",
@@ -88,7 +88,7 @@ UNSUPPORTED = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded picture, brought to the model's shape.
 
     ``tensor``: (3, size, size) float32 in [-1, 1], or of other sides under "tiles". ``width``, ``height``: pixels of
@@ -102,7 +102,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
+class EncodedImage:
     """A freshly encoded picture; ``width`` and ``height`` in pixels."""
 
     data: bytes
@@ -110,7 +110,7 @@ class EncodedPicture:
     height: int
 
 
-def decode(data: bytes, size: int, fit: Fit = "crop", limits: Limits = LIMITS, multiple: int = 1) -> Picture:
+def decode(data: bytes, size: int, fit: Fit = "crop", limits: Limits = LIMITS, multiple: int = 1) -> DecodedImage:
     """The first frame of an encoded picture as sRGB, upright, opaque (on white), at ``size`` x ``size``.
 
     "crop" scales to cover and keeps the centre; "pad" scales to fit and repeats the edges; "tiles" keeps the picture's
@@ -122,28 +122,30 @@ def decode(data: bytes, size: int, fit: Fit = "crop", limits: Limits = LIMITS, m
         raise RecordError(Reason.EMPTY)
     if len(data) > limits.max_bytes:
         raise RecordError(Reason.TOO_MANY_BYTES)
-    name = next((name for name, known in FORMATS.items() if known.begins(data[:16])), None)
+    name = next((name for name, known in FORMATS.items() if known.matches(data[:16])), None)
     if name is None:
         raise RecordError(Reason.NOT_AN_IMAGE)
-    with quiet_pillow():
+    with suppress_pillow_warnings():
         try:
             image = _open(name, data, limits)
         except Exception as error:  # hostile bytes raise anything at all in a decoder; it is the record that is bad
-            raise _problem(error, Reason.TRUNCATED if FORMATS[name].telling else Reason.NOT_AN_IMAGE) from None
+            raise _to_record_error(
+                error, Reason.TRUNCATED if FORMATS[name].is_distinctive else Reason.NOT_AN_IMAGE
+            ) from None
         try:
-            return _decode(image, size, fit, limits, multiple)
+            return _to_tensor(image, size, fit, limits, multiple)
         except Exception as error:  # as above
-            raise _problem(error, Reason.TRUNCATED) from None
+            raise _to_record_error(error, Reason.TRUNCATED) from None
 
 
 def encode(
     tensor: torch.Tensor,
     shape: tuple[int, int] | None = None,
-    image: Encoding = "png",
+    encoding: Encoding = "png",
     quality: int = 95,
     size: Literal["model", "original"] = "model",
     fit: Fit = "pad",
-) -> EncodedPicture:
+) -> EncodedImage:
     """A (3, H, W) tensor in [-1, 1] as a file with pixels and nothing else; the same tensor gives the same bytes.
 
     ``size="original"`` takes ``shape``, the (width, height) of the ``Picture``: padding is cut off (under "tiles" there
@@ -162,26 +164,26 @@ def encode(
     if size == "original":
         if shape is None:
             raise ValueError("size 'original' needs the picture's shape: pass (width, height)")
-        if max(shape) > LARGEST_SIDE[image]:
+        if max(shape) > MAX_SIDE[encoding]:
             raise RecordError(Reason.TOO_MANY_PIXELS)
         left, top, width, height = (0, 0, *out.size) if fit == "tiles" else content_box(*shape, out.size[0])
         out = out.resize(shape, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
     file = io.BytesIO()
-    if image == "png":
+    if encoding == "png":
         out.save(file, "PNG", compress_level=6)
-    elif image == "jpeg":
+    elif encoding == "jpeg":
         out.save(file, "JPEG", quality=quality, subsampling=0, optimize=False)
     else:
         out.save(file, "WEBP", quality=quality, method=4)
-    return EncodedPicture(file.getvalue(), *out.size)
+    return EncodedImage(file.getvalue(), *out.size)
 
 
-def _problem(error: Exception, otherwise: Reason) -> RecordError:
+def _to_record_error(error: Exception, default: Reason) -> RecordError:
     if isinstance(error, RecordError):
         return error
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return RecordError(Reason.TOO_MANY_PIXELS)
-    return RecordError(Reason.UNSUPPORTED_MODE if str(error).startswith(UNSUPPORTED) else otherwise)
+    return RecordError(Reason.UNSUPPORTED_MODE if str(error).startswith(UNSUPPORTED_MESSAGES) else default)
 
 
 def _open(name: str, data: bytes, limits: Limits) -> Any:
@@ -191,9 +193,9 @@ def _open(name: str, data: bytes, limits: Limits) -> Any:
     image = FORMATS[name].reader(io.BytesIO(data))
     _check_pixels(*image.size, limits)
     if name == "GIF":
-        frames = gif_frames(data, limits.max_frames + 1)
+        frames = count_gif_frames(data, limits.max_frames + 1)
     elif name == "TIFF":
-        frames = _tiff_pages(image, limits.max_frames + 1)
+        frames = _count_tiff_pages(image, limits.max_frames + 1)
     else:
         frames = getattr(image, "n_frames", 1)
     if frames > limits.max_frames:
@@ -221,18 +223,18 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise RecordError(Reason.TRUNCATED)
 
 
-def _tiff_pages(image: Any, most: int) -> int:
+def _count_tiff_pages(image: Any, limit: int) -> int:
     """Pages of a TIFF, counted up to ``most``."""
     try:
-        image.seek(most - 1)
+        image.seek(limit - 1)
     except EOFError:
         return 1
     finally:
         image.seek(0)
-    return most
+    return limit
 
 
-def _decode(image: Any, size: int, fit: Fit, limits: Limits, multiple: int) -> Picture:
+def _to_tensor(image: Any, size: int, fit: Fit, limits: Limits, multiple: int) -> DecodedImage:
     """Decode, resize, then colour and orientation, which cost little on the small picture that is left."""
     raw_width, raw_height = image.size
     longest, shortest = max(raw_width, raw_height), min(raw_width, raw_height)
@@ -258,8 +260,8 @@ def _decode(image: Any, size: int, fit: Fit, limits: Limits, multiple: int) -> P
         _check_pixels(*target, limits)  # a narrow picture is enlarged to a tile's side
     box = tuple(edge / scale for edge in box)
 
-    pixels = resize_to_srgb(resizable(image), target, box, image.info.get("icc_profile"))  # (h, w, 3), 0 to 255
-    pixels = _TURN[orientation](pixels)
+    pixels = resize_to_srgb(to_resizable_mode(image), target, box, image.info.get("icc_profile"))  # (h, w, 3), 0 to 255
+    pixels = _UPRIGHT[orientation](pixels)
     width, height = (raw_height, raw_width) if orientation >= 5 else (raw_width, raw_height)
     if fit == "crop":
         width = height = shortest
@@ -268,7 +270,7 @@ def _decode(image: Any, size: int, fit: Fit, limits: Limits, multiple: int) -> P
         sides = ((top, size - top - inner_height), (left, size - left - inner_width), (0, 0))
         pixels = np.pad(pixels, sides, mode="edge")
     scaled = pixels.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(127.5) - np.float32(1)  # (3, H, W)
-    return Picture(torch.from_numpy(scaled), width, height)
+    return DecodedImage(torch.from_numpy(scaled), width, height)
 
 
 def _orientation(image: Any) -> int:
@@ -276,10 +278,10 @@ def _orientation(image: Any) -> int:
         value = image.getexif().get(0x0112, 1)
     except Exception:  # a broken EXIF block says nothing about the pixels
         return 1
-    return value if value in _TURN else 1
+    return value if value in _UPRIGHT else 1
 
 
-_TURN: dict[int, Callable[[Any], Any]] = {  # EXIF orientation -> what turns the stored pixels upright
+_UPRIGHT: dict[int, Callable[[Any], Any]] = {  # EXIF orientation -> what turns the stored pixels upright
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],

@@ -7,16 +7,16 @@ import re
 import struct
 from collections.abc import Iterator
 
-from anonymizer.data.pillow_warnings import quiet_pillow
+from anonymizer.data.pillow_warnings import suppress_pillow_warnings
 
 # PNG chunks that only say how to show the pixels.
-PLAIN_PNG = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"cICP"}
-PLAIN_PNG |= {b"acTL", b"fcTL", b"fdAT"}
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # in a JPEG's scan, what is neither stuffing nor a restart
-PLAIN_WEBP = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
+PIXEL_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"cICP"}
+PIXEL_PNG_CHUNKS |= {b"acTL", b"fcTL", b"fdAT"}
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # in a JPEG's scan, what is neither stuffing nor a restart
+PIXEL_WEBP_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
 
 
-def has_metadata(data: bytes) -> list[str]:
+def find_metadata(data: bytes) -> list[str]:
     """Names of what an encoded file carries besides pixels, sorted; [] when there is nothing.
 
     PNG, JPEG and WebP are walked chunk by chunk: "exif", "gps", "xmp", "iptc", "icc", "comment", "thumbnail", "text",
@@ -25,19 +25,19 @@ def has_metadata(data: bytes) -> list[str]:
     """
     try:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            found = set(_png(data))
+            found = set(_walk_png(data))
         elif data.startswith(b"\xff\xd8"):
-            found = set(_jpeg(data))
+            found = set(_walk_jpeg(data))
         elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            found = set(_webp(data))
+            found = set(_walk_webp(data))
         else:
-            found = set(_through_pillow(data))
+            found = set(_read_with_pillow(data))
     except (struct.error, IndexError, ValueError):
         return ["unreadable"]
     return sorted(found)
 
 
-def _png(data: bytes) -> Iterator[str]:
+def _walk_png(data: bytes) -> Iterator[str]:
     at = 8
     while True:
         (length,) = struct.unpack_from(">I", data, at)
@@ -48,7 +48,7 @@ def _png(data: bytes) -> Iterator[str]:
         if kind == b"IEND":
             break
         if kind == b"eXIf":
-            yield from _exif(body)
+            yield from _walk_exif(body)
         elif kind == b"iCCP":
             yield "icc"
         elif kind == b"tIME":
@@ -65,13 +65,13 @@ def _png(data: bytes) -> Iterator[str]:
                 yield "comment"
             if b"thumb" in key:
                 yield "thumbnail"
-        elif kind not in PLAIN_PNG:
+        elif kind not in PIXEL_PNG_CHUNKS:
             yield f"other ({kind.decode('latin-1')})"
     if at < len(data):
         yield "trailing data"
 
 
-def _jpeg(data: bytes) -> Iterator[str]:
+def _walk_jpeg(data: bytes) -> Iterator[str]:
     at = 2
     while True:
         if data[at] != 0xFF:
@@ -89,16 +89,16 @@ def _jpeg(data: bytes) -> Iterator[str]:
         if length < 2 or len(body) < length - 2:
             raise ValueError("ends early")
         at += length
-        yield from _jpeg_segment(marker, body)
+        yield from _walk_jpeg_segment(marker, body)
         if marker == 0xDA:  # the scan itself: up to the next marker that is neither stuffing nor a restart
-            if (found := MARKER.search(data, at)) is None:
+            if (found := JPEG_MARKER.search(data, at)) is None:
                 raise ValueError("ends early")
             at = found.start()
     if at < len(data):
         yield "trailing data"
 
 
-def _jpeg_segment(marker: int, body: bytes) -> Iterator[str]:
+def _walk_jpeg_segment(marker: int, body: bytes) -> Iterator[str]:
     if marker == 0xFE:
         yield "comment"
     elif marker == 0xE0 and body.startswith(b"JFIF\0"):
@@ -109,7 +109,7 @@ def _jpeg_segment(marker: int, body: bytes) -> Iterator[str]:
     elif marker == 0xE0 and body.startswith(b"JFXX\0"):
         yield "thumbnail"
     elif marker == 0xE1 and body.startswith(b"Exif\0"):
-        yield from _exif(body[6:])
+        yield from _walk_exif(body[6:])
     elif marker == 0xE1 and b"ns.adobe.com/x" in body[:64]:
         yield "xmp"
     elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
@@ -122,7 +122,7 @@ def _jpeg_segment(marker: int, body: bytes) -> Iterator[str]:
         yield f"other (APP{marker - 0xE0})"
 
 
-def _webp(data: bytes) -> Iterator[str]:
+def _walk_webp(data: bytes) -> Iterator[str]:
     end = 8 + int(struct.unpack_from("<I", data, 4)[0])
     if len(data) < end:
         raise ValueError("ends early")
@@ -132,16 +132,16 @@ def _webp(data: bytes) -> Iterator[str]:
         body = data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
         if kind == b"EXIF":
-            yield from _exif(body.removeprefix(b"Exif\0\0"))
+            yield from _walk_exif(body.removeprefix(b"Exif\0\0"))
         elif kind in (b"XMP ", b"ICCP"):
             yield "xmp" if kind == b"XMP " else "icc"
-        elif kind not in PLAIN_WEBP:
+        elif kind not in PIXEL_WEBP_CHUNKS:
             yield f"other ({kind.decode('latin-1')})"
     if at < len(data):
         yield "trailing data"
 
 
-def _exif(block: bytes) -> Iterator[str]:
+def _walk_exif(block: bytes) -> Iterator[str]:
     """'exif', and what of note is in the TIFF structure of an EXIF block."""
     yield "exif"
     try:
@@ -164,7 +164,7 @@ def _exif(block: bytes) -> Iterator[str]:
 
 
 # TIFF tags with words, places, times and embedded blocks.
-TELLING_TAGS = {
+METADATA_TIFF_TAGS = {
     "text": (269, 270, 271, 272, 285, 305, 315, 316, 337, 33432),
     "timestamp": (306,),
     "exif": (34665,),
@@ -175,29 +175,29 @@ TELLING_TAGS = {
 }
 
 
-def _through_pillow(data: bytes) -> Iterator[str]:
+def _read_with_pillow(data: bytes) -> Iterator[str]:
     from PIL import Image
 
     keys = {"exif": "exif", "icc_profile": "icc", "xmp": "xmp", "comment": "comment", "photoshop": "iptc"}
-    with quiet_pillow():
+    with suppress_pillow_warnings():
         try:
             with Image.open(io.BytesIO(data), formats=("GIF", "TIFF", "AVIF", "BMP", "PPM")) as image:
                 yield from (name for key, name in keys.items() if image.info.get(key))
                 tags = set(getattr(image, "tag_v2", ()))
         except Exception:  # hostile bytes raise anything at all in a decoder
             raise ValueError("no picture") from None
-    yield from (name for name, telling in TELLING_TAGS.items() if tags.intersection(telling))
+    yield from (name for name, telling in METADATA_TIFF_TAGS.items() if tags.intersection(telling))
 
 
-def gif_frames(data: bytes, most: int) -> int:
+def count_gif_frames(data: bytes, limit: int) -> int:
     """Frames of a GIF, counted up to ``most`` without decoding; a file that ends early has those seen so far."""
-    frames, at = 0, 13 + _gif_palette(data[10]) if len(data) > 10 else len(data)
-    while at + 1 < len(data) and frames < most:
+    frames, at = 0, 13 + _gif_palette_bytes(data[10]) if len(data) > 10 else len(data)
+    while at + 1 < len(data) and frames < limit:
         if data[at] == 0x2C:  # an image: descriptor, palette, code size, blocks
             frames += 1
             if at + 9 >= len(data):
                 break
-            at += 11 + _gif_palette(data[at + 9])
+            at += 11 + _gif_palette_bytes(data[at + 9])
         elif data[at] == 0x21:  # an extension: label, blocks
             at += 2
         else:  # the trailer, or damage
@@ -208,5 +208,5 @@ def gif_frames(data: bytes, most: int) -> int:
     return frames
 
 
-def _gif_palette(flags: int) -> int:
+def _gif_palette_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

@@ -10,20 +10,20 @@ from typing import Any
 import pyarrow as pa
 
 # Columns that say which original a picture is from, or how; no manifest has one, and nothing of the name is carried.
-PRIVATE = frozenset(
+PRIVATE_COLUMNS = frozenset(
     ["record_id", "source_uri", "source_hmac", "subject", "restricted", "carried", "reason", "status", "attempts",
      "shard", "started", "seconds", "code_version", "earlier", "kept", "identity_distance", "identity_distance_bin",
      "faces", "seed", "embedding"]
 )  # fmt: skip
 
-PLAIN = (str, int, float, bool, type(None))
+JSON_TYPES = (str, int, float, bool, type(None))
 
 
 def to_json(columns: Mapping[str, object]) -> str | None:
     """The ledger's text; values that JSON does not know are written as text. None where nothing is carried."""
     if not columns:
         return None
-    plain = {name: value if isinstance(value, PLAIN) else _text(value) for name, value in columns.items()}
+    plain = {name: value if isinstance(value, JSON_TYPES) else _to_text(value) for name, value in columns.items()}
     return json.dumps(plain, ensure_ascii=False, sort_keys=True)
 
 
@@ -31,7 +31,7 @@ def from_json(text: str | None) -> dict[str, object]:
     return dict(json.loads(text)) if text else {}
 
 
-class Kinds:
+class TypeInference:
     """The type of each carried column, told from all its values, which are seen once and in any order.
 
     It is the values' own where they agree (whole numbers and others are numbers), else text.
@@ -40,7 +40,7 @@ class Kinds:
     def __init__(self, names: Sequence[str]) -> None:
         self._seen: dict[str, dict[type, tuple[Any, Any]]] = {name: {} for name in names}
 
-    def see(self, texts: Iterable[str | None]) -> None:
+    def update(self, texts: Iterable[str | None]) -> None:
         for text in texts:
             row = from_json(text)
             for name, seen in self._seen.items():
@@ -49,20 +49,20 @@ class Kinds:
                     seen[type(value)] = (min(low, value), max(high, value))  # type: ignore[type-var]
 
     def types(self) -> dict[str, pa.DataType]:
-        return {name: _type(seen) for name, seen in self._seen.items()}
+        return {name: _infer_type(seen) for name, seen in self._seen.items()}
 
 
 def to_arrays(texts: Sequence[str | None], types: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
     """Name -> column, of the types that ``Kinds`` told."""
     rows = [from_json(text) for text in texts]
-    return {name: _array([row.get(name) for row in rows], kind) for name, kind in types.items()}
+    return {name: _to_array([row.get(name) for row in rows], kind) for name, kind in types.items()}
 
 
-def _text(value: object) -> str:
+def _to_text(value: object) -> str:
     return value.isoformat() if isinstance(value, (date, datetime)) else str(value)
 
 
-def _type(seen: Mapping[type, tuple[Any, Any]]) -> pa.DataType:
+def _infer_type(seen: Mapping[type, tuple[Any, Any]]) -> pa.DataType:
     """``seen``: the least and the greatest value of each Python type."""
     low, high = seen.get(int, (0, 0))
     least, most = (-(2**53), 2**53) if float in seen else (-(2**63), 2**63 - 1)  # that are exact
@@ -75,6 +75,6 @@ def _type(seen: Mapping[type, tuple[Any, Any]]) -> pa.DataType:
     return pa.string()
 
 
-def _array(values: Sequence[object], kind: pa.DataType) -> pa.Array:
+def _to_array(values: Sequence[object], kind: pa.DataType) -> pa.Array:
     texts = pa.types.is_string(kind)
     return pa.array([None if v is None else str(v) for v in values] if texts else values, kind)

@@ -13,32 +13,32 @@ if logging.getLogger("PIL").level == logging.NOTSET:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 _lock = threading.Lock()
-_inside = 0
+_active = 0
 
 
 @contextlib.contextmanager
-def quiet_pillow() -> Iterator[None]:
+def suppress_pillow_warnings() -> Iterator[None]:
     """Ignore warnings raised by Pillow's own modules.
 
     ``warnings.catch_warnings`` swaps a process-wide list and so is not safe in threads; here one filter for one module
     is put in by whoever comes first and taken out by whoever leaves last.
     """
-    global _inside
+    global _active
     with _lock:
         before = list(warnings.filters)
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        if _inside == 0:
-            _ours[:] = [item for item in warnings.filters[:1] if item not in before]
-        _inside += 1
+        if _active == 0:
+            _filters[:] = [item for item in warnings.filters[:1] if item not in before]
+        _active += 1
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0:
-                for item in _ours:
+            _active -= 1
+            if _active == 0:
+                for item in _filters:
                     with contextlib.suppress(ValueError):  # someone else restored the list in between
                         warnings.filters.remove(item)  # type: ignore[attr-defined]
 
 
-_ours: list[object] = []
+_filters: list[object] = []

@@ -9,24 +9,24 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
 Row = Mapping[str, Any]
 
 
-def contents(folder: Place, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
+def read_images(folder: StoragePath, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
     """Encoded bytes of pictures, for rows of a manifest whose files lie in ``folder``; file by file.
 
     Rows of one file that stand together are read together. What cannot be read is left out.
     """
     for file, wanted in groupby(rows, lambda row: row["file"]):
         try:
-            yield from _in_file(folder / file, list(wanted))
+            yield from _read_file(folder / file, list(wanted))
         except Exception:  # storage libraries raise errors of their own
             continue
 
 
-def _in_file(place: Place, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
+def _read_file(place: StoragePath, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
     """The encoded bytes of pictures that lie in one file."""
     if place.name.endswith(".tar"):
         members = {row["member"]: row for row in rows}
@@ -39,13 +39,13 @@ def _in_file(place: Place, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
                         return
     elif place.name.endswith(".parquet"):
         with place.fs.open(place.path, "rb") as raw:
-            yield from _from_parquet(pq.ParquetFile(raw), sorted(rows, key=lambda row: int(row["member"])))
+            yield from _read_parquet(pq.ParquetFile(raw), sorted(rows, key=lambda row: int(row["member"])))
     else:
         for row in rows:
             yield row, place.read()
 
 
-def _from_parquet(file: Any, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
+def _read_parquet(file: Any, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
     """Reads one row group at a time, and only those that hold a wanted row."""
     group, begin, end, column = -1, 0, 0, None
     for row in rows:

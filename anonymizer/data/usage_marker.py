@@ -10,33 +10,33 @@ from typing import Literal
 
 from anonymizer.errors import AnonymizerError, OutputError, SourceError
 from anonymizer.records import Entry
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
 Purpose = Literal["augmentation", "enhancement"]
-FILE = "purpose.json"  # in the folder that everything of one job lies in
+MARKER_FILE = "purpose.json"  # in the folder that everything of one job lies in
 
 
-def said(purpose: Purpose) -> str:
+def marker_text(purpose: Purpose) -> str:
     """What stands in the mark, and in the metadata of a manifest, under ``purpose``."""
     return f"{purpose}, not anonymised"
 
 
-def mark(folder: Place, purpose: Purpose) -> None:
+def write_marker(folder: StoragePath, purpose: Purpose) -> None:
     """Before anything else is written there."""
-    (folder / FILE).put(json.dumps({"purpose": said(purpose)}).encode())
+    (folder / MARKER_FILE).write_uncommitted(json.dumps({"purpose": marker_text(purpose)}).encode())
 
 
-def refuse_source(setting: str, uri: str) -> None:
+def refuse_marked_source(setting: str, uri: str) -> None:
     """SourceError if ``uri``, which ``setting`` names, lies in a marked folder or holds one at its top."""
-    _refuse(setting, uri, SourceError, "give the originals")
+    _refuse_marked(setting, uri, SourceError, "give the originals")
 
 
-def refuse_output(setting: str, uri: str) -> None:
+def refuse_marked_output(setting: str, uri: str) -> None:
     """OutputError if ``uri``, which ``setting`` names, lies in a marked folder or holds one at its top."""
-    _refuse(setting, uri, OutputError, "no place for a release: choose another folder")
+    _refuse_marked(setting, uri, OutputError, "no place for a release: choose another folder")
 
 
-def checked(setting: str, entries: Iterable[Entry]) -> Iterator[Entry]:
+def refuse_marked_entries(setting: str, entries: Iterable[Entry]) -> Iterator[Entry]:
     """``entries`` of a source, while none of them lies in a marked folder.
 
     SourceError for the first that does; it names no place, since that is a record's.
@@ -58,22 +58,22 @@ def _is_marked(folder: str, known: set[str]) -> bool:
     if folder.startswith(("http://", "https://")):  # where none can have been written
         return False
     try:
-        for place in around(Place.of(folder)):
+        for place in with_parents(StoragePath.from_uri(folder)):
             if str(place) in known:  # and so is all above it: on a store, each question is a request
                 return False
             known.add(str(place))
-            if (place / FILE).exists():
+            if (place / MARKER_FILE).exists():
                 return True
     except Exception:  # a store that cannot be asked cannot be read either: its records fail one by one
         return False
     return False
 
 
-def _refuse(setting: str, uri: str, error: type[AnonymizerError], why: str) -> None:
-    place = Place.of(uri)
-    for folder in around(place):
+def _refuse_marked(setting: str, uri: str, error: type[AnonymizerError], why: str) -> None:
+    place = StoragePath.from_uri(uri)
+    for folder in with_parents(place):
         try:
-            marked = (folder / FILE).exists()
+            marked = (folder / MARKER_FILE).exists()
         except OutputError as problem:  # a store that cannot be asked, or not about what lies above
             if folder.path == place.path:
                 raise error(f"{setting} {uri!r}: {str(problem).partition(': ')[2]}") from None
@@ -84,7 +84,7 @@ def _refuse(setting: str, uri: str, error: type[AnonymizerError], why: str) -> N
             )
 
 
-def around(place: Place) -> Iterator[Place]:
+def with_parents(place: StoragePath) -> Iterator[StoragePath]:
     """The place and all that it lies in, whatever link leads there."""
     if place.is_local:
         place = replace(place, path=os.path.realpath(place.path))

@@ -15,17 +15,17 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from anonymizer.backbones import Backbone
-from anonymizer.backbones.conditioning import condition, unsafe
-from anonymizer.backbones.tiling import Tiled
+from anonymizer.backbones.conditioning import encode_conditions, flag_unsafe
+from anonymizer.backbones.tiling import TiledBackbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
-from anonymizer.data.geometry import squared
-from anonymizer.devices import free, is_out_of_memory, name_of
+from anonymizer.data.geometry import pad_to_square
+from anonymizer.devices import device_name, empty_cache, is_out_of_memory
 from anonymizer.errors import ModelError
 from anonymizer.noise import KeyedNoise, Noise
 from anonymizer.pipeline.batching import Decoded
-from anonymizer.pipeline.device_overlap import Overlap
+from anonymizer.pipeline.device_overlap import DeviceOverlap
 from anonymizer.policy.gates import gate
 from anonymizer.records import Reason, Scores
 from anonymizer.release.profiling import Profile, Stopwatch
@@ -57,7 +57,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """Records that are sampled together, at their ``attempt``-th level."""
 
     items: Sequence[Decoded]
@@ -71,18 +71,18 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledBatch:
     """Originals and outputs (B, 3, H, W) on the device, which may still be at it between the marks."""
 
     x0: torch.Tensor
     outputs: torch.Tensor
     started: datetime
-    begun: float
-    marks: tuple[Any, Any]
+    begun_at: float
+    events: tuple[Any, Any]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ScoredBatch:
     """Outputs (B, 3, H, W) on the CPU of one attempt, their scores, and the seconds that each record took.
 
     ``unsafe``: what the model's own safety checker objects to. ``problem``: why there are no outputs.
@@ -97,35 +97,35 @@ class Drawn:
     seconds: float
     problem: Reason | None = None
 
-    def where(self, kept: Sequence[int]) -> Drawn:
+    def subset(self, indices: Sequence[int]) -> ScoredBatch:
         """Some of them."""
-        items, scores = [self.items[i] for i in kept], [self.scores[i] for i in kept]
-        unsafe = [self.unsafe[i] for i in kept]
-        return replace(self, items=items, scores=scores, unsafe=unsafe, outputs=self.outputs[list(kept)])
+        items, scores = [self.items[i] for i in indices], [self.scores[i] for i in indices]
+        unsafe = [self.unsafe[i] for i in indices]
+        return replace(self, items=items, scores=scores, unsafe=unsafe, outputs=self.outputs[list(indices)])
 
 
-class Drawing:
+class BatchSampler:
     """What the model and the scorer do for one shard.
 
     Where the device's memory does not suffice for a batch, it is drawn in halves, and later batches are no larger.
     """
 
     def __init__(
-        self, shard: int, config: RunConfig, backbone: Backbone, scorer: Scorer, key: CustodianKey, overlap: Overlap,
+        self, shard: int, config: RunConfig, backbone: Backbone, scorer: Scorer, key: CustodianKey, overlap: DeviceOverlap,
         watch: Stopwatch,
     ) -> None:  # fmt: skip
         self.config, self.scorer, self.key, self.overlap, self.watch = config, scorer, key, overlap, watch
-        self.backbone = Tiled(backbone, config.model.tile_overlap) if config.source.fit == "tiles" else backbone
+        self.backbone = TiledBackbone(backbone, config.model.tile_overlap) if config.source.fit == "tiles" else backbone
         self.boomerang = Boomerang(self.backbone, config.boomerang.sampler, config.boomerang.steps)
         self.attempts = [self._attempt(shard, level) for level in (config.boomerang.level, *config.policy.escalate)]
-        self.batch_size, self.halved = config.run.at_once, 0
-        self.jobs: deque[Job] = deque()
-        self.scoring: deque[tuple[Job, Callable[[], Drawn]]] = deque()
+        self.batch_size, self.halved = config.run.initial_batch_size, 0
+        self.jobs: deque[BatchJob] = deque()
+        self.scoring: deque[tuple[BatchJob, Callable[[], ScoredBatch]]] = deque()
         self.last = -math.inf  # when the last batch was scored
 
     def _attempt(self, shard: int, level: float) -> Attempt:
         t_boom = self.boomerang.t_boom(level)
-        fingerprint = self.config.at(level).fingerprint(self.backbone.digest)
+        fingerprint = self.config.at_level(level).fingerprint(self.backbone.digest)
         columns = {
             "level": level,
             "t_boom": t_boom,
@@ -140,41 +140,41 @@ class Drawing:
         }
         return Attempt(level, fingerprint, columns)
 
-    def at_once(self, picture: torch.Tensor) -> int:
+    def batch_size_for(self, picture: torch.Tensor) -> int:
         """How many pictures of this shape have about as many pixels as a batch of the model's size."""
         return max(1, self.batch_size * self.backbone.size**2 // (picture.shape[-2] * picture.shape[-1]))
 
-    def draw(self, batch: Sequence[Decoded]) -> Iterator[Drawn]:
+    def submit(self, batch: Sequence[Decoded]) -> Iterator[ScoredBatch]:
         """Begin with a batch. What comes out is of it or, where scoring goes on beside sampling, of those before it.
 
         Outputs that came too close are drawn again at a stronger level, while there is one.
         """
         if batch:
-            self.jobs.append(Job(batch, 0))
-        yield from self._work(left=self.overlap.depth)
+            self.jobs.append(BatchJob(batch, 0))
+        yield from self._run_jobs(max_pending=self.overlap.depth)
 
-    def rest(self) -> Iterator[Drawn]:
+    def drain(self) -> Iterator[ScoredBatch]:
         """What is not out yet."""
-        yield from self._work(left=0)
+        yield from self._run_jobs(max_pending=0)
 
-    def _work(self, left: int) -> Iterator[Drawn]:
-        while self.jobs or len(self.scoring) > left:
-            lost: Drawn | None = None
+    def _run_jobs(self, max_pending: int) -> Iterator[ScoredBatch]:
+        while self.jobs or len(self.scoring) > max_pending:
+            lost: ScoredBatch | None = None
             if self.jobs and len(self.scoring) <= self.overlap.depth:
                 job = self.jobs.popleft()
-                sampled, lost = self._fitting(job, partial(self.sample, job.items, self.attempts[job.attempt]))
+                sampled, lost = self._run_or_halve(job, partial(self.sample, job.items, self.attempts[job.attempt]))
                 if sampled is not None:
                     work = partial(self.score, job, sampled)
-                    self.scoring.append((job, self.overlap.later(work, sampled.marks[1])))
+                    self.scoring.append((job, self.overlap.submit_after(work, sampled.events[1])))
             else:
                 job = self.scoring[0][0]
-                drawn, lost = self._fitting(job, lambda: self.scoring.popleft()[1]())
+                drawn, lost = self._run_or_halve(job, lambda: self.scoring.popleft()[1]())
                 if drawn is not None:
-                    yield from self._far_enough(job, drawn)
+                    yield from self._requeue_too_close(job, drawn)
             if lost is not None:
                 yield lost
 
-    def _far_enough(self, job: Job, drawn: Drawn) -> Iterator[Drawn]:
+    def _requeue_too_close(self, job: BatchJob, drawn: ScoredBatch) -> Iterator[ScoredBatch]:
         """What is not too close; the rest is drawn again before anything else."""
         last = job.attempt + 1 == len(self.attempts)
         close = [
@@ -183,50 +183,50 @@ class Drawing:
             if not last and gate(scores, self.config).reason is Reason.TOO_CLOSE
         ]
         if close:
-            again = [_again(job.items[i], drawn.attempt, drawn.scores[i]) for i in close]
-            self.jobs.appendleft(Job(again, job.attempt + 1))
+            again = [_with_earlier_attempt(job.items[i], drawn.attempt, drawn.scores[i]) for i in close]
+            self.jobs.appendleft(BatchJob(again, job.attempt + 1))
         if rest := sorted(set(range(len(job.items))) - set(close)):
-            yield drawn.where(rest)
+            yield drawn.subset(rest)
 
     def profile(self, wall: float, records: int) -> Profile:
         """What the shard took."""
-        device = name_of(self.backbone.device)
+        device = device_name(self.backbone.device)
         return Profile(1, records, wall, dict(self.watch.seconds), self.batch_size, self.halved, device)
 
-    def sample(self, batch: Sequence[Decoded], attempt: Attempt) -> Sampled:
+    def sample(self, batch: Sequence[Decoded], attempt: Attempt) -> SampledBatch:
         """Tell the device what to do; a GPU is not waited for."""
         started, begun = datetime.now(UTC), time.monotonic()
         with self.watch.stage("transfer"):
-            x0 = self.overlap.moved(torch.stack([item.picture.tensor for item in batch if item.picture]))
+            x0 = self.overlap.to_device(torch.stack([item.picture.tensor for item in batch if item.picture]))
         keyed = KeyedNoise([self.key.noise_key(item.source_hmac or "", attempt.fingerprint) for item in batch])
-        noise = Timed(self.overlap.noise(keyed, self.boomerang.draws(attempt.level)), self.watch)
-        first = self.overlap.mark()
+        noise = TimedNoise(self.overlap.prefetch_noise(keyed, self.boomerang.draws(attempt.level)), self.watch)
+        first = self.overlap.record_event()
         with self.watch.stage("sample" if first is None else "launch"):
-            said = condition(self.backbone, (item.told for item in batch))
+            said = encode_conditions(self.backbone, (item.conditioning_text for item in batch))
             outputs = self.boomerang.sample(x0, attempt.level, noise, said)
-        return Sampled(x0, outputs, started, begun, (first, self.overlap.mark()))
+        return SampledBatch(x0, outputs, started, begun, (first, self.overlap.record_event()))
 
-    def score(self, job: Job, sampled: Sampled) -> Drawn:
+    def score(self, job: BatchJob, sampled: SampledBatch) -> ScoredBatch:
         """Scores of what was sampled, once it is there, and the outputs on the CPU."""
         x0, outputs = sampled.x0, sampled.outputs
         with self.watch.stage("score"):
             seen = (x0, outputs)
             if self.config.source.fit == "tiles":  # scorers look at squares, or at the middle of what is none
-                seen = (squared(x0, self.backbone.size), squared(outputs, self.backbone.size))
+                seen = (pad_to_square(x0, self.backbone.size), pad_to_square(outputs, self.backbone.size))
             scores = self.scorer.score(self.scorer.embed(seen[0]), seen[1])
             if len(scores) != len(outputs):
                 raise ValueError(f"scorer: {len(scores)} scores for {len(outputs)} outputs: it must give one for each")
-            objections = unsafe(self.config.model, self.backbone, outputs)
+            objections = flag_unsafe(self.config.model, self.backbone, outputs)
         with self.watch.stage("transfer"):
             outputs = outputs.cpu()
-        if (seconds := self.overlap.between(*sampled.marks)) is not None:
+        if (seconds := self.overlap.elapsed(*sampled.events)) is not None:
             self.watch.add("sample", seconds)
         ended = time.monotonic()
-        each = (ended - max(sampled.begun, self.last)) / len(outputs)
+        each = (ended - max(sampled.begun_at, self.last)) / len(outputs)
         self.last = ended
-        return Drawn(job.items, self.attempts[job.attempt], outputs, scores, objections, sampled.started, each)
+        return ScoredBatch(job.items, self.attempts[job.attempt], outputs, scores, objections, sampled.started, each)
 
-    def _fitting(self, job: Job, work: Callable[[], A]) -> tuple[A | None, Drawn | None]:
+    def _run_or_halve(self, job: BatchJob, work: Callable[[], A]) -> tuple[A | None, ScoredBatch | None]:
         """What ``work`` gives; or nothing where memory did not suffice, and the end of a record that never fits.
 
         Nobody may hold on to what failed, which holds on to what it left on the device.
@@ -236,15 +236,17 @@ class Drawing:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        free(self.backbone.device)
+        empty_cache(self.backbone.device)
         self.halved += 1
         return None, self._halve(job)
 
-    def _halve(self, job: Job) -> Drawn | None:
+    def _halve(self, job: BatchJob) -> ScoredBatch | None:
         count, (height, width) = len(job.items), job.shape[-2:]
         if count > 1:
             self.batch_size = max(1, count // 2 * height * width // self.backbone.size**2)
-            self.jobs.extendleft([Job(job.items[count // 2 :], job.attempt), Job(job.items[: count // 2], job.attempt)])
+            self.jobs.extendleft(
+                [BatchJob(job.items[count // 2 :], job.attempt), BatchJob(job.items[: count // 2], job.attempt)]
+            )
             return None
         if height * width <= self.backbone.size**2:
             raise ModelError(
@@ -253,11 +255,11 @@ class Drawing:
             )
         nothing = torch.full((1, *job.shape), math.nan)
         attempt, problem = self.attempts[job.attempt], Reason.OUT_OF_MEMORY
-        return Drawn(job.items, attempt, nothing, [Scores()], [False], datetime.now(UTC), 0.0, problem)
+        return ScoredBatch(job.items, attempt, nothing, [Scores()], [False], datetime.now(UTC), 0.0, problem)
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedNoise:
     """Noise, and the time that is spent waiting for it."""
 
     noise: Noise
@@ -267,11 +269,11 @@ class Timed:
         with self.watch.stage("noise"):
             return self.noise(step, like)
 
-    def sample(self, number: int) -> Timed:
-        return Timed(self.noise.sample(number), self.watch)
+    def sample(self, number: int) -> TimedNoise:
+        return TimedNoise(self.noise.sample(number), self.watch)
 
 
-def _again(item: Decoded, attempt: Attempt, scores: Scores) -> Decoded:
+def _with_earlier_attempt(item: Decoded, attempt: Attempt, scores: Scores) -> Decoded:
     """A record that came too close, and how it did."""
     finite = {name: None if value is None or math.isnan(value) else value for name, value in asdict(scores).items()}
     tried = {"level": attempt.level, "reason": Reason.TOO_CLOSE} | finite

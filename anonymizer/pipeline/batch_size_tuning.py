@@ -15,17 +15,17 @@ import torch
 
 from anonymizer.backbones import Backbone
 from anonymizer.backbones.compilation import cache_folder
-from anonymizer.backbones.conditioning import condition, stand_in
+from anonymizer.backbones.conditioning import encode_conditions, placeholder_condition
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
-from anonymizer.devices import free, is_out_of_memory, name_of
+from anonymizer.devices import device_name, empty_cache, is_out_of_memory
 from anonymizer.pipeline.batch_sampling import Scorer
 
-MOST = 512
-ENOUGH = 0.97  # of the best rate: a smaller batch that reaches it leaves memory for what runs beside
+MAX_BATCH_SIZE = 512
+SUFFICIENT_RATE = 0.97  # of the best rate: a smaller batch that reaches it leaves memory for what runs beside
 
 
-def settled(config: RunConfig, backbone: Backbone, scorer: Scorer) -> RunConfig:
+def resolve_batch_size(config: RunConfig, backbone: Backbone, scorer: Scorer) -> RunConfig:
     """The same settings with a number for ``run.batch_size``: where that is ``auto``, one that is fast on this device.
 
     A batch's size moves single pixels by rounding, so with ``auto`` machines, and processes that try at the same time,
@@ -33,20 +33,24 @@ def settled(config: RunConfig, backbone: Backbone, scorer: Scorer) -> RunConfig:
     """
     if config.run.batch_size != "auto":
         return config
-    key, known = _key(config, backbone, scorer), _read()
+    key, known = _cache_key(config, backbone, scorer), _read_cache()
     if key not in known:
-        rates = tried(lambda size: _rate(size, config, backbone, scorer), min(MOST, config.run.shard_size), backbone)
-        known = _read() | {key: {"batch_size": chosen(rates), "pictures_per_second": rates}}
-        _write(known)
+        rates = benchmark_batch_sizes(
+            lambda size: _measure_rate(size, config, backbone, scorer),
+            min(MAX_BATCH_SIZE, config.run.shard_size),
+            backbone,
+        )
+        known = _read_cache() | {key: {"batch_size": fastest_batch_size(rates), "pictures_per_second": rates}}
+        _write_cache(known)
     size = int(known[key]["batch_size"])
     return config.model_copy(update={"run": config.run.model_copy(update={"batch_size": size})})
 
 
-def tried(rate: Callable[[int], float], most: int, backbone: Backbone) -> dict[int, float]:
+def benchmark_batch_sizes(rate: Callable[[int], float], max_size: int, backbone: Backbone) -> dict[int, float]:
     """Size -> pictures per second: sizes double until memory is short or two in a row brought next to nothing."""
     rates: dict[int, float] = {}
     size = 1
-    while size <= most:
+    while size <= max_size:
         full = False
         try:
             rates[size] = rate(size)
@@ -55,22 +59,22 @@ def tried(rate: Callable[[int], float], most: int, backbone: Backbone) -> dict[i
                 raise
             full = True
         if full:
-            free(backbone.device)
+            empty_cache(backbone.device)
             break
         before = [rates[n] for n in rates if n < size // 2]
-        if before and max(rates[size], rates[size // 2]) * ENOUGH < max(before):
+        if before and max(rates[size], rates[size // 2]) * SUFFICIENT_RATE < max(before):
             break
         size *= 2
     return rates
 
 
-def chosen(rates: dict[int, float]) -> int:
+def fastest_batch_size(rates: dict[int, float]) -> int:
     """The smallest size that is nearly as fast as the fastest; 1 where not even one picture had room."""
     best = max(rates.values(), default=0.0)
-    return min((size for size, rate in rates.items() if rate >= ENOUGH * best), default=1)
+    return min((size for size, rate in rates.items() if rate >= SUFFICIENT_RATE * best), default=1)
 
 
-def _rate(size: int, config: RunConfig, backbone: Backbone, scorer: Scorer) -> float:
+def _measure_rate(size: int, config: RunConfig, backbone: Backbone, scorer: Scorer) -> float:
     """Pictures per second of sampling and scoring, from two network calls."""
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     t_boom = boomerang.t_boom(config.boomerang.level)
@@ -82,7 +86,7 @@ def _rate(size: int, config: RunConfig, backbone: Backbone, scorer: Scorer) -> f
         scorer.score(scorer.embed(x0), backbone.decode(z0))
 
     with torch.inference_mode():
-        said = condition(backbone, [stand_in(config.model)] * size)
+        said = encode_conditions(backbone, [placeholder_condition(config.model)] * size)
         zt = backbone.encode(x0.to(backbone.device))
 
         def call() -> None:
@@ -98,7 +102,7 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - begun
 
 
-def _key(config: RunConfig, backbone: Backbone, scorer: Scorer) -> str:
+def _cache_key(config: RunConfig, backbone: Backbone, scorer: Scorer) -> str:
     """What the answer depends on."""
     cuda = backbone.device.type == "cuda"
     told = {
@@ -109,28 +113,28 @@ def _key(config: RunConfig, backbone: Backbone, scorer: Scorer) -> str:
         "tiles": config.source.fit == "tiles",
         "sampler": config.boomerang.sampler,
         "scorer": dict(scorer.names),
-        "device": name_of(backbone.device),
+        "device": device_name(backbone.device),
         "memory": torch.cuda.get_device_properties(backbone.device).total_memory if cuda else None,
         "threads": None if cuda else torch.get_num_threads(),
         "torch": torch.__version__,
-        "most": min(MOST, config.run.shard_size),
+        "most": min(MAX_BATCH_SIZE, config.run.shard_size),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _file() -> Path:
+def _cache_file() -> Path:
     return cache_folder() / "batch-sizes.json"
 
 
-def _read() -> dict[str, Any]:
+def _read_cache() -> dict[str, Any]:
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged: it is found again
-        known = json.loads(_file().read_text())
+        known = json.loads(_cache_file().read_text())
         return {key: value for key, value in known.items() if int(value["batch_size"]) >= 1}
     return {}
 
 
-def _write(known: dict[str, Any]) -> None:
+def _write_cache(known: dict[str, Any]) -> None:
     with suppress(OSError):  # a folder that cannot be written costs another trial, and no run
-        scratch = _file().with_suffix(f".{os.getpid()}.tmp")
+        scratch = _cache_file().with_suffix(f".{os.getpid()}.tmp")
         scratch.write_text(json.dumps(known, indent=1))
-        scratch.replace(_file())
+        scratch.replace(_cache_file())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from anonymizer.data.image_codec import Picture
+from anonymizer.data.image_codec import DecodedImage
 from anonymizer.records import Reason, Record
 
 
@@ -22,15 +22,15 @@ class Decoded:
 
     record: Record
     source_hmac: str | None = None
-    picture: Picture | None = None
-    told: str | None = None
-    kept: Mapping[str, Any] | None = None  # its row in the previous release's ledger
+    picture: DecodedImage | None = None
+    conditioning_text: str | None = None
+    previous_row: Mapping[str, Any] | None = None  # its row in the previous release's ledger
     problem: Reason | None = None
     earlier: tuple[Mapping[str, Any], ...] = ()
 
 
-def batches(
-    items: Iterable[Decoded], at_once: Callable[[torch.Tensor], int]
+def batch_by_shape(
+    items: Iterable[Decoded], batch_size_for: Callable[[torch.Tensor], int]
 ) -> Iterator[tuple[list[Decoded], list[Decoded]]]:
     """Full batches of usable records of one shape, and with each the unusable ones met on the way."""
     good: list[Decoded] = []
@@ -45,7 +45,7 @@ def batches(
             good, bad = [], []
         shape = item.picture.tensor.shape
         good.append(item)
-        if len(good) >= at_once(item.picture.tensor):
+        if len(good) >= batch_size_for(item.picture.tensor):
             yield good, bad
             good, bad = [], []
     if good or bad:

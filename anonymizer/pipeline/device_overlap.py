@@ -13,36 +13,36 @@ import torch
 from anonymizer.noise import KeyedNoise, Noise
 
 A = TypeVar("A")
-DRAWS = 2  # of noise that each thread is ahead
+DRAWS_PER_THREAD = 2  # of noise that each thread is ahead
 
 
-class Overlap(Protocol):
+class DeviceOverlap(Protocol):
     """How a device is kept busy. Neither noise nor what is computed depends on it."""
 
     depth: int  # batches that are sampled before the scores of the one before them are looked at
 
-    def moved(self, tensor: torch.Tensor) -> torch.Tensor:
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the host, on the device."""
         ...
 
-    def noise(self, noise: KeyedNoise, draws: Sequence[int]) -> Noise:
+    def prefetch_noise(self, noise: KeyedNoise, draws: Sequence[int]) -> Noise:
         """The same noise; ``draws`` are the steps that it will be asked for, in order."""
         ...
 
-    def mark(self) -> Any:
+    def record_event(self) -> Any:
         """A point in what the device was told to do so far."""
         ...
 
-    def later(self, work: Callable[[], A], after: Any) -> Callable[[], A]:
+    def submit_after(self, work: Callable[[], A], after: Any) -> Callable[[], A]:
         """``work`` once the device has come to ``after``, beside what it is told from now on; ask for the result."""
         ...
 
-    def between(self, begun: Any, ended: Any) -> float | None:
+    def elapsed(self, begun: Any, ended: Any) -> float | None:
         """Seconds that the device took from mark to mark, both behind it; None where the host's clock tells that."""
         ...
 
 
-class InTurn:
+class Sequential:
     """One thing after the other, in the thread that asks."""
 
     depth = 0
@@ -50,23 +50,23 @@ class InTurn:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def moved(self, tensor: torch.Tensor) -> torch.Tensor:
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device)
 
-    def noise(self, noise: KeyedNoise, draws: Sequence[int]) -> Noise:
+    def prefetch_noise(self, noise: KeyedNoise, draws: Sequence[int]) -> Noise:
         return noise
 
-    def mark(self) -> Any:
+    def record_event(self) -> Any:
         return None
 
-    def later(self, work: Callable[[], A], after: Any) -> Callable[[], A]:
+    def submit_after(self, work: Callable[[], A], after: Any) -> Callable[[], A]:
         return work
 
-    def between(self, begun: Any, ended: Any) -> float | None:
+    def elapsed(self, begun: Any, ended: Any) -> float | None:
         return None
 
 
-class Beside:
+class Concurrent:
     """Noise is drawn ahead in threads, and scores are made in one of their own while the next batch is sampled.
 
     On CUDA copies come from pinned memory, and scoring has a stream of its own: to wait for its results is not to wait
@@ -76,24 +76,24 @@ class Beside:
     depth = 1
 
     def __init__(self, device: torch.device, scoring: Executor, drawing: Executor, threads: int) -> None:
-        self.device, self.scoring, self.drawing, self.draws = device, scoring, drawing, DRAWS * threads
+        self.device, self.scoring, self.drawing, self.draws = device, scoring, drawing, DRAWS_PER_THREAD * threads
         self.cuda = device.type == "cuda"
         self.stream = torch.cuda.Stream(device, priority=-1) if self.cuda else None
 
-    def moved(self, tensor: torch.Tensor) -> torch.Tensor:
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.pin_memory() if self.cuda else tensor).to(self.device, non_blocking=True)
 
-    def noise(self, noise: KeyedNoise, draws: Sequence[int]) -> Noise:
-        return DrawnAhead(noise, draws, self.drawing, self.draws, pinned=self.cuda)
+    def prefetch_noise(self, noise: KeyedNoise, draws: Sequence[int]) -> Noise:
+        return PrefetchedNoise(noise, draws, self.drawing, self.draws, pinned=self.cuda)
 
-    def mark(self) -> Any:
+    def record_event(self) -> Any:
         if not self.cuda:
             return None
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def later(self, work: Callable[[], A], after: Any) -> Callable[[], A]:
+    def submit_after(self, work: Callable[[], A], after: Any) -> Callable[[], A]:
         def apart() -> A:
             if self.stream is None:
                 return work()
@@ -103,21 +103,21 @@ class Beside:
 
         return self.scoring.submit(apart).result
 
-    def between(self, begun: Any, ended: Any) -> float | None:
+    def elapsed(self, begun: Any, ended: Any) -> float | None:
         return begun.elapsed_time(ended) / 1000 if self.cuda else None
 
 
 @contextmanager
-def overlap(device: torch.device, threads: int) -> Iterator[Overlap]:
+def overlap(device: torch.device, threads: int) -> Iterator[DeviceOverlap]:
     """What suits the device."""
     if device.type == "cpu":
-        yield InTurn(device)
+        yield Sequential(device)
         return
     with ThreadPoolExecutor(1, "scorer") as scoring, ThreadPoolExecutor(threads, "noise") as drawing:
-        yield Beside(device, scoring, drawing, threads)
+        yield Concurrent(device, scoring, drawing, threads)
 
 
-class DrawnAhead:
+class PrefetchedNoise:
     """Noise of a batch, drawn by threads before it is asked for. It must be asked for in the order of ``draws``."""
 
     def __init__(
@@ -136,8 +136,8 @@ class DrawnAhead:
         self._fill(shape)
         return drawn.result().to(device=like.device, dtype=like.dtype, non_blocking=True)
 
-    def sample(self, number: int) -> DrawnAhead:
-        return DrawnAhead(self.source.sample(number), self.draws, self.pool, self.depth, pinned=self.pinned)
+    def sample(self, number: int) -> PrefetchedNoise:
+        return PrefetchedNoise(self.source.sample(number), self.draws, self.pool, self.depth, pinned=self.pinned)
 
     def _fill(self, shape: tuple[int, ...]) -> None:
         while self.left and len(self.waiting) < self.depth:

@@ -12,18 +12,18 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anonymizer import config as configuration
-from anonymizer.config import BelongsTo, Chosen, Float, RunConfig, Section, Uri
+from anonymizer.config import CalibrationScope, ChosenLevel, Float, RunConfig, Section, Uri
 from anonymizer.errors import ConfigError, OutputError
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
 FORMAT: Literal["anonymizer calibration 1"] = "anonymizer calibration 1"
 
 
-class Part(Section):
+class FiniteSection(Section):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-class Risk(Part):
+class AttackRisk(FiniteSection):
     """One attack at one level; ``value``, ``low``, ``high`` are above chance or control.
 
     ``value`` and ``low`` are of whoever reached most, ``high`` of him with the highest upper bound, who is named.
@@ -44,13 +44,13 @@ class Risk(Part):
     note: str | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> Risk:
+    def _check_complete(self) -> AttackRisk:
         if len({number is None for number in (self.value, self.low, self.high)}) > 1:
             raise ValueError("value, low and high must be there together, or not at all")
         return self
 
 
-class Utility(Part):
+class Utility(FiniteSection):
     """One measure of what the pictures are still good for; null where it could not be had."""
 
     value: float | None
@@ -58,46 +58,46 @@ class Utility(Part):
     high: float | None = None
 
 
-class Half(Part):
+class SampleHalf(FiniteSection):
     """Who was in one of two halves that share no person."""
 
     pictures: int = Field(ge=0)
     people: int = Field(ge=0)
 
 
-class Level(Part):
+class CalibratedLevel(FiniteSection):
     """What was measured at one level, in each half on its own."""
 
     level: float = Field(gt=0, le=1)
     t_boom: int = Field(ge=1)
     log_snr: float
-    choosing: tuple[Risk, ...]
-    confirming: tuple[Risk, ...]
+    choosing: tuple[AttackRisk, ...]
+    confirming: tuple[AttackRisk, ...]
     utility: dict[str, Utility]
 
     @field_validator("choosing", "confirming")
     @classmethod
-    def _once(cls, risks: tuple[Risk, ...]) -> tuple[Risk, ...]:
+    def _check_distinct_attacks(cls, risks: tuple[AttackRisk, ...]) -> tuple[AttackRisk, ...]:
         if len({risk.attack for risk in risks}) < len(risks):
             raise ValueError("an attack must be there once, by its strongest attacker")
         return risks
 
 
-class Calibration(Part):
+class Calibration(FiniteSection):
     """The curve of risk and utility against level, and what it belongs to."""
 
     format: Literal["anonymizer calibration 1"]
-    belongs_to: BelongsTo
+    belongs_to: CalibrationScope
     made: str  # when, as ISO 8601
     code_version: str
     identified: bool = False  # whether people were told apart; if not, each picture was taken for a person
-    choosing: Half
-    confirming: Half
-    levels: tuple[Level, ...] = Field(min_length=1)
+    choosing: SampleHalf
+    confirming: SampleHalf
+    levels: tuple[CalibratedLevel, ...] = Field(min_length=1)
 
     @field_validator("levels")
     @classmethod
-    def _each_once(cls, levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    def _check_distinct_levels(cls, levels: tuple[CalibratedLevel, ...]) -> tuple[CalibratedLevel, ...]:
         if len({level.level for level in levels}) < len(levels):
             raise ValueError("a level must be there once")
         return levels
@@ -118,7 +118,7 @@ def to_json(calibration: Calibration) -> bytes:
 
 def read(uri: str) -> Calibration:
     """The calibration that lies there; any fsspec URI. ConfigError, which names the file but not where it lies."""
-    return parse(_bytes(uri), _name(uri))
+    return parse(_read_bytes(uri), _file_name(uri))
 
 
 def parse(data: bytes, name: str) -> Calibration:
@@ -126,10 +126,10 @@ def parse(data: bytes, name: str) -> Calibration:
     try:
         return Calibration.model_validate_json(data, strict=True)
     except ValidationError as error:
-        raise ConfigError(f"calibration {name!r}: {_damage(error)}") from None
+        raise ConfigError(f"calibration {name!r}: {_explain_invalid(error)}") from None
 
 
-def _damage(error: ValidationError) -> str:
+def _explain_invalid(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False)
     of_format = [problem["type"] for problem in problems if problem["loc"] == ("format",)]
     where = ".".join(str(part) for part in problems[0]["loc"])
@@ -140,10 +140,10 @@ def _damage(error: ValidationError) -> str:
     return f"is damaged at {where}: restore it, or calibrate again"
 
 
-def _bytes(uri: str) -> bytes:
-    name = _name(uri)
+def _read_bytes(uri: str) -> bytes:
+    name = _file_name(uri)
     try:
-        return Place.of(uri).read()
+        return StoragePath.from_uri(uri).read()
     except FileNotFoundError:
         raise ConfigError(
             f"calibration {name!r}: no such file: check boomerang.level.calibration; a relative path begins in the "
@@ -159,7 +159,7 @@ def _bytes(uri: str) -> bytes:
         ) from None
 
 
-def _name(uri: str) -> str:
+def _file_name(uri: str) -> str:
     return uri.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
@@ -167,7 +167,7 @@ def _name(uri: str) -> str:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LevelChoice:
     """A level that keeps the promise, and by what: highest over ``attacks``, in each half."""
 
     level: float
@@ -178,7 +178,7 @@ class Choice:
     confirming_high: float
 
 
-def choose(calibration: Calibration, max_risk: float, attacks: Sequence[str] | None = None) -> Choice:
+def choose_level(calibration: Calibration, max_risk: float, attacks: Sequence[str] | None = None) -> LevelChoice:
     """The smallest level that keeps all risks at or below ``max_risk`` (a share in (0, 1)), with every stronger one.
 
     From the strongest level down, each one's highest upper bound over ``attacks`` (all that were tried, if none are
@@ -200,34 +200,34 @@ def choose(calibration: Calibration, max_risk: float, attacks: Sequence[str] | N
             f"boomerang.level.max_risk must be in (0, 1), got {max_risk:g}: no sample shows a risk of 0, and 1 is no "
             "promise"
         )
-    wanted = _wanted(calibration, attacks)
+    wanted = _resolve_attacks(calibration, attacks)
     falling = sorted(calibration.levels, key=lambda one: one.level, reverse=True)
-    holding = list(takewhile(lambda one: _highest(one.choosing, wanted, "high")[0] <= max_risk, falling))
+    holding = list(takewhile(lambda one: _highest_risk(one.choosing, wanted, "high")[0] <= max_risk, falling))
     if not holding:
-        curve = ", ".join(f"{one.level:g}: {_told(one.choosing, wanted, 'high')}" for one in reversed(falling))
+        curve = ", ".join(f"{one.level:g}: {_describe_risk(one.choosing, wanted, 'high')}" for one in reversed(falling))
         raise ConfigError(
             f"boomerang.level: no level, taken from the strongest down, keeps the risk at or below {max_risk:g}; upper "
             f"bounds are {curve}: raise max_risk, calibrate with more people, or name the attacks that the promise is "
             "about"
         )
     chosen = holding[-1]
-    if _highest(chosen.confirming, wanted, "value")[0] > max_risk:
+    if _highest_risk(chosen.confirming, wanted, "value")[0] > max_risk:
         raise ConfigError(
             f"boomerang.level: {chosen.level:g} was chosen for a risk of at most {max_risk:g}, and the people who were "
-            f"to confirm it show {_told(chosen.confirming, wanted, 'value')} (upper bound "
-            f"{_told(chosen.confirming, wanted, 'high')}): raise max_risk, or calibrate with more people"
+            f"to confirm it show {_describe_risk(chosen.confirming, wanted, 'value')} (upper bound "
+            f"{_describe_risk(chosen.confirming, wanted, 'high')}): raise max_risk, or calibrate with more people"
         )
-    return Choice(
+    return LevelChoice(
         level=chosen.level,
         max_risk=max_risk,
         attacks=wanted,
-        choosing_high=_highest(chosen.choosing, wanted, "high")[0],
-        confirming_value=_highest(chosen.confirming, wanted, "value")[0],
-        confirming_high=_highest(chosen.confirming, wanted, "high")[0],
+        choosing_high=_highest_risk(chosen.choosing, wanted, "high")[0],
+        confirming_value=_highest_risk(chosen.confirming, wanted, "value")[0],
+        confirming_high=_highest_risk(chosen.confirming, wanted, "high")[0],
     )
 
 
-def _wanted(calibration: Calibration, attacks: Sequence[str] | None) -> tuple[str, ...]:
+def _resolve_attacks(calibration: Calibration, attacks: Sequence[str] | None) -> tuple[str, ...]:
     known = calibration.attacks
     if not known:
         raise ConfigError("boomerang.level: the calibration tried no attack, so it says nothing: calibrate again")
@@ -243,21 +243,23 @@ def _wanted(calibration: Calibration, attacks: Sequence[str] | None) -> tuple[st
     return wanted
 
 
-def _highest(risks: Sequence[Risk], wanted: Sequence[str], side: Literal["value", "high"]) -> tuple[float, str]:
+def _highest_risk(
+    risks: Sequence[AttackRisk], wanted: Sequence[str], side: Literal["value", "high"]
+) -> tuple[float, str]:
     """The highest of these attacks' numbers, and the attack; infinite where one was not measured."""
     found = {risk.attack: getattr(risk, side) for risk in risks}
     return max((math.inf if found.get(name) is None else found[name], name) for name in wanted)
 
 
-def _told(risks: Sequence[Risk], wanted: Sequence[str], side: Literal["value", "high"]) -> str:
-    number, attack = _highest(risks, wanted, side)
+def _describe_risk(risks: Sequence[AttackRisk], wanted: Sequence[str], side: Literal["value", "high"]) -> str:
+    number, attack = _highest_risk(risks, wanted, side)
     return f"{attack} not measured" if number == math.inf else f"{number:.3f} {attack}"
 
 
 # In a configuration
 
 
-class Rule(Section):
+class LevelRule(Section):
     """``boomerang.level`` as a promise about risk, in place of a number."""
 
     calibration: Uri
@@ -265,17 +267,17 @@ class Rule(Section):
     attacks: tuple[str, ...] | None = None
 
 
-class _RuledBoomerang(Section):
-    level: Rule
+class _BoomerangWithRule(Section):
+    level: LevelRule
 
 
-class _Ruled(Section):
+class _ConfigWithRule(Section):
     """The rule where it stands in a configuration, so that what is said of it names its keys in full."""
 
-    boomerang: _RuledBoomerang
+    boomerang: _BoomerangWithRule
 
 
-def settle(tree: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration's nested mappings with the level that its rule chooses, and with how it was chosen.
 
     Whatever else is wrong with the configuration is said first, then what the calibration does not belong to. Where
@@ -285,15 +287,15 @@ def settle(tree: Mapping[str, Any]) -> dict[str, Any]:
     section = tree.get("boomerang")
     if not isinstance(section, Mapping) or not isinstance(section.get("level"), Mapping):
         return dict(tree)
-    rule = configuration.build_as(_Ruled, {"boomerang": {"level": section["level"]}}).boomerang.level
+    rule = configuration.build_as(_ConfigWithRule, {"boomerang": {"level": section["level"]}}).boomerang.level
     rest = {name: value for name, value in section.items() if name not in ("level", "chosen")}
     settings = configuration.build_as(RunConfig, {**tree, "boomerang": rest})
-    data = _bytes(rule.calibration)
-    calibration = parse(data, _name(rule.calibration))
+    data = _read_bytes(rule.calibration)
+    calibration = parse(data, _file_name(rule.calibration))
     if problems := calibration.belongs_to.differences(settings):
         raise ConfigError("; ".join(problems))
-    choice = choose(calibration, rule.max_risk, rule.attacks)
-    chosen = Chosen(
+    choice = choose_level(calibration, rule.max_risk, rule.attacks)
+    chosen = ChosenLevel(
         level=choice.level,
         identified=calibration.identified,
         calibration=hashlib.sha256(data).hexdigest(),

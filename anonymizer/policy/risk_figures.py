@@ -10,23 +10,23 @@ from typing import Any, Literal
 
 from anonymizer.config.policy import MEASURES as NAMED
 
-Line = Mapping[str, Any]
+FigureRow = Mapping[str, Any]
 
-MEASURES = tuple(NAMED.values())
-OF_THE_MODEL = "training"  # what is asked of the model's training set says nothing about who is in the release
+MEASURE_PREFIXES = tuple(NAMED.values())
+TRAINING_SET = "training"  # what is asked of the model's training set says nothing about who is in the release
 
 
-def strongest(lines: Sequence[Line], attacks: Sequence[str]) -> list[Line]:
+def select_strongest(lines: Sequence[FigureRow], attacks: Sequence[str]) -> list[FigureRow]:
     """For each attack, of its headlines the figure with the highest upper bound; highest first.
 
     An attack of which nothing could be measured is left out.
     """
-    found = [headlines(lines, attack) for attack in attacks]
-    best = [max(mine, key=lambda line: (excess(line), line["high"])) for mine in found if mine]
-    return sorted(best, key=excess, reverse=True)
+    found = [select_headlines(lines, attack) for attack in attacks]
+    best = [max(mine, key=lambda line: (risk_above_chance(line), line["high"])) for mine in found if mine]
+    return sorted(best, key=risk_above_chance, reverse=True)
 
 
-def headlines(lines: Sequence[Line], attack: str) -> list[Line]:
+def select_headlines(lines: Sequence[FigureRow], attack: str) -> list[FigureRow]:
     """The figures of one attack, on everybody, that say how far it got; not those whose control always hits."""
     return [
         line
@@ -34,13 +34,13 @@ def headlines(lines: Sequence[Line], attack: str) -> list[Line]:
         if line["attack"] == attack
         and line["value"] is not None
         and line["subgroup"] is None
-        and line["measure"].startswith(MEASURES)
-        and OF_THE_MODEL not in line["measure"]
+        and line["measure"].startswith(MEASURE_PREFIXES)
+        and TRAINING_SET not in line["measure"]
         and line["control"] != 1
     ]
 
 
-def excess(line: Line, side: Literal["value", "low", "high"] = "high") -> float:
+def risk_above_chance(line: FigureRow, side: Literal["value", "low", "high"] = "high") -> float:
     """A figure's value, or an end of its interval, above what its control (without one, chance) explains: in [0, 1]."""
     above = line["risk"] if side == "value" else line[f"risk_{side}"]
     if above is not None:

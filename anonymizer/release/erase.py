@@ -25,22 +25,25 @@ from anonymizer.release import event_log, history, ledger, plan, retention
 from anonymizer.release.plan import Plan
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
-SUBJECT = "subject:"  # before the name of a person, in a list of what is to be erased
-NAMES = ("record_id", "subject", "source_hmac")  # what tells whose a row is
-BEGUN, DONE = "erasing", "predecessor destroyed"  # events of the new release: its first one, and the last of an erasure
+SUBJECT_PREFIX = "subject:"  # before the name of a person, in a list of what is to be erased
+IDENTITY_COLUMNS = ("record_id", "subject", "source_hmac")  # what tells whose a row is
+BEGUN_EVENT, DESTROYED_EVENT = (
+    "erasing",
+    "predecessor destroyed",
+)  # events of the new release: its first one, and the last of an erasure
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ErasureRequest:
     """Who is to be erased: records by their ids, people by what the source calls them; and the line of each."""
 
     records: Mapping[str, int]
     subjects: Mapping[str, int]
 
     @classmethod
-    def read(cls, file: Path) -> Wanted:
+    def read(cls, file: Path) -> ErasureRequest:
         """One name on a line: a record's id, or ``subject:`` and a person. UsageError where there is none."""
         try:
             lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -51,17 +54,19 @@ class Wanted:
         named = {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
         if not named:
             raise UsageError(f"--records {str(file)!r}: names nobody: write one record id, or subject:NAME, on a line")
-        subjects = {name.removeprefix(SUBJECT).strip(): n for name, n in named.items() if name.startswith(SUBJECT)}
-        return cls({name: n for name, n in named.items() if not name.startswith(SUBJECT)}, subjects)
+        subjects = {
+            name.removeprefix(SUBJECT_PREFIX).strip(): n for name, n in named.items() if name.startswith(SUBJECT_PREFIX)
+        }
+        return cls({name: n for name, n in named.items() if not name.startswith(SUBJECT_PREFIX)}, subjects)
 
-    def lines(self, records: Iterable[str], subjects: Iterable[str]) -> str:
+    def format_lines(self, records: Iterable[str], subjects: Iterable[str]) -> str:
         """On which lines they stand, the first ten."""
         found = sorted([*(self.records[name] for name in records), *(self.subjects[name] for name in subjects)])
         return f"line{'s' if len(found) > 1 else ''} {', '.join(map(str, found[:10]))}{', ...' * (len(found) > 10)}"
 
 
 @dataclass(frozen=True)
-class Erased:
+class ErasureCounts:
     """What an erasure takes out; counts only. ``copies``: further records of the same originals."""
 
     records: int
@@ -70,25 +75,25 @@ class Erased:
 
 
 @dataclass(frozen=True)
-class Split:
+class ErasurePartition:
     """Who goes: records by name, people, and all records of the originals of either, whose pictures are the same."""
 
-    wanted: Wanted
+    request: ErasureRequest
     originals: frozenset[str]  # keyed digests of theirs
     revoked: Mapping[str, str]  # output id -> SHA-256 of what was public
-    named: int
-    copies: int
+    named_count: int
+    copy_count: int
 
-    def part(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    def split(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Those of a shard who stay, and those who go."""
-        out = pc.or_(_is_named(table, self.wanted), _is_in(table["source_hmac"], self.originals))
+        out = pc.or_(_is_named(table, self.request), _is_in(table["source_hmac"], self.originals))
         return table.filter(pc.invert(out)), table.filter(out)
 
 
-def check(old: Release, new: Release, wanted: Wanted) -> None:
+def check(old: Release, new: Release, wanted: ErasureRequest) -> None:
     """What can be told before the work. UsageError; writes nothing."""
     name = f"release {str(old.root)!r}"
-    if new.root.lies_in(old.root):
+    if new.root.is_inside(old.root):
         raise OutputError("--output: is the release itself, or lies in it, which is to be destroyed: name a new folder")
     if new.plan.exists():
         raise OutputError(f"--output {str(new.root)!r}: is another release: name a new folder")
@@ -96,56 +101,56 @@ def check(old: Release, new: Release, wanted: Wanted) -> None:
         raise OutputError(f"{name}: is not published: remove its folder, nothing was handed out")
     if not old.ledger.exists():
         raise OutputError(f"{name}: its records were purged: nobody can be found in it any more")
-    split(old, wanted)
+    partition(old, wanted)
 
 
 def is_begun(old: Release, new: Release) -> bool:
     """Whether ``new`` is the release that an erasure from ``old`` began to write, or has written."""
-    if not new.config.exists() or [event["event"] for event in event_log.read(new)][:1] != [BEGUN]:
+    if not new.config.exists() or [event["event"] for event in event_log.read(new)][:1] != [BEGUN_EVENT]:
         return False
-    return plan.stored(new).previous == history.address(str(old.root))
+    return plan.read_config(new).previous == history.absolute_uri(str(old.root))
 
 
-def check_again(new: Release, wanted: Wanted) -> None:
+def check_same_request(new: Release, wanted: ErasureRequest) -> None:
     """UsageError where an erasure that was begun is to be finished, and others are named by now."""
-    records, subjects = _known(new, wanted)
+    records, subjects = _find_named(new, wanted)
     if records or subjects:
         raise UsageError(
-            f"--records: {wanted.lines(records, subjects)}: not among those whose erasure was begun here: finish that "
+            f"--records: {wanted.format_lines(records, subjects)}: not among those whose erasure was begun here: finish that "
             "one with its own file, then erase the others from the new release"
         )
 
 
-def told(new: Release) -> Erased:
+def read_counts(new: Release) -> ErasureCounts:
     """What the erasure that made ``new`` takes out."""
-    counts = [event["details"] for event in event_log.read(new) if event["event"] == BEGUN][-1]
-    return Erased(counts["records"], counts["copies"], counts["pictures"])
+    counts = [event["details"] for event in event_log.read(new) if event["event"] == BEGUN_EVENT][-1]
+    return ErasureCounts(counts["records"], counts["copies"], counts["pictures"])
 
 
-def prepare(
-    old: Release, new: Release, settings: RunConfig, wanted: Wanted, key: CustodianKey, signer: CryptoSigner
+def write_successor(
+    old: Release, new: Release, settings: RunConfig, wanted: ErasureRequest, key: CustodianKey, signer: CryptoSigner
 ) -> None:
     """Write the restricted half of a release like ``old`` without some records; assembling and publishing come next.
 
     Begins anew where it was stopped before.
     """
-    the_plan, parted = plan.read(old), split(old, wanted)
-    new.restricted.make_private()
-    _clear(new.restricted, {new.events.name, new.lock.name, new.errors.name})
+    the_plan, parted = plan.read(old), partition(old, wanted)
+    new.restricted.make_private_folder()
+    _remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
     new.config.write(configuration.dump(settings).encode())
-    counts = Erased(parted.named, parted.copies, len(parted.revoked))
-    since = retention.since(old)
-    event_log.record(new, BEGUN, **asdict(counts), kept_since=since.isoformat() if since else None)
-    records = _write_ledger(old, new, the_plan, parted)
+    counts = ErasureCounts(parted.named_count, parted.copy_count, len(parted.revoked))
+    since = retention.retention_start(old)
+    event_log.record(new, BEGUN_EVENT, **asdict(counts), kept_since=since.isoformat() if since else None)
+    records = _write_remaining(old, new, the_plan, parted)
     _copy_quarantine(old, new, the_plan)
-    history.take_over(settings, new)
+    history.carry_forward(settings, new)
     digests = dict.fromkeys(parted.originals, "original")
-    if key.check is not None:
+    if key.check_value is not None:
         digests |= {key.subject_hmac(subject): "subject" for subject in wanted.subjects}
-    history.write_erased(new, digests)
+    history.add_erased(new, digests)
     if parted.revoked:
         before = new.revocations.read() if new.revocations.exists() else b""
-        new.revocations.write(before + dsse.write([revocation.make(parted.revoked, signer)]))
+        new.revocations.write(before + dsse.dumps([revocation.build(parted.revoked, signer)]))
     own = replace(the_plan, output=settings.output.uri, records=records)
     new.plan.write(json.dumps(asdict(own), indent=2).encode())  # last: the plan stands when this file does
     event_log.record(new, "planned", records=records, shards=own.shards, fingerprint=own.fingerprint)
@@ -156,60 +161,60 @@ def destroy(old: Release, new: Release, successor: str) -> None:
 
     ``successor``: SHA-256 of that one's statement. Does nothing where it is done.
     """
-    if any(event["event"] == DONE for event in event_log.read(new)):
+    if any(event["event"] == DESTROYED_EVENT for event in event_log.read(new)):
         return
-    files = _left(old)
+    files = _remaining_files(old)
     size = sum(int(old.root.fs.size(f"{old.root.path}/{name}") or 0) for name in files)
     if files:
         event_log.record(old, "erased", files=len(files), bytes=size, successor=successor)
     old.public.remove()
-    _clear(old.restricted, {old.events.name})  # which outlives a release
-    if left := _left(old):
+    _remove_except(old.restricted, {old.event_log.name})  # which outlives a release
+    if left := _remaining_files(old):
         raise IntegrityError(f"erase: {len(left)} files of the old release could not be removed: remove them by hand")
     head = event_log.record(old, "destroyed", successor=successor)
-    old.events_lock.remove()
-    event_log.record(new, DONE, files=len(files), bytes=size, events=asdict(head))
+    old.event_log_lock.remove()
+    event_log.record(new, DESTROYED_EVENT, files=len(files), bytes=size, events=asdict(head))
 
 
 def is_unfinished(new: Release) -> bool:
     """Whether a release takes the place of another one that has not been destroyed yet."""
     found = {event["event"] for event in event_log.read(new)}
-    return BEGUN in found and DONE not in found
+    return BEGUN_EVENT in found and DESTROYED_EVENT not in found
 
 
-def split(old: Release, wanted: Wanted) -> Split:
+def partition(old: Release, wanted: ErasureRequest) -> ErasurePartition:
     """Part the records of a release. UsageError where somebody who is named is not there.
 
     With a record go all others of the same original, whose pictures are the same.
     """
     the_plan = plan.read(old)
-    known = _known(old, wanted)
+    known = _find_named(old, wanted)
     _refuse_unknown(wanted, wanted.records.keys() - known[0], wanted.subjects.keys() - known[1])
     named, originals = 0, set[str]()
-    for _, table in ledger.committed(old, the_plan, NAMES):
+    for _, table in ledger.scan_shards(old, the_plan, IDENTITY_COLUMNS):
         theirs = table.filter(_is_named(table, wanted))
         named += len(theirs)
         originals.update(theirs["source_hmac"].drop_null().to_pylist())
-    parted = Split(wanted, frozenset(originals), {}, named, 0)
+    parted = ErasurePartition(wanted, frozenset(originals), {}, named, 0)
     go, revoked = 0, dict[str, str]()
-    for _, table in ledger.committed(old, the_plan, (*NAMES, "status", "output_id", "sha256")):
-        _, theirs = parted.part(table)
+    for _, table in ledger.scan_shards(old, the_plan, (*IDENTITY_COLUMNS, "status", "output_id", "sha256")):
+        _, theirs = parted.split(table)
         go += len(theirs)
         public = theirs.filter(pc.equal(theirs["status"], Status.RELEASED.value))
         revoked |= zip(public["output_id"].to_pylist(), public["sha256"].to_pylist(), strict=True)
-    return replace(parted, revoked=revoked, copies=go - named)
+    return replace(parted, revoked=revoked, copy_count=go - named)
 
 
-def _known(release: Release, wanted: Wanted) -> tuple[set[str], set[str]]:
+def _find_named(release: Release, wanted: ErasureRequest) -> tuple[set[str], set[str]]:
     """Which of the records and people that are named are in a release."""
     records, subjects = set[str](), set[str]()
-    for _, table in ledger.committed(release, plan.read(release), NAMES):
+    for _, table in ledger.scan_shards(release, plan.read(release), IDENTITY_COLUMNS):
         records |= wanted.records.keys() & table["record_id"].to_pylist()
         subjects |= wanted.subjects.keys() & table["subject"].to_pylist()
     return records, subjects
 
 
-def _is_named(table: pa.Table, wanted: Wanted) -> pa.ChunkedArray:
+def _is_named(table: pa.Table, wanted: ErasureRequest) -> pa.ChunkedArray:
     return pc.or_(_is_in(table["record_id"], wanted.records), _is_in(table["subject"], wanted.subjects))
 
 
@@ -217,19 +222,19 @@ def _is_in(column: pa.ChunkedArray, names: Iterable[str]) -> pa.ChunkedArray:
     return pc.fill_null(pc.is_in(column, value_set=pa.array(sorted(names), pa.string())), False)
 
 
-def _refuse_unknown(wanted: Wanted, records: set[str], subjects: set[str]) -> None:
+def _refuse_unknown(wanted: ErasureRequest, records: set[str], subjects: set[str]) -> None:
     if records or subjects:
         raise UsageError(
-            f"--records: {wanted.lines(records, subjects)}: no such record or subject in the release: see record_id "
+            f"--records: {wanted.format_lines(records, subjects)}: no such record or subject in the release: see record_id "
             "and subject in its ledger; subjects need source.subject"
         )
 
 
-def _write_ledger(old: Release, new: Release, the_plan: Plan, parted: Split) -> int:
+def _write_remaining(old: Release, new: Release, the_plan: Plan, parted: ErasurePartition) -> int:
     """What stays, planned and committed; released records keep what was published of them. How many records stay."""
     records = 0
-    for number, whole in ledger.committed(old, the_plan):
-        table, _ = parted.part(whole)
+    for number, whole in ledger.scan_shards(old, the_plan):
+        table, _ = parted.split(whole)
         records += len(table)
         kept = pc.or_(table["kept"], pc.equal(table["status"], Status.RELEASED.value))
         at = table.schema.get_field_index("kept")
@@ -237,7 +242,7 @@ def _write_ledger(old: Release, new: Release, the_plan: Plan, parted: Split) -> 
         there = set(table["record_id"].to_pylist())
         entries = [entry for entry in plan.read_entries(old, number) if entry.record_id in there]
         plan.write_entries(new, number, entries)
-        new.shard(number).write(parquet.to_bytes(table))
+        new.shard_ledger(number).write(parquet.to_bytes(table))
     return records
 
 
@@ -245,27 +250,32 @@ def _copy_quarantine(old: Release, new: Release, the_plan: Plan) -> None:
     """What the gate held back of those who stay; nothing, and a note of it, where it was purged."""
     held = {
         output_id
-        for _, table in ledger.committed(new, the_plan, ("status", "output_id"))
+        for _, table in ledger.scan_shards(new, the_plan, ("status", "output_id"))
         for output_id in table.filter(pc.equal(table["status"], Status.QUARANTINED.value))["output_id"].to_pylist()
     }
     for place in old.quarantine.children():
         if place.name.partition(".")[0] in held:
-            (new.quarantine / place.name).put(place.read())
+            (new.quarantine / place.name).write_uncommitted(place.read())
     if old.purged.exists():
         new.purged.write(old.purged.read())
 
 
-def _clear(folder: Place, kept: set[str]) -> None:
+def _remove_except(folder: StoragePath, kept: set[str]) -> None:
     """Remove what lies in a folder, apart from some names."""
     for place in list(folder.children()):
         if place.name not in kept:
             place.remove()
 
 
-def _left(release: Release) -> list[str]:
+def _remaining_files(release: Release) -> list[str]:
     """Files of both halves that are to go when the release goes."""
-    return [f"{half.name}/{name}" for half in _halves(release) for name in half.files() if name != release.events.name]
+    return [
+        f"{half.name}/{name}"
+        for half in _halves(release)
+        for name in half.list_files()
+        if name != release.event_log.name
+    ]
 
 
-def _halves(release: Release) -> Iterator[Place]:
+def _halves(release: Release) -> Iterator[StoragePath]:
     return (half for half in (release.public, release.restricted) if half.exists())

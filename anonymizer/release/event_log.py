@@ -23,70 +23,70 @@ from filelock import FileLock
 
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import output_errors
+from anonymizer.storage.path import translate_storage_errors
 
-FIRST = "0" * 64  # stands for the line before the first
-ACTOR = "ANONYMIZER_ACTOR"
-TAIL = 2**16  # bytes that surely hold the last line
-WRITERS = 100  # times that a line is offered to a store, where others may have been quicker
+GENESIS_HASH = "0" * 64  # stands for the line before the first
+ACTOR_VARIABLE = "ANONYMIZER_ACTOR"
+TAIL_BYTES = 2**16  # bytes that surely hold the last line
+MAX_ATTEMPTS = 100  # times that a line is offered to a store, where others may have been quicker
 
 
 @dataclass(frozen=True)
-class Head:
+class ChainHead:
     """How long a chain is, and the hash of its last line."""
 
     count: int
     hash: str
 
 
-def record(release: Release, event: str, *, actor: str | None = None, **details: Any) -> Head:
+def record(release: Release, event: str, *, actor: str | None = None, **details: Any) -> ChainHead:
     """Add one event to the log; IntegrityError if what is there is no chain."""
-    told = {"actor": actor or whoever(), "event": event, "details": details}
+    told = {"actor": actor or current_actor(), "event": event, "details": details}
     if not release.root.is_local:
         return _record_in_store(release, told)
-    with _alone(release):
-        head = _end(release)
-        line = _next(head, told)
+    with _log_lock(release):
+        head = _read_head(release)
+        line = _next_line(head, told)
         _append(release, line + b"\n")
-    return Head(head.count + 1, _hash(line))
+    return ChainHead(head.count + 1, _hash(line))
 
 
-def _next(head: Head, told: Mapping[str, Any]) -> bytes:
+def _next_line(head: ChainHead, told: Mapping[str, Any]) -> bytes:
     """The line that follows on the last one."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return _line({"n": head.count + 1, "time": time, "previous": head.hash, **told})
+    return _encode_event({"n": head.count + 1, "time": time, "previous": head.hash, **told})
 
 
-def _record_in_store(release: Release, told: Mapping[str, Any]) -> Head:
+def _record_in_store(release: Release, told: Mapping[str, Any]) -> ChainHead:
     """Where nothing can be appended: the whole log is put again if nobody else did so meanwhile, else once more."""
-    for _ in range(WRITERS):
-        data, version = release.events.read_version()
+    for _ in range(MAX_ATTEMPTS):
+        data, version = release.event_log.read_with_version()
         data = data[: data.rfind(b"\n") + 1]  # a store whose puts are not atomic may hold a line that was cut off
-        head = _head(data)
-        line = _next(head, told)
-        if release.events.swap(data + line + b"\n", version):
-            return Head(head.count + 1, _hash(line))
+        head = _parse_head(data)
+        line = _next_line(head, told)
+        if release.event_log.compare_and_swap(data + line + b"\n", version):
+            return ChainHead(head.count + 1, _hash(line))
         sleep(random.uniform(0, 0.2))
     raise OutputError("events: too many others write the log of this release: run the same command again")
 
 
 def read(release: Release) -> list[Mapping[str, Any]]:
     """All events, the first one first. IntegrityError where the chain is broken, with the line's number."""
-    data = release.events.read() if release.events.exists() else b""
-    return list(_chain(data))
+    data = release.event_log.read() if release.event_log.exists() else b""
+    return list(_verify_chain(data))
 
 
-def holds(release: Release, earlier: Head) -> bool:
+def contains_head(release: Release, earlier: ChainHead) -> bool:
     """Whether the log is one that had this head at some time."""
-    lines = release.events.read().splitlines() if release.events.exists() else []
+    lines = release.event_log.read().splitlines() if release.event_log.exists() else []
     if earlier.count == 0:
-        return earlier.hash == FIRST
+        return earlier.hash == GENESIS_HASH
     return len(lines) >= earlier.count and _hash(lines[earlier.count - 1]) == earlier.hash
 
 
-def whoever() -> str:
+def current_actor() -> str:
     """Who acts: ``ANONYMIZER_ACTOR``, or the user of this machine."""
-    if named := os.environ.get(ACTOR, "").strip():
+    if named := os.environ.get(ACTOR_VARIABLE, "").strip():
         return named
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
@@ -94,10 +94,10 @@ def whoever() -> str:
         return f"user {os.getuid()}@{socket.gethostname()}"
 
 
-def _chain(data: bytes) -> Iterator[Mapping[str, Any]]:
-    before = FIRST
+def _verify_chain(data: bytes) -> Iterator[Mapping[str, Any]]:
+    before = GENESIS_HASH
     for number, line in enumerate(data.splitlines(), start=1):
-        event = _event(line)
+        event = _decode_event(line)
         if event is None or (event["n"], event["previous"]) != (number, before):
             raise IntegrityError(f"events: line {number} does not follow from the one before it: restore events.jsonl")
         before = _hash(line)
@@ -106,65 +106,65 @@ def _chain(data: bytes) -> Iterator[Mapping[str, Any]]:
         raise IntegrityError("events: the last line is not whole: restore events.jsonl")
 
 
-def _line(told: Mapping[str, Any]) -> bytes:
+def _encode_event(told: Mapping[str, Any]) -> bytes:
     """An event as it is written; ``sha256`` is of the line without it, and tells that the last one is as it was."""
     own = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return json.dumps({**told, "sha256": own}, sort_keys=True).encode()
 
 
-def _event(line: bytes) -> Mapping[str, Any] | None:
+def _decode_event(line: bytes) -> Mapping[str, Any] | None:
     """The event in a line, or nothing where the line is not what was written."""
     try:
         event: dict[str, Any] = json.loads(line)
         told = {name: value for name, value in event.items() if name != "sha256"}
-        whole = _line(told) == line and isinstance(event["n"], int) and isinstance(event["previous"], str)
+        whole = _encode_event(told) == line and isinstance(event["n"], int) and isinstance(event["previous"], str)
         return event if whole else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-def _end(release: Release) -> Head:
+def _read_head(release: Release) -> ChainHead:
     """The end of a chain that is taken to be whole, without walking it; a line that a crash cut off is taken away."""
-    if not release.events.exists():
-        return Head(0, FIRST)
-    data = _tail(release)
+    if not release.event_log.exists():
+        return ChainHead(0, GENESIS_HASH)
+    data = _read_tail(release)
     if not data.endswith(b"\n"):
         whole, _, cut = data.rpartition(b"\n")
-        _cut(release, len(cut))
+        _truncate(release, len(cut))
         data = whole
-    return _head(data)
+    return _parse_head(data)
 
 
-def _head(data: bytes) -> Head:
+def _parse_head(data: bytes) -> ChainHead:
     """The end of a log, or of the end of one, that is whole lines."""
     lines = data.splitlines()
     if not lines:
-        return Head(0, FIRST)
-    if (last := _event(lines[-1])) is None:
+        return ChainHead(0, GENESIS_HASH)
+    if (last := _decode_event(lines[-1])) is None:
         raise IntegrityError("events: the last line is damaged: restore restricted/events.jsonl")
-    return Head(last["n"], _hash(lines[-1]))
+    return ChainHead(last["n"], _hash(lines[-1]))
 
 
-def _tail(release: Release) -> bytes:
+def _read_tail(release: Release) -> bytes:
     """The last lines of the log, or all of them."""
-    with open(release.events.path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+    with open(release.event_log.path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         return file.read()
 
 
 def _append(release: Release, line: bytes) -> None:
     with (
-        output_errors(),
-        open(os.open(release.events.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log,
+        translate_storage_errors(),
+        open(os.open(release.event_log.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log,
     ):
         log.write(line)
         log.flush()
         os.fsync(log.fileno())
 
 
-def _cut(release: Release, count: int) -> None:
-    with output_errors():
-        os.truncate(release.events.path, os.path.getsize(release.events.path) - count)
+def _truncate(release: Release, count: int) -> None:
+    with translate_storage_errors():
+        os.truncate(release.event_log.path, os.path.getsize(release.event_log.path) - count)
 
 
 def _hash(line: bytes) -> str:
@@ -172,8 +172,8 @@ def _hash(line: bytes) -> str:
 
 
 @contextmanager
-def _alone(release: Release) -> Iterator[None]:
+def _log_lock(release: Release) -> Iterator[None]:
     """Nobody else adds an event meanwhile, to a log that lies on a disk."""
-    release.restricted.make_private()
-    with FileLock(release.events_lock.path, mode=0o600):
+    release.restricted.make_private_folder()
+    with FileLock(release.event_log_lock.path, mode=0o600):
         yield

@@ -30,34 +30,42 @@ from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
 from anonymizer.records import Scores, Status
 from anonymizer.release import event_log, ledger, plan
 from anonymizer.storage import parquet
-from anonymizer.storage.digest_index import Lookup
-from anonymizer.storage.external_sort import Ordered
+from anonymizer.storage.digest_index import DigestIndex
+from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import REVOCATIONS, Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
-ERASED = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject
-SAME = ("output.image", "output.quality", "output.size")  # what all files of one release have in common
-NAMES = pa.schema([("output_id", pa.string()), ("sha256", pa.string())])
-LINE = "before.json"  # in the restricted half: addresses of all releases before this one, the latest first
+ERASED_SCHEMA = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject
+SHARED_SETTINGS = ("output.image", "output.quality", "output.size")  # what all files of one release have in common
+DIGEST_SCHEMA = pa.schema([("output_id", pa.string()), ("sha256", pa.string())])
+PREDECESSORS_FILE = "before.json"  # in the restricted half: addresses of all releases before this one, the latest first
 
 # What a row says of an output that was made for an earlier release, and goes on to say.
-KEPT = (
+REUSED_COLUMNS = (
     *("started", "seconds", "level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest"),
     *("config_fingerprint", "code_version", "clip_similarity", "lpips", "identity_distance", "faces"),
     *("sha256", "bytes", "width", "height"),
 )
-TOGETHER = 50_000  # rows that are held in one piece
-REPEATED = {"sampler", "model", "model_digest", "config_fingerprint", "code_version"}  # the same in very many rows
-ROWS = pa.schema(
+CHUNK_ROWS = 50_000  # rows that are held in one piece
+DICTIONARY_COLUMNS = {
+    "sampler",
+    "model",
+    "model_digest",
+    "config_fingerprint",
+    "code_version",
+}  # the same in very many rows
+REUSED_SCHEMA = pa.schema(
     [
-        pa.field(name, pa.dictionary(pa.int32(), pa.string())) if name in REPEATED else ledger.SCHEMA.field(name)
-        for name in KEPT
+        pa.field(name, pa.dictionary(pa.int32(), pa.string()))
+        if name in DICTIONARY_COLUMNS
+        else ledger.SCHEMA.field(name)
+        for name in REUSED_COLUMNS
     ]
 )
 
 
 @dataclass(frozen=True)
-class Previous:
+class PublishedHistory:
     """What was published before, ``rows`` of ``KEPT`` for the keyed digests in ``lookups``, and the digests of what was
     erased.
 
@@ -65,13 +73,13 @@ class Previous:
     """
 
     rows: pa.Table | None = None
-    lookups: Sequence[tuple[int, Lookup]] = ()
+    lookups: Sequence[tuple[int, DigestIndex]] = ()
     erased: frozenset[str] = frozenset()
 
-    def row(self, source_hmac: str) -> Mapping[str, Any] | None:
+    def find_row(self, source_hmac: str) -> Mapping[str, Any] | None:
         """What the ledger says of an original that was published (``KEPT``); none of one that was not."""
         for begin, lookup in self.lookups:
-            at = int(lookup.first([source_hmac])[0])
+            at = int(lookup.first_positions([source_hmac])[0])
             if at >= 0 and self.rows is not None:
                 row: Mapping[str, Any] = self.rows.slice(begin + at, 1).to_pylist()[0]
                 return row
@@ -81,7 +89,7 @@ class Previous:
         return source_hmac in self.erased or subject_hmac in self.erased
 
 
-NOTHING = Previous()
+EMPTY_HISTORY = PublishedHistory()
 
 
 @dataclass(frozen=True)
@@ -101,10 +109,10 @@ def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]
     if config.previous is None:
         return
     before, name = Release.at(config.previous), f"previous {config.previous!r}"
-    if Place.of(config.output.uri).lies_in(before.root):
+    if StoragePath.from_uri(config.output.uri).is_inside(before.root):
         raise ConfigError(f"{name}: is the output itself, or holds it: each release has a place of its own")
     if not before.plan.exists():
-        what = "was erased: name the release that took its place" if before.events.exists() else (
+        what = "was erased: name the release that took its place" if before.event_log.exists() else (
             "has no restricted half: name the release with both halves")  # fmt: skip
         raise ConfigError(f"{name}: {what}")
     if not before.is_published:
@@ -114,16 +122,16 @@ def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]
             f"{name}: its records were purged (restricted.record_days), and without them no original is known again: "
             "name a release whose records are still there"
         )
-    if key.check is None or key.check != plan.read(before).key_check:
+    if key.check_value is None or key.check_value != plan.read(before).key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
         )
-    made = plan.stored(before)
-    for setting in SAME:
-        was, now = configuration.setting(made, setting), configuration.setting(config, setting)
+    made = plan.read_config(before)
+    for setting in SHARED_SETTINGS:
+        was, now = configuration.get_setting(made, setting), configuration.get_setting(config, setting)
         if was != now:
             raise ConfigError(f"{setting}: {name} has {was!r}, not {now!r}: files of one release are of one kind")
-    if config.model.differs_by_record:
+    if config.model.has_record_condition:
         raise ConfigError(
             f"{name}: its pictures would go on to show what the model was told of a record then: leave out "
             "model.condition and columns in model.prompt, or begin anew without previous"
@@ -133,9 +141,9 @@ def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]
             f"model.safety_checker: {name} was made without it, and its pictures would be kept unchecked: set it to "
             "false, or begin anew without previous"
         )
-    for older in (before, *line(before)):
-        _refuse_changed(older, name if older is before else "previous: a release before it")
-        models = _models(older)
+    for older in (before, *predecessors(before)):
+        _refuse_unverified(older, name if older is before else "previous: a release before it")
+        models = _metric_models(older)
         for score in sorted(models.keys() & metric_models.keys()):
             if models[score] != metric_models[score]:
                 raise ConfigError(
@@ -155,25 +163,25 @@ def refuse_erased(config: RunConfig) -> None:
         )
 
 
-def _refuse_changed(before: Release, name: str) -> None:
+def _refuse_unverified(before: Release, name: str) -> None:
     """ConfigError where a release is not, or not any more, what was signed: it would be taken over, and signed anew."""
     bad = [f.check for f in check_public(before.public, decode=0) if f.result == "fail" and f.check != "signature"]
-    head = statement.said_of(statement.read(before.public)).events if not bad else None
+    head = statement.parse_predicate(statement.read(before.public)).events if not bad else None
     if head is not None:
         sealed = event_log.read(before)[: head.count][-1:]
-        if not sealed or sealed[0]["details"].get("ledger") != ledger.digest(before, plan.read(before)):
+        if not sealed or sealed[0]["details"].get("ledger") != ledger.compute_digest(before, plan.read(before)):
             bad = ["ledger"]
     if bad:
         raise ConfigError(f"{name}: does not verify ({bad[0]}): see `anonymizer verify`, and restore it")
 
 
-def address(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """Where a release lies, whatever folder a command is run in."""
-    place = Place.of(uri)
+    place = StoragePath.from_uri(uri)
     return place.path if place.is_local else uri
 
 
-def take_over(config: RunConfig, release: Release) -> None:
+def carry_forward(config: RunConfig, release: Release) -> None:
     """What goes on from release to release: who was erased, the list of what was revoked, and which came before."""
     if config.previous is None:
         return
@@ -184,108 +192,114 @@ def take_over(config: RunConfig, release: Release) -> None:
     for old, new in ((before.erased, release.erased), (before.public / REVOCATIONS, release.revocations)):
         if old.exists() and not new.exists():
             new.write(old.read())
-    (release.restricted / LINE).write(json.dumps([address(config.previous), *_addresses(before)]).encode())
+    (release.restricted / PREDECESSORS_FILE).write(
+        json.dumps([absolute_uri(config.previous), *_predecessor_uris(before)]).encode()
+    )
 
 
-def line(release: Release) -> list[Release]:
+def predecessors(release: Release) -> list[Release]:
     """The releases before this one that are at hand, with their records; the latest first."""
-    every = [Release.at(uri) for uri in _addresses(release)]
+    every = [Release.at(uri) for uri in _predecessor_uris(release)]
     return [one for one in every if one.is_published and one.plan.exists() and one.ledger.exists()]
 
 
-def absent(config: RunConfig) -> int:
+def count_missing(config: RunConfig) -> int:
     """Releases before this one that are neither at hand, with their records, nor destroyed by an erasure."""
     if config.previous is None:
         return 0
     before = Release.at(config.previous)
-    every = [before, *(Release.at(uri) for uri in _addresses(before))]
+    every = [before, *(Release.at(uri) for uri in _predecessor_uris(before))]
     gone = [one for one in every if not (one.plan.exists() and one.ledger.exists())]
-    return sum(not one.events.exists() or one.plan.exists() for one in gone)
+    return sum(not one.event_log.exists() or one.plan.exists() for one in gone)
 
 
-def load(release: Release) -> Previous:
+def load(release: Release) -> PublishedHistory:
     """What the releases before this one published, the latest of each original, and what must not come back."""
-    parts, lookups, begin = [ROWS.empty_table()], list[tuple[int, Lookup]](), 0
-    for before in line(release):
-        rows, lookup = _fresh(before, [known for _, known in lookups])
+    parts, lookups, begin = [REUSED_SCHEMA.empty_table()], list[tuple[int, DigestIndex]](), 0
+    for before in predecessors(release):
+        rows, lookup = _new_rows(before, [known for _, known in lookups])
         lookups.append((begin, lookup))
         parts.append(rows)
         begin += len(rows)
-    return Previous(pa.concat_tables(parts), lookups, _erased(release))
+    return PublishedHistory(pa.concat_tables(parts), lookups, _read_erased(release))
 
 
-def _fresh(release: Release, known: Sequence[Lookup]) -> tuple[pa.Table, Lookup]:
+def _new_rows(release: Release, known: Sequence[DigestIndex]) -> tuple[pa.Table, DigestIndex]:
     """Rows of what a release published, one for each original that is not ``known``; and where each is."""
-    parts, waiting = [ROWS.empty_table()], list[pa.Table]()
+    parts, waiting = [REUSED_SCHEMA.empty_table()], list[pa.Table]()
 
     def digests() -> Iterator[list[str]]:
-        for rows in _published(release, ("source_hmac", *KEPT)):
+        for rows in _published_rows(release, ("source_hmac", *REUSED_COLUMNS)):
             texts = rows["source_hmac"].to_pylist()
             seen = np.zeros(len(texts), bool)
             for lookup in known:
-                seen |= lookup.first(texts) >= 0
-            waiting.append(rows.filter(pa.array(~seen)).select(KEPT).cast(ROWS))
-            if sum(map(len, waiting)) >= TOGETHER:
-                parts.append(_joined(waiting))
+                seen |= lookup.first_positions(texts) >= 0
+            waiting.append(rows.filter(pa.array(~seen)).select(REUSED_COLUMNS).cast(REUSED_SCHEMA))
+            if sum(map(len, waiting)) >= CHUNK_ROWS:
+                parts.append(_concatenate(waiting))
             yield [text for text, is_known in zip(texts, seen, strict=True) if not is_known]
 
-    lookup = Lookup(digests())
-    table = pa.concat_tables([*parts, _joined(waiting)])
+    lookup = DigestIndex(digests())
+    table = pa.concat_tables([*parts, _concatenate(waiting)])
     return table, lookup
 
 
-def _joined(waiting: list[pa.Table]) -> pa.Table:
+def _concatenate(waiting: list[pa.Table]) -> pa.Table:
     """Small tables as one, in one piece; none of them waits any more."""
-    table = pa.concat_tables([ROWS.empty_table(), *waiting]).unify_dictionaries().combine_chunks()
+    table = pa.concat_tables([REUSED_SCHEMA.empty_table(), *waiting]).unify_dictionaries().combine_chunks()
     waiting.clear()
     return table
 
 
-def scores(row: Mapping[str, Any]) -> Scores:
+def read_scores(row: Mapping[str, Any]) -> Scores:
     """The scores in a row of the ledger."""
     return Scores(row["clip_similarity"], row["lpips"], row["identity_distance"], row["faces"])
 
 
-def stage(release: Release, kept: Iterable[pa.Table], folder: Place, suffix: str) -> None:
+def stage_published(release: Release, reused: Iterable[pa.Table], folder: StoragePath, suffix: str) -> None:
     """Put what was published before, for rows that are kept, into ``folder``; a file of a release is read once.
 
     ``kept``: tables with ``output_id`` and ``sha256``.
     """
-    rows = pa.concat_tables([NAMES.empty_table(), *(table.select(NAMES.names) for table in kept)])
-    lookup = Lookup(chunk.to_pylist() for chunk in rows["sha256"].chunks)
+    rows = pa.concat_tables([DIGEST_SCHEMA.empty_table(), *(table.select(DIGEST_SCHEMA.names) for table in reused)])
+    lookup = DigestIndex(chunk.to_pylist() for chunk in rows["sha256"].chunks)
     waiting = np.ones(len(rows), bool)
-    for before in line(release):
+    for before in predecessors(release):
         if not waiting.any():
             return
-        for row, data in released_images.contents(before.public, _asked(before, lookup, waiting)):
+        for row, data in released_images.read_images(before.public, _pending_rows(before, lookup, waiting)):
             if hashlib.sha256(data).hexdigest() == row["sha256"]:
-                places = lookup.every(row["sha256"])
+                places = lookup.all_positions(row["sha256"])
                 waiting[places] = False
                 for output_id in rows["output_id"].take(pa.array(places)).to_pylist():
-                    (folder / f"{output_id}{suffix}").put(data)
+                    (folder / f"{output_id}{suffix}").write_uncommitted(data)
 
 
-def _asked(release: Release, lookup: Lookup, waiting: npt.NDArray[np.bool_]) -> Iterator[Mapping[str, Any]]:
+def _pending_rows(release: Release, lookup: DigestIndex, waiting: npt.NDArray[np.bool_]) -> Iterator[Mapping[str, Any]]:
     """Rows of a manifest, in its order, whose pictures are still waited for."""
-    for batch in parquet.stored(release.manifest).select(["file", "member", "sha256"]).to_batches(parquet.BATCH):
-        found = lookup.first(batch["sha256"].to_pylist())
+    for batch in (
+        parquet.open_table(release.manifest).select(["file", "member", "sha256"]).to_batches(parquet.BATCH_ROWS)
+    ):
+        found = lookup.first_positions(batch["sha256"].to_pylist())
         found[found >= 0] = np.where(waiting[found[found >= 0]], found[found >= 0], -1)
         yield from batch.filter(pa.array(found >= 0)).to_pylist()
 
 
-def difference(config: RunConfig, release: Release) -> Difference | None:
+def compare_with_previous(config: RunConfig, release: Release) -> Difference | None:
     """How a release differs from the one before it; none where there is none, or none that is at hand."""
     if config.previous is None:
         return None
-    before = next((one for one in line(release) if str(one.root) == str(Release.at(config.previous).root)), None)
+    before = next(
+        (one for one in predecessors(release) if str(one.root) == str(Release.at(config.previous).root)), None
+    )
     if before is None:
         return None
     plans = plan.read(before), plan.read(release)
     records = max(the_plan.records for the_plan in plans)  # parted alike, so that what is alike lies in one part
     kept = new = left_out = 0
     with (
-        Ordered(_published(before, ("source_hmac",)), "source_hmac", records) as earlier,
-        Ordered(_published(release, ("source_hmac",)), "source_hmac", records) as later,
+        ExternalSort(_published_rows(before, ("source_hmac",)), "source_hmac", records) as earlier,
+        ExternalSort(_published_rows(release, ("source_hmac",)), "source_hmac", records) as later,
     ):
         for pair in zip(earlier.tables(), later.tables(), strict=True):
             was, now = (Counter(rows["source_hmac"].to_pylist()) for rows in pair)
@@ -293,15 +307,15 @@ def difference(config: RunConfig, release: Release) -> Difference | None:
     return Difference(kept, new, left_out)
 
 
-def write_erased(release: Release, digests: Mapping[str, str]) -> None:
+def add_erased(release: Release, digests: Mapping[str, str]) -> None:
     """Add keyed digests (digest -> original or subject) to the list of what must not come back."""
     old = parquet.read(release.erased).to_pylist() if release.erased.exists() else []
     every = {row["hmac"]: row["kind"] for row in old} | dict(digests)
     rows = [{"kind": kind, "hmac": hmac} for hmac, kind in sorted(every.items())]
-    release.erased.write(parquet.to_bytes(pa.Table.from_pylist(rows, ERASED)))
+    release.erased.write(parquet.to_bytes(pa.Table.from_pylist(rows, ERASED_SCHEMA)))
 
 
-def _erased(release: Release) -> frozenset[str]:
+def _read_erased(release: Release) -> frozenset[str]:
     if not release.erased.exists():
         if release.revocations.exists():
             raise OutputError("release: restricted/erased.parquet is missing: restore it, or people come back")
@@ -312,23 +326,25 @@ def _erased(release: Release) -> frozenset[str]:
         raise OutputError("release: restricted/erased.parquet is damaged: restore it, or people come back") from None
 
 
-def _published(release: Release, columns: Sequence[str]) -> Iterator[pa.Table]:
+def _published_rows(release: Release, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Rows of what a release published, shard by shard"""
-    for _, table in ledger.committed(release, plan.read(release), ("status", *columns)):
+    for _, table in ledger.scan_shards(release, plan.read(release), ("status", *columns)):
         rows = table.filter(pc.equal(table["status"], Status.RELEASED.value))
         yield rows.select(columns).replace_schema_metadata()
 
 
-def _addresses(release: Release) -> list[str]:
-    place = release.restricted / LINE
+def _predecessor_uris(release: Release) -> list[str]:
+    place = release.restricted / PREDECESSORS_FILE
     try:
         return list(json.loads(place.read())) if place.exists() else []
     except ValueError:
-        raise OutputError(f"release: restricted/{LINE} is damaged: restore it, or people get a second output") from None
+        raise OutputError(
+            f"release: restricted/{PREDECESSORS_FILE} is damaged: restore it, or people get a second output"
+        ) from None
 
 
-def _models(release: Release) -> dict[str, str]:
+def _metric_models(release: Release) -> dict[str, str]:
     """Which model made each score."""
-    for _, table in ledger.committed(release, plan.read(release), ("status",)):
+    for _, table in ledger.scan_shards(release, plan.read(release), ("status",)):
         return {k: str(v) for k, v in from_json(table.schema.metadata[b"metric_models"].decode()).items()}
     return {}

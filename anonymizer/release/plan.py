@@ -15,7 +15,7 @@ import torch
 
 from anonymizer import config as configuration
 from anonymizer.backbones import Backbone
-from anonymizer.backbones.conditioning import condition, refuse_idle_guidance, stand_in
+from anonymizer.backbones.conditioning import encode_conditions, placeholder_condition, refuse_unused_guidance
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
@@ -25,10 +25,10 @@ from anonymizer.errors import ConfigError, CustodianKeyError, IntegrityError, Ou
 from anonymizer.records import Entry, Reason
 from anonymizer.release import event_log
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
-DETERMINISTIC = ("ddim", "dpm++", "unipc")
-MOST_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
+DETERMINISTIC_SAMPLERS = ("ddim", "dpm++", "unipc")
+MAX_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
     id: str | None = None  # of this plan and no other
 
 
-def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:
+def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:
     """The plan of a run.
 
     ConfigError for a level so low that it would release the originals, or chosen for another model.
@@ -63,10 +63,10 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     t_boom = boomerang.t_boom(config.boomerang.level)
     _refuse_too_low(config.boomerang.level, boomerang, t_boom)
-    _refuse_another_model(config, backbone)
-    refuse_idle_guidance(config.model, backbone)
+    _refuse_uncalibrated_model(config, backbone)
+    refuse_unused_guidance(config.model, backbone)
     return Plan(
-        source=str(Place.of(config.source.uri)),
+        source=str(StoragePath.from_uri(config.source.uri)),
         output=config.output.uri,
         records=records,
         shards=-(-records // config.run.shard_size),
@@ -80,24 +80,24 @@ def describe(config: RunConfig, backbone: Backbone, key: CustodianKey, records: 
         model=config.model.public_name,
         model_digest=backbone.digest,
         fingerprint=config.fingerprint(backbone.digest),
-        escalated=tuple(config.at(level).fingerprint(backbone.digest) for level in config.policy.escalate),
-        key_check=key.check,
+        escalated=tuple(config.at_level(level).fingerprint(backbone.digest) for level in config.policy.escalate),
+        key_check=key.check_value,
         threads=torch.get_num_threads(),
         id=secrets.token_hex(8),
     )
 
 
 def _refuse_too_low(level: float, boomerang: Boomerang, t_boom: int) -> None:
-    if (log_snr := boomerang.log_snr(t_boom)) > MOST_LOG_SNR:
+    if (log_snr := boomerang.log_snr(t_boom)) > MAX_LOG_SNR:
         T = boomerang.backbone.T
-        lowest = next(t for t in range(t_boom, T + 1) if boomerang.log_snr(t) <= MOST_LOG_SNR or t == T) / T
+        lowest = next(t for t in range(t_boom, T + 1) if boomerang.log_snr(t) <= MAX_LOG_SNR or t == T) / T
         raise ConfigError(
             f"boomerang.level: {level:g} adds next to no noise with this model (t_boom {t_boom} of {T}, log-SNR "
             f"{log_snr:+.1f}) and would release the originals: choose {math.ceil(lowest * 1000) / 1000:g} or more"
         )
 
 
-def _refuse_another_model(config: RunConfig, backbone: Backbone) -> None:
+def _refuse_uncalibrated_model(config: RunConfig, backbone: Backbone) -> None:
     chosen = config.boomerang.chosen
     if chosen is not None and chosen.belongs_to.model_digest != backbone.digest:
         raise ConfigError(
@@ -107,7 +107,7 @@ def _refuse_another_model(config: RunConfig, backbone: Backbone) -> None:
         )
 
 
-def cautions(config: RunConfig, plan: Plan) -> list[str]:
+def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
     """What whoever hands the release out should know of its settings."""
     found = []
     if plan.log_snr > 0:
@@ -128,13 +128,17 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
             "a level hides less in tiles: of a picture k times as large as the model, coarse structure is left as at a "
             "log-SNR that is 2 ln k higher (docs/models.md)"
         )
-    if config.model.differs_by_record:
-        what = f"columns in model.prompt ({', '.join(config.model.fields)})" if config.model.fields else "each class"
+    if config.model.has_record_condition:
+        what = (
+            f"columns in model.prompt ({', '.join(config.model.prompt_fields)})"
+            if config.model.prompt_fields
+            else "each class"
+        )
         found.append(
             f"the model is told {what}: what that says of a person is drawn into the output, whatever the level and "
             "whether it is published or not; attackers who know the method are audited without it"
         )
-    if config.boomerang.sampler in DETERMINISTIC:
+    if config.boomerang.sampler in DETERMINISTIC_SAMPLERS:
         found.append(
             f"boomerang.sampler {config.boomerang.sampler}: takes no noise on the way back, and leaves outputs nearer "
             "to their originals than the paper's own at the same level (docs/paper-results.md)"
@@ -150,28 +154,28 @@ def cautions(config: RunConfig, plan: Plan) -> list[str]:
     return found
 
 
-def estimate(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
+def estimate_seconds(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
     """Seconds of sampling for the whole plan, from one timed network call on a batch; of one tile for each picture."""
-    size = min(config.run.at_once, max(plan.records, 1))
+    size = min(config.run.initial_batch_size, max(plan.records, 1))
     with torch.inference_mode():
         zt = backbone.encode(torch.zeros(size, 3, backbone.size, backbone.size))
-        said = condition(backbone, [stand_in(config.model)] * size)
+        said = encode_conditions(backbone, [placeholder_condition(config.model)] * size)
         backbone.predict(zt, plan.t_boom, said)  # the first call also prepares
         begun = time.monotonic()
         backbone.predict(zt, plan.t_boom, said).z0.sum().item()
     return (time.monotonic() - begun) * plan.steps * -(-plan.records // size)
 
 
-def count(config: RunConfig) -> int:
+def count_records(config: RunConfig) -> int:
     """Records in the source, listed without reading a picture."""
-    return sum(1 for _ in _entries(config))
+    return sum(1 for _ in _list_entries(config))
 
 
-def _entries(config: RunConfig) -> Iterator[Entry]:
-    return usage_marker.checked("source.uri", open_source(config.source).entries())
+def _list_entries(config: RunConfig) -> Iterator[Entry]:
+    return usage_marker.refuse_marked_entries("source.uri", open_source(config.source).entries())
 
 
-def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
+def write_or_resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
     """List the source into ``restricted/plan/``, or take up the plan of a run that was begun before."""
     if release.plan.exists():
         return _resume(config, backbone, key, release)
@@ -179,14 +183,14 @@ def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Rel
         raise OutputError(
             f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output"
         )
-    describe(config, backbone, key, 0)  # refuses what it refuses before anything is written
-    release.restricted.make_private()
-    release.plans.remove()  # of a run that was stopped while planning
+    build_plan(config, backbone, key, 0)  # refuses what it refuses before anything is written
+    release.restricted.make_private_folder()
+    release.shard_plans.remove()  # of a run that was stopped while planning
     records = 0
-    for shard, entries in enumerate(_chunks(_entries(config), config.run.shard_size)):
+    for shard, entries in enumerate(_chunks(_list_entries(config), config.run.shard_size)):
         write_entries(release, shard, entries)
         records += len(entries)
-    plan = describe(config, backbone, key, records)
+    plan = build_plan(config, backbone, key, records)
     release.config.write(configuration.dump(config).encode())
     release.plan.write(json.dumps(asdict(plan), indent=2).encode())  # last: the plan stands when this file does
     event_log.record(release, "planned", records=records, shards=plan.shards, fingerprint=plan.fingerprint)
@@ -195,7 +199,7 @@ def write(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Rel
 
 def read(release: Release) -> Plan:
     if not release.plan.exists():
-        what = "it was erased" if release.events.exists() else "it is not a release, or only its public half"
+        what = "it was erased" if release.event_log.exists() else "it is not a release, or only its public half"
         raise OutputError(f"release {str(release.root)!r}: no restricted/plan.json: {what}")
     try:
         told = json.loads(release.plan.read())
@@ -206,7 +210,7 @@ def read(release: Release) -> Plan:
         ) from None
 
 
-def stored(release: Release) -> RunConfig:
+def read_config(release: Release) -> RunConfig:
     """The settings in ``restricted/config.yaml``, as they are written there."""
     try:
         text = release.config.read().decode()
@@ -217,26 +221,26 @@ def stored(release: Release) -> RunConfig:
     return configuration.build(configuration.parse(text, "restricted/config.yaml"))
 
 
-def settings_of(release: Release) -> RunConfig:
+def resolve_config(release: Release) -> RunConfig:
     """What a release was made with; a source on a disk by its whole path, wherever this is asked."""
     the_plan = read(release)  # says what is missing where this is no release
-    settings = stored(release)
-    if not Place.of(settings.source.uri).is_local:
+    settings = read_config(release)
+    if not StoragePath.from_uri(settings.source.uri).is_local:
         return settings
     return settings.model_copy(update={"source": settings.source.model_copy(update={"uri": the_plan.source})})
 
 
 def write_entries(release: Release, shard: int, entries: Sequence[Entry]) -> None:
-    release.entries(shard).put(json.dumps([_to_json(e) for e in entries]).encode())
+    release.shard_plan(shard).write_uncommitted(json.dumps([_entry_to_json(e) for e in entries]).encode())
 
 
 def read_entries(release: Release, shard: int) -> list[Entry]:
-    return [_from_json(item) for item in json.loads(release.entries(shard).read())]
+    return [_entry_from_json(item) for item in json.loads(release.shard_plan(shard).read())]
 
 
 # What may change while a run is unfinished: where it runs and how fast, how the restricted half is kept, and
 # waivers, which are the only way past a policy; the model's weights are in the fingerprint.
-FREE = (
+CHANGEABLE_SETTINGS = (
     "output.uri",
     "source.uri",
     "model.id",
@@ -250,32 +254,34 @@ FREE = (
     "lineage.",
     "policy.waivers",
 )
-FINISH = "use the settings in its restricted/config.yaml to finish it, or choose another output"
+RESUME_HINT = "use the settings in its restricted/config.yaml to finish it, or choose another output"
 
 
 def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
     plan = read(release)
-    asked = describe(config, backbone, key, plan.records)
+    asked = build_plan(config, backbone, key, plan.records)
     output = f"output.uri {config.output.uri!r}"
     if asked.key_check != plan.key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {output} was begun with: set that one, or choose another output"
         )
-    begun = stored(release)
+    begun = read_config(release)
     for name in configuration.known_keys():
-        was, now = configuration.setting(begun, name), configuration.setting(config, name)
-        if was != now and not name.startswith(FREE):
-            raise OutputError(f"{output}: was begun with {name} {_shown(was)}, not {_shown(now)}: {FINISH}")
+        was, now = configuration.get_setting(begun, name), configuration.get_setting(config, name)
+        if was != now and not name.startswith(CHANGEABLE_SETTINGS):
+            raise OutputError(
+                f"{output}: was begun with {name} {_format_setting(was)}, not {_format_setting(now)}: {RESUME_HINT}"
+            )
     if begun.boomerang.chosen != config.boomerang.chosen:
-        raise OutputError(f"{output}: was begun with boomerang.level chosen in another way: {FINISH}")
+        raise OutputError(f"{output}: was begun with boomerang.level chosen in another way: {RESUME_HINT}")
     if asked.source != plan.source:
-        raise OutputError(f"{output}: was begun with another source.uri: {FINISH}")
+        raise OutputError(f"{output}: was begun with another source.uri: {RESUME_HINT}")
     if asked.fingerprint != plan.fingerprint:
-        raise OutputError(f"{output}: was begun with another model than {config.model.id!r}: {FINISH}")
+        raise OutputError(f"{output}: was begun with another model than {config.model.id!r}: {RESUME_HINT}")
     return plan
 
 
-def _shown(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     if isinstance(value, dict | tuple):
         return json.dumps(value, default=lambda one: one.model_dump(mode="json", exclude_none=True))
     return "none" if value is None else repr(value)
@@ -287,9 +293,9 @@ def _chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def _to_json(entry: Entry) -> dict[str, Any]:
+def _entry_to_json(entry: Entry) -> dict[str, Any]:
     return {k: v for k, v in asdict(entry).items() if v is not None}
 
 
-def _from_json(item: dict[str, Any]) -> Entry:
+def _entry_from_json(item: dict[str, Any]) -> Entry:
     return Entry(**(item | {"problem": Reason(item["problem"])} if "problem" in item else item))

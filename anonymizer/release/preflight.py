@@ -17,15 +17,23 @@ from anonymizer.data.sources import IGNORED_NAMES, open_source
 from anonymizer.errors import OutputError
 from anonymizer.storage import filesystem, lease
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
-MOMENT = 0.5  # seconds: `status` looks at a lock by taking it for less
-OF_RELEASES = ("restricted/plan.json", "release.intoto.jsonl")  # the latter in a public half that was handed out alone
-BEGUN = {".lock", "plan", "errors", "config.yaml"}  # what a run that was stopped while planning leaves in restricted/
+LOCK_TIMEOUT = 0.5  # seconds: `status` looks at a lock by taking it for less
+RELEASE_MARKERS = (
+    "restricted/plan.json",
+    "release.intoto.jsonl",
+)  # the latter in a public half that was handed out alone
+PLANNING_FILES = {
+    ".lock",
+    "plan",
+    "errors",
+    "config.yaml",
+}  # what a run that was stopped while planning leaves in restricted/
 
 
 @contextmanager
-def alone(uri: str) -> Iterator[None]:
+def exclusive_run(uri: str) -> Iterator[None]:
     """No second run works on the release at ``uri`` meanwhile. OutputError if one does.
 
     A lock on a disk, a lease on a store.
@@ -33,21 +41,21 @@ def alone(uri: str) -> Iterator[None]:
     release = Release.at(uri)
     only: AbstractContextManager[Any]
     if release.root.is_local:
-        release.restricted.make_private()
+        release.restricted.make_private_folder()
         # One object for each path in this process, so that whoever holds it may take it again.
-        only = FileLock(release.lock.path, timeout=MOMENT, is_singleton=True, thread_local=False, mode=0o600)
+        only = FileLock(release.lock.path, timeout=LOCK_TIMEOUT, is_singleton=True, thread_local=False, mode=0o600)
     else:
-        only = lease.held(release.lock)
+        only = lease.hold_lease(release.lock)
     try:
         with only:
             yield
-    except (Timeout, lease.Taken):
+    except (Timeout, lease.LeaseHeld):
         raise OutputError(
             f"output.uri {uri!r}: another run is working on it: wait for it, or choose another output"
         ) from None
 
 
-def is_at_work(release: Release) -> bool:
+def is_running(release: Release) -> bool:
     """Whether a run is working on a release on a disk; of a store's lease nobody knows at once whether it lives."""
     if not release.root.is_local or not release.lock.exists():
         return False
@@ -62,17 +70,17 @@ def is_at_work(release: Release) -> bool:
 
 def check(config: RunConfig) -> None:
     """SourceError if there is nothing to read, OutputError if the release cannot go where it is meant to."""
-    usage_marker.refuse_source("source.uri", config.source.uri)
+    usage_marker.refuse_marked_source("source.uri", config.source.uri)
     next(iter(open_source(config.source).entries()), None)
-    _check_apart(config, Place.of(config.source.uri), Place.of(config.output.uri))
+    _check_disjoint(config, StoragePath.from_uri(config.source.uri), StoragePath.from_uri(config.output.uri))
     check_output(config)
 
 
 def check_output(config: RunConfig) -> None:
     """OutputError if the release cannot go where it is meant to, wherever its source lies."""
     release = Release.at(config.output.uri)
-    usage_marker.refuse_output("output.uri", config.output.uri)
-    _check_place(config, release.root)
+    usage_marker.refuse_marked_output("output.uri", config.output.uri)
+    _check_path(config, release.root)
     if not release.plan.exists():
         _check_unused(config, release)
     elif release.is_published and not release.ledger.exists():
@@ -81,43 +89,43 @@ def check_output(config: RunConfig) -> None:
         )
 
 
-def check_folder(key: str, uri: str, source: str) -> None:
+def check_private_folder(key: str, uri: str, source: str) -> None:
     """OutputError if ``uri``, which setting ``key`` names, cannot take files that are not to be handed out."""
-    place, name = Place.of(uri), f"{key} {uri!r}"
-    if place.lies_in(Place.of(source)):
+    place, name = StoragePath.from_uri(uri), f"{key} {uri!r}"
+    if place.is_inside(StoragePath.from_uri(source)):
         raise OutputError(f"{name}: lies inside the source: what is written would become input: choose another")
-    for folder in usage_marker.around(place):
-        if any((folder / of_release).exists() for of_release in OF_RELEASES):
+    for folder in usage_marker.with_parents(place):
+        if any((folder / of_release).exists() for of_release in RELEASE_MARKERS):
             raise OutputError(f"{name}: lies inside a release: choose a folder outside of it")
-    if place.is_local and place.exists() and not _is_left_over(Path(place.path)):
+    if place.is_local and place.exists() and not _is_failed_attempt(Path(place.path)):
         raise OutputError(f"{name}: is there already: name a new folder")
     _check_writable(name, place)
 
 
-def _is_left_over(folder: Path) -> bool:
+def _is_failed_attempt(folder: Path) -> bool:
     """Private, and empty but for errors: what was begun there failed."""
     return folder.is_dir() and not folder.stat().st_mode & 0o077 and {p.name for p in folder.iterdir()} <= {"errors"}
 
 
-def _check_apart(config: RunConfig, source: Place, output: Place) -> None:
+def _check_disjoint(config: RunConfig, source: StoragePath, output: StoragePath) -> None:
     name = f"output.uri {config.output.uri!r}"
-    if output.lies_in(source) and source.lies_in(output):
+    if output.is_inside(source) and source.is_inside(output):
         raise OutputError(f"{name}: is the source: choose a folder outside of it")
-    if output.lies_in(source):
+    if output.is_inside(source):
         raise OutputError(f"{name}: lies inside the source: outputs would become inputs: choose a folder outside of it")
-    if source.lies_in(output):
+    if source.is_inside(output):
         raise OutputError(f"{name}: holds the source: originals would lie in the release: choose another folder")
 
 
-def _check_place(config: RunConfig, root: Place) -> None:
+def _check_path(config: RunConfig, root: StoragePath) -> None:
     if not root.is_local and set(root.path) & set("*?["):  # read as a pattern, and what it fits would be removed
         raise OutputError(f"output.uri {config.output.uri!r}: holds a pattern (*, ? or [): write the name out")
     _check_writable(f"output.uri {config.output.uri!r}", root)
 
 
-def _check_writable(name: str, root: Place) -> None:
+def _check_writable(name: str, root: StoragePath) -> None:
     if not root.is_local:
-        _probe(name, root)
+        _probe_store(name, root)
         return
     path = Path(root.path)
     nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
@@ -128,15 +136,15 @@ def _check_writable(name: str, root: Place) -> None:
         raise OutputError(f"{name}: cannot be written: check the permissions of {str(nearest)!r}")
 
 
-def cautions(config: RunConfig) -> list[str]:
+def list_cautions(config: RunConfig) -> list[str]:
     """What should be known of the place of the output."""
-    root, found = Place.of(config.output.uri), []
-    if not root.is_local and not _probe(f"output.uri {config.output.uri!r}", root):
+    root, found = StoragePath.from_uri(config.output.uri), []
+    if not root.is_local and not _probe_store(f"output.uri {config.output.uri!r}", root):
         found.append(
             "output.uri: this store ignores conditions on what it is given to write, so that two runs, or two people "
             "at work on one release, may undo what the other did: let one at a time work there"
         )
-    if filesystem.keeps_versions(root.fs, root.path):
+    if filesystem.is_versioned(root.fs, root.path):
         found.append(
             "output.uri: the bucket keeps old versions, and with them what `erase` and `purge` remove: have a "
             "lifecycle rule delete them"
@@ -144,12 +152,12 @@ def cautions(config: RunConfig) -> list[str]:
     return found
 
 
-def _probe(name: str, root: Place) -> bool:
+def _probe_store(name: str, root: StoragePath) -> bool:
     """OutputError unless a store lets us write, read and delete there; whether it keeps to conditions."""
     probe = root / f".probe-{secrets.token_hex(4)}.tmp"
     try:
         probe.create(b"probe")
-        kept = probe.keeps_to_conditions() and probe.read() == b"probe"
+        kept = probe.has_conditional_writes() and probe.read() == b"probe"
         probe.remove()
     except OutputError as error:
         raise OutputError(f"{name}: {str(error).partition(': ')[2]}") from None
@@ -158,14 +166,14 @@ def _probe(name: str, root: Place) -> bool:
 
 def _check_unused(config: RunConfig, release: Release) -> None:
     """An output that is not a release must be empty, apart from what a run leaves that was stopped while planning."""
-    others = [*_names(release.root, {"restricted"}), *_names(release.restricted, BEGUN)]
+    others = [*_unexpected_names(release.root, {"restricted"}), *_unexpected_names(release.restricted, PLANNING_FILES)]
     if others:
         raise OutputError(
             f"output.uri {config.output.uri!r}: is not empty and no release that was begun here: choose another folder"
         )
 
 
-def _names(folder: Place, known: set[str]) -> Iterator[str]:
+def _unexpected_names(folder: StoragePath, known: set[str]) -> Iterator[str]:
     for child in folder.children():
         if child.name not in known | IGNORED_NAMES and not child.name.endswith(".tmp"):
             yield child.name

@@ -28,7 +28,7 @@ STAGES: Mapping[str, str] = {
     "encode": "encoding outputs",
     "write": "staging outputs",
 }
-KEY = b"profile"  # in the schema metadata of a shard's ledger
+METADATA_KEY = b"profile"  # in the schema metadata of a shard's ledger
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Profile:
     def from_json(cls, text: bytes | str) -> Profile:
         return cls(**json.loads(text))
 
-    def after(self, earlier: Profile) -> Profile:
+    def include(self, earlier: Profile) -> Profile:
         """With what an earlier attempt at the same shard took; records that were done again count twice."""
-        both = Profile.total([earlier, self])
+        both = Profile.merge([earlier, self])
         assert both is not None
         return replace(both, shards=self.shards)
 
     @classmethod
-    def total(cls, profiles: Iterable[Profile]) -> Profile | None:
+    def merge(cls, profiles: Iterable[Profile]) -> Profile | None:
         """All of them in one; ``batch_size`` is the smallest. None of none."""
         some = list(profiles)
         if not some:
@@ -108,7 +108,7 @@ class Stopwatch:
             self.add(name, passed - self._inner.seconds)
             self._inner.seconds = outside + passed
 
-    def each(self, name: str, items: Iterable[A]) -> Iterator[A]:
+    def time_items(self, name: str, items: Iterable[A]) -> Iterator[A]:
         """The items, and the time that it takes to get at each."""
         iterator = iter(items)
         try:

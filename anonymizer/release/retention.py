@@ -8,30 +8,30 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from anonymizer.config import RestrictedConfig
-from anonymizer.crypto.encryption import SUFFIX
+from anonymizer.crypto.encryption import ENCRYPTED_SUFFIX
 from anonymizer.errors import IntegrityError
 from anonymizer.release import event_log
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
 
 @dataclass(frozen=True)
-class Term:
+class RetentionTerm:
     """What is kept until when; ``left`` counts what is still there."""
 
-    what: str
+    kind: str
     until: datetime
-    places: Sequence[Place]
+    paths: Sequence[StoragePath]
 
     @property
-    def left(self) -> int:
-        return len(self.places)
+    def remaining(self) -> int:
+        return len(self.paths)
 
     def is_due(self, now: datetime) -> bool:
-        return bool(self.places) and now >= self.until
+        return bool(self.paths) and now >= self.until
 
 
-def since(release: Release) -> datetime | None:
+def retention_start(release: Release) -> datetime | None:
     """When the time that things are kept began: at publication, and with an erasure at that of the release before.
 
     None while nothing is published.
@@ -46,33 +46,36 @@ def since(release: Release) -> datetime | None:
     return datetime.fromisoformat([*published, *earlier][-1])
 
 
-def terms(release: Release, config: RestrictedConfig) -> list[Term]:
+def list_terms(release: Release, config: RestrictedConfig) -> list[RetentionTerm]:
     """Every term that is set, counted from the day of publication; none before that."""
-    begun = since(release)
+    begun = retention_start(release)
     if begun is None:
         return []
-    kinds = {"pictures": (config.picture_days, _pictures(release)), "records": (config.record_days, _records(release))}
+    kinds = {
+        "pictures": (config.picture_days, _paths_with_pictures(release)),
+        "records": (config.record_days, _paths_with_records(release)),
+    }
     return [
-        Term(what, begun + timedelta(days=days), [place for place in places if place.exists()])
+        RetentionTerm(what, begun + timedelta(days=days), [place for place in places if place.exists()])
         for what, (days, places) in kinds.items()
         if days is not None
     ]
 
 
-def purge(release: Release, config: RestrictedConfig, now: datetime) -> list[Term]:
+def purge(release: Release, config: RestrictedConfig, now: datetime) -> list[RetentionTerm]:
     """Remove what has been kept long enough, and say so in the event log; what was removed."""
-    due = [term for term in terms(release, config) if term.is_due(now)]
+    due = [term for term in list_terms(release, config) if term.is_due(now)]
     if due:
-        told = dict(purged(release)) | {term.what: now.date().isoformat() for term in due}
+        told = dict(read_purged(release)) | {term.kind: now.date().isoformat() for term in due}
         release.purged.write(json.dumps(told).encode())
     for term in due:
-        event_log.record(release, "purged", what=term.what, places=term.left)
-        for place in term.places:
+        event_log.record(release, "purged", what=term.kind, places=term.remaining)
+        for place in term.paths:
             place.remove()
     return due
 
 
-def purged(release: Release) -> Mapping[str, str]:
+def read_purged(release: Release) -> Mapping[str, str]:
     """What was removed because it had been kept long enough, and on which day."""
     try:
         found: Mapping[str, str] = json.loads(release.purged.read()) if release.purged.exists() else {}
@@ -81,17 +84,23 @@ def purged(release: Release) -> Mapping[str, str]:
     return found
 
 
-def _pictures(release: Release) -> list[Place]:
+def _paths_with_pictures(release: Release) -> list[StoragePath]:
     """What shows originals, or outputs that were held back."""
-    return [release.quarantine, *_pages(release), release.errors]
+    return [release.quarantine, *_restricted_pages(release), release.errors]
 
 
-def _records(release: Release) -> list[Place]:
+def _paths_with_records(release: Release) -> list[StoragePath]:
     """What names records: the ledger, the plan's lists, the pages, and who was found by attackers."""
-    return [release.ledger, release.plans, *_pages(release), release.errors, release.audit / "found.parquet"]
+    return [
+        release.ledger,
+        release.shard_plans,
+        *_restricted_pages(release),
+        release.errors,
+        release.audit / "found.parquet",
+    ]
 
 
-def _pages(release: Release) -> list[Place]:
+def _restricted_pages(release: Release) -> list[StoragePath]:
     """Pages for the custodian, as they are and encrypted."""
     pages = (release.report, release.audit_page)
-    return [place for page in pages for place in (page, release.restricted / f"{page.name}{SUFFIX}")]
+    return [place for page in pages for place in (page, release.restricted / f"{page.name}{ENCRYPTED_SUFFIX}")]

@@ -14,12 +14,12 @@ from anonymizer.records import Reason, Status
 from anonymizer.release import event_log, ledger, plan
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
-FILES = ("file", "member", "output_id")
+FILE_COLUMNS = ("file", "member", "output_id")
 
 
-def reopen(release: Release, reasons: Collection[Reason] = ()) -> int:
+def reopen_failed(release: Release, reasons: Collection[Reason] = ()) -> int:
     """Let the next run do failed records again, those of ``reasons`` or all; returns how many they are.
 
     A release that was assembled is taken apart again, and its approvals are void. OutputError where it is published:
@@ -31,20 +31,22 @@ def reopen(release: Release, reasons: Collection[Reason] = ()) -> int:
             f"release {str(release.root)!r}: is published and stays as it was signed: make another one with this as "
             "`previous`, which keeps what was published and draws only the rest"
         )
-    found = {shard: count for shard, table in ledger.committed(release, the_plan) if (count := _count(table, reasons))}
+    found = {
+        shard: count for shard, table in ledger.scan_shards(release, the_plan) if (count := _count(table, reasons))
+    }
     records = sum(found.values())
     if not found:
         return 0
     if release.is_assembled:
-        _take_apart(release, the_plan)
-    for shard, table in ledger.committed(release, the_plan):
+        _disassemble(release, the_plan)
+    for shard, table in ledger.scan_shards(release, the_plan):
         if shard in found:
-            ledger.reopen(release, shard, table.filter(pc.invert(_failed(table, reasons))))
+            ledger.reopen_shard(release, shard, table.filter(pc.invert(_failed_mask(table, reasons))))
     event_log.record(release, "reopened", records=records, shards=len(found))
     return records
 
 
-def _failed(table: pa.Table, reasons: Collection[Reason]) -> pa.ChunkedArray:
+def _failed_mask(table: pa.Table, reasons: Collection[Reason]) -> pa.ChunkedArray:
     """Which rows failed for one of the reasons."""
     wanted = pc.equal(table["status"], Status.FAILED.value)
     if reasons:
@@ -54,29 +56,29 @@ def _failed(table: pa.Table, reasons: Collection[Reason]) -> pa.ChunkedArray:
 
 
 def _count(table: pa.Table, reasons: Collection[Reason]) -> int:
-    count: int | None = pc.sum(_failed(table, reasons)).as_py()
+    count: int | None = pc.sum(_failed_mask(table, reasons)).as_py()
     return count or 0
 
 
-def _take_apart(release: Release, the_plan: plan.Plan) -> None:
+def _disassemble(release: Release, the_plan: plan.Plan) -> None:
     """Put the pictures of a candidate back to where its shards staged them, and the candidate away.
 
     IntegrityError, and the candidate stays, where it does not hold them all.
     """
     folders = {
         output_id: table.schema.metadata[b"staging"].decode()
-        for _, table in ledger.committed(release, the_plan)
-        for output_id in _drawn(table)
+        for _, table in ledger.scan_shards(release, the_plan)
+        for output_id in _sampled_ids(table)
     }
-    suffix = image_codec.SUFFIXES[plan.stored(release).output.image]
+    suffix = image_codec.SUFFIXES[plan.read_config(release).output.image]
 
-    def staged(output_id: str) -> Place:
-        place: Place = release.staging / folders[output_id] / f"{output_id}{suffix}"
+    def staged(output_id: str) -> StoragePath:
+        place: StoragePath = release.staging / folders[output_id] / f"{output_id}{suffix}"
         return place
 
-    left, drawn = set(folders), (row for row in _files(release) if row["output_id"] in folders)
-    for row, data in released_images.contents(release.candidate, drawn):
-        staged(row["output_id"]).put(data)
+    left, drawn = set(folders), (row for row in _manifest_files(release) if row["output_id"] in folders)
+    for row, data in released_images.read_images(release.candidate, drawn):
+        staged(row["output_id"]).write_uncommitted(data)
         left.remove(row["output_id"])
     # One that was stopped while it put the candidate away has staged them before.
     if lost := sum(not staged(output_id).exists() for output_id in left):
@@ -88,10 +90,12 @@ def _take_apart(release: Release, the_plan: plan.Plan) -> None:
     release.assembling.remove()
 
 
-def _files(release: Release) -> Iterator[dict[str, str]]:
+def _manifest_files(release: Release) -> Iterator[dict[str, str]]:
     """Where each picture of a candidate lies."""
     try:
-        for batch in parquet.stored(release.candidate / MANIFEST).select(FILES).to_batches(parquet.BATCH):
+        for batch in (
+            parquet.open_table(release.candidate / MANIFEST).select(FILE_COLUMNS).to_batches(parquet.BATCH_ROWS)
+        ):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, KeyError):
         raise IntegrityError(
@@ -99,7 +103,7 @@ def _files(release: Release) -> Iterator[dict[str, str]]:
         ) from None
 
 
-def _drawn(table: pa.Table) -> list[str]:
+def _sampled_ids(table: pa.Table) -> list[str]:
     """Outputs that a shard released and drew itself: what is kept comes from the release before."""
     own = pc.and_(pc.equal(table["status"], Status.RELEASED.value), pc.invert(table["kept"]))
     ids: list[str] = table.filter(own)["output_id"].to_pylist()

@@ -15,7 +15,7 @@ from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES
 from anonymizer.storage.layout import MANIFEST
 
 if TYPE_CHECKING:
-    from anonymizer.report.public import Facts
+    from anonymizer.report.public import PublicFacts
 
 PAPER = "https://arxiv.org/abs/2210.12100"
 KEYWORDS = ("image", "synthetic", "diffusion", "boomerang")
@@ -43,33 +43,33 @@ CONTEXT: dict[str, Any] = {
 # By the word for a column's type; all others are text.
 DATA_TYPES = {"integer": "sc:Integer", "number": "sc:Float", "true or false": "sc:Boolean"}
 PARQUET = "application/x-parquet"
-PARTS = {"webdataset": ("application/x-tar", "data/*.tar"), "parquet": (PARQUET, "data/*.parquet")}
-FILES = "files"  # the set of those that hold pictures
-PICTURES = "pictures"
-TABLE: dict[str, Any] = {"fileObject": {"@id": MANIFEST}}
-SET: dict[str, Any] = {"fileSet": {"@id": FILES}}
+PART_FILES = {"webdataset": ("application/x-tar", "data/*.tar"), "parquet": (PARQUET, "data/*.parquet")}
+FILES_ID = "files"  # the set of those that hold pictures
+RECORDS_ID = "pictures"
+MANIFEST_SOURCE: dict[str, Any] = {"fileObject": {"@id": MANIFEST}}
+FILES_SOURCE: dict[str, Any] = {"fileSet": {"@id": FILES_ID}}
 
 
-def croissant(facts: Facts) -> bytes:
+def build_croissant(facts: PublicFacts) -> bytes:
     """The file, from what the public half is told; the same facts give the same bytes."""
     told = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "name": facts.title,
-        "description": _description(facts),
+        "description": _describe(facts),
         "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
         "citation": PAPER,
         "datePublished": facts.day,
         "keywords": [*KEYWORDS],
         "isLiveDataset": False,
-        **{f"rai:{name}": value for name, value in _responsible(facts).items()},
-        "distribution": [*_distribution(facts)],
-        "recordSet": [_records(facts)],
+        **{f"rai:{name}": value for name, value in _rai_fields(facts).items()},
+        "distribution": [*_list_files(facts)],
+        "recordSet": [_record_set(facts)],
     }
     return json.dumps(told, indent=2).encode()
 
 
-def _description(facts: Facts) -> str:
+def _describe(facts: PublicFacts) -> str:
     made = {0: "No picture was released", 1: "1 picture, redrawn from one original"}.get(
         facts.released, f"{facts.released:,} pictures, each redrawn from one original"
     )
@@ -81,9 +81,9 @@ def _description(facts: Facts) -> str:
     )
 
 
-def _responsible(facts: Facts) -> dict[str, str | list[str]]:
+def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
     """The RAI vocabulary, as far as facts go."""
-    carried = ", ".join(facts.carried)
+    carried = ", ".join(facts.passthrough)
     settings = "; ".join(f"{f.name}: {f.value}" + (f" ({f.note})" if f.note else "") for f in facts.settings)
     return {
         "dataCollection": "Each picture was drawn by a diffusion model from one original that the publisher held. How "
@@ -128,7 +128,7 @@ def _responsible(facts: Facts) -> dict[str, str | list[str]]:
     }
 
 
-def _distribution(facts: Facts) -> Iterator[dict[str, Any]]:
+def _list_files(facts: PublicFacts) -> Iterator[dict[str, Any]]:
     yield {
         "@type": "cr:FileObject",
         "@id": MANIFEST,
@@ -140,50 +140,50 @@ def _distribution(facts: Facts) -> Iterator[dict[str, Any]]:
         "sha256": facts.manifest_sha256,
     }
     if facts.released:
-        kind, pattern = PARTS.get(facts.layout) or (MEDIA_TYPES[facts.image], f"images/*/*{SUFFIXES[facts.image]}")
+        kind, pattern = PART_FILES.get(facts.layout) or (MEDIA_TYPES[facts.image], f"images/*/*{SUFFIXES[facts.image]}")
         about = "The pictures; the manifest has the SHA-256 of each."
-        yield {"@type": "cr:FileSet", "@id": FILES, "name": FILES, "description": about, "encodingFormat": kind,
+        yield {"@type": "cr:FileSet", "@id": FILES_ID, "name": FILES_ID, "description": about, "encodingFormat": kind,
                "includes": pattern}  # fmt: skip
 
 
-def _records(facts: Facts) -> dict[str, Any]:
+def _record_set(facts: PublicFacts) -> dict[str, Any]:
     """The manifest's columns, and, where they can be joined, the pictures."""
-    sources = {column.name: {"source": _column(TABLE, column.name)} for column in facts.columns}
-    has_pictures = facts.released > 0 and facts.is_joined
+    sources = {column.name: {"source": _column_source(MANIFEST_SOURCE, column.name)} for column in facts.columns}
+    has_pictures = facts.released > 0 and facts.has_joined_images
     if has_pictures:
-        sources["output_id"] = _join(facts)
+        sources["output_id"] = _id_source(facts)
     fields = [_field(c.name, c.about, DATA_TYPES.get(c.type, "sc:Text"), sources[c.name]) for c in facts.columns]
     if has_pictures:  # no column is called image
-        fields.append(_field("image", "The picture.", "sc:ImageObject", {"source": _content(facts)}))
+        fields.append(_field("image", "The picture.", "sc:ImageObject", {"source": _image_source(facts)}))
     return {
         "@type": "cr:RecordSet",
-        "@id": PICTURES,
-        "name": PICTURES,
+        "@id": RECORDS_ID,
+        "name": RECORDS_ID,
         "description": "One record for each picture.",
-        "key": {"@id": f"{PICTURES}/output_id"},
+        "key": {"@id": f"{RECORDS_ID}/output_id"},
         "field": fields,
     }
 
 
 def _field(name: str, about: str, kind: str, source: dict[str, Any]) -> dict[str, Any]:
-    where = f"{PICTURES}/{quote(name, safe='')}"
+    where = f"{RECORDS_ID}/{quote(name, safe='')}"
     return {"@type": "cr:Field", "@id": where, "name": name, "description": about, "dataType": kind, **source}
 
 
-def _join(facts: Facts) -> dict[str, Any]:
+def _id_source(facts: PublicFacts) -> dict[str, Any]:
     """How a row of the manifest finds its picture. mlcroissant transforms the source alone, and does so twice."""
-    by_row = _column(TABLE, "output_id")
+    by_row = _column_source(MANIFEST_SOURCE, "output_id")
     if facts.layout == "parquet":
-        return {"source": by_row, "references": _column(SET, "output_id")}
+        return {"source": by_row, "references": _column_source(FILES_SOURCE, "output_id")}
     by_name = {"extract": {"fileProperty": "filename"}, "transform": {"regex": "^([0-9a-f]+)"}}
-    return {"source": SET | by_name, "references": by_row}
+    return {"source": FILES_SOURCE | by_name, "references": by_row}
 
 
-def _content(facts: Facts) -> dict[str, Any]:
+def _image_source(facts: PublicFacts) -> dict[str, Any]:
     if facts.layout == "parquet":
-        return _column(SET, "image") | {"transform": {"jsonPath": "bytes"}}
-    return SET | {"extract": {"fileProperty": "content"}}
+        return _column_source(FILES_SOURCE, "image") | {"transform": {"jsonPath": "bytes"}}
+    return FILES_SOURCE | {"extract": {"fileProperty": "content"}}
 
 
-def _column(files: dict[str, Any], name: str) -> dict[str, Any]:
+def _column_source(files: dict[str, Any], name: str) -> dict[str, Any]:
     return files | {"extract": {"column": name}}

@@ -7,55 +7,55 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from anonymizer.policy.calibration import Calibration, Level, Risk, Utility
-from anonymizer.storage.path import Place
+from anonymizer.policy.calibration import AttackRisk, CalibratedLevel, Calibration, Utility
+from anonymizer.storage.path import StoragePath
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
-HALVES = {"choosing": "-", "confirming": "--"}
+HALF_STYLES = {"choosing": "-", "confirming": "--"}
 
 
-def write_curves(folder: Place, found: Calibration) -> None:
+def write_curves(folder: StoragePath, found: Calibration) -> None:
     """``risk.svg`` and ``utility.svg``, and the same as PNG."""
-    for name, figure in (("risk", _risk(found)), ("utility", _utility(found))):
+    for name, figure in (("risk", _plot_risk(found)), ("utility", _plot_utility(found))):
         for kind in ("svg", "png"):
             file = io.BytesIO()
             figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
             (folder / f"{name}.{kind}").write(file.getvalue())
 
 
-def _risk(found: Calibration) -> Any:
+def _plot_risk(found: Calibration) -> Any:
     """One panel for each attack: both halves with their intervals."""
-    figure, panels = _panels(len(found.attacks), "risk above chance")
+    figure, panels = _make_panels(len(found.attacks), "risk above chance")
     for panel, attack, colour in zip(panels, found.attacks, cycle(COLOURS), strict=False):
-        for half, style in HALVES.items():
+        for half, style in HALF_STYLES.items():
             risks = [next((r for r in getattr(one, half) if r.attack == attack), None) for one in found.levels]
-            _line(panel, found.levels, risks, colour, style, half)
+            _plot_line(panel, found.levels, risks, colour, style, half)
         panel.set_title(attack)
         panel.set_ylim(-0.02, 1.02)
         panel.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _utility(found: Calibration) -> Any:
+def _plot_utility(found: Calibration) -> Any:
     """One panel for each measure; its reference (a floor, another teacher) is dashed beside it."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for level in found.levels for name in level.utility):
         groups.setdefault(name.partition(", ")[0], []).append(name)
-    figure, panels = _panels(len(groups), "")
+    figure, panels = _make_panels(len(groups), "")
     for panel, (title, members), colour in zip(panels, groups.items(), cycle(COLOURS), strict=False):
-        for name, style in zip(members, HALVES.values(), strict=False):
+        for name, style in zip(members, HALF_STYLES.values(), strict=False):
             measured = [level.utility.get(name) for level in found.levels]
-            _line(panel, found.levels, measured, colour, style, name.partition(", ")[2] or "outputs")
+            _plot_line(panel, found.levels, measured, colour, style, name.partition(", ")[2] or "outputs")
         panel.set_title(title)
         if len(members) > 1:
             panel.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _panels(count: int, label: str) -> tuple[Any, Sequence[Axes]]:
+def _make_panels(count: int, label: str) -> tuple[Any, Sequence[Axes]]:
     from matplotlib.figure import Figure
 
     across = min(3, count)
@@ -69,8 +69,13 @@ def _panels(count: int, label: str) -> tuple[Any, Sequence[Axes]]:
     return figure, axes
 
 
-def _line(
-    panel: Axes, levels: Sequence[Level], measured: Sequence[Risk | Utility | None], colour: str, style: str, label: str
+def _plot_line(
+    panel: Axes,
+    levels: Sequence[CalibratedLevel],
+    measured: Sequence[AttackRisk | Utility | None],
+    colour: str,
+    style: str,
+    label: str,
 ) -> None:
     """Values over levels with their intervals, and log-SNR below the level; what was not measured is a gap."""
     value, low, high = (

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from anonymizer.config import ModelConfig, RunConfig
 from anonymizer.records import Reason
 from anonymizer.release.plan import Plan
-from anonymizer.storage.parquet import Rows
+from anonymizer.storage.parquet import TableLike
 
-MANIFEST: Mapping[str, str] = {
+MANIFEST_COLUMNS: Mapping[str, str] = {
     "output_id": "Name of the picture: a keyed digest. It cannot be computed or led back without the custodian's key.",
     "file": "Where the picture is, relative to this folder.",
     "member": "Member of the tar file, or row of the Parquet file; empty where a picture is a file of its own.",
@@ -39,7 +39,7 @@ MANIFEST: Mapping[str, str] = {
     "lpips": "LPIPS distance from the original, exact. Lower is closer.",
 }
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
-CARRIED = "Copied from the source unchanged, because the publisher named it."
+PASSTHROUGH_COLUMN = "Copied from the source unchanged, because the publisher named it."
 
 REASONS: Mapping[str, str] = {
     Reason.EMPTY: "There are no bytes.",
@@ -89,7 +89,7 @@ SCORES: Mapping[str, Score] = {
 
 
 @dataclass(frozen=True)
-class Fact:
+class Setting:
     """One line of a list of settings."""
 
     name: str
@@ -97,9 +97,14 @@ class Fact:
     note: str = ""
 
 
-def settings(
-    plan: Plan, config: RunConfig, model: str, score_models: Mapping[str, str], sizes: str, levels: Mapping[float, int]
-) -> list[Fact]:
+def describe_settings(
+    plan: Plan,
+    config: RunConfig,
+    model: str,
+    score_models: Mapping[str, str],
+    image_size: str,
+    levels: Mapping[float, int],
+) -> list[Setting]:
     """What made the pictures: nothing of the source, the output's place or the key.
 
     ``sizes`` are of the pictures; ``levels`` count those that were released at each level.
@@ -112,47 +117,51 @@ def settings(
     fits["tiles"] = "it was worked on in overlapping tiles of the model's size"
     ways = {"crop": "cropped", "pad": "padded", "tiles": "kept"}
     facts = [
-        Fact("Level", f"{plan.level:g}", "share of the noise schedule that was run; at 1 next to nothing is left"),
+        Setting("Level", f"{plan.level:g}", "share of the noise schedule that was run; at 1 next to nothing is left"),
         *_other_levels(others),
-        Fact("Step", f"{number(plan.t_boom)} of {number(plan.T)}", "where the level starts: t_boom of T"),
-        Fact(
+        Setting(
+            "Step", f"{format_number(plan.t_boom)} of {format_number(plan.T)}", "where the level starts: t_boom of T"
+        ),
+        Setting(
             "Log-SNR",
             f"{plan.log_snr:+.2f}".replace("-", MINUS),
             f"at that step: signal to noise {math.exp(plan.log_snr):.2g} to 1",
         ),
-        *_told(config.model),
-        Fact("Sampler", f"{plan.sampler}, {number(plan.steps)} steps", "network calls for each picture"),
-        Fact("Model", model, f"SHA-256 {plan.model_digest[:12]}…"),
+        *_describe_condition(config.model),
+        Setting("Sampler", f"{plan.sampler}, {format_number(plan.steps)} steps", "network calls for each picture"),
+        Setting("Model", model, f"SHA-256 {plan.model_digest[:12]}…"),
         *(
-            Fact(SCORES[name].title if name in SCORES else name, made_by, "the model that made the score")
+            Setting(SCORES[name].title if name in SCORES else name, made_by, "the model that made the score")
             for name, made_by in score_models.items()
         ),
-        Fact(
-            "Pictures", f"{sizes}, {encoding}" if sizes else encoding, "freshly encoded from pixels, with nothing else"
+        Setting(
+            "Pictures",
+            f"{image_size}, {encoding}" if image_size else encoding,
+            "freshly encoded from pixels, with nothing else",
         ),
-        Fact("Other shapes", ways[config.source.fit], fits[config.source.fit]),
-        Fact("Settings", f"{plan.fingerprint[:12]}…", "fingerprint of all that changes pixels"),
+        Setting("Other shapes", ways[config.source.fit], fits[config.source.fit]),
+        Setting("Settings", f"{plan.fingerprint[:12]}…", "fingerprint of all that changes pixels"),
     ]
     return facts
 
 
-def _told(model: ModelConfig) -> Iterator[Fact]:
+def _describe_condition(model: ModelConfig) -> Iterator[Setting]:
     """What the model knew of each picture besides its pixels; not in which words."""
     if model.condition == "label":
-        yield Fact("Told", "its label", "the model was told the class of each picture")
-    elif model.fields:
-        yield Fact("Told", "a prompt of its own", "what that says of a picture was drawn into it")
+        yield Setting("Told", "its label", "the model was told the class of each picture")
+    elif model.prompt_fields:
+        yield Setting("Told", "a prompt of its own", "what that says of a picture was drawn into it")
     elif model.prompt:
-        yield Fact("Told", "a prompt", "the same for all pictures")
+        yield Setting("Told", "a prompt", "the same for all pictures")
 
 
-def _other_levels(levels: Mapping[float, int]) -> Iterator[Fact]:
+def _other_levels(levels: Mapping[float, int]) -> Iterator[Setting]:
     if levels:
-        said = ", ".join(f"{number(count)} at {level:g}" for level, count in levels.items())
-        yield Fact("Other levels", said, "drawn again because a weaker level came too close, or kept from before")
+        said = ", ".join(f"{format_number(count)} at {level:g}" for level, count in levels.items())
+        yield Setting("Other levels", said, "drawn again because a weaker level came too close, or kept from before")
 
 
-def sizes(pictures: Rows) -> str:
+def describe_sizes(pictures: TableLike) -> str:
     """The size of pictures in words, from a table with ``width`` and ``height``."""
     (low, high), (least, most) = (pc.min_max(pictures[name]).as_py().values() for name in ("width", "height"))
     if low is None:
@@ -162,9 +171,9 @@ def sizes(pictures: Rows) -> str:
     )
 
 
-def day(when: datetime) -> str:
+def format_date(when: datetime) -> str:
     return f"{when.day} {when:%B %Y}"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     return f"{value:,}"

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from anonymizer.policy.public_scores import BIN
+from anonymizer.policy.public_scores import BIN_WIDTH
 
 WIDTH, HEIGHT, SIDE, TOP, FOOT = 360, 200, 16, 36, 26  # of the drawing; room at its sides, above and below the bars
-STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-MOST_BARS = 16
-LOW = re.compile(r"-?\d+\.\d+")  # at the beginning of a bin's label
+BIN_WIDTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+MAX_BARS = 16
+BIN_START = re.compile(r"-?\d+\.\d+")  # at the beginning of a bin's label
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Histogram:
 
     bars: Sequence[Bar]
     ticks: Sequence[tuple[float, str]]
-    middle: tuple[float, float, float] | None
-    words: str
+    quartiles: tuple[float, float, float] | None
+    summary: str
     total: int
     width: int = WIDTH
     height: int = HEIGHT
@@ -47,40 +47,40 @@ class Histogram:
     top: int = TOP
 
 
-def of_values(values: npt.NDArray[np.float64]) -> Histogram | None:
+def from_values(values: npt.NDArray[np.float64]) -> Histogram | None:
     """The distribution of finite values, with its quartiles; nothing where there are none."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
     least, most = float(values.min()), float(values.max())
-    step = next((s for s in STEPS if math.floor(most / s) - math.floor(least / s) < MOST_BARS), None)
-    step = step or (most - least) / (MOST_BARS - 1)
+    step = next((s for s in BIN_WIDTHS if math.floor(most / s) - math.floor(least / s) < MAX_BARS), None)
+    step = step or (most - least) / (MAX_BARS - 1)
     first, last = math.floor(least / step), math.floor(most / step)
     counts = np.bincount(
         np.clip(np.floor(values / step).astype(int) - first, 0, last - first), minlength=last - first + 1
     )
     low, median, high = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
     words = f"Median {median:.3f}, middle half {low:.3f} to {high:.3f}, all {least:.3f} to {most:.3f}."
-    return _drawn(counts.tolist(), first * step, step, words, (low, median, high))
+    return _lay_out(counts.tolist(), first * step, step, words, (low, median, high))
 
 
-def of_bins(labels: Iterable[tuple[str | None, int]]) -> Histogram | None:
+def from_bins(labels: Iterable[tuple[str | None, int]]) -> Histogram | None:
     """The distribution of values that are known as bins only: label, such as ``0.6 to 0.7``, and count."""
     found = {}
     for label, count in labels:
-        if label is not None and (match := LOW.match(label)):
-            found[round(float(match[0]) / BIN)] = count
+        if label is not None and (match := BIN_START.match(label)):
+            found[round(float(match[0]) / BIN_WIDTH)] = count
     if not found:
         return None
     first, last = min(found), max(found)
     counts = [found.get(i, 0) for i in range(first, last + 1)]
     passed = np.cumsum(counts) / sum(counts)
-    low, median, high = ((first + int(np.searchsorted(passed, q))) * BIN for q in (0.25, 0.5, 0.75))
-    words = f"Median between {median:.1f} and {median + BIN:.1f}, middle half between {low:.1f} and {high + BIN:.1f}."
-    return _drawn(counts, first * BIN, BIN, words, None)
+    low, median, high = ((first + int(np.searchsorted(passed, q))) * BIN_WIDTH for q in (0.25, 0.5, 0.75))
+    words = f"Median between {median:.1f} and {median + BIN_WIDTH:.1f}, middle half between {low:.1f} and {high + BIN_WIDTH:.1f}."
+    return _lay_out(counts, first * BIN_WIDTH, BIN_WIDTH, words, None)
 
 
-def _drawn(
+def _lay_out(
     counts: Sequence[int], low: float, step: float, words: str, quartiles: tuple[float, float, float] | None
 ) -> Histogram:
     slots = max(len(counts), 6)  # a single bar stays a bar
@@ -100,7 +100,7 @@ def _drawn(
                 low=f"{edge:.{digits}f}",
                 high=f"{edge + step:.{digits}f}",
                 count=count,
-                label=short(count) if count else "",
+                label=format_count(count) if count else "",
                 x=round(begin + i * pitch + 0.75, 2),
                 y=round(TOP + room - height, 2),
                 width=round(pitch - 1.5, 2),
@@ -113,7 +113,7 @@ def _drawn(
     return Histogram(bars, ticks, middle, words, int(sum(counts)))
 
 
-def short(count: int) -> str:
+def format_count(count: int) -> str:
     """A count in at most four characters, below a thousand million."""
     for unit, name in ((10**6, "M"), (10**3, "k")):
         if count >= 0.9995 * unit:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Drawn:
+class LevelShare:
     """How many pictures were released at a level, and what that level says of one of them, in bits."""
 
     level: float
@@ -17,14 +17,14 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class GivenAway:
+class LevelLeakage:
     """The levels of a release, and what they say of a picture on average: the entropy of the levels, in bits."""
 
-    levels: Sequence[Drawn]
+    levels: Sequence[LevelShare]
     bits: float
 
 
-def given_away(levels: Mapping[float, int]) -> GivenAway | None:
+def measure_leakage(levels: Mapping[float, int]) -> LevelLeakage | None:
     """What levels (level -> pictures) give away; none where all pictures have one.
 
     Whoever knows how many pictures have which level, and sees that one has a level of share p, learns -log2(p) bits
@@ -33,5 +33,5 @@ def given_away(levels: Mapping[float, int]) -> GivenAway | None:
     total = sum(levels.values())
     if len(levels) < 2:
         return None
-    drawn = [Drawn(level, count, -math.log2(count / total)) for level, count in sorted(levels.items())]
-    return GivenAway(drawn, sum(one.pictures / total * one.bits for one in drawn))
+    drawn = [LevelShare(level, count, -math.log2(count / total)) for level, count in sorted(levels.items())]
+    return LevelLeakage(drawn, sum(one.pictures / total * one.bits for one in drawn))

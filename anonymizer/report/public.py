@@ -16,22 +16,31 @@ from anonymizer.data import passthrough_columns
 from anonymizer.policy import public_scores
 from anonymizer.release.plan import Plan
 from anonymizer.report import histograms, thumbnails
-from anonymizer.report.croissant import KEYWORDS, croissant
-from anonymizer.report.glossary import CARRIED, MANIFEST, SCORES, Fact, Score, day, settings, sizes
+from anonymizer.report.croissant import KEYWORDS, build_croissant
+from anonymizer.report.glossary import (
+    MANIFEST_COLUMNS,
+    PASSTHROUGH_COLUMN,
+    SCORES,
+    Score,
+    Setting,
+    describe_settings,
+    describe_sizes,
+    format_date,
+)
 from anonymizer.report.rendering import render
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST as MANIFEST_FILE
-from anonymizer.storage.parquet import Rows
-from anonymizer.storage.path import Place
+from anonymizer.storage.parquet import TableLike
+from anonymizer.storage.path import StoragePath
 
 if TYPE_CHECKING:
     from anonymizer.release.assemble import Summary
 
-SHEET = 48  # pictures
-CATEGORIES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
+SHEET_SIZE = 48  # pictures
+SIZE_CATEGORIES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
               (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 DATA_FILES = {"folder": "images/**", "webdataset": "data/*.tar", "parquet": "data/*.parquet"}
-TYPES = {"string": "text", "double": "number", "float": "number", "bool": "true or false", "null": "empty"}
+TYPE_NAMES = {"string": "text", "double": "number", "float": "number", "bool": "true or false", "null": "empty"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Facts:
+class PublicFacts:
     """All that the public half is told. It has no field for a source, a record, a path or a time of day."""
 
     released: int
@@ -58,11 +67,11 @@ class Facts:
     bytes: int
     manifest_bytes: int
     manifest_sha256: str
-    carried: Sequence[str]
-    settings: Sequence[Fact]
+    passthrough: Sequence[str]
+    settings: Sequence[Setting]
     columns: Sequence[Column]
     scores: Sequence[tuple[Score, histograms.Histogram]]
-    exact: bool
+    has_exact_scores: bool
     audit: Mapping[str, Any] | None  # its public summary
     is_signed: bool
     approvals: int
@@ -81,7 +90,7 @@ class Facts:
         return f"Redrawn pictures (Boomerang, level {self.level})"
 
     @property
-    def is_joined(self) -> bool:
+    def has_joined_images(self) -> bool:
         """Whether mlcroissant is told to read the pictures with their rows.
 
         It decodes no WebP files, and tar files it unpacks to a place where it takes one release's for another's.
@@ -94,11 +103,11 @@ class Facts:
 
 
 def write_public(
-    folder: Place,
+    folder: StoragePath,
     plan: Plan,
     config: RunConfig,
     summary: Summary,
-    manifest: Rows,
+    manifest: TableLike,
     audit: Mapping[str, Any] | None,
     *,
     is_signed: bool,
@@ -107,48 +116,48 @@ def write_public(
 
     ``manifest`` is what lies in ``folder``, with all pictures; ``audit`` is its public summary, if there is one.
     """
-    facts = _facts(folder, plan, config, summary, manifest, audit, is_signed)
+    facts = _collect_facts(folder, plan, config, summary, manifest, audit, is_signed)
     first = manifest.select(["output_id", "file", "member", "format", "width", "height"]).to_batches(
-        max_chunksize=SHEET
+        max_chunksize=SHEET_SIZE
     )
     rows: list[dict[str, Any]] = next((batch.to_pylist() for batch in first), [])
-    sheet = list(thumbnails.released(folder, rows).values())
-    (folder / "report.html").put(render("public.html.j2", facts=facts, sheet=sheet))
-    (folder / "README.md").put(render("card.md.j2", facts=facts, front=_front_matter(facts, manifest)))
-    (folder / "croissant.json").put(croissant(facts))
+    sheet = list(thumbnails.released_thumbnails(folder, rows).values())
+    (folder / "report.html").write_uncommitted(render("public.html.j2", facts=facts, sheet=sheet))
+    (folder / "README.md").write_uncommitted(render("card.md.j2", facts=facts, front=_front_matter(facts, manifest)))
+    (folder / "croissant.json").write_uncommitted(build_croissant(facts))
 
 
-def _facts(
-    folder: Place,
+def _collect_facts(
+    folder: StoragePath,
     plan: Plan,
     config: RunConfig,
     summary: Summary,
-    manifest: Rows,
+    manifest: TableLike,
     audit: Mapping[str, Any] | None,
     is_signed: bool,
-) -> Facts:
+) -> PublicFacts:
     model = config.model.public_name
     named = passthrough_columns.from_json((manifest.schema.metadata or {}).get(b"metric_models", b"{}").decode())
     how = config.output.public_scores
     models = {name: str(value) for name, value in named.items() if how != "none"}
-    size = sizes(manifest)
+    size = describe_sizes(manifest)
     now, file = datetime.now(UTC), (folder / MANIFEST_FILE).read()
-    return Facts(
+    return PublicFacts(
         released=len(manifest),
         read=summary.read,
-        level=_levels(plan, manifest),
+        level=_level_range(plan, manifest),
         model=model,
-        date=day(now),
+        date=format_date(now),
         day=now.date().isoformat(),
         layout=config.output.format,
         image=config.output.image,
         bytes=pc.sum(manifest["bytes"]).as_py() or 0,
         manifest_bytes=len(file),
         manifest_sha256=hashlib.sha256(file).hexdigest(),
-        carried=[
+        passthrough=[
             name for name in ("label", "caption", *config.source.carry) if manifest[name].null_count < len(manifest)
         ],
-        settings=settings(
+        settings=describe_settings(
             plan,
             config,
             model,
@@ -156,39 +165,42 @@ def _facts(
             size,
             dict(zip(*(side.to_pylist() for side in pc.value_counts(manifest["level"]).flatten()), strict=True)),
         ),
-        columns=[Column(f.name, _type(f.type), MANIFEST.get(f.name, CARRIED)) for f in manifest.schema],
-        scores=_histograms(manifest),
-        exact=how == "exact",
+        columns=[
+            Column(f.name, _type_name(f.type), MANIFEST_COLUMNS.get(f.name, PASSTHROUGH_COLUMN))
+            for f in manifest.schema
+        ],
+        scores=_score_histograms(manifest),
+        has_exact_scores=how == "exact",
         audit=audit,
         is_signed=is_signed,
         approvals=config.policy.approvals,
     )
 
 
-def _levels(plan: Plan, manifest: Rows) -> str:
+def _level_range(plan: Plan, manifest: TableLike) -> str:
     """The level of the pictures, or from which to which theirs go."""
     low, high = pc.min_max(manifest["level"]).as_py().values() if len(manifest) else (plan.level, plan.level)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _histograms(manifest: Rows) -> list[tuple[Score, histograms.Histogram]]:
+def _score_histograms(manifest: TableLike) -> list[tuple[Score, histograms.Histogram]]:
     """What the manifest's own score columns add up to, and not more."""
     found = []
-    for name in public_scores.COLUMNS:
+    for name in public_scores.SCORE_COLUMNS:
         histogram = None
         if f"{name}_bin" in manifest.column_names:
             counted = pc.value_counts(manifest[f"{name}_bin"].combine_chunks()).to_pylist()
-            histogram = histograms.of_bins((item["values"], item["counts"]) for item in counted)
+            histogram = histograms.from_bins((item["values"], item["counts"]) for item in counted)
         elif name in manifest.column_names:
-            histogram = histograms.of_values(manifest[name].drop_null().to_numpy().astype("float64"))
+            histogram = histograms.from_values(manifest[name].drop_null().to_numpy().astype("float64"))
         if histogram:
             found.append((SCORES[name], histogram))
     return found
 
 
-def _front_matter(facts: Facts, manifest: Rows) -> str:
+def _front_matter(facts: PublicFacts, manifest: TableLike) -> str:
     """What the Hugging Face hub and ``datasets`` read at the head of a card. A licence is the publisher's to state."""
-    category = next((name for most, name in CATEGORIES if facts.released < most), "n>1T")
+    category = next((name for most, name in SIZE_CATEGORIES if facts.released < most), "n>1T")
     front: dict[str, Any] = {
         "pretty_name": facts.title,
         "tags": [*KEYWORDS],
@@ -199,7 +211,7 @@ def _front_matter(facts: Facts, manifest: Rows) -> str:
             "config_name": "default",
             # All releases lie in folders of one name, and ``datasets`` keeps what it loaded by the name and this.
             "description": f"SHA-256 of {MANIFEST_FILE}: {facts.manifest_sha256}",
-            "data_files": [{"split": "train", "path": _paths(facts, manifest)}],
+            "data_files": [{"split": "train", "path": _data_files(facts, manifest)}],
         }
         if facts.layout == "folder":  # folders are labels only where every picture has one
             part["drop_labels"] = not pc.all(pc.fill_null(pc.not_equal(manifest["label"], ""), False)).as_py()
@@ -207,16 +219,16 @@ def _front_matter(facts: Facts, manifest: Rows) -> str:
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
-def _paths(facts: Facts, manifest: Rows) -> str | list[str]:
+def _data_files(facts: PublicFacts, manifest: TableLike) -> str | list[str]:
     """Where pictures are; ``datasets`` passes over folders that begin so, unless a pattern names them."""
     found = [DATA_FILES[facts.layout]]
     if facts.layout == "folder":
-        files = manifest.select(["file"]).to_batches(max_chunksize=parquet.BATCH)
+        files = manifest.select(["file"]).to_batches(max_chunksize=parquet.BATCH_ROWS)
         names = {file.split("/")[1] for batch in files for file in batch["file"].to_pylist()}
         found += [f"images/{odd}*/**" for odd in ("__", ".") if any(name.startswith(odd) for name in names)]
     return found if len(found) > 1 else found[0]
 
 
-def _type(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     name = str(kind)
-    return "integer" if name.startswith(("int", "uint")) else TYPES.get(name, name)
+    return "integer" if name.startswith(("int", "uint")) else TYPE_NAMES.get(name, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from anonymizer.report.glossary import number
+from anonymizer.report.glossary import format_number
 
 
 def render(name: str, **context: Any) -> bytes:
@@ -25,13 +25,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["number"] = number
-    environment.filters["cell"] = cell
-    environment.filters["code"] = code
+    environment.filters["number"] = format_number
+    environment.filters["cell"] = markdown_cell
+    environment.filters["code"] = markdown_code
     return environment
 
 
-def cell(text: object) -> str:
+def markdown_cell(text: object) -> str:
     """Text as one cell of a Markdown table, without markup of its own."""
     line = " ".join(str(text).split())
     for mark, plain in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;"), ("[", "&#91;")):
@@ -40,6 +40,8 @@ def cell(text: object) -> str:
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", "&#95;", line)  # inside a word it is no markup
 
 
-def code(name: str) -> str:
+def markdown_code(name: str) -> str:
     """A name as code in a Markdown table, or as text where it has marks that end code."""
-    return f"`{name}`" if re.fullmatch(r"[\w .,:/-]*\w[\w .,:/-]*", name) and name.isprintable() else cell(name)
+    return (
+        f"`{name}`" if re.fullmatch(r"[\w .,:/-]*\w[\w .,:/-]*", name) and name.isprintable() else markdown_cell(name)
+    )

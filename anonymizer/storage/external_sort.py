@@ -14,11 +14,11 @@ from typing import IO
 
 import pyarrow as pa
 
-PIECE = 10_000  # rows that are sorted at once
-MOST = 256  # pieces, each an open file
+PARTITION_ROWS = 10_000  # rows that are sorted at once
+MAX_PARTITIONS = 256  # pieces, each an open file
 
 
-class Ordered(AbstractContextManager["Ordered"]):
+class ExternalSort(AbstractContextManager["ExternalSort"]):
     """``tables`` by ``by``, a text column; ``records``: about how many rows they have together.
 
     Files are made in ``folder`` (the system's place for temporary files if none is given), where nobody can open them
@@ -27,7 +27,7 @@ class Ordered(AbstractContextManager["Ordered"]):
     """
 
     def __init__(self, tables: Iterable[pa.Table], by: str, records: int, folder: str | None = None) -> None:
-        pieces = min(MOST, -(-records // PIECE)) or 1
+        pieces = min(MAX_PARTITIONS, -(-records // PARTITION_ROWS)) or 1
         self.by, self.folder = by, folder
         self._bounds = [f"{piece * 2**16 // pieces:04x}" for piece in range(1, pieces)]
         self._schema: pa.Schema | None = None
@@ -50,7 +50,7 @@ class Ordered(AbstractContextManager["Ordered"]):
             file.seek(0)
             yield self._sorted([pa.ipc.open_stream(file).read_all()])
 
-    def texts(self) -> Iterator[str]:
+    def keys(self) -> Iterator[str]:
         """The values of the column, in order."""
         for table in self.tables():
             yield from table[self.by].to_pylist()
@@ -65,7 +65,7 @@ class Ordered(AbstractContextManager["Ordered"]):
             self._held.append(table)
             waiting += len(table)
             self._length += len(table)
-            if self._bounds and waiting >= PIECE:
+            if self._bounds and waiting >= PARTITION_ROWS:
                 self._spill()
                 waiting = 0
         if self._files:

@@ -16,32 +16,55 @@ from fsspec.implementations.local import LocalFileSystem
 
 T = TypeVar("T")
 
-AT_ONCE = 16  # small requests that are under way at a time
-TRIES = 4
-PAUSE = 0.2  # seconds before the second try; each further one waits twice as long, and up to as long again by chance
+MAX_PARALLEL_REQUESTS = 16  # small requests that are under way at a time
+MAX_ATTEMPTS = 4
+FIRST_BACKOFF = (
+    0.2  # seconds before the second try; each further one waits twice as long, and up to as long again by chance
+)
 
 # What file systems call the thing that changes when a file does; the first one that they know counts.
-VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified", "modified", "created")
+VERSION_FIELDS = (
+    "ETag",
+    "etag",
+    "blob_id",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "modified",
+    "created",
+)
 EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> the extra of this package that brings its file system
-ON_DISK = (None, "file", "local", "memory")
-LIBRARIES = ("botocore", "aiobotocore", "boto3", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "urllib3")
+LOCAL_PROTOCOLS = (None, "file", "local", "memory")
+CLIENT_LIBRARIES = (
+    "botocore",
+    "aiobotocore",
+    "boto3",
+    "aiohttp",
+    "s3fs",
+    "gcsfs",
+    "google",
+    "adlfs",
+    "azure",
+    "urllib3",
+)
 
 # Names of errors of the libraries behind fsspec, which are not all OSErrors.
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
 NO_CREDENTIALS |= {"ProfileNotFound", "SSOTokenLoadError", "UnauthorizedSSOTokenError"}
 UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "gaierror"}
-PASSING = {"FSTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead", "ResponseStreamingError"}
-PASSING |= {"ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "ServerTimeoutError"}
-PASSING_CODES = {"500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout"}
-PASSING_CODES |= {"429", "409", "ConditionalRequestConflict", "OperationAborted", "Throttling", "ThrottlingException"}
-PASSING_NUMBERS = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, getattr(errno, "EREMOTEIO", errno.EBUSY)}
+TRANSIENT = {"FSTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead", "ResponseStreamingError"}
+TRANSIENT |= {"ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "ServerTimeoutError"}
+TRANSIENT_CODES = {"500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout"}
+TRANSIENT_CODES |= {"429", "409", "ConditionalRequestConflict", "OperationAborted", "Throttling", "ThrottlingException"}
+TRANSIENT_ERRNOS = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, getattr(errno, "EREMOTEIO", errno.EBUSY)}
 DENIED = {"401", "403", "AccessDenied", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 
 
 def open_fs(uri: str) -> tuple[Any, str]:
     """The file system and the path of a URI; what others write there is seen at once. Raises what fsspec raises."""
     protocol, _ = fsspec.core.split_protocol(uri)
-    fresh = {} if protocol in ON_DISK else {"use_listings_cache": False}
+    fresh = {} if protocol in LOCAL_PROTOCOLS else {"use_listings_cache": False}
     try:
         return fsspec.core.url_to_fs(uri, **fresh)  # type: ignore[no-any-return]
     except ImportError as error:
@@ -67,7 +90,7 @@ def is_s3(fs: Any) -> bool:
     return "s3" in fs.protocol and hasattr(fs, "call_s3")
 
 
-def keeps_versions(fs: Any, path: str) -> bool:
+def is_versioned(fs: Any, path: str) -> bool:
     """Whether what is deleted there stays as an old version, as far as the store says so."""
     if not is_s3(fs):
         return False
@@ -77,17 +100,17 @@ def keeps_versions(fs: Any, path: str) -> bool:
         return False
 
 
-def version(info: dict[str, Any]) -> str:
+def version_of(info: dict[str, Any]) -> str:
     """What changes when a file does, as its file system tells it."""
-    return f"{next((info[name] for name in VERSIONS if info.get(name)), '')}"
+    return f"{next((info[name] for name in VERSION_FIELDS if info.get(name)), '')}"
 
 
-def is_storage(error: BaseException) -> bool:
+def is_storage_error(error: BaseException) -> bool:
     """Whether an error is one of storage, and none of ours."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in LIBRARIES
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in CLIENT_LIBRARIES
 
 
-def code(error: BaseException) -> str:
+def error_code(error: BaseException) -> str:
     """What the store itself called the error: ``NoSuchBucket``, ``503``; empty if it said nothing."""
     for one in _causes(error):
         if isinstance(answer := getattr(one, "response", None), dict):
@@ -98,29 +121,29 @@ def code(error: BaseException) -> str:
     return ""
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a moment later."""
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
-    if isinstance(error, TimeoutError | ConnectionError) or code(error) in PASSING_CODES:
+    if isinstance(error, TimeoutError | ConnectionError) or error_code(error) in TRANSIENT_CODES:
         return True
     names = {type(one).__name__ for one in _causes(error)}
-    return bool(names & PASSING) or (isinstance(error, OSError) and error.errno in PASSING_NUMBERS)
+    return bool(names & TRANSIENT) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
 
 
-def is_missing(error: BaseException) -> bool:
+def is_not_found(error: BaseException) -> bool:
     """Whether there is no such object, in a bucket that there is."""
-    return isinstance(error, FileNotFoundError) and code(error) != "NoSuchBucket"
+    return isinstance(error, FileNotFoundError) and error_code(error) != "NoSuchBucket"
 
 
-def is_taken(error: BaseException) -> bool:
+def is_precondition_failed(error: BaseException) -> bool:
     """Whether the condition of a put was not met."""
-    return isinstance(error, FileExistsError) or code(error) in ("PreconditionFailed", "412")
+    return isinstance(error, FileExistsError) or error_code(error) in ("PreconditionFailed", "412")
 
 
-def why(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """What is wrong and what to do, in our own words."""
-    said, names = code(error), {type(one).__name__ for one in _causes(error)}
+    said, names = error_code(error), {type(one).__name__ for one in _causes(error)}
     if names & NO_CREDENTIALS:
         return "no credentials were found: put them into the environment, or name a profile that has them (AWS_PROFILE)"
     if said == "InvalidAccessKeyId":
@@ -137,7 +160,7 @@ def why(error: BaseException) -> str:
         return "there is no such bucket: make it, or check its name and the endpoint (AWS_ENDPOINT_URL)"
     if names & UNREACHABLE or isinstance(error, ConnectionRefusedError):
         return "cannot be reached: check the network and the endpoint (AWS_ENDPOINT_URL)"
-    if is_passing(error):
+    if is_transient(error):
         return "the store failed several times in a row: run the same command again"
     if isinstance(error, FileNotFoundError):
         return "there is no such file: check the address"
@@ -146,7 +169,7 @@ def why(error: BaseException) -> str:
     return f"the store refused ({said if said.isalnum() else reason}): check the address and access"
 
 
-def patiently(work: Callable[[], T]) -> T:
+def with_retries(work: Callable[[], T]) -> T:
     """What ``work`` returns, which may be done twice; tried again, with growing pauses, while its errors may pass.
 
     Clients of stores have patience of their own; this is for what they do not try again.
@@ -155,15 +178,15 @@ def patiently(work: Callable[[], T]) -> T:
         try:
             return work()
         except Exception as error:
-            if not is_storage(error) or not is_passing(error):
+            if not is_storage_error(error) or not is_transient(error):
                 raise
         time.sleep(wait)
     return work()
 
 
 def _pauses() -> Iterator[float]:
-    for number in range(TRIES - 1):
-        yield PAUSE * 2**number * random.uniform(1, 2)
+    for number in range(MAX_ATTEMPTS - 1):
+        yield FIRST_BACKOFF * 2**number * random.uniform(1, 2)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anonymizer.crypto.encryption import SUFFIX
-from anonymizer.storage.path import Place
+from anonymizer.crypto.encryption import ENCRYPTED_SUFFIX
+from anonymizer.storage.path import StoragePath
 
 MANIFEST, STATEMENT = "manifest.parquet", "release.intoto.jsonl"
 IMAGES = "images"  # the folder of pictures that are files of their own
@@ -16,14 +16,14 @@ REVOCATIONS, AUDIT = "revocations.intoto.jsonl", "audit.json"  # of the public h
 class Release:
     """The two halves of a release, never mixed, and the names of what is in them."""
 
-    root: Place
+    root: StoragePath
 
     @classmethod
     def at(cls, uri: str) -> Release:
-        return cls(Place.of(uri))
+        return cls(StoragePath.from_uri(uri))
 
     @property
-    def public(self) -> Place:
+    def public(self) -> StoragePath:
         return self.root / "public"
 
     @property
@@ -40,133 +40,133 @@ class Release:
     def is_complete(self) -> bool:
         """Published, reported (or purged since), and nothing left to tidy up."""
         left = (self.staging, self.assembling, self.candidate)
-        reported = any(place.exists() for place in (self.report, self.sealed_report, self.purged))
+        reported = any(place.exists() for place in (self.report, self.encrypted_report, self.purged))
         return self.is_published and reported and not any(place.exists() for place in left)
 
     @property
-    def handout(self) -> Place:
+    def public_or_candidate(self) -> StoragePath:
         """What is to be handed out: ``public``, or the candidate that the gate has not let out yet."""
         return self.public if self.is_published else self.candidate
 
     @property
-    def manifest(self) -> Place:
-        return self.handout / MANIFEST
+    def manifest(self) -> StoragePath:
+        return self.public_or_candidate / MANIFEST
 
     @property
-    def statement(self) -> Place:
+    def statement(self) -> StoragePath:
         """Who says what about this release: a signed statement."""
-        return self.handout / STATEMENT
+        return self.public_or_candidate / STATEMENT
 
     @property
-    def restricted(self) -> Place:
+    def restricted(self) -> StoragePath:
         return (self.root / "restricted").as_private()
 
     @property
-    def plan(self) -> Place:
+    def plan(self) -> StoragePath:
         return self.restricted / "plan.json"
 
     @property
-    def config(self) -> Place:
+    def config(self) -> StoragePath:
         return self.restricted / "config.yaml"
 
     @property
-    def report(self) -> Place:
+    def report(self) -> StoragePath:
         return self.restricted / "report.html"
 
     @property
-    def sealed_report(self) -> Place:
+    def encrypted_report(self) -> StoragePath:
         """The report, where it is kept encrypted."""
-        return self.restricted / f"{self.report.name}{SUFFIX}"
+        return self.restricted / f"{self.report.name}{ENCRYPTED_SUFFIX}"
 
     @property
-    def ledger(self) -> Place:
+    def ledger(self) -> StoragePath:
         return self.restricted / "ledger"
 
     @property
-    def lock(self) -> Place:
+    def lock(self) -> StoragePath:
         """Held by the run that works on this release, on a disk."""
         return self.restricted / ".lock"
 
     @property
-    def staging(self) -> Place:
+    def staging(self) -> StoragePath:
         """Outputs of committed shards, until the release is assembled."""
         return self.restricted / "staging"
 
     @property
-    def assembling(self) -> Place:
+    def assembling(self) -> StoragePath:
         """Where the public half is made, in a folder for each attempt; one of them becomes ``public`` in one move."""
         return self.root / "restricted" / "assembling"  # with the modes of what is public
 
     @property
-    def candidate(self) -> Place:
+    def candidate(self) -> StoragePath:
         """The public half, whole, while the gate and the approvers have not let it out."""
         return self.root / "restricted" / "candidate"
 
     @property
-    def reopened(self) -> Place:
+    def reopened(self) -> StoragePath:
         """What stands of shards whose failed records are done again; see ``anonymizer.retry``."""
         return self.restricted / "reopened"
 
     @property
-    def quarantine(self) -> Place:
+    def quarantine(self) -> StoragePath:
         return self.restricted / "quarantine"
 
     @property
-    def errors(self) -> Place:
+    def errors(self) -> StoragePath:
         """Details of unexpected errors: they may name records, so they stay here."""
         return self.restricted / "errors"
 
     @property
-    def audit(self) -> Place:
+    def audit(self) -> StoragePath:
         """What attackers found out: tables, for the custodian and the auditor."""
         return self.restricted / "audit"
 
     @property
-    def audit_page(self) -> Place:
+    def audit_page(self) -> StoragePath:
         return self.restricted / "audit.html"
 
     @property
-    def audit_summary(self) -> Place:
+    def audit_summary(self) -> StoragePath:
         """What of the audit may be handed out: bounds, and nothing that helps an attacker."""
         return self.audit / "public.json"
 
     @property
-    def events(self) -> Place:
+    def event_log(self) -> StoragePath:
         """What happened, in order; see ``anonymizer.events``."""
         return self.restricted / "events.jsonl"
 
     @property
-    def events_lock(self) -> Place:
+    def event_log_lock(self) -> StoragePath:
         """Held by whoever writes an event, on a disk."""
         return self.restricted / ".events.lock"
 
     @property
-    def decision(self) -> Place:
+    def decision_log(self) -> StoragePath:
         """What the policy said of this release each time it was asked, signed; the last line counts."""
         return self.restricted / "decisions.intoto.jsonl"
 
     @property
-    def erased(self) -> Place:
+    def erased(self) -> StoragePath:
         """Keyed digests of what was erased, here or in a release before, so that it does not come back."""
         return self.restricted / "erased.parquet"
 
     @property
-    def purged(self) -> Place:
+    def purged(self) -> StoragePath:
         """What was removed when it had been kept long enough, and when."""
         return self.restricted / "purged.json"
 
     @property
-    def revocations(self) -> Place:
+    def revocations(self) -> StoragePath:
         """The list of what was revoked, here or in a release before, as it will stand in the public half."""
         return self.restricted / REVOCATIONS
 
     @property
-    def plans(self) -> Place:
+    def shard_plans(self) -> StoragePath:
         return self.restricted / "plan"
 
-    def entries(self, shard: int) -> Place:
-        return self.plans / f"shard-{shard:05d}.json"
+    def shard_plan(self, shard: int) -> StoragePath:
+        return self.shard_plans / f"shard-{shard:05d}.json"
 
-    def shard(self, shard: int) -> Place:
+    def shard_ledger(self, shard: int) -> StoragePath:
         """The ledger of one shard; the shard is committed when this file is there."""
         return self.ledger / f"shard-{shard:05d}.parquet"

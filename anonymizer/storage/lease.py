@@ -15,37 +15,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from anonymizer.errors import OutputError
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
-BEAT = 10.0  # seconds from one renewal to the next
-STALE = 60.0  # seconds without one, after which whoever held it is taken for dead
+RENEWAL_SECONDS = 10.0  # seconds from one renewal to the next
+EXPIRY_SECONDS = 60.0  # seconds without one, after which whoever held it is taken for dead
 
 log = logging.getLogger(__name__)
-_held: dict[str, int] = {}  # by this process, and how many times
+_depths: dict[str, int] = {}  # by this process, and how many times
 
 
-class Taken(Exception):
+class LeaseHeld(Exception):
     """Another run holds it."""
 
 
 @contextmanager
-def held(place: Place) -> Iterator[None]:
+def hold_lease(place: StoragePath) -> Iterator[None]:
     """Nobody else holds it meanwhile; whoever holds it in this process may take it again. Raises Taken at once.
 
     A holder that did not renew it for long, and lost it, is not stopped: what it commits does not replace what
     another has committed.
     """
     name = str(place)
-    if _held.get(name):
-        _held[name] += 1
+    if _depths.get(name):
+        _depths[name] += 1
         try:
             yield
         finally:
-            _held[name] -= 1
+            _depths[name] -= 1
         return
     lease = _Lease(place)
-    lease.take()
-    _held[name] = 1
+    lease.acquire()
+    _depths[name] = 1
     done = threading.Event()
     beating = threading.Thread(target=lease.renew_until, args=(done,), name="lease", daemon=True)
     beating.start()
@@ -54,34 +54,34 @@ def held(place: Place) -> Iterator[None]:
     finally:
         done.set()
         beating.join()
-        del _held[name]
-        lease.give_back()
+        del _depths[name]
+        lease.release()
 
 
 class _Lease:
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StoragePath) -> None:
         self.place, self.holder, self.beats = place, secrets.token_hex(8), 0
 
-    def take(self) -> None:
-        found, version = self.place.read_version()
+    def acquire(self) -> None:
+        found, version = self.place.read_with_version()
         if version is not None:
             version = self._watch(found, version)
-        if not self.place.swap(self._said(), version) or not self._is_ours():
-            raise Taken
+        if not self.place.compare_and_swap(self._content(), version) or not self._is_ours():
+            raise LeaseHeld
 
     def renew_until(self, done: threading.Event) -> None:
-        while not done.wait(BEAT):
+        while not done.wait(RENEWAL_SECONDS):
             try:
-                found, version = self.place.read_version()
+                found, version = self.place.read_with_version()
                 if not self._holds(found):
                     log.warning("the lease on the release was lost: another run has taken over")
                     return
                 self.beats += 1
-                self.place.swap(self._said(), version)
+                self.place.compare_and_swap(self._content(), version)
             except OutputError:  # a store that cannot be asked for a while
                 log.warning("the lease on the release could not be renewed")
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         try:
             if self._is_ours():
                 self.place.remove()
@@ -91,17 +91,17 @@ class _Lease:
     def _watch(self, found: bytes, version: str) -> str | None:
         """What to replace, once whoever holds it gives it back or says nothing any more. Raises Taken if it lives."""
         log.warning("another run holds the lease on the release: watching for a minute at most whether it lives")
-        until = time.monotonic() + STALE
+        until = time.monotonic() + EXPIRY_SECONDS
         while time.monotonic() < until:
-            time.sleep(BEAT / 5)
-            now, now_version = self.place.read_version()
+            time.sleep(RENEWAL_SECONDS / 5)
+            now, now_version = self.place.read_with_version()
             if now_version is None:
                 return None
             if now != found:
-                raise Taken
+                raise LeaseHeld
         return version
 
-    def _said(self) -> bytes:
+    def _content(self) -> bytes:
         return json.dumps({"holder": self.holder, "beats": self.beats}).encode()
 
     def _holds(self, found: bytes) -> bool:
@@ -111,4 +111,4 @@ class _Lease:
             return False
 
     def _is_ours(self) -> bool:
-        return self._holds(self.place.read_version()[0])
+        return self._holds(self.place.read_with_version()[0])

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
-BUFFER = 2**20  # bytes of a column that are read at once
-GROUP = 2**14  # rows of a row group
-BATCH = 4096  # rows that are Python objects at once
+READ_BUFFER_BYTES = 2**20  # bytes of a column that are read at once
+ROW_GROUP_ROWS = 2**14  # rows of a row group
+BATCH_ROWS = 4096  # rows that are Python objects at once
 
 
-class Rows(Protocol):
+class TableLike(Protocol):
     """What a ``pa.Table`` in memory and a ``Stored`` one have in common."""
 
     @property
@@ -25,11 +25,11 @@ class Rows(Protocol):
     def column_names(self) -> list[str]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, name: str) -> pa.ChunkedArray: ...
-    def select(self, columns: Sequence[str]) -> Rows: ...
+    def select(self, columns: Sequence[str]) -> TableLike: ...
     def to_batches(self, max_chunksize: int) -> Iterable[pa.RecordBatch]: ...
 
 
-class Stored:
+class ParquetTable:
     """A table that stays where it is: each column, and each batch of rows, is read when it is asked for.
 
     Without Arrow's threads: they may abort a process that ends right after they were used, and ``pq.read_table`` starts
@@ -37,7 +37,7 @@ class Stored:
     """
 
     def __init__(self, source: Any) -> None:
-        self._file = pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER)
+        self._file = pq.ParquetFile(source, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
         self.schema: pa.Schema = self._file.schema_arrow
 
     @property
@@ -51,7 +51,7 @@ class Stored:
     def __getitem__(self, name: str) -> pa.ChunkedArray:
         return self._file.read(columns=[name], use_threads=False)[name]
 
-    def select(self, columns: Sequence[str]) -> Stored:
+    def select(self, columns: Sequence[str]) -> ParquetTable:
         """The same table with fewer columns, in this order. KeyError where it has no such column."""
         if missing := set(columns) - set(self.schema.names):
             raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")
@@ -69,18 +69,18 @@ class Stored:
         return self._file.read(columns=self.column_names, use_threads=False).select(self.column_names)
 
 
-def stored(place: Place) -> Stored:
+def open_table(place: StoragePath) -> ParquetTable:
     """The table that lies there. Raises pyarrow.ArrowException or OSError if it is damaged."""
-    return Stored(pa.OSFile(place.path) if place.is_local else place.fs.open(place.path, "rb"))
+    return ParquetTable(pa.OSFile(place.path) if place.is_local else place.fs.open(place.path, "rb"))
 
 
-def read(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
+def read(place: StoragePath, columns: Sequence[str] | None = None) -> pa.Table:
     """The table that lies there, or some of its columns. Raises pyarrow.ArrowException or OSError if it is damaged."""
-    table = Stored(pa.BufferReader(place.read()))
+    table = ParquetTable(pa.BufferReader(place.read()))
     return (table if columns is None else table.select(columns)).read()
 
 
-def metadata(place: Place) -> Mapping[bytes, bytes]:
+def read_metadata(place: StoragePath) -> Mapping[bytes, bytes]:
     """What stands beside the schema of the table that lies there. Raises as ``read`` does."""
     return pq.read_schema(pa.BufferReader(place.read())).metadata or {}
 
@@ -111,14 +111,14 @@ class Writer:
 
     def write(self, rows: pa.Table) -> None:
         self._waiting.append(rows)
-        if sum(map(len, self._waiting)) >= GROUP:
-            self._flush(GROUP)
+        if sum(map(len, self._waiting)) >= ROW_GROUP_ROWS:
+            self._flush(ROW_GROUP_ROWS)
 
     def _flush(self, least: int) -> None:
         """Row groups of what waits, while there are ``least`` rows."""
         rows = pa.concat_tables([self.schema.empty_table(), *self._waiting])
         at = 0
         while len(rows) - at >= least:
-            self._writer.write_table(rows.slice(at, GROUP))
-            at += GROUP
+            self._writer.write_table(rows.slice(at, ROW_GROUP_ROWS))
+            at += ROW_GROUP_ROWS
         self._waiting = [rows.slice(at)]

@@ -12,7 +12,9 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def ahead(function: Callable[[A], B], items: Iterable[A], pool: Executor, depth: int) -> Generator[B, None, None]:
+def prefetch_map(
+    function: Callable[[A], B], items: Iterable[A], pool: Executor, depth: int
+) -> Generator[B, None, None]:
     """``function`` of each item, in order, at most ``depth`` of them being read, worked on or waiting.
 
     Items are taken in a thread of their own, so that whoever asks never waits for a disk or a network in between. Close

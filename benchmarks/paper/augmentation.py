@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import common
-from classifier import difference, labelled_sampling, seen, training_options
-from common import Measured, Pictures, Work
-from resnet import Recipe, trained
+from classifier import add_training_options, difference, log_run, make_sampler
+from common import BenchmarkResult, Pictures, Workspace
+from resnet import Recipe, train_and_test
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ USUAL = {True: "crops and flips", False: "none"}
 
 
 @dataclass(frozen=True)
-class Data:
+class Datasets:
     """``samples``: level -> one local sample of each of the ``real`` pictures, in their order."""
 
     real: Pictures
@@ -39,25 +39,25 @@ class Data:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
-    work = Work(asked.work)
+    work = Workspace(asked.work)
     sizes = asked.sizes or ([500, 2000, 10_000, 50_000] if asked.full else [500, 2000, 10_000])
     seeds = asked.seeds or (5 if asked.full else 3)
-    sampling = labelled_sampling(asked, work)
+    sampling = make_sampler(asked, work)
     backbone = sampling.boomerang.backbone
-    real = common.read(asked.cifar, "train", backbone.size, max(sizes))
-    test = common.read(asked.cifar, "test", backbone.size, 10_000)
-    samples = {level: real.showing(sampling.of(real, level)) for level in asked.levels}
-    rows = list(cells(asked, work, sizes, seeds, Data(real, samples, test)))
+    real = common.read_pictures(asked.cifar, "train", backbone.size, max(sizes))
+    test = common.read_pictures(asked.cifar, "test", backbone.size, 10_000)
+    samples = {level: real.with_pixels(sampling.sample(real, level)) for level in asked.levels}
+    rows = list(measure_cells(asked, work, sizes, seeds, Datasets(real, samples, test)))
     settings = {
         "sizes": sizes, "test_pictures": len(test), "seeds": list(range(seeds)), "model": asked.model_name,
         "model_digest": backbone.digest, "sampler": asked.sampler, "steps": asked.steps, "dtype": asked.dtype,
-        "recipe": Recipe(base=asked.base_steps, dtype=asked.dtype).told,
+        "recipe": Recipe(base=asked.base_steps, dtype=asked.dtype).as_dict,
         "training_steps": {size: Recipe(base=asked.base_steps).steps(size) for size in sizes},
         "mixed_batches": "half real pictures, half local samples, one sample of each real picture",
     }  # fmt: skip
-    tables = {"Accuracy on real pictures, %, and what local samples add": shown(rows, asked.levels)}
-    measured = Measured("augmentation", settings, rows, findings(rows), tables, NOTES)
-    common.write(measured, asked, work, plot(rows, sizes), arguments)
+    tables = {"Accuracy on real pictures, %, and what local samples add": results_table(rows, asked.levels)}
+    measured = BenchmarkResult("augmentation", settings, rows, summarize(rows), tables, NOTES)
+    common.write_result(measured, asked, work, plot(rows, sizes), arguments)
 
 
 NOTES = (
@@ -69,55 +69,57 @@ NOTES = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = common.options(__doc__)
+    parser = common.argument_parser(__doc__)
     parser.add_argument("--cifar", type=Path, required=True, help="Parquet file with image, label and split")
-    training_options(parser)
+    add_training_options(parser)
     parser.add_argument("--sizes", type=int, nargs="+", help="training pictures; 500 2000 10000 by default")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5])
     return parser
 
 
-def cells(
-    asked: argparse.Namespace, work: Work, sizes: Sequence[int], seeds: int, data: Data
+def measure_cells(
+    args: argparse.Namespace, work: Workspace, sizes: Sequence[int], seeds: int, data: Datasets
 ) -> Iterator[dict[str, Any]]:
     """A row for each size, with and without the usual augmentations."""
-    device = common.device(asked)
+    device = common.get_device(args)
     for size, usual in product(sizes, USUAL):
-        recipe = Recipe(base=asked.base_steps, augmented=usual, dtype=asked.dtype)
+        recipe = Recipe(base=args.base_steps, augmented=usual, dtype=args.dtype)
         found: dict[str, list[dict[str, Any]]] = {}
         for level, seed in product((None, *data.samples), range(seeds)):
-            rows = own(size, seed, len(data.real))
+            rows = seed_rows(size, seed, len(data.real))
             sets = [data.real[rows], *([] if level is None else [data.samples[level][rows]])]
             key = "real" if level is None else f"{level:g}"
-            run = trained(work, sets, data.test, recipe, seed, device)
-            found.setdefault(key, []).append(seen(f"{size} pictures, usual: {USUAL[usual]}, {key}, seed {seed}", run))
-        yield row(size, usual, found)
+            run = train_and_test(work, sets, data.test, recipe, seed, device)
+            found.setdefault(key, []).append(
+                log_run(f"{size} pictures, usual: {USUAL[usual]}, {key}, seed {seed}", run)
+            )
+        yield make_row(size, usual, found)
 
 
-def own(size: int, seed: int, available: int) -> slice:
+def seed_rows(size: int, seed: int, available: int) -> slice:
     """The rows that a seed trains on: others than those of other seeds, as long as there are."""
     first = seed % (available // size) * size
     return slice(first, first + size)
 
 
-def row(size: int, usual: bool, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    values = {key: [one["accuracy"] for one in runs] for key, runs in found.items()}
+def make_row(size: int, usual: bool, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    values = {key: [one["accuracy"] for one in runs] for key, runs in runs.items()}
     real = values.pop("real")
     return {
         "pictures": size, "usual_augmentations": USUAL[usual],
-        "real": {"accuracy": common.over_seeds(real), "per_seed": real},
+        "real": {"accuracy": common.mean_over_seeds(real), "per_seed": real},
         "with_samples": [
             {
-                "level": float(level), "accuracy": common.over_seeds(mine), "per_seed": mine,
+                "level": float(level), "accuracy": common.mean_over_seeds(mine), "per_seed": mine,
                 "gain": difference(mine, real),
             }
             for level, mine in values.items()
         ],
-        "seconds": {key: [one["seconds"] for one in runs] for key, runs in found.items()},
+        "seconds": {key: [one["seconds"] for one in runs] for key, runs in runs.items()},
     }  # fmt: skip
 
 
-def findings(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     compared = [(one, mixed) for one in rows for mixed in one["with_samples"]]
 
     def named(better: bool) -> list[str]:
@@ -130,7 +132,7 @@ def findings(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"comparisons": len(compared), "better": named(True), "worse": named(False)}
 
 
-def shown(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> str:
+def results_table(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> str:
     cells = [
         [
             f"{one['pictures']:,}",
@@ -140,17 +142,19 @@ def shown(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> str:
         ]
         for one in rows
     ]
-    return common.table(["pictures", "usual augmentations", "real", *(f"+ level {x:g}" for x in levels)], cells)
+    return common.markdown_table(
+        ["pictures", "usual augmentations", "real", *(f"+ level {x:g}" for x in levels)], cells
+    )
 
 
 def plot(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> Figure:
-    figure, panels = common.panels(len(sizes))
+    figure, panels = common.make_panels(len(sizes))
     for panel, size in zip(panels, sizes, strict=True):
         mine = [one for one in rows if one["pictures"] == size]
         for colour, one in zip(common.COLOURS, mine, strict=False):
             levels, means = zip(*((m["level"], m["accuracy"]) for m in one["with_samples"]), strict=True)
-            common.line(panel, levels, means, colour, f"with samples; usual: {one['usual_augmentations']}")
-            common.level_line(panel, one["real"]["accuracy"], "real alone", colour)
+            common.plot_line(panel, levels, means, colour, f"with samples; usual: {one['usual_augmentations']}")
+            common.plot_level_line(panel, one["real"]["accuracy"], "real alone", colour)
         panel.set(title=f"{size:,} pictures", xlabel="level", ylabel="accuracy on real pictures")
         panel.legend(frameon=False, fontsize=7)
     return figure

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import common
-from common import Mean, Measured, Sampling, Work
-from resnet import Recipe, trained
+from common import BenchmarkResult, LocalSampler, Mean, Workspace
+from resnet import Recipe, train_and_test
 
 from anonymizer.boomerang import Boomerang
 
@@ -30,26 +30,33 @@ REAL, SYNTHETIC = "real", 1.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
-    work, device = Work(asked.work), common.device(asked)
+    work, device = Workspace(asked.work), common.get_device(asked)
     count = asked.pictures or (50_000 if asked.full else 10_000)
     seeds = asked.seeds or (5 if asked.full else 3)
-    sampling = labelled_sampling(asked, work)
+    sampling = make_sampler(asked, work)
     boomerang = sampling.boomerang
     size = boomerang.backbone.size
-    real, test = (common.read(asked.cifar, split, size, most) for split, most in (("train", count), ("test", 10_000)))
+    real, test = (
+        common.read_pictures(asked.cifar, split, size, most) for split, most in (("train", count), ("test", 10_000))
+    )
     recipe = Recipe(base=asked.base_steps, dtype=asked.dtype)
     rows = []
     for name in (REAL, *asked.levels, SYNTHETIC):
-        pictures = real if name == REAL else real.showing(sampling.of(real, float(name)))
-        found = [seen(f"{name}, seed {s}", trained(work, [pictures], test, recipe, s, device)) for s in range(seeds)]
-        rows.append(row(name, boomerang, found))
+        pictures = real if name == REAL else real.with_pixels(sampling.sample(real, float(name)))
+        found = [
+            log_run(f"{name}, seed {s}", train_and_test(work, [pictures], test, recipe, s, device))
+            for s in range(seeds)
+        ]
+        rows.append(make_row(name, boomerang, found))
     settings = {
         "pictures": len(real), "test_pictures": len(test), "seeds": list(range(seeds)), "model": asked.model_name,
         "model_digest": boomerang.backbone.digest, "sampler": asked.sampler, "steps": asked.steps,
-        "dtype": asked.dtype, "recipe": recipe.told, "training_steps": recipe.steps(len(real)),
+        "dtype": asked.dtype, "recipe": recipe.as_dict, "training_steps": recipe.steps(len(real)),
     }  # fmt: skip
-    measured = Measured("classifier", settings, rows, findings(rows), {"Accuracy on real pictures": shown(rows)}, NOTES)
-    common.write(measured, asked, work, plot(rows), arguments)
+    measured = BenchmarkResult(
+        "classifier", settings, rows, summarize(rows), {"Accuracy on real pictures": results_table(rows)}, NOTES
+    )
+    common.write_result(measured, asked, work, plot(rows), arguments)
 
 
 NOTES = (
@@ -61,62 +68,62 @@ NOTES = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = common.options(__doc__)
+    parser = common.argument_parser(__doc__)
     parser.add_argument("--cifar", type=Path, required=True, help="Parquet file with image, label and split")
-    training_options(parser)
+    add_training_options(parser)
     parser.add_argument("--pictures", type=int, help="training pictures; 10,000 by default, 50,000 with --full")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8])
     return parser
 
 
-def training_options(parser: argparse.ArgumentParser) -> None:
+def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="bundled:cifar10-32", help="one that knows the classes")
-    common.sampling_options(parser)
+    common.add_sampling_options(parser)
     parser.add_argument("--seeds", type=int, help="3 by default, 5 with --full")
     parser.add_argument("--base-steps", type=int, default=Recipe.base, help="training steps on 10,000 pictures")
 
 
-def labelled_sampling(asked: argparse.Namespace, work: Work) -> Sampling:
+def make_sampler(args: argparse.Namespace, work: Workspace) -> LocalSampler:
     """Local samples by a model that is told each picture's class."""
-    backbone = common.load_model(asked.model, asked)
-    asked.model_name = common.public_name(asked.model)
-    if backbone.asks != "class":
-        raise SystemExit(f"model: {asked.model_name} knows no classes: synthetic pictures need labels")
-    return Sampling(Boomerang(backbone, asked.sampler, asked.steps), work, True, asked.dtype, batch=asked.batch)
+    backbone = common.load_model(args.model, args)
+    args.model_name = common.public_name(args.model)
+    if backbone.condition_kind != "class":
+        raise SystemExit(f"model: {args.model_name} knows no classes: synthetic pictures need labels")
+    return LocalSampler(Boomerang(backbone, args.sampler, args.steps), work, True, args.dtype, batch=args.batch)
 
 
-def seen(what: str, found: dict[str, Any]) -> dict[str, Any]:
+def log_run(what: str, run: dict[str, Any]) -> dict[str, Any]:
     """The same; how far the script is goes to standard error."""
-    print(f"{what}: {found['accuracy']:.4f} in {found['seconds']:.0f} s", file=sys.stderr, flush=True)
-    return found
+    print(f"{what}: {run['accuracy']:.4f} in {run['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return run
 
 
-def row(name: str | float, boomerang: Boomerang, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    values = [one["accuracy"] for one in found]
+def make_row(name: str | float, boomerang: Boomerang, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    values = [one["accuracy"] for one in runs]
     level = None if isinstance(name, str) else name
     return {
         "data": REAL if level is None else "synthetic" if level == SYNTHETIC else f"level {level:g}",
         "level": level, "log_snr": None if level is None else boomerang.log_snr(boomerang.t_boom(level)),
-        "accuracy": common.over_seeds(values), "per_seed": values, "seconds": [one["seconds"] for one in found],
+        "accuracy": common.mean_over_seeds(values), "per_seed": values, "seconds": [one["seconds"] for one in runs],
     }  # fmt: skip
 
 
-def findings(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of each level: how far above purely synthetic data, seed by seed, and whether the interval lies above zero."""
     real, synthetic = rows[0]["per_seed"], rows[-1]["per_seed"]
 
     def against(one: dict[str, Any]) -> dict[str, Any]:
         gain, loss = difference(one["per_seed"], synthetic), difference(one["per_seed"], real)
-        return {"above_synthetic": gain, "above_real": loss, "better_than_synthetic": gain.above_zero}
+        return {"above_synthetic": gain, "above_real": loss, "better_than_synthetic": gain.is_above_zero}
 
     return {one["data"]: against(one) for one in rows[1:-1]}
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> Mean:
-    return common.over_seeds([a - b for a, b in zip(values, others, strict=True)])
+    return common.mean_over_seeds([a - b for a, b in zip(values, others, strict=True)])
 
 
-def shown(rows: Sequence[dict[str, Any]]) -> str:
+def results_table(rows: Sequence[dict[str, Any]]) -> str:
     synthetic = rows[-1]["per_seed"]
     cells = [
         [
@@ -124,18 +131,20 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
             "-" if one["log_snr"] is None else f"{one['log_snr']:+.2f}",
             one["accuracy"].percent(),
             ", ".join(f"{100 * value:.1f}" for value in one["per_seed"]),
-            "-" if one is rows[-1] else difference(one["per_seed"], synthetic).percent(sign=True),
+            "-" if one is rows[-1] else difference(one["per_seed"], synthetic).format_percent(sign=True),
         ]
         for one in rows
     ]
-    return common.table(["trained on", "log-SNR", "accuracy, %", "each seed", "above synthetic"], cells)
+    return common.markdown_table(["trained on", "log-SNR", "accuracy, %", "each seed", "above synthetic"], cells)
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    figure, (panel,) = common.panels(1)
+    figure, (panel,) = common.make_panels(1)
     levels = [one for one in rows if one["level"] is not None]
-    common.line(panel, [r["level"] for r in levels], [r["accuracy"] for r in levels], common.COLOURS[0], "replaced")
-    common.level_line(panel, rows[0]["accuracy"], "real")
+    common.plot_line(
+        panel, [r["level"] for r in levels], [r["accuracy"] for r in levels], common.COLOURS[0], "replaced"
+    )
+    common.plot_level_line(panel, rows[0]["accuracy"], "real")
     panel.set(xlabel="level (1: purely synthetic)", ylabel="accuracy on real pictures")
     panel.legend(frameon=False, fontsize=8)
     return figure

@@ -66,17 +66,17 @@ class Pictures:
     def __getitem__(self, rows: slice) -> Pictures:
         return Pictures(self.pixels[rows], self.labels[rows], self.names)
 
-    def showing(self, pixels: torch.Tensor) -> Pictures:
+    def with_pixels(self, pixels: torch.Tensor) -> Pictures:
         """Other pictures under the same labels."""
         return Pictures(pixels, self.labels, self.names)
 
     @property
-    def told(self) -> list[str]:
+    def label_names(self) -> list[str]:
         """The name of each picture's class."""
         return [self.names[label] for label in self.labels.tolist()]
 
 
-def read(file: Path, split: str, size: int, most: int, seed: int = 0) -> Pictures:
+def read_pictures(file: Path, split: str, size: int, most: int, seed: int = 0) -> Pictures:
     """At most so many pictures of a split, drawn by chance and in that order, every prefix with all classes alike.
 
     ``file`` is a Parquet file with the columns ``image`` (encoded bytes), ``split`` and, if anything is labelled,
@@ -90,13 +90,13 @@ def read(file: Path, split: str, size: int, most: int, seed: int = 0) -> Picture
     told = [str(label) for label in table["label"].to_pylist()] if labelled else [""] * len(table)
     names = tuple(sorted(set(told)))
     labels = np.array([names.index(name) for name in told])
-    rows = interleaved(labels, np.random.default_rng(seed))[:most]
+    rows = interleave_classes(labels, np.random.default_rng(seed))[:most]
     encoded = (row["bytes"] if isinstance(row, dict) else row for row in table["image"].take(rows).to_pylist())
     pixels = torch.stack([to_bytes(image_codec.decode(data, size).tensor) for data in encoded])
     return Pictures(pixels, torch.from_numpy(labels[rows]), names if labelled else ())
 
 
-def interleaved(labels: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def interleave_classes(labels: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """A random order (N,) of the rows in which the first of each class come first, then the second of each."""
     order = rng.permutation(len(labels))
     turn = np.empty(len(labels), dtype=np.int64)
@@ -133,14 +133,14 @@ class Seconds:
     cpu: float = 0.0
 
 
-class Work:
+class Workspace:
     """What was finished, kept in a folder; and how long it took, whenever that was."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.seconds = folder, dict[str, Seconds]()
         (folder / "kept").mkdir(parents=True, exist_ok=True)
 
-    def arrays(self, kind: str, key: Key, make: Callable[[], Arrays]) -> Arrays:
+    def cached_arrays(self, kind: str, key: Key, make: Callable[[], Arrays]) -> Arrays:
         """What ``make`` gives, from ``kept/`` if it is there."""
         file = self.folder / "kept" / f"{kind}-{_named(key)}.npz"
         if not file.exists():
@@ -155,7 +155,7 @@ class Work:
         self._spent(kind, Seconds(*arrays.pop("seconds").tolist()))
         return arrays
 
-    def line(self, kind: str, key: Key, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def cached_result(self, kind: str, key: Key, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``make`` gives, a line of ``KIND.jsonl``, from there if it stands there."""
         name, file = _named(key), self.folder / f"{kind}.jsonl"
         kept = _lines(file).get(name)
@@ -203,26 +203,26 @@ def public_name(model: str) -> str:
     return str(ModelConfig(id=model).public_name)
 
 
-def load_model(name: str, asked: argparse.Namespace) -> Backbone:
-    return load_backbone(ModelConfig(id=name, device=asked.device, dtype=asked.dtype))
+def load_model(name: str, args: argparse.Namespace) -> Backbone:
+    return load_backbone(ModelConfig(id=name, device=args.device, dtype=args.dtype))
 
 
 @dataclass(frozen=True)
-class Sampling:
+class LocalSampler:
     """Local samples, made in blocks that are kept; the noise of a row depends on ``seed``, its place and ``number``.
 
     Nothing is done twice but what was sampled since the last ``block`` of rows was kept.
     """
 
     boomerang: Boomerang
-    work: Work
-    told: bool  # whether a model that knows classes is told each picture's
+    work: Workspace
+    is_conditional: bool  # whether a model that knows classes is told each picture's
     dtype: str
     seed: int = 0
     block: int = 250
     batch: int = 125
 
-    def of(self, originals: Pictures, level: float, number: int = 0) -> torch.Tensor:
+    def sample(self, originals: Pictures, level: float, number: int = 0) -> torch.Tensor:
         """One local sample for each original, at the rounding of a file: (N, 3, S, S) uint8."""
         parts = [
             self._block(originals[first : first + self.block], first, level, number)
@@ -232,7 +232,7 @@ class Sampling:
 
     def _block(self, originals: Pictures, first: int, level: float, number: int) -> torch.Tensor:
         backbone = self.boomerang.backbone
-        told = originals.told if self.told and backbone.asks == "class" else None
+        told = originals.label_names if self.is_conditional and backbone.condition_kind == "class" else None
         key = {
             "model": backbone.digest, "dtype": self.dtype, "sampler": self.boomerang.sampler,
             "steps": self.boomerang.steps, "level": level, "seed": self.seed, "number": number, "first": first,
@@ -245,7 +245,7 @@ class Sampling:
                 "samples": torch.cat([self._batch(originals, told, first, at, level, number) for at in rows]).numpy()
             }
 
-        return torch.from_numpy(self.work.arrays("samples", key, make)["samples"])
+        return torch.from_numpy(self.work.cached_arrays("samples", key, make)["samples"])
 
     def _batch(
         self, originals: Pictures, told: Sequence[str] | None, first: int, at: int, level: float, number: int
@@ -273,16 +273,16 @@ class Mean:
     low: float | None
     high: float | None
 
-    def shown(self, digits: int = 3, sign: bool = False) -> str:
+    def format(self, digits: int = 3, sign: bool = False) -> str:
         bounds = [f"{bound:{'+' if sign else ''}.{digits}f}" for bound in (self.low, self.high) if bound is not None]
         return f"{self.value:{'+' if sign else ''}.{digits}f}" + (f" ({' to '.join(bounds)})" if bounds else "")
 
-    def percent(self, sign: bool = False) -> str:
+    def format_percent(self, sign: bool = False) -> str:
         bounds = (None if bound is None else 100 * bound for bound in (self.low, self.high))
-        return Mean(100 * self.value, *bounds).shown(1, sign)
+        return Mean(100 * self.value, *bounds).format(1, sign)
 
     @property
-    def above_zero(self) -> bool:
+    def is_above_zero(self) -> bool:
         return self.excludes_zero and self.value > 0
 
     @property
@@ -290,7 +290,7 @@ class Mean:
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
-def over_seeds(values: Sequence[float]) -> Mean:
+def mean_over_seeds(values: Sequence[float]) -> Mean:
     """Student's t over a few runs."""
     mean = float(np.mean(values))
     if len(values) < 2:
@@ -299,7 +299,7 @@ def over_seeds(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half)
 
 
-def over_pictures(values: npt.ArrayLike, seed: int = 0) -> Mean:
+def mean_over_pictures(values: npt.ArrayLike, seed: int = 0) -> Mean:
     """The bootstrap over pictures (N,); differences of two methods on the same picture make it a paired one.
 
     Values that are not finite (no face was detected) are left out; without any other the mean is NaN.
@@ -308,14 +308,14 @@ def over_pictures(values: npt.ArrayLike, seed: int = 0) -> Mean:
     rows = rows[np.isfinite(rows)]
     if not len(rows):
         return Mean(float("nan"), None, None)
-    found = image_quality.mean(rows, np.random.default_rng(seed))
+    found = image_quality.mean_with_interval(rows, np.random.default_rng(seed))
     return Mean(found.value, found.low, found.high)
 
 
 # What is asked for, and what is written
 
 
-def options(about: str | None) -> argparse.ArgumentParser:
+def argument_parser(about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON and the plot")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is finished, to go on with")
@@ -328,31 +328,31 @@ def options(about: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def sampling_options(parser: argparse.ArgumentParser) -> None:
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", default="sde-dpm++")
     parser.add_argument("--steps", type=int, default=20, help="network calls for each local sample")
     parser.add_argument("--batch", type=int, default=125, help="pictures sampled at once")
 
 
-def data_options(parser: argparse.ArgumentParser) -> None:
+def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faces", type=Path, help="Parquet file with image and split")
     parser.add_argument("--cifar", type=Path, help="Parquet file with image, label and split")
     parser.add_argument("--faces-model", default="bundled:faces-64")
     parser.add_argument("--cifar-model", default="bundled:cifar10-32")
 
 
-def device(asked: argparse.Namespace) -> torch.device:
-    return torch_device(asked.device)
+def get_device(args: argparse.Namespace) -> torch.device:
+    return torch_device(args.device)
 
 
-def command(name: str, arguments: Sequence[str] | None) -> str:
+def command_line(name: str, arguments: Sequence[str] | None) -> str:
     """The command line without folders: where things lie is nobody's business."""
     given = sys.argv[1:] if arguments is None else arguments
     shown = [re.sub("[^=]*/", "", one.rstrip("/")) for one in given]
     return shlex.join(["python", f"benchmarks/paper/{name}.py", *shown])
 
 
-def machine(on: torch.device) -> dict[str, Any]:
+def describe_machine(on: torch.device) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu(), "architecture": platform.machine(), "cores": cores, "threads": torch.get_num_threads(),
@@ -370,7 +370,7 @@ def _cpu() -> str:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchmarkResult:
     """What a benchmark found: ``rows`` for a program, ``tables`` and ``notes`` for a reader."""
 
     name: str
@@ -381,29 +381,29 @@ class Measured:
     notes: Sequence[str]
 
 
-def write(
-    found: Measured, asked: argparse.Namespace, work: Work, plot: Figure, arguments: Sequence[str] | None
+def write_result(
+    result: BenchmarkResult, args: argparse.Namespace, work: Workspace, plot: Figure, arguments: Sequence[str] | None
 ) -> None:
     """``NAME.json``, ``NAME.svg`` and ``NAME.png`` in ``--out``; the tables and notes on standard output."""
-    asked.out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     spent = {kind: {"wall": round(s.wall, 1), "cpu": round(s.cpu, 1)} for kind, s in work.seconds.items()}
     told = {
-        "benchmark": found.name,
-        "command": command(found.name, arguments),
+        "benchmark": result.name,
+        "command": command_line(result.name, arguments),
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(device(asked)),
-        "settings": found.settings,
+        "machine": describe_machine(get_device(args)),
+        "settings": result.settings,
         "seconds": spent,  # of the last run and of those that it went on from
-        "results": found.rows,
-        "findings": found.findings,
-        "notes": found.notes,
+        "results": result.rows,
+        "findings": result.findings,
+        "notes": result.notes,
     }
-    (asked.out / f"{found.name}.json").write_text(json.dumps(told, indent=2, default=_plain) + "\n", encoding="utf-8")
+    (args.out / f"{result.name}.json").write_text(json.dumps(told, indent=2, default=_plain) + "\n", encoding="utf-8")
     for kind, about in (("svg", {"Date": None}), ("png", {"Software": None})):
-        plot.savefig(asked.out / f"{found.name}.{kind}", dpi=150, metadata=about)
-    for title, text in found.tables.items():
+        plot.savefig(args.out / f"{result.name}.{kind}", dpi=150, metadata=about)
+    for title, text in result.tables.items():
         print(f"\n**{title}**\n\n{text}")
-    print("\n".join(found.notes))
+    print("\n".join(result.notes))
     total = Seconds(*(sum(getattr(s, of) for s in work.seconds.values()) for of in ("wall", "cpu")))
     print(f"\n{total.wall / 60:.1f} minutes, {total.cpu / 60:.1f} of one core")
 
@@ -414,11 +414,11 @@ def _plain(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} is not plain")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
-def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
+def make_panels(count: int) -> tuple[Figure, Sequence[Axes]]:
     from matplotlib.figure import Figure
 
     across = min(3, count)
@@ -432,21 +432,23 @@ def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, axes
 
 
-def line(panel: Axes, x: Sequence[float], means: Sequence[Mean], colour: str, label: str, style: str = "-") -> None:
+def plot_line(
+    panel: Axes, x: Sequence[float], means: Sequence[Mean], colour: str, label: str, style: str = "-"
+) -> None:
     """Means over x with their intervals."""
     low, high = ([m.value if (bound := getattr(m, side)) is None else bound for m in means] for side in ("low", "high"))
     panel.plot(x, [m.value for m in means], style, color=colour, marker="o", markersize=3.5, label=label)
     panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def level_line(panel: Axes, mean: Mean, label: str, colour: str = "#999999") -> None:
+def plot_level_line(panel: Axes, mean: Mean, label: str, colour: str = "#999999") -> None:
     """A mean that has no place on x, and its interval."""
     panel.axhline(mean.value, color=colour, linestyle="--", linewidth=1.2, label=label)
     if mean.low is not None and mean.high is not None:
         panel.axhspan(mean.low, mean.high, color=colour, alpha=0.08, linewidth=0)
 
 
-def point(panel: Axes, x: float, mean: Mean, colour: str) -> None:
+def plot_point(panel: Axes, x: float, mean: Mean, colour: str) -> None:
     low, high = (mean.value if bound is None else bound for bound in (mean.low, mean.high))
     span = [[mean.value - low], [high - mean.value]]
     panel.errorbar([x], [mean.value], yerr=span, fmt="o", color=colour, capsize=2, markersize=4)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import common
 import numpy as np
 import torch
-from common import Arrays, Mean, Measured, Pictures, Work, digest, to_bytes, to_floats
+from common import Arrays, BenchmarkResult, Mean, Pictures, Workspace, digest, to_bytes, to_floats
 
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.enhance import UPSAMPLINGS, Enhancer, lanczos, resample
 from metrics.features import Rows
-from metrics.models.lpips import OFFLINE, PerceptualDistance
-from metrics.scores.identity import Identity, distance
+from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
+from metrics.scores.identity import FaceIdentity, identity_distance
 from metrics.utility.image_quality import psnr
 
 if TYPE_CHECKING:
@@ -44,21 +44,21 @@ class Task:
     originals: Pictures
     low: Pictures
     factor: int
-    judges: Judges
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
-class Judges:
+class Metrics:
     """They know the ``originals`` (N, 3, S, S) in [-1, 1], and the ``people`` on them where a recogniser looks."""
 
     originals: torch.Tensor
     lpips: PerceptualDistance
-    identity: Identity | None
+    identity: FaceIdentity | None
     people: Sequence[Rows]
 
     @classmethod
-    def of(cls, originals: torch.Tensor, lpips: PerceptualDistance, identity: Identity | None) -> Judges:
-        return cls(originals, lpips, identity, identity.faces(originals) if identity else [])
+    def create(cls, originals: torch.Tensor, lpips: PerceptualDistance, identity: FaceIdentity | None) -> Metrics:
+        return cls(originals, lpips, identity, identity.embed_faces(originals) if identity else [])
 
     def __call__(self, pictures: torch.Tensor) -> Arrays:
         """A row of scores (N,) each, from pictures (N, 3, S, S) uint8; NaN where no face is detected in both."""
@@ -66,24 +66,24 @@ class Judges:
         found = {"lpips": self.lpips(a, b).double().cpu().numpy(), "psnr": psnr(a, b).numpy()}
         if self.identity is None:
             return found
-        people = self.identity.faces(b)
-        far = np.array([distance(one, other) for one, other in zip(self.people, people, strict=True)])
+        people = self.identity.embed_faces(b)
+        far = np.array([identity_distance(one, other) for one, other in zip(self.people, people, strict=True)])
         return found | {"identity": far, "seen": np.array([len(faces) > 0 for faces in people])}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
-    work = Work(asked.work)
-    rows = [row for task in tasks(asked) for row in enlarged(task, asked, work)]
+    work = Workspace(asked.work)
+    rows = [row for task in load_tasks(asked) for row in compare_methods(task, asked, work)]
     settings = {
         "pictures": {row["task"]: row["pictures"] for row in rows}, "sampler": asked.sampler, "steps": asked.steps,
         "upsampling": asked.upsampling, "dtype": asked.dtype, "seed": asked.seed,
         "models": {row["task"]: row["model_digest"] for row in rows},
     }  # fmt: skip
     names = list(dict.fromkeys(row["task"] for row in rows))
-    tables = {name: shown([row for row in rows if row["task"] == name]) for name in names}
-    measured = Measured("enhancement", settings, rows, findings(rows), tables, NOTES)
-    common.write(measured, asked, work, plot(rows, names), arguments)
+    tables = {name: results_table([row for row in rows if row["task"] == name]) for name in names}
+    measured = BenchmarkResult("enhancement", settings, rows, summarize(rows), tables, NOTES)
+    common.write_result(measured, asked, work, plot(rows, names), arguments)
 
 
 NOTES = (
@@ -94,96 +94,102 @@ NOTES = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = common.options(__doc__)
-    common.data_options(parser)
-    common.sampling_options(parser)
+    parser = common.argument_parser(__doc__)
+    common.add_data_options(parser)
+    common.add_sampling_options(parser)
     parser.add_argument("--pictures", type=int, help="of each; 200 by default, 1,500 with --full")
     parser.add_argument("--levels", type=float, nargs="*", default=[0.2, 0.3, 0.4, 0.5, 0.6])
     parser.add_argument(
-        "--cascades", type=levels, nargs="*", default=[(0.4, 0.2), (0.6, 0.4, 0.2)], help="levels with commas between"
+        "--cascades",
+        type=parse_levels,
+        nargs="*",
+        default=[(0.4, 0.2), (0.6, 0.4, 0.2)],
+        help="levels with commas between",
     )
     parser.add_argument("--upsampling", default="bicubic", choices=UPSAMPLINGS, help="before the first pass")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
-def levels(text: str) -> tuple[float, ...]:
+def parse_levels(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def tasks(asked: argparse.Namespace) -> Iterator[Task]:
-    count = asked.pictures or (1500 if asked.full else 200)
-    lpips = PerceptualDistance.load(OFFLINE, common.device(asked))
+def load_tasks(args: argparse.Namespace) -> Iterator[Task]:
+    count = args.pictures or (1500 if args.full else 200)
+    lpips = PerceptualDistance.load(OFFLINE_MODEL, common.get_device(args))
     for name, file, model, factor in (
-        ("faces", asked.faces, asked.faces_model, 4), ("CIFAR-10", asked.cifar, asked.cifar_model, 2),
+        ("faces", args.faces, args.faces_model, 4), ("CIFAR-10", args.cifar, args.cifar_model, 2),
     ):  # fmt: skip
         if file is None:
             continue
-        backbone = common.load_model(model, asked)
+        backbone = common.load_model(model, args)
         size = backbone.size
-        originals = common.read(file, "test", size, count)
-        low = originals.showing(to_bytes(lanczos(to_floats(originals.pixels), (size // factor, size // factor))))
+        originals = common.read_pictures(file, "test", size, count)
+        low = originals.with_pixels(to_bytes(lanczos(to_floats(originals.pixels), (size // factor, size // factor))))
         title = f"{name}, {size // factor} to {size}"
-        identity = Identity.load("dlib") if name == "faces" else None
-        judges = Judges.of(to_floats(originals.pixels), lpips, identity)
+        identity = FaceIdentity.load("dlib") if name == "faces" else None
+        judges = Metrics.create(to_floats(originals.pixels), lpips, identity)
         yield Task(title, backbone, originals, low, factor, judges)
 
 
-def enlarged(task: Task, asked: argparse.Namespace, work: Work) -> list[dict[str, Any]]:
+def compare_methods(task: Task, args: argparse.Namespace, work: Workspace) -> list[dict[str, Any]]:
     """A row for each method; the first ones are interpolations."""
     size = task.backbone.size
     scores: dict[str, Arrays] = {}
     calls: dict[str, int] = {}
     for kind in UPSAMPLINGS:
         pictures = to_bytes(resample(to_floats(task.low.pixels), (size, size), kind))
-        scores[kind], calls[kind] = judged(task, pictures, work), 0
-    for each in (*((level,) for level in asked.levels), *asked.cascades):
-        enhancer = Enhancer(task.backbone, task.factor, each, asked.upsampling, asked.sampler, asked.steps)
+        scores[kind], calls[kind] = score(task, pictures, work), 0
+    for each in (*((level,) for level in args.levels), *args.cascades):
+        enhancer = Enhancer(task.backbone, task.factor, each, args.upsampling, args.sampler, args.steps)
         name = ("level " if len(each) == 1 else "cascade ") + ", ".join(f"{level:g}" for level in each)
-        scores[name], calls[name] = judged(task, made(task, enhancer, asked, work), work), enhancer.steps
+        scores[name], calls[name] = score(task, enhance(task, enhancer, args, work), work), enhancer.steps
         print(f"{task.name}: {name}", file=sys.stderr, flush=True)
     best = min(UPSAMPLINGS, key=lambda kind: float(scores[kind]["lpips"].mean()))
-    return [row(task, name, calls[name], scores[name], best, scores[best]) for name in scores]
+    return [make_row(task, name, calls[name], scores[name], best, scores[best]) for name in scores]
 
 
-def made(task: Task, enhancer: Enhancer, asked: argparse.Namespace, work: Work) -> torch.Tensor:
+def enhance(task: Task, enhancer: Enhancer, args: argparse.Namespace, work: Workspace) -> torch.Tensor:
     """The product's own enhancement, block by block."""
 
     def block(first: int) -> Arrays:
         low = task.low[first : first + BLOCK].pixels
         key = {
-            "model": task.backbone.digest, "dtype": asked.dtype, "sampler": asked.sampler, "steps": asked.steps,
-            "levels": enhancer.levels, "factor": task.factor, "upsampling": asked.upsampling, "seed": asked.seed,
+            "model": task.backbone.digest, "dtype": args.dtype, "sampler": args.sampler, "steps": args.steps,
+            "levels": enhancer.levels, "factor": task.factor, "upsampling": args.upsampling, "seed": args.seed,
             "first": first, "low": digest(low),
         }  # fmt: skip
-        noise = common.row_noise(asked.seed, first, len(low))
-        return work.arrays("enhanced", key, lambda: {"pictures": to_bytes(enhancer(to_floats(low), noise)).numpy()})
+        noise = common.row_noise(args.seed, first, len(low))
+        return work.cached_arrays(
+            "enhanced", key, lambda: {"pictures": to_bytes(enhancer(to_floats(low), noise)).numpy()}
+        )
 
     blocks = [torch.from_numpy(block(first)["pictures"]) for first in range(0, len(task.low), BLOCK)]
     return torch.cat(blocks)
 
 
-def judged(task: Task, pictures: torch.Tensor, work: Work) -> Arrays:
-    judge = task.judges
-    names = [judge.lpips.reported, *(judge.identity.names.values() if judge.identity else ())]
+def score(task: Task, pictures: torch.Tensor, work: Workspace) -> Arrays:
+    judge = task.metrics
+    names = [judge.lpips.versioned_name, *(judge.identity.names.values() if judge.identity else ())]
     key = {"pictures": digest(pictures), "originals": digest(task.originals.pixels), "judges": names}
-    return work.arrays("scores", key, lambda: judge(pictures))
+    return work.cached_arrays("scores", key, lambda: judge(pictures))
 
 
-def row(task: Task, name: str, calls: int, scores: Arrays, best: str, against: Arrays) -> dict[str, Any]:
+def make_row(task: Task, name: str, calls: int, scores: Arrays, best: str, against: Arrays) -> dict[str, Any]:
     """Means, and differences from the interpolation that is best by LPIPS, on the same pictures."""
     measured = [of for of in SCORES if of in scores]
     return {
         "task": task.name, "method": name, "calls": calls, "pictures": len(task.originals),
         "model_digest": task.backbone.digest, "compared_with": best,
-        **{of: common.over_pictures(scores[of]) for of in measured},
-        "difference": {of: common.over_pictures(scores[of] - against[of]) for of in measured},
+        **{of: common.mean_over_pictures(scores[of]) for of in measured},
+        "difference": {of: common.mean_over_pictures(scores[of] - against[of]) for of in measured},
         **({"faces_seen": int(scores["seen"].sum())} if "seen" in scores else {}),
         **({"people_compared": int(np.isfinite(scores["identity"]).sum())} if "seen" in scores else {}),
     }  # fmt: skip
 
 
-def findings(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of each task: the methods whose LPIPS is below the best interpolation's, interval and all, and those above."""
     found: dict[str, dict[str, Any]] = {}
     for one in rows:
@@ -194,7 +200,7 @@ def findings(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def shown(rows: Sequence[dict[str, Any]]) -> str:
+def results_table(rows: Sequence[dict[str, Any]]) -> str:
     best, people = rows[0]["compared_with"], "identity" in rows[0]
     header = ["method", "calls", "LPIPS", f"less {best}'s", "PSNR, dB"]
     cells = [
@@ -208,17 +214,17 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for one in rows
     ]
-    return common.table([*header, *(["identity distance", "faces detected"] if people else [])], cells)
+    return common.markdown_table([*header, *(["identity distance", "faces detected"] if people else [])], cells)
 
 
 def plot(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     drawn = [(name, of) for name in names for of in SCORES if any(r["task"] == name and of in r for r in rows)]
-    figure, panels = common.panels(len(drawn))
+    figure, panels = common.make_panels(len(drawn))
     for panel, (name, of) in zip(panels, drawn, strict=True):
         mine = [one for one in rows if one["task"] == name]
         for at, one in enumerate(mine):
             colour = common.COLOURS[0] if one["calls"] else common.COLOURS[1]
-            common.point(panel, at, one[of], colour)
+            common.plot_point(panel, at, one[of], colour)
         ticks = [one["method"].removeprefix("level ").removeprefix("cascade ") for one in mine]
         panel.set_xticks(range(len(mine)), ticks, rotation=40, ha="right", rotation_mode="anchor", fontsize=7)
         panel.set(title=name, ylabel=SCORES[of])

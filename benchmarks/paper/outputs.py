@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from common import Arrays, Pictures, Sampling, Work, digest, to_floats
+from common import Arrays, LocalSampler, Pictures, Workspace, digest, to_floats
 
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.boomerang import Boomerang
 from metrics import features
-from metrics.features import Embedder, embed_all
+from metrics.features import Embedder, embed_in_batches
 from metrics.models.clip import ClipEmbedder, cosine_similarity
-from metrics.models.lpips import OFFLINE, PerceptualDistance
+from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
 
 MEASURES = {"lpips": "LPIPS to the original", "clip": "CLIP similarity to the original", "pixels": "pixel distance"}
 
@@ -26,17 +26,17 @@ class Task:
     name: str
     backbone: Backbone
     originals: Pictures
-    asked: argparse.Namespace
-    work: Work
+    args: argparse.Namespace
+    work: Workspace
 
-    def sampling(self, sampler: str, steps: int | None, block: int = 250) -> Sampling:
-        batch = min(block, self.asked.batch)
+    def sampling(self, sampler: str, steps: int | None, block: int = 250) -> LocalSampler:
+        batch = min(block, self.args.batch)
         boomerang = Boomerang(self.backbone, sampler, steps)
-        return Sampling(boomerang, self.work, True, self.asked.dtype, self.asked.seed, block, batch)
+        return LocalSampler(boomerang, self.work, True, self.args.dtype, self.args.seed, block, batch)
 
 
 @dataclass(frozen=True)
-class Judges:
+class Metrics:
     """``embedders`` give the features whose distributions are compared."""
 
     lpips: PerceptualDistance
@@ -44,13 +44,15 @@ class Judges:
     embedders: Sequence[Embedder]
 
     @classmethod
-    def load(cls, device: torch.device) -> Judges:
+    def load(cls, device: torch.device) -> Metrics:
         clip = ClipEmbedder.load("bundled:clip-mini", device)
-        return cls(PerceptualDistance.load(OFFLINE, device), clip, features.load(["clip", "imagenet"], device))
+        return cls(
+            PerceptualDistance.load(OFFLINE_MODEL, device), clip, features.load_embedders(["clip", "imagenet"], device)
+        )
 
-    def scores(self, work: Work, originals: torch.Tensor, outputs: torch.Tensor) -> Arrays:
+    def scores(self, work: Workspace, originals: torch.Tensor, outputs: torch.Tensor) -> Arrays:
         """Of each output (N,): LPIPS, CLIP similarity, and the root mean square of the difference, of 0 to 255."""
-        names = [self.lpips.reported, self.clip.reported]
+        names = [self.lpips.versioned_name, self.clip.versioned_name]
         key = {"outputs": digest(outputs), "originals": digest(originals), "by": names}
 
         def make() -> Arrays:
@@ -62,11 +64,11 @@ class Judges:
                 "pixels": (a - b).double().square().mean((1, 2, 3)).sqrt().numpy() * 127.5,
             }
 
-        return work.arrays("scores", key, make)
+        return work.cached_arrays("scores", key, make)
 
-    def rows(self, work: Work, outputs: torch.Tensor) -> Arrays:
+    def features(self, work: Workspace, outputs: torch.Tensor) -> Arrays:
         """Features (N, D) by their names."""
-        key = {"outputs": digest(outputs), "by": [one.reported for one in self.embedders]}
-        return work.arrays(
-            "features", key, lambda: {one.name: embed_all(one, to_floats(outputs)) for one in self.embedders}
+        key = {"outputs": digest(outputs), "by": [one.versioned_name for one in self.embedders]}
+        return work.cached_arrays(
+            "features", key, lambda: {one.name: embed_in_batches(one, to_floats(outputs)) for one in self.embedders}
         )

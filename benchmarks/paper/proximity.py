@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import common
 import numpy as np
 import torch
-from common import Mean, Measured, Work
-from faster import TOLERANCE, Fast, fast_samplers, least_calls, shown_fast, shown_vanilla
-from outputs import MEASURES, Judges, Task
+from common import BenchmarkResult, Mean, Workspace
+from faster import TOLERANCE, SamplerComparison, compare_samplers, least_calls, sampler_table, vanilla_table
+from outputs import MEASURES, Metrics, Task
 from scipy.spatial.distance import pdist
 
 if TYPE_CHECKING:
@@ -33,34 +33,34 @@ RISES = {"lpips": True, "clip": False, "pixels": True}  # with the level, if the
 
 def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
-    work, judges = Work(asked.work), Judges.load(common.device(asked))
-    found = list(tasks(asked, work))
+    work, judges = Workspace(asked.work), Metrics.load(common.get_device(asked))
+    found = list(load_tasks(asked, work))
     if not found:
         raise SystemExit("data: missing: give --cifar, --faces or both")
-    near = [row for task in found for row in nearness(task, judges)]
-    apart = [row for task in found for row in repeats(task)]
-    fast = fast_samplers(found[0], judges)
+    near = [row for task in found for row in measure_levels(task, judges)]
+    apart = [row for task in found for row in measure_repeats(task)]
+    fast = compare_samplers(found[0], judges)
     settings = {
         "pictures": {task.name: len(task.originals) for task in found}, "sampler": asked.sampler, "steps": asked.steps,
         "dtype": asked.dtype, "seed": asked.seed, "models": {task.name: task.backbone.digest for task in found},
         "samplers_on": found[0].name, "samplers_pictures": fast.pictures, "tolerance": TOLERANCE,
     }  # fmt: skip
     tables = {
-        "Proximity against the level": shown_nearness(near),
-        "Samples of one original": shown_repeats(apart),
-        f"Vanilla Boomerang, {found[0].name}": shown_vanilla(fast),
-        f"Least network calls that do as vanilla Boomerang does, {found[0].name}": shown_fast(fast),
+        "Proximity against the level": level_table(near),
+        "Samples of one original": repeats_table(apart),
+        f"Vanilla Boomerang, {found[0].name}": vanilla_table(fast),
+        f"Least network calls that do as vanilla Boomerang does, {found[0].name}": sampler_table(fast),
     }
     parts = {"levels": near, "repeats": apart, "samplers": fast.rows}
     rows = [{"part": part} | row for part, of_part in parts.items() for row in of_part]
     findings = {
-        "not_monotone": violations(near),
+        "not_monotone": find_violations(near),
         "exact_repeats": sum(row["repeats"] for row in apart),
         "vanilla": fast.vanilla,
         "least_calls": least_calls(fast.rows),
     }
-    measured = Measured("proximity", settings, rows, findings, tables, NOTES)
-    common.write(measured, asked, work, plot(near, fast), arguments)
+    measured = BenchmarkResult("proximity", settings, rows, findings, tables, NOTES)
+    common.write_result(measured, asked, work, plot(near, fast), arguments)
 
 
 NOTES = (
@@ -74,9 +74,9 @@ NOTES = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = common.options(__doc__)
-    common.data_options(parser)
-    common.sampling_options(parser)
+    parser = common.argument_parser(__doc__)
+    common.add_data_options(parser)
+    common.add_sampling_options(parser)
     parser.add_argument("--pictures", type=int, help="of each; 200 by default, 1,000 with --full")
     parser.add_argument("--levels", type=float, nargs="+", default=[round(0.1 * n, 1) for n in range(1, 11)])
     parser.add_argument("--originals", type=int, default=20, help="originals that several samples are made of")
@@ -90,32 +90,32 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def tasks(asked: argparse.Namespace, work: Work) -> Iterator[Task]:
-    count = asked.pictures or (1000 if asked.full else 200)
+def load_tasks(args: argparse.Namespace, work: Workspace) -> Iterator[Task]:
+    count = args.pictures or (1000 if args.full else 200)
     for name, file, model in (
-        ("CIFAR-10", asked.cifar, asked.cifar_model), ("faces", asked.faces, asked.faces_model),
+        ("CIFAR-10", args.cifar, args.cifar_model), ("faces", args.faces, args.faces_model),
     ):  # fmt: skip
         if file is not None:
-            backbone = common.load_model(model, asked)
-            yield Task(name, backbone, common.read(file, "test", backbone.size, count), asked, work)
+            backbone = common.load_model(model, args)
+            yield Task(name, backbone, common.read_pictures(file, "test", backbone.size, count), args, work)
 
 
 # The level and proximity
 
 
-def nearness(task: Task, judges: Judges) -> list[dict[str, Any]]:
+def measure_levels(task: Task, metrics: Metrics) -> list[dict[str, Any]]:
     """A row for each level; ``step``: how much more than at the level before, on the same pictures."""
-    asked, rows, before = task.asked, [], None
+    asked, rows, before = task.args, [], None
     sampling = task.sampling(asked.sampler, asked.steps)
     for level in sorted(asked.levels):
-        outputs = sampling.of(task.originals, level)
-        scores = judges.scores(task.work, task.originals.pixels, outputs)
+        outputs = sampling.sample(task.originals, level)
+        scores = metrics.scores(task.work, task.originals.pixels, outputs)
         boomerang = sampling.boomerang
         rows.append(
             {
                 "task": task.name, "level": level, "log_snr": boomerang.log_snr(boomerang.t_boom(level)),
-                **{of: common.over_pictures(scores[of]) for of in MEASURES},
-                "step": {of: common.over_pictures(scores[of] - before[of]) for of in MEASURES} if before else None,
+                **{of: common.mean_over_pictures(scores[of]) for of in MEASURES},
+                "step": {of: common.mean_over_pictures(scores[of] - before[of]) for of in MEASURES} if before else None,
             }
         )  # fmt: skip
         before = scores
@@ -123,7 +123,7 @@ def nearness(task: Task, judges: Judges) -> list[dict[str, Any]]:
     return rows
 
 
-def violations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def find_violations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Neighbouring levels whose means are in the wrong order; ``certain`` where the step's interval says so too."""
     found = []
     for (before, after), of in product(pairwise(rows), MEASURES):
@@ -140,8 +140,8 @@ def violations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def shown_nearness(rows: Sequence[dict[str, Any]]) -> str:
-    wrong = {(one["task"], one["measure"], one["to"]) for one in violations(rows)}
+def level_table(rows: Sequence[dict[str, Any]]) -> str:
+    wrong = {(one["task"], one["measure"], one["to"]) for one in find_violations(rows)}
 
     def cell(row: dict[str, Any], of: str) -> str:
         mark = " (wrong way)" if (row["task"], of, row["level"]) in wrong else ""
@@ -151,43 +151,43 @@ def shown_nearness(rows: Sequence[dict[str, Any]]) -> str:
         [row["task"], f"{row['level']:g}", f"{row['log_snr']:+.2f}", *(cell(row, of) for of in MEASURES)]
         for row in rows
     ]
-    return common.table(["pictures", "level", "log-SNR", *MEASURES.values()], cells)
+    return common.markdown_table(["pictures", "level", "log-SNR", *MEASURES.values()], cells)
 
 
 # Several samples of one original
 
 
-def repeats(task: Task) -> list[dict[str, Any]]:
+def measure_repeats(task: Task) -> list[dict[str, Any]]:
     """A row for each level: how near the nearest two samples of one original are, as files hold them."""
-    asked, rows = task.asked, []
+    asked, rows = task.args, []
     sampling = task.sampling(asked.sampler, asked.steps)
     some = task.originals[: asked.originals]
     for level in asked.repeat_levels:
-        samples = torch.stack([sampling.of(some, level, number) for number in range(asked.samples)], dim=1)
-        apart = [nearest(mine) for mine in samples]
+        samples = torch.stack([sampling.sample(some, level, number) for number in range(asked.samples)], dim=1)
+        apart = [nearest_distance(mine) for mine in samples]
         rows.append(
             {
                 "task": task.name, "level": level, "originals": len(some), "samples": asked.samples,
-                "least": min(apart), "least_mean": common.over_pictures(apart),
-                "repeats": sum(same(mine) for mine in samples),
+                "least": min(apart), "least_mean": common.mean_over_pictures(apart),
+                "repeats": sum(count_repeats(mine) for mine in samples),
                 "returned_originals": int((samples == some.pixels[:, None]).flatten(2).all(2).sum()),
             }
         )  # fmt: skip
     return rows
 
 
-def nearest(samples: torch.Tensor) -> float:
+def nearest_distance(samples: torch.Tensor) -> float:
     """The least distance of two of (n, 3, S, S) uint8: root mean square, of 0 to 255."""
     flat = samples.flatten(1).double().numpy()
     return float(pdist(flat).min() / np.sqrt(flat.shape[1]))
 
 
-def same(samples: torch.Tensor) -> int:
+def count_repeats(samples: torch.Tensor) -> int:
     """How many of (n, 3, S, S) repeat one before them, bit for bit."""
     return len(samples) - len(torch.unique(samples.flatten(1), dim=0))
 
 
-def shown_repeats(rows: Sequence[dict[str, Any]]) -> str:
+def repeats_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         [
             row["task"], f"{row['level']:g}", f"{row['originals']} x {row['samples']}", f"{row['least']:.2f}",
@@ -196,20 +196,20 @@ def shown_repeats(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]  # fmt: skip
     header = ["pictures", "level", "originals x samples", "least pixel distance", "mean of the least of an original"]
-    return common.table([*header, "exact repeats", "originals returned"], cells)
+    return common.markdown_table([*header, "exact repeats", "originals returned"], cells)
 
 
 # The plot
 
 
-def plot(near: Sequence[dict[str, Any]], fast: Fast) -> Figure:
+def plot(near: Sequence[dict[str, Any]], fast: SamplerComparison) -> Figure:
     """A row of panels against the level, and one against the number of calls for each level of the samplers."""
     across = len(MEASURES)
-    figure, panels = common.panels(across * (1 + len(fast.vanilla)))
+    figure, panels = common.make_panels(across * (1 + len(fast.vanilla)))
     for panel, (of, title) in zip(panels, MEASURES.items(), strict=False):
         for colour, task in zip(common.COLOURS, dict.fromkeys(row["task"] for row in near), strict=False):
             mine = [row for row in near if row["task"] == task]
-            common.line(panel, [row["level"] for row in mine], [row[of] for row in mine], colour, task)
+            common.plot_line(panel, [row["level"] for row in mine], [row[of] for row in mine], colour, task)
         panel.set(xlabel="level", ylabel=title)
         panel.legend(frameon=False, fontsize=8)
     for number, vanilla in enumerate(fast.vanilla, start=1):
@@ -225,11 +225,11 @@ def _against_calls(panels: Sequence[Axes], vanilla: Mapping[str, Any], rows: Seq
     for colour, sampler in zip(common.COLOURS, dict.fromkeys(row["sampler"] for row in rows), strict=False):
         mine = [row for row in rows if row["sampler"] == sampler]
         calls = [row["calls"] for row in mine]
-        common.line(lpips, calls, [row["lpips"] for row in mine], colour, sampler)
+        common.plot_line(lpips, calls, [row["lpips"] for row in mine], colour, sampler)
         for name, panel in distances.items():
             far = [row["distances"][name]["kernel distance"] for row in mine]
             panel.plot(calls, far, "o-", color=colour, markersize=3.5, label=sampler)
-    common.level_line(lpips, vanilla["lpips"], "vanilla")
+    common.plot_level_line(lpips, vanilla["lpips"], "vanilla")
     lpips.set_ylabel(MEASURES["lpips"])
     for name, panel in distances.items():
         ceiling = vanilla["floor"][name]["kernel distance"]["ceiling"]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from common import Pictures, Work, digest, to_floats
+from common import Pictures, Workspace, digest, to_floats
 from torch import nn
 from torch.nn import functional as F
 
@@ -35,14 +35,14 @@ class Recipe:
     def steps(self, pictures: int) -> int:
         return max(1, round(self.base * math.sqrt(pictures / 10_000)))
 
-    def at(self, done: float) -> float:
+    def learning_rate(self, done: float) -> float:
         """The learning rate after a share of the steps."""
         if done < self.warm_up:
             return self.rate * done / self.warm_up
         return self.rate * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
 
     @property
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -63,7 +63,7 @@ class Block(nn.Module):
         return out
 
 
-def network(classes: int, widths: Sequence[int]) -> nn.Sequential:
+def make_network(classes: int, widths: Sequence[int]) -> nn.Sequential:
     """A stem that halves the sides, and one block for each width, each but the first halving them again."""
     stem = [nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     blocks = [
@@ -78,18 +78,18 @@ def train(sets: Sequence[Pictures], recipe: Recipe, steps: int, seed: int, devic
     """The network after so many steps; each batch takes equal shares of all ``sets``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = network(len(sets[0].names), recipe.widths).to(device).train()
+        model = make_network(len(sets[0].names), recipe.widths).to(device).train()
     gen = torch.Generator().manual_seed(seed)
     share = recipe.batch // len(sets)
-    turns = [rows(len(one), share, steps, gen) for one in sets]  # (steps, share) each
+    turns = [draw_rows(len(one), share, steps, gen) for one in sets]  # (steps, share) each
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
     )
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = recipe.at((step + 1) / steps)
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate((step + 1) / steps)
         x = torch.cat([to_floats(one.pixels[turn[step]]) for one, turn in zip(sets, turns, strict=True)]) * 2
         y = torch.cat([one.labels[turn[step]] for one, turn in zip(sets, turns, strict=True)]).to(device)
-        x = shaken(x, recipe.pad, gen) if recipe.augmented else x
+        x = augment(x, recipe.pad, gen) if recipe.augmented else x
         with autocast(device, recipe.dtype):
             out = model(x.to(device, memory_format=torch.channels_last))
         F.cross_entropy(out.float(), y).backward()
@@ -98,13 +98,13 @@ def train(sets: Sequence[Pictures], recipe: Recipe, steps: int, seed: int, devic
     return model.eval()
 
 
-def rows(count: int, share: int, steps: int, gen: torch.Generator) -> torch.Tensor:
+def draw_rows(count: int, share: int, steps: int, gen: torch.Generator) -> torch.Tensor:
     """(steps, share) places of ``count`` pictures, each seen once before any is seen again."""
     turns = -(-share * steps // count)
     return torch.cat([torch.randperm(count, generator=gen) for _ in range(turns)])[: share * steps].view(steps, share)
 
 
-def shaken(x: torch.Tensor, pad: int, gen: torch.Generator) -> torch.Tensor:
+def augment(x: torch.Tensor, pad: int, gen: torch.Generator) -> torch.Tensor:
     """(B, 3, H, W), each padded with grey, cropped somewhere and perhaps flipped."""
     count, _, height, width = x.shape
     top, left = (torch.randint(0, 2 * pad + 1, (count, 1), generator=gen) for _ in range(2))
@@ -131,13 +131,13 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def trained(
-    work: Work, sets: Sequence[Pictures], test: Pictures, recipe: Recipe, seed: int, device: torch.device
+def train_and_test(
+    work: Workspace, sets: Sequence[Pictures], test: Pictures, recipe: Recipe, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """``accuracy`` after training on the sets, in as many steps as the first of them alone would be given; kept."""
     steps = recipe.steps(len(sets[0]))
     key = {
-        "sets": [digest(one.pixels) for one in sets], "test": digest(test.pixels), "recipe": recipe.told,
+        "sets": [digest(one.pixels) for one in sets], "test": digest(test.pixels), "recipe": recipe.as_dict,
         "steps": steps, "seed": seed, "device": device.type,
     }  # fmt: skip
 
@@ -145,4 +145,4 @@ def trained(
         model = train(sets, recipe, steps, seed, device)
         return {"accuracy": accuracy(model, test, recipe, device)}
 
-    return work.line("training", key, make)
+    return work.cached_result("training", key, make)

@@ -11,7 +11,7 @@ import click
 
 from anonymizer.errors import AnonymizerError, UsageError
 from flows.cli import augment, enhance, governance
-from flows.cli.options import as_json, attacker_options, built, names, quiet, run_options
+from flows.cli.options import as_json, attacker_options, build_run_config, quiet, run_options, split_names
 
 if TYPE_CHECKING:
     from anonymizer.config import RunConfig
@@ -142,8 +142,10 @@ def inspect(release: str, output_id: str | None, as_json: bool) -> None:
 @click.argument("release")
 @attacker_options
 @click.option("--union", multiple=True, help="An earlier release, attacked together with this one; repeatable.")
-@click.option("--skip", callback=names, help="Attacks to leave out: inversion,parrot.")
-@click.option("--baselines", callback=names, help="Attack these too: round-trip,blur,pixelation,global,unrelated.")
+@click.option("--skip", callback=split_names, help="Attacks to leave out: inversion,parrot.")
+@click.option(
+    "--baselines", callback=split_names, help="Attack these too: round-trip,blur,pixelation,global,unrelated."
+)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable.")
 @as_json
 @quiet
@@ -203,7 +205,7 @@ def calibrate(
             raise UsageError("config: none given: name a CONFIG.yaml, or give --source")
         short["output.uri"] = folder or "calibration"  # nothing is released
     swept = {"boomerang.level": 1.0, "boomerang.chosen": None}  # whatever stands there: all of --levels are measured
-    run = built(config, swept | {name: value for name, value in short.items() if value is not None}, of_run)
+    run = build_run_config(config, swept | {name: value for name, value in short.items() if value is not None}, of_run)
     named = {"levels": levels, "folder": folder} | attackers
     given = {name: value for name, value in named.items() if value is not None}
     release_commands.calibrate(

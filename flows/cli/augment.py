@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anonymizer.errors import AnonymizerError
-from flows.cli.options import as_json, built_as, named, quiet
+from flows.cli.options import as_json, build_config, drop_unset, quiet
 
 if TYPE_CHECKING:
     from anonymizer.config import AugmentConfig
@@ -46,55 +46,55 @@ def augment(
 
     given = {
         "source.uri": source, "output.uri": output, "source.label": label, "levels": levels, "samples": samples,
-        "balance": balance, "model.id": model, **_filter(of_labels),
+        "balance": balance, "model.id": model, **_filter_settings(of_labels),
     }  # fmt: skip
-    built = built_as(AugmentConfig, config, named(given), overrides)
+    built = build_config(AugmentConfig, config, drop_unset(given), overrides)
     try:
-        _augment(built, as_json=as_json, quiet=quiet)
+        _run(built, as_json=as_json, quiet=quiet)
     except KeyboardInterrupt:
         click.echo("stopped: what was drawn stays; begin again in a new folder", err=True)
         sys.exit(130)
 
 
-def _filter(named: str | None) -> dict[str, Any]:
+def _filter_settings(name: str | None) -> dict[str, Any]:
     """The filter that is named in a word, or by the folder of a classifier."""
-    if named in (None, "none", "clip"):
-        return {"filter.kind": named}
-    return {"filter.kind": "classifier", "filter.classifier": named}
+    if name in (None, "none", "clip"):
+        return {"filter.kind": name}
+    return {"filter.kind": "classifier", "filter.classifier": name}
 
 
-def _augment(config: AugmentConfig, *, as_json: bool, quiet: bool) -> None:
-    from anonymizer.storage.path import Place
+def _run(config: AugmentConfig, *, as_json: bool, quiet: bool) -> None:
+    from anonymizer.storage.path import StoragePath
     from flows.cli import console
     from flows.jobs import augment as augment_job
     from flows.runtime import temporary_server
 
     with console.progress_bar(quiet or as_json):
         augment_job.check(config)
-        with temporary_server.available("ANONYMIZER_KEY", "ANONYMIZER_SIGNING_KEY") as ready:
+        with temporary_server.ensure_server("ANONYMIZER_KEY", "ANONYMIZER_SIGNING_KEY") as ready:
             ready()
             from flows.augment import augment as flow
 
             summary = flow(config.model_dump(mode="json"))
-    folder = Place.of(config.output.uri)
+    folder = StoragePath.from_uri(config.output.uri)
     if as_json:
         click.echo(json.dumps(summary))
     else:
-        _show(summary, config, folder)
+        _print_summary(summary, config, folder)
     if not summary["kept"]:
         raise AnonymizerError("augment: no sample was kept: see the reasons in summary.json")
 
 
-def _show(summary: dict[str, Any], config: AugmentConfig, folder: Any) -> None:
+def _print_summary(summary: dict[str, Any], config: AugmentConfig, folder: Any) -> None:
     from flows.cli import console
 
     low, high = config.levels
-    console.facts(
+    console.print_facts(
         f"Kept {summary['kept']} of {summary['drawn']} samples at levels {low:g} to {high:g}",
         {
             "records": f"{summary['usable']} of {summary['read']} could be used",
-            **({"failed": console.counts(summary["reasons"])} if summary["reasons"] else {}),
-            **({"dropped": console.counts(summary["dropped"])} if summary["dropped"] else {}),
+            **({"failed": console.format_counts(summary["reasons"])} if summary["reasons"] else {}),
+            **({"dropped": console.format_counts(summary["dropped"])} if summary["dropped"] else {}),
             **({"classes": summary["classes"]} if config.source.label else {}),
             "most samples of one record": summary["most_of_one"],
             "pictures": folder / "images",
@@ -102,4 +102,4 @@ def _show(summary: dict[str, Any], config: AugmentConfig, folder: Any) -> None:
             "by class and level": folder / "summary.json",
         },
     )
-    console.cautions(["these are for training, and not anonymised: they stay with whoever owns the originals"])
+    console.print_cautions(["these are for training, and not anonymised: they stay with whoever owns the originals"])

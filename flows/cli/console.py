@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anonymizer.release.profiling import STAGES
-from flows.runtime.progress import watched_by
+from flows.runtime.progress import report_progress_to
 
 if TYPE_CHECKING:
     from anonymizer.attest.verify import Finding
@@ -62,59 +62,59 @@ def progress_bar(quiet: bool) -> Iterator[None]:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
-    with Progress(*columns, console=err, transient=True) as progress, watched_by(Bar(progress)):
+    with Progress(*columns, console=err, transient=True) as progress, report_progress_to(Bar(progress)):
         yield
 
 
-def facts(title: str, rows: Mapping[str, Any]) -> None:
+def print_facts(title: str, rows: Mapping[str, Any]) -> None:
     """A titled list of names and values."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))  # as it is: a path may look like markup
-    line(title, style="bold")
+    print_line(title, style="bold")
     out.print(table)
     out.print()
 
 
-def fields(found: Sequence[Field]) -> None:
+def print_fields(columns: Sequence[Field]) -> None:
     """What a source holds: each thing, where it was found, and what becomes of it."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("field", "found", "becomes"):
         table.add_column(title, overflow="fold")
-    for one in found:
+    for one in columns:
         table.add_row(Text(one.name), Text(one.found), Text(one.becomes))
-    line("What becomes of what is in the source", style="bold")
+    print_line("What becomes of what is in the source", style="bold")
     out.print(table)
     out.print()
 
 
-def curve(found: Calibration) -> None:
+def print_curve(calibration: Calibration) -> None:
     """Risk of each attack, at most for those who choose and as measured on those who confirm, and the scores."""
-    scores = [name for name in found.levels[0].utility if name in SCORES]
+    scores = [name for name in calibration.levels[0].utility if name in SCORES]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("level", "log-SNR", *found.attacks, *scores):
+    for title in ("level", "log-SNR", *calibration.attacks, *scores):
         table.add_column(title, justify="right", no_wrap=True)
-    for one in found.levels:
+    for one in calibration.levels:
         sides = ((one.choosing, "high"), (one.confirming, "value"))
         risks = [
             " / ".join(
-                next((_share(getattr(r, side)) for r in half if r.attack == attack), "-") for half, side in sides
+                next((_format_share(getattr(r, side)) for r in half if r.attack == attack), "-") for half, side in sides
             )
-            for attack in found.attacks
+            for attack in calibration.attacks
         ]
-        utility = [_share(one.utility[name].value) for name in scores]
+        utility = [_format_share(one.utility[name].value) for name in scores]
         table.add_row(f"{one.level:g}", f"{one.log_snr:+.2f}", *risks, *utility)
-    line("Risk above chance: at most, of those who choose / measured, of those who confirm", style="bold")
+    print_line("Risk above chance: at most, of those who choose / measured, of those who confirm", style="bold")
     out.print(table)
     out.print()
 
 
-def profile(spent: Profile | None) -> None:
+def print_profile(spent: Profile | None) -> None:
     """Seconds of each stage, over all threads, and their share of the time that passed."""
     if spent is None:
-        line("No committed shard says where its time went.")
+        print_line("No committed shard says where its time went.")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for title, side in (("stage", "left"), ("seconds", "right"), ("of the time", "right"), ("what", "left")):
@@ -122,10 +122,10 @@ def profile(spent: Profile | None) -> None:
     for name, seconds in spent.seconds.items():
         share = f"{seconds / spent.wall:.1%}" if spent.wall else "-"
         table.add_row(name, f"{seconds:.2f}", share, STAGES.get(name, ""))
-    line(f"Where {duration(spent.wall)} of {spent.shards} shards went", style="bold")
+    print_line(f"Where {format_duration(spent.wall)} of {spent.shards} shards went", style="bold")
     out.print(table)
     halved = f", halved {spent.halved} times for want of memory" if spent.halved else ""
-    line(
+    print_line(
         f"{spent.records / spent.wall if spent.wall else 0:.1f} records a second on {spent.device}, "
         f"{spent.batch_size} pictures at once{halved}. Stages overlap: shares may add up to more than all."
     )
@@ -134,9 +134,9 @@ def profile(spent: Profile | None) -> None:
 MARKS = {"pass": ("ok", "green"), "fail": ("FAIL", "bold red"), "note": ("note", "yellow")}
 
 
-def findings(title: str, found: Sequence[Finding]) -> None:
+def print_findings(title: str, found: Sequence[Finding]) -> None:
     """What was checked, a line for each, however long: good, bad, or worth knowing."""
-    line(title, style="bold" if all(one.result != "fail" for one in found) else "bold red")
+    print_line(title, style="bold" if all(one.result != "fail" for one in found) else "bold red")
     width = max(len(one.check) for one in found)
     for one in found:
         mark, style = MARKS[one.result]
@@ -144,33 +144,33 @@ def findings(title: str, found: Sequence[Finding]) -> None:
     out.print()
 
 
-def _share(value: float | None) -> str:
+def _format_share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def cautions(texts: Sequence[str]) -> None:
+def print_cautions(texts: Sequence[str]) -> None:
     """What should be known before anything is handed out, a line for each."""
     for text in texts:
-        line(f"Caution: {text}.", style="yellow")
+        print_line(f"Caution: {text}.", style="yellow")
 
 
-def line(text: str, style: str = "") -> None:
+def print_line(text: str, style: str = "") -> None:
     out.print(Text(text, style))
 
 
-def counts(reasons: Mapping[str, int]) -> str:
+def format_counts(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in reasons.items())
 
 
-def level(share: float, t_boom: int | str, log_snr: float) -> str:
+def format_level(share: float, t_boom: int | str, log_snr: float) -> str:
     return f"{share:g}: t_boom {t_boom}, log-SNR {log_snr:+.2f}"
 
 
-def sampler(name: str, steps: int) -> str:
+def format_sampler(name: str, steps: int) -> str:
     return f"{name}, {steps} steps for each picture"
 
 
-def told(model: ModelConfig) -> str:
+def format_conditioning(model: ModelConfig) -> str:
     if model.condition == "label":
         what = "the label of each record"
     else:
@@ -179,7 +179,7 @@ def told(model: ModelConfig) -> str:
     return f"{what}{away}, guidance {model.guidance:g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``1 h 02 min``, ``3 min 20 s``, ``12 s``."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from anonymizer.crypto import encryption
 from anonymizer.errors import UsageError
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.cli import console
 
 
@@ -16,22 +16,22 @@ def unseal(file: str, identity: str, output: str) -> None:
 
     ``identity`` names a file with an age private key, or an environment variable that holds one; it is never the key.
     """
-    text = _identity(identity)
+    text = _read_identity(identity)
     try:
-        data = Place.of(file).read()
+        data = StoragePath.from_uri(file).read()
     except OSError as error:
         raise UsageError(
             f"file {file!r}: cannot be read ({error.strerror or type(error).__name__}): name a .age file"
         ) from None
-    opened = encryption.unseal(data, text)
-    place = Place.of(output)
+    opened = encryption.decrypt(data, text)
+    place = StoragePath.from_uri(output)
     if not place.as_private().create(opened):
         raise UsageError(f"output {output!r}: is there already: name a new file")
-    console.facts("Opened", {"file": file, "written to": place})
+    console.print_facts("Opened", {"file": file, "written to": place})
 
 
-def _identity(name: str) -> str:
-    if encryption.PRIVATE in name.upper():  # it is not repeated
+def _read_identity(name: str) -> str:
+    if encryption.PRIVATE_KEY_PREFIX in name.upper():  # it is not repeated
         raise UsageError("identity: holds the key itself, which others may see now: put it into a file and name that")
     try:
         return Path(name).read_text(encoding="utf-8")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anonymizer.errors import AnonymizerError
-from flows.cli.options import as_json, built_as, named, quiet
+from flows.cli.options import as_json, build_config, drop_unset, quiet
 
 if TYPE_CHECKING:
     from anonymizer.config import EnhanceConfig
-    from anonymizer.storage.path import Place
+    from anonymizer.storage.path import StoragePath
 
 
 @click.command()
@@ -49,57 +49,63 @@ def enhance(
         "source.uri": source, "output.uri": output, "references.uri": references, "factor": factor, "levels": levels,
         "upsampling": upsampling, "model.id": model,
     }  # fmt: skip
-    built = built_as(EnhanceConfig, config, named(given), overrides)
+    built = build_config(EnhanceConfig, config, drop_unset(given), overrides)
     try:
-        _enhance(built, as_json=as_json, quiet=quiet)
+        _run(built, as_json=as_json, quiet=quiet)
     except KeyboardInterrupt:
         click.echo("stopped: what was enlarged stays; begin again in a new folder", err=True)
         sys.exit(130)
 
 
-def _enhance(config: EnhanceConfig, *, as_json: bool, quiet: bool) -> None:
-    from anonymizer.storage.path import Place
+def _run(config: EnhanceConfig, *, as_json: bool, quiet: bool) -> None:
+    from anonymizer.storage.path import StoragePath
     from flows.cli import console
     from flows.jobs import enhance as enhance_job
     from flows.runtime import temporary_server
 
     with console.progress_bar(quiet or as_json):
         enhance_job.check(config)
-        with temporary_server.available("ANONYMIZER_KEY", "ANONYMIZER_SIGNING_KEY") as ready:
+        with temporary_server.ensure_server("ANONYMIZER_KEY", "ANONYMIZER_SIGNING_KEY") as ready:
             ready()
             from flows.enhance import enhance as flow
 
             summary = flow(config.model_dump(mode="json"))
-    folder = Place.of(config.output.uri)
+    folder = StoragePath.from_uri(config.output.uri)
     told = json.loads((folder / "summary.json").read())
     if as_json:
         click.echo(json.dumps(told))
     else:
-        _show(told, folder)
+        _print_summary(told, folder)
     if not summary["enhanced"]:
         raise AnonymizerError("enhance: no picture could be enlarged: see the reasons in report.html")
 
 
-def _show(told: Mapping[str, Any], folder: Place) -> None:
+def _print_summary(summary: Mapping[str, Any], folder: StoragePath) -> None:
     from flows.cli import console
 
-    if told["figures"]:
-        _compare(told["figures"])
-    console.facts(
-        f"Enlarged {told['enhanced']} of {told['read']} pictures {told['factor']} times",
+    if summary["figures"]:
+        _print_comparison(summary["figures"])
+    console.print_facts(
+        f"Enlarged {summary['enhanced']} of {summary['read']} pictures {summary['factor']} times",
         {
-            **({"failed": console.counts(told["reasons"])} if told["reasons"] else {}),
-            **({"compared": told["compared"]} if told["compared"] or told["unusable_references"] else {}),
-            **({"no reference": console.counts(told["unusable_references"])} if told["unusable_references"] else {}),
+            **({"failed": console.format_counts(summary["reasons"])} if summary["reasons"] else {}),
+            **({"compared": summary["compared"]} if summary["compared"] or summary["unusable_references"] else {}),
+            **(
+                {"no reference": console.format_counts(summary["unusable_references"])}
+                if summary["unusable_references"]
+                else {}
+            ),
             "pictures": folder / "images",
             "a row for each": folder / "manifest.parquet",
             "look at": folder / "report.html",
         },
     )
-    console.cautions([*told["cautions"], "the detail is invented, and nobody is anonymised: do not release this"])
+    console.print_cautions(
+        [*summary["cautions"], "the detail is invented, and nobody is anonymised: do not release this"]
+    )
 
 
-def _compare(figures: Mapping[str, Any]) -> None:
+def _print_comparison(figures: Mapping[str, Any]) -> None:
     """The mean of each method by each measure, and its interval."""
     from rich.table import Table
 
@@ -111,14 +117,14 @@ def _compare(figures: Mapping[str, Any]) -> None:
         table.add_column(measure.upper(), justify="right", no_wrap=True)
     for method in next(iter(figures.values())):
         if method != "n":
-            table.add_row(method, *(_interval(found[method]["mean"]) for found in figures.values()))
+            table.add_row(method, *(_format_interval(found[method]["mean"]) for found in figures.values()))
     count = max(found["n"] for found in figures.values())
-    console.line(f"Against {count} references: means, and their 95 % intervals", style="bold")
+    console.print_line(f"Against {count} references: means, and their 95 % intervals", style="bold")
     console.out.print(table)
     console.out.print()
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
+def _format_interval(found: Mapping[str, float | None]) -> str:
     if found["low"] is None:
         return f"{found['value']:.2f}"
     return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"

@@ -19,11 +19,15 @@ from anonymizer.crypto import signing
 from anonymizer.errors import AnonymizerError, GateError, OutputError, SigningKeyError, SourceError, UsageError
 from anonymizer.release import event_log
 from anonymizer.storage.layout import STATEMENT, Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.cli import console
-from flows.lineage.emit import emitting
+from flows.lineage.emit import emit_run_events
 
-TITLES = {"signing": "A key to sign and approve with", "age": "A key to encrypt to", "custodian": "A custodian's key"}
+KEY_TITLES = {
+    "signing": "A key to sign and approve with",
+    "age": "A key to encrypt to",
+    "custodian": "A custodian's key",
+}
 
 
 def keys(name: str, folder: Path, kind: str) -> None:
@@ -32,20 +36,20 @@ def keys(name: str, folder: Path, kind: str) -> None:
     facts: dict[str, object] = {"keep secret": private_file}
     if public_file:
         facts |= {"public": public_file, "key": public_file.read_text().strip()}
-    console.facts(TITLES[kind], facts)
+    console.print_facts(KEY_TITLES[kind], facts)
     uses = {
         "signing": f"To publish: ANONYMIZER_SIGNING_KEY={private_file}. To approve: --key {private_file}.",
         "age": "Name the public key in restricted.recipients. Only the secret file opens what is encrypted to it.",
         "custodian": f"To use it: export ANONYMIZER_KEY=$(cat {private_file}). Who loses it can replay nothing.",
     }
-    console.line(uses[kind])
+    console.print_line(uses[kind])
 
 
 def make_keys(name: str, folder: Path, kind: str) -> tuple[Path, Path | None]:
     """Files of a new secret, for its owner alone, and of its public half, if it has one. Never replaces a key."""
     if not name.isidentifier():
         raise UsageError(f"NAME {name!r}: must be letters, digits and _, as in 'alice'")
-    secret, public = _make(kind)
+    secret, public = _generate(kind)
     private_file, public_file = folder / f"{name}.key", folder / f"{name}.pub"
     for file in (private_file, public_file):
         if file.exists():
@@ -59,7 +63,7 @@ def make_keys(name: str, folder: Path, kind: str) -> tuple[Path, Path | None]:
     return private_file, public_file
 
 
-def _make(kind: str) -> tuple[bytes, str | None]:
+def _generate(kind: str) -> tuple[bytes, str | None]:
     if kind == "custodian":
         return secrets.token_hex(32).encode() + b"\n", None
     if kind == "age":
@@ -67,8 +71,8 @@ def _make(kind: str) -> tuple[bytes, str | None]:
 
         identity = pyrage.x25519.Identity.generate()
         return f"{identity}\n".encode(), str(identity.to_public())
-    signer = signing.generate()
-    return signer.private_bytes, signing.public_text(signer.public_key)
+    signer = signing.generate_key_pair()
+    return signer.private_bytes, signing.format_public_key(signer.public_key)
 
 
 def approve(uri: str, key: Path | None, key_env: str, trust: Sequence[str]) -> None:
@@ -76,27 +80,29 @@ def approve(uri: str, key: Path | None, key_env: str, trust: Sequence[str]) -> N
     from anonymizer.release import erase, preflight, publish
 
     release = Release.at(uri)
-    signer = signing.signer_from(key) if key else signing.signer_in(key_env)
+    signer = signing.signer_from_file(key) if key else signing.signer_from_env(key_env)
     if signer is None:
         raise SigningKeyError(f"--key: none given, and {key_env} is not set: name the file of your private key")
     if not release.statement.exists():
         raise SourceError(f"release {uri!r}: nothing to approve yet: see `anonymizer status {uri}`")
-    found = list(check_public(release.handout, [_trusted(text) for text in trust]))
+    found = list(check_public(release.public_or_candidate, [_public_key(text) for text in trust]))
     if bad := [one for one in found if one.result == "fail" and one.check != "approvals"]:
         raise SigningKeyError(f"release {uri!r}: is not what its publisher signed ({bad[0].said}): do not approve it")
-    console.findings("What is approved", [one for one in found if one.check in ("signature", "gate", "counts")])
-    with preflight.alone(uri):
+    console.print_findings("What is approved", [one for one in found if one.check in ("signature", "gate", "counts")])
+    with preflight.exclusive_run(uri):
         standing = publish.approve(release, signer)
-    console.facts(
-        "Approved and published" if standing.published else "Approved",
+    console.print_facts(
+        "Approved and published" if standing.is_published else "Approved",
         {
-            "approvals": f"{len(standing.approved)} of {standing.required} ({', '.join(standing.approved)})",
+            "approvals": f"{len(standing.approved_by)} of {standing.required_approvals} ({', '.join(standing.approved_by)})",
             "state": standing,
-            "handed out" if standing.published else "waits in": release.handout,
+            "handed out" if standing.is_published else "waits in": release.public_or_candidate,
         },
     )
-    if standing.published and erase.is_unfinished(release):
-        console.cautions(["the release that this one replaces still stands: run the same `anonymizer erase` again"])
+    if standing.is_published and erase.is_unfinished(release):
+        console.print_cautions(
+            ["the release that this one replaces still stands: run the same `anonymizer erase` again"]
+        )
 
 
 def verify(
@@ -104,7 +110,7 @@ def verify(
     as_json: bool = False,
 ) -> bool:  # fmt: skip
     """Whether everything that was checked is as it should be."""
-    place = Place.of(uri)
+    place = StoragePath.from_uri(uri)
     alone = (place / STATEMENT).exists()  # a public half, whatever else lies in it
     both = not alone and ((place / "public").exists() or (place / "restricted").exists())
     release = Release(place) if both else None
@@ -113,7 +119,7 @@ def verify(
             f"release {uri!r}: its policy holds it back, and nothing is signed yet: see `anonymizer status`"
         )
     half = place if release is None else release.public if release.public.exists() else release.candidate
-    found = list(check_public(half, [_trusted(text) for text in trust], decode))
+    found = list(check_public(half, [_public_key(text) for text in trust], decode))
     if release is None and (rescore or replay):
         found.append(failed("originals", "--rescore and --replay need the restricted half: give the whole release"))
     if release is not None:
@@ -121,39 +127,39 @@ def verify(
             found.append(noted("state", "not published: what was checked is the candidate"))
         elif release.candidate.exists():
             found.append(failed("state", "there is a candidate beside public/: run the same `anonymizer run` again"))
-        found += _with_restricted(release, rescore, replay)
+        found += _verify_restricted(release, rescore, replay)
     good = not any(finding.result == "fail" for finding in found)
     if release is not None:
-        _log(release, good)
+        _log_verification(release, good)
     if as_json:
         click.echo(json.dumps({"passed": good, "findings": [asdict(finding) for finding in found]}))
     else:
-        console.findings(f"{'Verified' if good else 'NOT as it should be'}: {uri}", found)
+        console.print_findings(f"{'Verified' if good else 'NOT as it should be'}: {uri}", found)
     return good
 
 
-def _with_restricted(release: Release, rescore: int | None, replay: int) -> Iterator[Finding]:
+def _verify_restricted(release: Release, rescore: int | None, replay: int) -> Iterator[Finding]:
     if not release.restricted.exists():
         yield noted("restricted", "is not here: the public half was checked alone")
         return
     from flows.jobs import replay as replay_job
 
-    yield from replay_job.check(release, rescore, replay)
+    yield from replay_job.verify_release(release, rescore, replay)
 
 
-def _trusted(text: str) -> str:
+def _public_key(text: str) -> str:
     """A public key as given, or from its file; what is neither may be a private one, and is not repeated."""
     try:
-        found = text if text.startswith(signing.SCHEME) else Path(text).read_text(encoding="utf-8").strip()
-        signing.public_key(found)
+        found = text if text.startswith(signing.PUBLIC_KEY_PREFIX) else Path(text).read_text(encoding="utf-8").strip()
+        signing.parse_public_key(found)
     except (ValueError, OSError):
         raise SigningKeyError("--trust: no public key, and no file of one: see `anonymizer keys`") from None
     return found
 
 
-def _log(release: Release, good: bool) -> None:
+def _log_verification(release: Release, good: bool) -> None:
     with suppress(AnonymizerError):  # a chain that is broken has been said
-        if release.events.exists():
+        if release.event_log.exists():
             event_log.record(release, "verified", result="pass" if good else "fail")
 
 
@@ -166,15 +172,15 @@ def erase(uri: str, records: Path, output: str, *, as_json: bool, quiet: bool) -
     settings = erase_job.check(uri, records, output)
     with (
         console.progress_bar(quiet or as_json),
-        temporary_server.available(settings.key_env, settings.signing_key_env) as ready,
+        temporary_server.ensure_server(settings.key_env, settings.signing_key_env) as ready,
     ):
         ready()
         from flows.erase import erase as flow
 
-        with emitting(settings, "erase", output) as told:
+        with emit_run_events(settings, "erase", output) as told:
             summary = flow(uri, str(records), output)
     old, new = Release.at(uri), Release.at(output)
-    earlier = [repr(str(one.root)) for one in history.line(new) if str(one.root) != str(old.root)]
+    earlier = [repr(str(one.root)) for one in history.predecessors(new) if str(one.root) != str(old.root)]
     known = f" ({', '.join(earlier)} came before)" if earlier else ""
     cautions = [
         "copies that were handed out before cannot be called back: hand out revocations.intoto.jsonl",
@@ -185,29 +191,29 @@ def erase(uri: str, records: Path, output: str, *, as_json: bool, quiet: bool) -
     if as_json:
         click.echo(json.dumps(summary | {"cautions": cautions}))
         return
-    console.facts(
+    console.print_facts(
         f"Erased {summary['erased']} records; {summary['released']} pictures remain",
         {
             "state": summary["standing"],
             "revoked": f"{summary['revoked']} pictures",
-            "the old release": f"destroyed, but for {old.events}" if summary["published"] else "still there",
+            "the old release": f"destroyed, but for {old.event_log}" if summary["published"] else "still there",
             "new release": new.root,
         },
     )
     if not summary["published"]:
-        console.line("The old release is destroyed by this same command once the new one is published.")
-    console.cautions(cautions)
+        console.print_line("The old release is destroyed by this same command once the new one is published.")
+    console.print_cautions(cautions)
 
 
 def purge(uri: str, *, as_json: bool) -> None:
     """Remove what has been kept long enough."""
     from anonymizer.release import retention
-    from anonymizer.release.plan import settings_of
+    from anonymizer.release.plan import resolve_config
 
     release = Release.at(uri)
-    done = retention.purge(release, settings_of(release).restricted, datetime.now(UTC))
+    done = retention.purge(release, resolve_config(release).restricted, datetime.now(UTC))
     if as_json:
-        click.echo(json.dumps({"purged": {term.what: term.left for term in done}}))
+        click.echo(json.dumps({"purged": {term.kind: term.remaining for term in done}}))
     else:
-        purged = ", ".join(f"{term.what} ({term.left} places)" for term in done)
-        console.line(f"Purged: {purged}" if done else f"Nothing is due: see `anonymizer status {uri}`")
+        purged = ", ".join(f"{term.kind} ({term.remaining} places)" for term in done)
+        console.print_line(f"Purged: {purged}" if done else f"Nothing is due: see `anonymizer status {uri}`")

@@ -36,14 +36,14 @@ def run_options(command: F) -> F:
         config: str | None, source: str | None, output: str | None, level: float | None, model: str | None,
         overrides: tuple[str, ...], **rest: Any,
     ) -> Any:  # fmt: skip
-        return command(_config(config, source, output, level, model, overrides), **rest)
+        return command(_run_config(config, source, output, level, model, overrides), **rest)
 
     for option in reversed(options):
         with_config = option(with_config)  # type: ignore[assignment]
     return with_config  # type: ignore[return-value]
 
 
-def _config(
+def _run_config(
     path: str | None,
     source: str | None,
     output: str | None,
@@ -54,32 +54,32 @@ def _config(
     if path is None and (source is None or output is None):
         raise UsageError("config: none given: name a CONFIG.yaml, or give --source and --output")
     short = {"source.uri": source, "output.uri": output, "boomerang.level": level, "model.id": model}
-    return built(path, named(short), overrides)
+    return build_run_config(path, drop_unset(short), overrides)
 
 
-def named(options: dict[str, Any]) -> dict[str, Any]:
+def drop_unset(options: dict[str, Any]) -> dict[str, Any]:
     """Those options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def built(path: str | None, given: dict[str, Any], overrides: tuple[str, ...]) -> RunConfig:
+def build_run_config(path: str | None, given: dict[str, Any], overrides: tuple[str, ...]) -> RunConfig:
     """The settings of a run from a file, if there is one, options and overrides."""
     from anonymizer.config import RunConfig
 
-    return built_as(RunConfig, path, given, overrides)
+    return build_config(RunConfig, path, given, overrides)
 
 
-def built_as(kind: type[C], path: str | None, given: dict[str, Any], overrides: tuple[str, ...]) -> C:
+def build_config(kind: type[C], path: str | None, given: dict[str, Any], overrides: tuple[str, ...]) -> C:
     """Settings of some kind from a file, if there is one, options and overrides."""
     from anonymizer import config
 
     if path is None:
         return config.build_as(kind, {}, overrides, given)
-    _refuse_source(path)
+    _refuse_source_as_config(path)
     return config.load_as(kind, path, overrides, given)
 
 
-def _refuse_source(path: str) -> None:
+def _refuse_source_as_config(path: str) -> None:
     """A source that stands where a configuration belongs; an address may hold a password and is not repeated."""
     name, known = ("an address", ()) if "://" in path else (repr(path), ("",))
     if Path(path).is_dir():
@@ -95,7 +95,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 
 
-def names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+def split_names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
@@ -106,9 +106,9 @@ def attacker_options(command: F) -> F:
         click.option("--others", "others_uri", help="Other photos of the same people, in a folder for each; any URI."),
         click.option("--outsiders", "outsiders_uri", help="Photos of people who are not in the release."),
         click.option("--training", "training_uri", help="Pictures that the diffusion model was trained on."),
-        click.option("--attributes", callback=names, help="Columns to read off outputs: age,gender."),
-        click.option("--features", callback=names, help="What to compare by: pixels,lpips,clip,imagenet,dlib."),
-        click.option("--attacks", callback=names, help="Attacks to try: linkage,reidentification."),
+        click.option("--attributes", callback=split_names, help="Columns to read off outputs: age,gender."),
+        click.option("--features", callback=split_names, help="What to compare by: pixels,lpips,clip,imagenet,dlib."),
+        click.option("--attacks", callback=split_names, help="Attacks to try: linkage,reidentification."),
         click.option("--sample", type=int, help="How many records to attack, drawn by chance."),
     ]
     named = ("identity", "others_uri", "outsiders_uri", "training_uri", "attributes", "features", "attacks", "sample")

@@ -17,30 +17,30 @@ from anonymizer.attest import statement
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AuditConfig, RunConfig
-from anonymizer.data.metadata import has_metadata
+from anonymizer.data.metadata import find_metadata
 from anonymizer.data.sources import open_source
 from anonymizer.errors import ModelError, OutputError, StepError
 from anonymizer.policy import public_scores
 from anonymizer.release import audit_sample, event_log, plan
-from anonymizer.release.audit_sample import Exhibits
-from anonymizer.release.plan import settings_of
+from anonymizer.release.audit_sample import AuditSample
+from anonymizer.release.plan import resolve_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows.jobs import attack_evidence, audit_caveats
-from flows.jobs.release import apart, backbone_of, guarded, scorer_of
-from flows.runtime.progress import NOBODY, Watcher
+from flows.jobs.release import backbone_of, in_fresh_thread, redact_errors, scorer_of
+from flows.runtime.progress import NO_PROGRESS, ProgressReporter
 from metrics.attacks import ATTACKERS
 from metrics.audit import audit, baselines, side_channels
-from metrics.audit.gaussian_bound import Certificate, certificate
+from metrics.audit.gaussian_bound import Certificate, compute_certificate
 from metrics.audit.mechanisms import LocalSampling
-from metrics.audit.published_scores import Column, Published, recompute
+from metrics.audit.published_scores import PublishedColumn, PublishedScores, recompute_scores
 from metrics.audit.workbench import Workbench
 from metrics.features import Embedder
-from metrics.models.lpips import OFFLINE, PerceptualDistance
+from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
 from metrics.stats import figure_table
-from metrics.stats.risk import Figure, noted
+from metrics.stats.risk import Figure, with_note
 
-FEWEST = 4  # pictures, for the least that an attack can be tried on
+MIN_IMAGES = 4  # pictures, for the least that an attack can be tried on
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class AuditSummary:
     not_run: int
 
 
-def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
+def run(config: AuditConfig, watching: ProgressReporter = NO_PROGRESS) -> AuditSummary:
     """Attack a release and write ``restricted/audit/``, its page and the public summary. Raises before long work."""
     release = Release.at(config.release)
-    settings, the_plan = settings_of(release), plan.read(release)
-    union = _union(config, the_plan)
-    backbone, embedders = _models(config, settings, the_plan)
+    settings, the_plan = resolve_config(release), plan.read(release)
+    union = _open_union(config, the_plan)
+    backbone, embedders = _load_models(config, settings, the_plan)
     boomerang = Boomerang(backbone, settings.boomerang.sampler, settings.boomerang.steps)
     seed = int(the_plan.fingerprint[:12], 16)
     rng = np.random.default_rng(seed)
@@ -67,35 +67,37 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
     on_pictures = [name for name in wanted if name != "leaks"]
     watching.begin(len(wanted) + len(on_pictures) * len(config.baselines), 0)
     watching.stage("reading originals and outputs")
-    source = attack_evidence.asked(settings.source, config)
-    shown = audit_sample.exhibits(release, source, backbone.size, config.sample, rng, union)
+    source = attack_evidence.with_attack_columns(settings.source, config)
+    shown = audit_sample.draw_sample(release, source, backbone.size, config.sample, rng, union)
     method = LocalSampling(boomerang, the_plan.level, settings.output.image, settings.output.quality)
-    evidence = attack_evidence.evidence(config, shown.originals, shown.outputs, method, backbone, rng)
-    if len(evidence) < FEWEST or len(set(evidence.subjects)) < 2:
+    evidence = attack_evidence.gather_evidence(config, shown.originals, shown.outputs, method, backbone, rng)
+    if len(evidence) < MIN_IMAGES or len(set(evidence.subjects)) < 2:
         raise OutputError(
             f"release {config.release!r}: {len(evidence)} pictures of {len(set(evidence.subjects))} people: an audit "
-            f"needs {FEWEST} of two people or more"
+            f"needs {MIN_IMAGES} of two people or more"
         )
     try:
-        bound = certificate(backbone.encode(evidence.originals).flatten(1), audit_caveats.weakest(shown), rng)
+        bound = compute_certificate(backbone.encode(evidence.originals).flatten(1), audit_caveats.max_abar(shown), rng)
     except ValueError:
         raise OutputError(
             f"release {config.release!r}: all originals that were drawn are the same picture: nothing can be told apart"
         ) from None
-    bound = audit_caveats.covering(bound, settings)
-    bench = Workbench(evidence, embedders, attack_evidence.effort(config), seed, watching.stage)
-    findings = audit.examine(bench, on_pictures, watching.advance)
+    bound = audit_caveats.limit_certificate(bound, settings)
+    bench = Workbench(evidence, embedders, attack_evidence.effort_of(config), seed, watching.stage)
+    findings = audit.run_attacks(bench, on_pictures, watching.advance)
     if "leaks" in wanted:
         watching.stage("leaks")
         scored_by = [_score_models(one) for one in (release, *union)]
-        published = _published(scored_by, settings, shown, str(backbone.device), bench.rng("published scores"))
-        around = _surroundings(shown, published)
-        findings.figures += side_channels.figures(around, evidence.subjects, bench.rng("leaks"))
+        published = _recompute_published(
+            scored_by, settings, shown, str(backbone.device), bench.rng("published scores")
+        )
+        around = _gather_side_channels(shown, published)
+        findings.figures += side_channels.side_channel_figures(around, evidence.subjects, bench.rng("leaks"))
         watching.advance(1)
-    beside, distances = _beside(config, settings, bench, on_pictures, watching)
+    beside, distances = _attack_baselines(config, settings, bench, on_pictures, watching)
     findings.figures += beside
-    note = "; ".join([*filter(None, [evidence.note]), *audit_caveats.notes(shown, the_plan, settings)]) or None
-    _write(release, config, shown, findings, bound, distances, note, audit_caveats.lacking(settings))
+    note = "; ".join([*filter(None, [evidence.note]), *audit_caveats.caveats(shown, the_plan, settings)]) or None
+    _write(release, config, shown, findings, bound, distances, note, audit_caveats.attacker_limits(settings))
     report.write_audit(release, settings, the_plan, ATTACKERS)
     event_log.record(release, "audited", pictures=len(shown), attacks=wanted)
     return AuditSummary(
@@ -106,24 +108,24 @@ def run(config: AuditConfig, watching: Watcher = NOBODY) -> AuditSummary:
     )
 
 
-def run_for_scheduler(config: AuditConfig, watching: Watcher) -> AuditSummary:
+def run_for_scheduler(config: AuditConfig, watching: ProgressReporter) -> AuditSummary:
     """``run``, with errors that a scheduler may keep."""
     error = StepError("audit: failed")
-    return guarded(Release.at(config.release).restricted, "audit", error, lambda: run(config, watching))
+    return redact_errors(Release.at(config.release).restricted, "audit", error, lambda: run(config, watching))
 
 
 def check(config: AuditConfig) -> RunConfig:
     """What can be told before the work: release, sources, models. Writes nothing; returns the release's settings."""
-    settings = settings_of(Release.at(config.release))
-    next(iter(open_source(attack_evidence.asked(settings.source, config)).entries()), None)
-    attack_evidence.check(config)
+    settings = resolve_config(Release.at(config.release))
+    next(iter(open_source(attack_evidence.with_attack_columns(settings.source, config)).entries()), None)
+    attack_evidence.check_sources(config)
     the_plan = plan.read(Release.at(config.release))
-    _union(config, the_plan)
-    _models(config, settings, the_plan)
+    _open_union(config, the_plan)
+    _load_models(config, settings, the_plan)
     return settings
 
 
-def _union(config: AuditConfig, the_plan: plan.Plan) -> list[Release]:
+def _open_union(config: AuditConfig, the_plan: plan.Plan) -> list[Release]:
     """The releases that are attacked together with the one that is audited. OutputError where they cannot be."""
     found = [Release.at(uri) for uri in config.union]
     for uri, one in zip(config.union, found, strict=True):
@@ -134,59 +136,62 @@ def _union(config: AuditConfig, the_plan: plan.Plan) -> list[Release]:
     return found
 
 
-def _models(config: AuditConfig, settings: RunConfig, the_plan: plan.Plan) -> tuple[Backbone, Sequence[Embedder]]:
+def _load_models(config: AuditConfig, settings: RunConfig, the_plan: plan.Plan) -> tuple[Backbone, Sequence[Embedder]]:
     """The model that made the release, and what pictures are compared by; each loaded once for each process."""
     backbone = backbone_of(settings.model.model_copy(update={"device": config.device}))
     if backbone.digest != the_plan.model_digest:
         raise OutputError(
             f"release {config.release!r}: was made with another model than {settings.model.id!r} is now: bring it back"
         )
-    return backbone, attack_evidence.embedders_of(config.features, str(backbone.device))
+    return backbone, attack_evidence.load_embedders(config.features, str(backbone.device))
 
 
-def _beside(
-    config: AuditConfig, settings: RunConfig, bench: Workbench, attacks: Sequence[str], watching: Watcher
+def _attack_baselines(
+    config: AuditConfig, settings: RunConfig, bench: Workbench, attacks: Sequence[str], watching: ProgressReporter
 ) -> tuple[list[Figure], dict[str, float]]:
     """What the same attacks find in the baselines, and how far these and the release lie from the originals."""
     if not config.baselines:
         return [], {}
     evidence, model = bench.evidence, settings.metrics.lpips
-    distance = apart(
-        lambda: PerceptualDistance.load(OFFLINE if model == "none" else model, bench.evidence.model.device)
+    distance = in_fresh_thread(
+        lambda: PerceptualDistance.load(OFFLINE_MODEL if model == "none" else model, bench.evidence.model.device)
     )
-    lines, distances = [], {evidence.method.name: baselines.median(evidence.originals, evidence.outputs, distance)}
+    lines, distances = (
+        [],
+        {evidence.mechanism.name: baselines.median_distance(evidence.originals, evidence.outputs, distance)},
+    )
     for name in config.baselines:
         watching.stage(f"baseline {name}")
         try:
-            other = baselines.baseline(name, evidence, distance, bench.rng(f"baseline {name}"))
+            other = baselines.apply_baseline(name, evidence, distance, bench.rng(f"baseline {name}"))
         except ValueError as problem:
             empty = Figure(attack="all", attacker="all", measure="not run", feature="", n=0, subjects=0, baseline=name)
-            lines.append(noted(empty, str(problem)))
+            lines.append(with_note(empty, str(problem)))
             continue
-        distances[other.method.name] = other.distance
-        found = audit.examine(bench.beside(other.method, other.outputs), attacks, watching.advance)
-        lines += [replace(figure, baseline=other.method.name) for figure in found.figures]
+        distances[other.mechanism.name] = other.distance
+        found = audit.run_attacks(bench.with_outputs(other.mechanism, other.outputs), attacks, watching.advance)
+        lines += [replace(figure, baseline=other.mechanism.name) for figure in found.figures]
     return lines, distances
 
 
-def _published(
+def _recompute_published(
     scored_by: Sequence[Mapping[str, str]],
     settings: RunConfig,
-    shown: Exhibits,
+    shown: AuditSample,
     device: str,
     rng: np.random.Generator,
-) -> Published | str:
+) -> PublishedScores | str:
     """The scores in the manifest beside what their models give for every candidate, or why that was not tried.
 
     ``scored_by``: of each release, the model of each score.
     """
     columns = {
-        name: Column(
+        name: PublishedColumn(
             score,
-            np.array([public_scores.number(row.get(name)) for row in shown.manifest]),
-            None if name == score else public_scores.binned,
+            np.array([public_scores.to_number(row.get(name)) for row in shown.manifest]),
+            None if name == score else public_scores.bin_center,
         )
-        for name, score in public_scores.columns(shown.manifest[0]).items()
+        for name, score in public_scores.find_score_columns(shown.manifest[0]).items()
     }
     if not columns:
         return "no score is published"
@@ -200,33 +205,33 @@ def _published(
                 return (
                     f"{name} was scored by {models.get(name)}, and {scorer.names.get(name)} is at hand: bring it back"
                 )
-        return recompute(columns, shown.originals.pictures, shown.outputs, scorer, rng)
+        return recompute_scores(columns, shown.originals.images, shown.outputs, scorer, rng)
     except ModelError as problem:
         return f"scores cannot be computed again: {problem}"
 
 
 def _score_models(release: Release) -> dict[str, str]:
     """Which model made each score that is published."""
-    told = parquet.metadata(release.manifest)
+    told = parquet.read_metadata(release.manifest)
     found: dict[str, str] = json.loads(told.get(b"metric_models", b"{}"))
     return found
 
 
-def _surroundings(shown: Exhibits, published: Published | str) -> side_channels.Surroundings:
+def _gather_side_channels(shown: AuditSample, published: PublishedScores | str) -> side_channels.SideChannels:
     """What an attacker finds beside the pictures that were drawn."""
     manifest = shown.manifest
-    local = all(place.is_local for place in shown.files)
-    times = [Path(place.path).stat().st_mtime_ns for place in shown.files] if local else []
+    local = all(place.is_local for place in shown.output_paths)
+    times = [Path(place.path).stat().st_mtime_ns for place in shown.output_paths] if local else []
     text = [repr({k: v for k, v in row.items() if k not in ("label", "caption")}) for row in manifest]
-    return side_channels.Surroundings(
-        files=shown.encoded,
-        public=[*text, *(data for data in shown.encoded if has_metadata(data))],
+    return side_channels.SideChannels(
+        files=shown.encoded_outputs,
+        public=[*text, *(data for data in shown.encoded_outputs if find_metadata(data))],
         names=[f"{row['record_id']} {row['source_uri'].rpartition('/')[2]}" for row in shown.ledger],
-        places=np.argsort([row["output_id"] for row in manifest]),
+        release_order=np.argsort([row["output_id"] for row in manifest]),
         sizes=np.array([row["bytes"] for row in manifest], float),
-        source_sizes=np.array(shown.originals.sizes, float),
+        source_sizes=np.array(shown.originals.byte_sizes, float),
         shapes=np.array([[row["width"], row["height"]] for row in manifest]),
-        source_shapes=np.array(shown.originals.shapes),
+        source_shapes=np.array(shown.originals.dimensions),
         times=np.array(times, float) if len(set(times)) > 1 else None,
         published=published,
     )
@@ -235,7 +240,7 @@ def _surroundings(shown: Exhibits, published: Published | str) -> side_channels.
 def _write(
     release: Release,
     config: AuditConfig,
-    shown: Exhibits,
+    shown: AuditSample,
     findings: audit.Findings,
     bound: Certificate,
     distances: Mapping[str, float],
@@ -244,24 +249,24 @@ def _write(
 ) -> None:
     """Everything that came out, as tables; the pages are made of these."""
     folder = release.audit
-    (folder / "figures.parquet").write(parquet.to_bytes(figure_table.table(findings.figures)))
+    (folder / "figures.parquet").write(parquet.to_bytes(figure_table.figures_table(findings.figures)))
     ranks = [
         {"attack": name, "rank": int(r), "share": float(s), "control": float(c), "chance": float(b)}
         for name, found in findings.ranks.items()
         for r, s, c, b in zip(found.rank, found.share, found.control, found.chance, strict=True)
     ]
-    (folder / "ranks.parquet").write(parquet.to_bytes(pa.Table.from_pylist(ranks, RANKS)))
+    (folder / "ranks.parquet").write(parquet.to_bytes(pa.Table.from_pylist(ranks, RANKS_SCHEMA)))
     found_by = [
         {"record_id": row["record_id"], "output_id": row["output_id"], "attack": name}
-        for name, hits in findings.found.items()
+        for name, hits in findings.hits.items()
         for row, hit in zip(shown.ledger, hits, strict=True)
         if hit
     ]
-    (folder / "found.parquet").write(parquet.to_bytes(pa.Table.from_pylist(found_by, FOUND)))
+    (folder / "found.parquet").write(parquet.to_bytes(pa.Table.from_pylist(found_by, HITS_SCHEMA)))
     told = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": version("anonymizer"),
-        "manifest": statement.digest(release.manifest),
+        "manifest": statement.file_digest(release.manifest),
         "audited": len(shown),
         "released": shown.released,
         "union": len(config.union),  # releases besides this one, whose pictures are counted here too
@@ -275,7 +280,7 @@ def _write(
     (folder / "audit.json").write(json.dumps(told, indent=2).encode())
 
 
-RANKS = pa.schema(
+RANKS_SCHEMA = pa.schema(
     [("attack", pa.string()), ("rank", pa.int32())] + [(n, pa.float64()) for n in ("share", "control", "chance")]
 )
-FOUND = pa.schema([(name, pa.string()) for name in ("record_id", "output_id", "attack")])
+HITS_SCHEMA = pa.schema([(name, pa.string()) for name in ("record_id", "output_id", "attack")])

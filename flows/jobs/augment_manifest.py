@@ -43,22 +43,24 @@ class Row:
     agrees: bool | None = None
 
 
-def place(row: Row) -> tuple[int, int]:
+def source_order(row: Row) -> tuple[int, int]:
     """Where a row stands: in the source's order."""
     return row.record, -1 if row.sample is None else row.sample
 
 
-def table(rows: Sequence[Row], levels: Mapping[float, Mapping[str, Number]], same: Mapping[str, object]) -> pa.Table:
+def build_table(
+    rows: Sequence[Row], levels: Mapping[float, Mapping[str, Number]], constants: Mapping[str, object]
+) -> pa.Table:
     """The manifest. ``levels``: t_boom, log_snr and steps of each level. ``same``: what is the same for all rows."""
     columns: dict[str, list[object]] = {name: [getattr(row, name) for row in rows] for name in Row.__slots__}
     columns["kept"] = [row.file is not None for row in rows]
     for name in ("t_boom", "log_snr", "steps"):
         columns[name] = [None if row.level is None else levels[row.level][name] for row in rows]
-    columns |= {name: [value] * len(rows) for name, value in same.items()}
+    columns |= {name: [value] * len(rows) for name, value in constants.items()}
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in MANIFEST}, MANIFEST)
 
 
-def listing(rows: Sequence[Row]) -> bytes:
+def build_listing(rows: Sequence[Row]) -> bytes:
     """What was kept, as the CSV that ``datasets`` reads beside pictures."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -71,7 +73,7 @@ def listing(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def summary(rows: Sequence[Row], usable: Mapping[str | None, int]) -> AugmentSummary:
+def summarize(rows: Sequence[Row], usable: Mapping[str | None, int]) -> AugmentSummary:
     """``usable``: records of each label, or without one, that samples were drawn of."""
     failed = Counter(str(row.reason) for row in rows if row.sample is None)
     drawn = [row for row in rows if row.sample is not None]
@@ -88,7 +90,7 @@ def summary(rows: Sequence[Row], usable: Mapping[str | None, int]) -> AugmentSum
     )
 
 
-def by_class(rows: Sequence[Row], originals: Mapping[str, Mapping[str | None, int]]) -> dict[str, dict[str, int]]:
+def count_by_class(rows: Sequence[Row], originals: Mapping[str, Mapping[str | None, int]]) -> dict[str, dict[str, int]]:
     """``originals``: counts of them by label, under their names; the labels are those of the first."""
     found: dict[str, list[Row]] = {label: [] for label in next(iter(originals.values())) if label is not None}
     for row in rows:
@@ -100,7 +102,7 @@ def by_class(rows: Sequence[Row], originals: Mapping[str, Mapping[str | None, in
     }
 
 
-def by_level(rows: Sequence[Row], levels: Mapping[float, Mapping[str, Number]]) -> list[dict[str, Number]]:
+def count_by_level(rows: Sequence[Row], levels: Mapping[float, Mapping[str, Number]]) -> list[dict[str, Number]]:
     found: dict[float, list[Row]] = {level: [] for level in levels}
     for row in rows:
         if row.level is not None:

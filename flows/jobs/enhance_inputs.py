@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from anonymizer.backbones.conditioning import told
+from anonymizer.backbones.conditioning import conditioning_text
 from anonymizer.config import EnhanceConfig, SourceConfig
 from anonymizer.data import image_codec
 from anonymizer.data.sources import open_source
@@ -20,28 +20,28 @@ MISSING, WRONG_SIZE = "missing", "wrong_size"  # why a reference cannot be compa
 
 
 @dataclass(frozen=True)
-class Item:
+class EnhanceItem:
     """A record with its picture (3, h, w), or with the reason why there is none; and what it is compared with."""
 
     number: int
     record_id: str
     picture: torch.Tensor | None = None
     key: bytes = b""  # of its noise
-    told: str | None = None
+    conditioning_text: str | None = None
     reference: torch.Tensor | str | None = None  # (3, H, W), or why there is none; None where none is asked for
     problem: Reason | None = None
 
 
-class Pictures:
+class EnhanceInputs:
     """The records of the source in their order, beside their references. SourceError if either cannot be used."""
 
     def __init__(self, config: EnhanceConfig) -> None:
         self.config, self.references = config, config.references
-        self.entries = _listed(config.source)
+        self.entries = _list_entries(config.source)
         self.partners: Sequence[Entry | None] = [None] * len(self.entries)
         if self.references is not None:
             try:
-                self.partners = partners(self.entries, _listed(self.references))
+                self.partners = match_references(self.entries, _list_entries(self.references))
             except SourceError as error:
                 raise SourceError(str(error).replace("source.", "references.", 1)) from None
             if not any(self.partners):
@@ -53,7 +53,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def read(self, enhancer: Enhancer, numbers: Sequence[int] | None = None) -> Iterator[Item]:
+    def read(self, enhancer: Enhancer, numbers: Sequence[int] | None = None) -> Iterator[EnhanceItem]:
         """Every record, or those of some numbers, one after another."""
         wanted = range(len(self)) if numbers is None else numbers
         records = open_source(_read_only(self.config.source)).read([self.entries[number] for number in wanted])
@@ -65,26 +65,26 @@ class Pictures:
     def _others(self, entries: Sequence[Entry]) -> Iterator[Record]:
         return iter(()) if self.references is None else open_source(_read_only(self.references)).read(entries)
 
-    def _item(self, number: int, record: Record, other: Record | None, enhancer: Enhancer) -> Item:
-        item = Item(number, record.entry.record_id)
+    def _item(self, number: int, record: Record, other: Record | None, enhancer: Enhancer) -> EnhanceItem:
+        item = EnhanceItem(number, record.entry.record_id)
         try:
             if record.problem:
                 raise RecordError(record.problem)
-            said = told(self.config.model, record, enhancer.backbone)
+            said = conditioning_text(self.config.model, record, enhancer.backbone)
             picture = image_codec.decode(record.data, 1, "tiles", self.config.source.limits).tensor  # at its own size
             self._refuse_too_large(picture, enhancer)
         except RecordError as error:
             return replace(item, problem=error.reason)
         key = noise_key(self.config.seed, record.data)
         reference = None if self.references is None else self._reference(picture, other)
-        return replace(item, picture=picture, key=key, told=said, reference=reference)
+        return replace(item, picture=picture, key=key, conditioning_text=said, reference=reference)
 
     def _refuse_too_large(self, picture: torch.Tensor, enhancer: Enhancer) -> None:
         """What is made is bounded as what is read is."""
         height, width = (self.config.factor * side for side in picture.shape[-2:])
-        worked = enhancer.worked_at(height, width)
+        worked = enhancer.working_sides(height, width)
         most = self.config.source.limits.max_pixels
-        if worked[0] * worked[1] > most or max(height, width) > image_codec.LARGEST_SIDE[self.config.output.image]:
+        if worked[0] * worked[1] > most or max(height, width) > image_codec.MAX_SIDE[self.config.output.image]:
             raise RecordError(Reason.TOO_MANY_PIXELS)
 
     def _reference(self, picture: torch.Tensor, other: Record | None) -> torch.Tensor | str:
@@ -101,7 +101,7 @@ class Pictures:
         return found if tuple(found.shape[-2:]) == wanted else WRONG_SIZE
 
 
-def partners(entries: Sequence[Entry], others: Sequence[Entry]) -> list[Entry | None]:
+def match_references(entries: Sequence[Entry], others: Sequence[Entry]) -> list[Entry | None]:
     """Of each entry the other one of its name; or of its name but for the suffix, where on both sides only one is."""
     by_id = {other.record_id: other for other in others}
     by_stem = {_stem(other): other for other in others}
@@ -120,7 +120,7 @@ def _stem(entry: Entry) -> str:
     return folder + slash + (name.rpartition(".")[0] or name)
 
 
-def _listed(source: SourceConfig) -> list[Entry]:
+def _list_entries(source: SourceConfig) -> list[Entry]:
     return list(open_source(_read_only(source)).entries())
 
 

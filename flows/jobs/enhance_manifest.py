@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from anonymizer.enhance import UPSAMPLINGS, Enhancer, Upsampling
-from metrics.utility.image_quality import mean
+from metrics.utility.image_quality import mean_with_interval
 
 Method = Literal["enhanced"] | Upsampling
 
 ENHANCED: Literal["enhanced"] = "enhanced"
 USED = "used"  # of a reference that was compared with
 METHODS: tuple[Method, ...] = (ENHANCED, *UPSAMPLINGS)
-BETTER = {"lpips": -1, "psnr": 1, "ssim": 1}  # 1: higher is better
-WITHIN = {"lpips": (0.0, math.inf), "psnr": (-math.inf, math.inf), "ssim": (-1.0, 1.0)}
+DIRECTION = {"lpips": -1, "psnr": 1, "ssim": 1}  # 1: higher is better
+BOUNDS = {"lpips": (0.0, math.inf), "psnr": (-math.inf, math.inf), "ssim": (-1.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,26 @@ class Row:
     scores: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def column(measure: str, method: str) -> str:
+def column_name(measure: str, method: str) -> str:
     return measure if method == ENHANCED else f"{measure}_{method}"
 
 
-def table(rows: Sequence[Row], enhancer: Enhancer, same: Mapping[str, object], measures: Sequence[str]) -> pa.Table:
+def build_table(
+    rows: Sequence[Row], enhancer: Enhancer, constants: Mapping[str, object], measures: Sequence[str]
+) -> pa.Table:
     """The manifest. ``same``: what is the same for all rows; ``measures``: none where there are no references."""
-    scores = [column(measure, method) for measure in measures for method in METHODS]
+    scores = [column_name(measure, method) for measure in measures for method in METHODS]
     schema = pa.schema([*ROW, *SAME, *([REFERENCE] if measures else []), *((name, pa.float64()) for name in scores)])
     columns: dict[str, list[object]] = {name: [getattr(row, name) for row in rows] for name, *_ in ROW}
     columns["reference"] = [row.reference for row in rows]
     columns |= {name: [row.scores.get(name) for row in rows] for name in scores}
-    every = passes(enhancer)
+    every = describe_passes(enhancer)
     of_passes = {name: [one[key] for one in every] for name, key in PASSES.items()}
-    columns |= {name: [value] * len(rows) for name, value in (of_passes | dict(same)).items()}
+    columns |= {name: [value] * len(rows) for name, value in (of_passes | dict(constants)).items()}
     return pa.table({one.name: pa.array(columns[one.name], one.type) for one in schema}, schema)
 
 
-def passes(enhancer: Enhancer) -> list[dict[str, float | int]]:
+def describe_passes(enhancer: Enhancer) -> list[dict[str, float | int]]:
     """What each pass of Boomerang does."""
     whole = enhancer.whole
     return [
@@ -78,7 +80,7 @@ def passes(enhancer: Enhancer) -> list[dict[str, float | int]]:
     ]
 
 
-def summary(rows: Sequence[Row]) -> EnhanceSummary:
+def summarize(rows: Sequence[Row]) -> EnhanceSummary:
     failed = Counter(row.reason for row in rows if row.reason is not None)
     found = Counter(row.reference for row in rows if row.file is not None and row.reference is not None)
     compared = found.pop(USED, 0)
@@ -92,7 +94,7 @@ def summary(rows: Sequence[Row]) -> EnhanceSummary:
     )
 
 
-def figures(rows: Sequence[Row], measures: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
+def compute_figures(rows: Sequence[Row], measures: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
     """Measure -> ``n`` and, for each method, its mean; for those of old also how much better the enhanced picture is.
 
     Over the pictures for which every method has a finite value. ``gain`` is a mean of differences, picture by picture,
@@ -100,23 +102,23 @@ def figures(rows: Sequence[Row], measures: Sequence[str], rng: np.random.Generat
     """
     found: dict[str, Any] = {}
     for measure in measures:
-        names = [column(measure, method) for method in METHODS]
+        names = [column_name(measure, method) for method in METHODS]
         every = [[row.scores.get(name) for name in names] for row in rows]
         kept = [[v for v in values if v is not None and math.isfinite(v)] for values in every]
         values = np.array([one for one in kept if len(one) == len(names)]).reshape(-1, len(names))  # (n, methods)
         if not len(values):
             continue
-        means = [{"mean": _plain(values[:, at], rng, WITHIN[measure])} for at in range(len(names))]
+        means = [{"mean": _mean_with_interval(values[:, at], rng, BOUNDS[measure])} for at in range(len(names))]
         for at in range(1, len(names)):
-            means[at]["gain"] = _plain(BETTER[measure] * (values[:, 0] - values[:, at]), rng)
+            means[at]["gain"] = _mean_with_interval(DIRECTION[measure] * (values[:, 0] - values[:, at]), rng)
         found[measure] = {"n": len(values)} | dict(zip(METHODS, means, strict=True))
     return found
 
 
-def _plain(
+def _mean_with_interval(
     values: Any, rng: np.random.Generator, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> dict[str, float | None]:
-    return {name: value for name, value in asdict(mean(values, rng, within)).items() if name != "n"}
+    return {name: value for name, value in asdict(mean_with_interval(values, rng, within)).items() if name != "n"}
 
 
 ROW = [

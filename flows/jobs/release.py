@@ -13,7 +13,7 @@ import torch
 
 from anonymizer import report
 from anonymizer.backbones import Backbone, compilation, load_backbone
-from anonymizer.backbones.conditioning import condition, stand_in
+from anonymizer.backbones.conditioning import encode_conditions, placeholder_condition
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.errors import (
@@ -31,10 +31,10 @@ from anonymizer.errors import (
 from anonymizer.pipeline import batch_size_tuning
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.release import assemble, event_log, history, ledger, plan, preflight, publish
-from anonymizer.release.history import Previous
+from anonymizer.release.history import PublishedHistory
 from anonymizer.release.ledger import ShardSummary, ShardWriter
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.runtime import run_templates, task_runners
 
 if TYPE_CHECKING:
@@ -46,38 +46,38 @@ T = TypeVar("T")
 @lru_cache(maxsize=1)
 def backbone_of(model: ModelConfig) -> Backbone:
     """The model, loaded once for each process."""
-    return apart(lambda: load_backbone(model))
+    return in_fresh_thread(lambda: load_backbone(model))
 
 
 @lru_cache(maxsize=1)
-def operations_of(model: ModelConfig) -> int:
+def count_operations(model: ModelConfig) -> int:
     """Of one network call for one picture."""
     backbone = backbone_of(model)
-    return compilation.operations(backbone, condition(backbone, [stand_in(model)]))
+    return compilation.count_flops(backbone, encode_conditions(backbone, [placeholder_condition(model)]))
 
 
 @lru_cache(maxsize=1)
 def scorer_of(metrics: MetricsConfig, device: str) -> ReleaseScorer:
     from metrics.scores.scorer import build_scorer
 
-    return apart(lambda: build_scorer(metrics, device))
+    return in_fresh_thread(lambda: build_scorer(metrics, device))
 
 
-def fitting_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseScorer:
+def load_checked_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseScorer:
     """The scorer, tried on a picture of the model's size. ModelError if that is nothing that it can look at."""
     scorer = scorer_of(metrics, str(backbone.device))
     blank = torch.zeros(1, 3, backbone.size, backbone.size, device=backbone.device)
-    apart(lambda: scorer.score(scorer.embed(blank), blank))
+    in_fresh_thread(lambda: scorer.score(scorer.embed(blank), blank))
     return scorer
 
 
 @lru_cache(maxsize=1)
-def previous_of(output: str, the_plan: plan.Plan) -> Previous:
+def load_previous(output: str, the_plan: plan.Plan) -> PublishedHistory:
     """What the releases before this one published, loaded once for each process and plan."""
-    return apart(lambda: history.load(Release.at(output)))
+    return in_fresh_thread(lambda: history.load(Release.at(output)))
 
 
-def apart(work: Callable[[], T]) -> T:
+def in_fresh_thread(work: Callable[[], T]) -> T:
     """What ``work`` returns, done in a thread that ends with it.
 
     OpenMP keeps a team for every thread that has computed, and once all teams together outnumber the cores it lets
@@ -91,35 +91,37 @@ def check(config: RunConfig) -> None:
     """What can be told in a moment: key, source, output. Writes nothing."""
     load_key(config.key_env)
     task_runners.check(config)
-    run_templates.refuse_dates(config)
+    run_templates.refuse_placeholders(config)
     preflight.check(config)
 
 
 def prepare(config: RunConfig) -> plan.Plan:
     """Everything that can go wrong before the work: key, source, output, model, scorer. Writes the plan."""
     check(config)
-    publish.check_key(config)
+    publish.check_signing_key(config)
     key, backbone, release = load_key(config.key_env), backbone_of(config.model), Release.at(config.output.uri)
-    history.check(config, key, fitting_scorer(config.metrics, backbone).names)
-    the_plan = plan.write(config, backbone, key, release)
-    history.take_over(config, release)
+    history.check(config, key, load_checked_scorer(config.metrics, backbone).names)
+    the_plan = plan.write_or_resume(config, backbone, key, release)
+    history.carry_forward(config, release)
     return the_plan
 
 
 def prepare_for_scheduler(config: RunConfig) -> plan.Plan:
     """``prepare``, with errors that a scheduler may keep."""
-    return guarded(_restricted(config), "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config))
+    return redact_errors(
+        _restricted(config), "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config)
+    )
 
 
 def run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
     """One shard, unless it is committed already. ShardError tells a scheduler nothing but the shard's number."""
     error = ShardError(f"shard {shard}: failed, nothing of it was committed")
-    return guarded(_restricted(config), f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress))
+    return redact_errors(_restricted(config), f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress))
 
 
 def finish(config: RunConfig) -> assemble.Summary:
     """Reconcile, assemble ``public/``, write the restricted report."""
-    return guarded(
+    return redact_errors(
         _restricted(config),
         "assemble",
         StepError("assemble: failed, run again to finish"),
@@ -127,77 +129,77 @@ def finish(config: RunConfig) -> assemble.Summary:
     )
 
 
-def note(config: RunConfig, event: str, **details: Any) -> None:
+def log_event(config: RunConfig, event: str, **details: Any) -> None:
     """Add an event to the release's log; counts only."""
     event_log.record(Release.at(config.output.uri), event, **details)
 
 
-def logged_shards(config: RunConfig) -> set[int]:
+def read_logged_shards(config: RunConfig) -> set[int]:
     """Shards whose commit is in the log already."""
     found = event_log.read(Release.at(config.output.uri))
     return {event["details"]["shard"] for event in found if event["event"] == "shard committed"}
 
 
-def uncommitted(config: RunConfig) -> list[int]:
+def list_uncommitted(config: RunConfig) -> list[int]:
     """Numbers of the shards that are planned and not committed, from one look at the ledger's folder."""
     error = StepError("ledger: cannot be looked at")
-    return guarded(_restricted(config), "ledger", error, lambda: _uncommitted(Release.at(config.output.uri)))
+    return redact_errors(_restricted(config), "ledger", error, lambda: _list_uncommitted(Release.at(config.output.uri)))
 
 
-def summary_of(config: RunConfig, shard: int) -> ShardSummary:
+def summarize_shard(config: RunConfig, shard: int) -> ShardSummary:
     """Counts of a committed shard. IntegrityError if it is not."""
     error = ShardError(f"shard {shard}: its ledger cannot be read")
-    return guarded(_restricted(config), f"shard-{shard:05d}", error, lambda: _summary(config, shard))
+    return redact_errors(_restricted(config), f"shard-{shard:05d}", error, lambda: _summarize_shard(config, shard))
 
 
-def records_in(config: RunConfig, shards: Sequence[int]) -> int:
+def count_records(config: RunConfig, shards: Sequence[int]) -> int:
     """How many records these shards have together."""
     release, error = Release.at(config.output.uri), StepError("plan: cannot be looked at")
-    return guarded(release.restricted, "plan", error, lambda: _records(plan.read(release), shards))
+    return redact_errors(release.restricted, "plan", error, lambda: _count_records(plan.read(release), shards))
 
 
-def _uncommitted(release: Release) -> list[int]:
+def _list_uncommitted(release: Release) -> list[int]:
     there = {place.name for place in release.ledger.children()}
-    return [shard for shard in range(plan.read(release).shards) if release.shard(shard).name not in there]
+    return [shard for shard in range(plan.read(release).shards) if release.shard_ledger(shard).name not in there]
 
 
-def _records(the_plan: plan.Plan, shards: Sequence[int]) -> int:
+def _count_records(the_plan: plan.Plan, shards: Sequence[int]) -> int:
     """As many in each shard as the plan says, and the rest in the last one."""
     last = the_plan.shards - 1
     return sum(the_plan.shard_size if n < last else the_plan.records - last * the_plan.shard_size for n in shards)
 
 
-def _summary(config: RunConfig, shard: int) -> ShardSummary:
+def _summarize_shard(config: RunConfig, shard: int) -> ShardSummary:
     if (table := ledger.read_shard(Release.at(config.output.uri), shard)) is None:
         raise IntegrityError(f"shard {shard}: its ledger is gone: run the same command again")
-    return ledger.summarize(shard, table)
+    return ledger.summarize_shard(shard, table)
 
 
 def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
     release = Release.at(config.output.uri)
     if (table := ledger.read_shard(release, shard)) is not None:
-        return ledger.summarize(shard, table)
+        return ledger.summarize_shard(shard, table)
     key, backbone = load_key(config.key_env), backbone_of(config.model)
     the_plan = plan.read(release)
     _check_as_planned(config, the_plan, key, backbone)
     if backbone.device.type == "cpu" and the_plan.threads:  # Ray and Dask would have one
         torch.set_num_threads(the_plan.threads)
     scorer = scorer_of(config.metrics, str(backbone.device))
-    config = batch_size_tuning.settled(config, backbone, scorer)
-    compile_where_it_pays(config, backbone, the_plan)
+    config = batch_size_tuning.resolve_batch_size(config, backbone, scorer)
+    compile_if_worthwhile(config, backbone, the_plan)
     writer = ShardWriter(release, shard, scorer.names)
-    entries = [entry for entry in plan.read_entries(release, shard) if writer.is_left(entry)]
-    before = previous_of(config.output.uri, the_plan)
+    entries = [entry for entry in plan.read_entries(release, shard) if writer.is_pending(entry)]
+    before = load_previous(config.output.uri, the_plan)
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
 
 
 def _check_as_planned(config: RunConfig, the_plan: plan.Plan, key: CustodianKey, backbone: Backbone) -> None:
     """Another process than the one that planned has its own key and its own copy of the model."""
-    if key.check != the_plan.key_check and not key.lasting:
+    if key.check_value != the_plan.key_check and not key.is_persistent:
         raise CustodianKeyError(
             f"{config.key_env}: not set where shards are done: set the one that the release was planned with"
         )
-    if key.check != the_plan.key_check:
+    if key.check_value != the_plan.key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that the release was planned with: set that one where shards are done"
         )
@@ -208,45 +210,53 @@ def _check_as_planned(config: RunConfig, the_plan: plan.Plan, key: CustodianKey,
         )
 
 
-def compile_where_it_pays(config: RunConfig, backbone: Backbone, the_plan: plan.Plan) -> None:
+def compile_if_worthwhile(config: RunConfig, backbone: Backbone, the_plan: plan.Plan) -> None:
     def planned() -> float:
-        return float(operations_of(config.model) * the_plan.steps * the_plan.records)
+        return float(count_operations(config.model) * the_plan.steps * the_plan.records)
 
-    if compilation.is_worthwhile(config.run.compile, backbone, planned):
-        compilation.compiled(backbone, config.run.at_once)
+    if compilation.is_worth_compiling(config.run.compile, backbone, planned):
+        compilation.compile_network(backbone, config.run.initial_batch_size)
 
 
 def _finish(config: RunConfig) -> assemble.Summary:
     release = Release.at(config.output.uri)
     assemble.assemble(release, config)
     the_plan = plan.read(release)
-    summary = assemble.summary(release, the_plan)
+    summary = assemble.summarize_release(release, the_plan)
     report.write_restricted(release, the_plan, config, summary)
-    publish.settle(release, config, load_key(config.key_env))
+    publish.decide_and_publish(release, config, load_key(config.key_env))
     return summary
 
 
-def _restricted(config: RunConfig) -> Place:
+def _restricted(config: RunConfig) -> StoragePath:
     return Release.at(config.output.uri).restricted
 
 
 # Errors whose text is about the run and never about a record: a scheduler may keep them.
-TELLABLE = (ConfigError, OutputError, ModelError, CustodianKeyError, SigningKeyError, GateError, IntegrityError)
+REPORTABLE_ERRORS = (
+    ConfigError,
+    OutputError,
+    ModelError,
+    CustodianKeyError,
+    SigningKeyError,
+    GateError,
+    IntegrityError,
+)
 
 
-def guarded(place: Place, step: str, otherwise: StepError, work: Callable[[], T]) -> T:
+def redact_errors(folder: StoragePath, step: str, fallback: StepError, work: Callable[[], T]) -> T:
     """What ``work`` returns, done apart. An error that may hold a path or a value goes to ``errors/`` in ``place``.
 
     What is raised in its place is new and raised outside the handler, so that it carries no chained exception and no
     frame of the other to a log or a database.
     """
     try:
-        return apart(work)
-    except TELLABLE as error:
+        return in_fresh_thread(work)
+    except REPORTABLE_ERRORS as error:
         telling: AnonymizerError = type(error)(str(error))
     except Exception:
         with suppress(Exception):  # the disk may be full
-            details = place / "errors" / f"{step}.txt"
-            details.put(traceback.format_exc().encode("utf-8", "backslashreplace"))
-        telling = type(otherwise)(f"{otherwise}: see {place.name}/errors/{step}.txt")
+            details = folder / "errors" / f"{step}.txt"
+            details.write_uncommitted(traceback.format_exc().encode("utf-8", "backslashreplace"))
+        telling = type(fallback)(f"{fallback}: see {folder.name}/errors/{step}.txt")
     raise telling

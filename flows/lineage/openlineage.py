@@ -34,8 +34,8 @@ from openlineage.client.uuid import generate_new_uuid
 from anonymizer.config import RunConfig
 from anonymizer.release import assemble, plan
 from anonymizer.storage.layout import AUDIT, Release
-from anonymizer.storage.path import Place
-from flows.jobs.release import TELLABLE
+from anonymizer.storage.path import StoragePath
+from flows.jobs.release import REPORTABLE_ERRORS
 
 PRODUCER = f"urn:anonymizer:{version('anonymizer')}"
 TIMEOUT = 5.0  # seconds, to connect, and for each answer
@@ -90,24 +90,24 @@ class Facets:
     written: dict[str, OutputDatasetFacet] = field(default_factory=dict)
 
 
-class Events:
+class RunEvents:
     """The events of one run. Each method sends one, and returns a line for each thing that went wrong."""
 
     def __init__(self, config: RunConfig, to: str, job: str, uri: str) -> None:
-        self.config, self.to, self.job, self.uri = config, to, job, uri
+        self.config, self.destination, self.job, self.uri = config, to, job, uri
         self.run_id = str(generate_new_uuid())
 
-    def started(self) -> list[str]:
+    def send_start(self) -> list[str]:
         return self._send(RunState.START, Facets())
 
-    def completed(self, gate: str) -> list[str]:
+    def send_complete(self, gate: str) -> list[str]:
         facets, problems = self._facets(gate)
         return problems + self._send(RunState.COMPLETE, facets)
 
-    def stopped(self, error: BaseException, gate: str) -> list[str]:
+    def send_failure(self, error: BaseException, gate: str) -> list[str]:
         """With the kind of error, and with its text where that never names a record."""
         name = type(error).__name__
-        text = f"{name}: {error}" if isinstance(error, TELLABLE) else name
+        text = f"{name}: {error}" if isinstance(error, REPORTABLE_ERRORS) else name
         # Before a gate decides, there may be nothing whole to speak of.
         facets, problems = (Facets(), []) if gate == "none" else self._facets(gate)
         why = error_message_run.ErrorMessageRunFacet(text, "python", producer=PRODUCER)
@@ -118,11 +118,11 @@ class Events:
         """What the release says of itself; nothing, and a line, where it cannot be read."""
         try:
             release = Release.at(self.uri)
-            audit = release.audit_summary if self.job == "audit" else release.handout / AUDIT
+            audit = release.audit_summary if self.job == "audit" else release.public_or_candidate / AUDIT
             return Facets(
-                run={"anonymizer_anonymization": _anonymization(release, gate)},
-                output={"schema": _schema(release), "anonymizer_risk": _risk(audit)},
-                written={} if self.job == "audit" else {"outputStatistics": _size(release)},
+                run={"anonymizer_anonymization": _anonymization_facet(release, gate)},
+                output={"schema": _schema_facet(release), "anonymizer_risk": _risk_facet(audit)},
+                written={} if self.job == "audit" else {"outputStatistics": _statistics_facet(release)},
             ), []
         except Exception as error:  # whatever it is, the run is not to end with it
             return Facets(), [f"lineage: the last event says nothing of the release ({type(error).__name__})"]
@@ -131,22 +131,22 @@ class Events:
         why = ""
         for _ in range(TRIES):
             try:
-                _emit(self.to, self._event(state, facets))
+                _send_event(self.destination, self._event(state, facets))
                 return []
             except Exception as error:  # whatever a server, a disk or OpenLineage's own settings come up with
-                why = _reason(error)
+                why = _explain(error)
         return [
             f"lineage.to: did not take the {state.value} event of this run ({why}), which changes nothing else: check "
             "that the server or file can be reached"
         ]
 
     def _event(self, state: RunState, facets: Facets) -> RunEvent:
-        public = _dataset(f"{self.uri.rstrip('/')}/public")
-        inputs = [] if self.job == "erase" else [_dataset(self.config.source.uri)]
+        public = _dataset_name(f"{self.uri.rstrip('/')}/public")
+        inputs = [] if self.job == "erase" else [_dataset_name(self.config.source.uri)]
         if self.job == "audit":
             inputs.append(public)
         elif self.config.previous is not None:  # outputs may be taken over from there
-            inputs.append(_dataset(f"{self.config.previous.rstrip('/')}/public"))
+            inputs.append(_dataset_name(f"{self.config.previous.rstrip('/')}/public"))
         return RunEvent(
             eventTime=datetime.now(UTC).isoformat(timespec="milliseconds"),
             producer=PRODUCER,
@@ -158,19 +158,19 @@ class Events:
         )
 
 
-def _dataset(uri: str) -> tuple[str, str]:
+def _dataset_name(uri: str) -> tuple[str, str]:
     """Namespace and name as OpenLineage gives them: ("s3://bucket", "folder"), or ("file", "/folder") on a disk."""
     where = uri.rpartition("::")[2]  # of a chain of file systems, the one that it lies on
     scheme, remote, rest = where.partition("://")
     if not remote or scheme in LocalFileSystem.protocol:
-        return "file", Place.of(where).path
+        return "file", StoragePath.from_uri(where).path
     host, _, path = rest.partition("?")[0].partition("/")  # what follows a "?" may be a signature
     return f"{scheme}://{host.rpartition('@')[2] if scheme in ('http', 'https') else host}", path or "/"
 
 
-def _anonymization(release: Release, gate: str) -> AnonymizationRunFacet:
+def _anonymization_facet(release: Release, gate: str) -> AnonymizationRunFacet:
     the_plan = plan.read(release)
-    counts = assemble.summary(release, the_plan)
+    counts = assemble.summarize_release(release, the_plan)
     return AnonymizationRunFacet(
         level=the_plan.level,
         t_boom=the_plan.t_boom,
@@ -189,29 +189,29 @@ def _anonymization(release: Release, gate: str) -> AnonymizationRunFacet:
     )
 
 
-def _schema(release: Release) -> schema_dataset.SchemaDatasetFacet:
+def _schema_facet(release: Release) -> schema_dataset.SchemaDatasetFacet:
     columns = [
         schema_dataset.SchemaDatasetFacetFields(column.name, str(column.type), fields=None)
-        for column in _manifest(release).schema_arrow
+        for column in _open_manifest(release).schema_arrow
     ]
     return schema_dataset.SchemaDatasetFacet(columns, producer=PRODUCER)
 
 
-def _size(release: Release) -> output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet:
+def _statistics_facet(release: Release) -> output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet:
     """How many pictures are handed out, and in how many bytes and files, papers included."""
-    folder = release.handout
+    folder = release.public_or_candidate
     folder.fs.invalidate_cache()
     sizes = [file["size"] for file in folder.fs.find(folder.path, detail=True).values()]
     return output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-        rowCount=_manifest(release).metadata.num_rows, size=sum(sizes), fileCount=len(sizes), producer=PRODUCER
+        rowCount=_open_manifest(release).metadata.num_rows, size=sum(sizes), fileCount=len(sizes), producer=PRODUCER
     )
 
 
-def _manifest(release: Release) -> pq.ParquetFile:
+def _open_manifest(release: Release) -> pq.ParquetFile:
     return pq.ParquetFile(pa.BufferReader(release.manifest.read()))
 
 
-def _risk(audit: Place) -> RiskDatasetFacet:
+def _risk_facet(audit: StoragePath) -> RiskDatasetFacet:
     if not audit.exists():
         return RiskDatasetFacet("not measured", producer=PRODUCER)
     told = json.loads(audit.read())
@@ -226,8 +226,8 @@ def _risk(audit: Place) -> RiskDatasetFacet:
     )
 
 
-def _emit(to: str, event: RunEvent) -> None:
-    client = OpenLineageClient(transport=_transport(to))
+def _send_event(destination: str, event: RunEvent) -> None:
+    client = OpenLineageClient(transport=_transport(destination))
     # Whatever is set up for other programs here: neither environment variables nor a repository's address.
     client.config.facets = FacetsConfig()
     try:
@@ -236,17 +236,17 @@ def _emit(to: str, event: RunEvent) -> None:
         client.close()
 
 
-def _transport(to: str) -> Transport:
-    if to.startswith(("http://", "https://")):
-        return _http(to)
-    place = Place.of(to)
+def _transport(destination: str) -> Transport:
+    if destination.startswith(("http://", "https://")):
+        return _http_transport(destination)
+    place = StoragePath.from_uri(destination)
     if place.is_local:
         Path(place.path).parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(place.path, os.O_WRONLY | os.O_CREAT, 0o600))
-    return FileTransport(FileConfig(place.path if place.is_local else to, append=True))
+    return FileTransport(FileConfig(place.path if place.is_local else destination, append=True))
 
 
-def _http(url: str) -> HttpTransport:
+def _http_transport(url: str) -> HttpTransport:
     session = requests.Session()
     session.max_redirects = 0  # a redirect would make of an event a request for a page, and lose it in silence
     key = os.environ.get("OPENLINEAGE_API_KEY")
@@ -262,7 +262,7 @@ def _http(url: str) -> HttpTransport:
     )
 
 
-def _reason(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     """What went wrong, without an address."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     cause = error.__cause__ or error

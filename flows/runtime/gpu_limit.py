@@ -14,9 +14,9 @@ from prefect.exceptions import ObjectNotFound
 
 
 @contextmanager
-def alone(device: str) -> Iterator[None]:
+def gpu_slot(device: str) -> Iterator[None]:
     """Hold the limit of this GPU, if there is a GPU and such a limit."""
-    name = limit_of(device)
+    name = limit_name(device)
     if name is None or not _is_defined(name):
         yield
         return
@@ -25,7 +25,7 @@ def alone(device: str) -> Iterator[None]:
         yield
 
 
-def limit_of(device: str) -> str | None:
+def limit_name(device: str) -> str | None:
     """The name of the limit: ``anonymizer-gpu-HOST-N``, N as CUDA_VISIBLE_DEVICES has it; none without a GPU."""
     if not torch.cuda.is_available() or not (device == "auto" or device.startswith("cuda")):
         return None

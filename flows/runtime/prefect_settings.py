@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-TEMPORARY = {
+TEMPORARY_SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
@@ -20,20 +20,20 @@ TEMPORARY = {
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
 }
-ALWAYS = {
+DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_TASKS_DEFAULT_PERSIST_RESULT": "false",
 }
 
 
-def prepare() -> None:
+def apply_defaults() -> None:
     """Set what holds with any server, where the user has not set it; call before Prefect is imported."""
-    for name, value in ALWAYS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
-def chosen() -> set[str]:
+def user_settings() -> set[str]:
     """What the user has set, in the environment, a profile or a file; as names of environment variables."""
     from prefect.settings import get_current_settings
 
@@ -41,10 +41,10 @@ def chosen() -> set[str]:
 
 
 @contextmanager
-def settings(values: Mapping[str, str]) -> Iterator[None]:
+def override_settings(values: Mapping[str, str]) -> Iterator[None]:
     """Let these hold for Prefect, here and in what is started here, for a while."""
     try:
-        with environment(values):
+        with override_environment(values):
             _refresh()
             yield
     finally:
@@ -52,7 +52,7 @@ def settings(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
+def override_environment(values: Mapping[str, str]) -> Iterator[None]:
     """Let these variables be set for a while."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
-class Watcher(Protocol):
+class ProgressReporter(Protocol):
     def begin(self, records: int, done: int) -> None:
         """A run of ``records`` starts, ``done`` of which were finished earlier."""
         ...
@@ -19,7 +19,7 @@ class Watcher(Protocol):
         ...
 
 
-class Nobody:
+class NoProgress:
     def begin(self, records: int, done: int) -> None: ...
 
     def advance(self, records: int) -> None: ...
@@ -27,20 +27,20 @@ class Nobody:
     def stage(self, name: str) -> None: ...
 
 
-NOBODY: Watcher = Nobody()
-_watcher: Watcher = NOBODY
+NO_PROGRESS: ProgressReporter = NoProgress()
+_current: ProgressReporter = NO_PROGRESS
 
 
-def watcher() -> Watcher:
-    return _watcher
+def current_progress() -> ProgressReporter:
+    return _current
 
 
 @contextmanager
-def watched_by(new: Watcher) -> Iterator[None]:
+def report_progress_to(reporter: ProgressReporter) -> Iterator[None]:
     """Progress of runs in this process goes to ``new``. Tasks run in threads, so this is one place for all of them."""
-    global _watcher
-    old, _watcher = _watcher, new
+    global _current
+    old, _current = _current, reporter
     try:
         yield
     finally:
-        _watcher = old
+        _current = old

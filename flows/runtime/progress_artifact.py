@@ -13,18 +13,18 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.runtime.progress import Nobody
+from flows.runtime.progress import NoProgress
 
-TELL_SECONDS = 5.0  # between two updates while it grows
-BEAT_SECONDS = 20.0  # between two updates in any case
+UPDATE_SECONDS = 5.0  # between two updates while it grows
+HEARTBEAT_SECONDS = 20.0  # between two updates in any case
 
 
-class Share(Nobody):
+class ProgressArtifact(NoProgress):
     """Shown on the page of the flow run; and how whoever handed out its work sees that it gets on."""
 
     def __init__(self, done: int, total: int, description: str, key: str | None = None) -> None:
-        self.done, self.total, self.told = done, total, time.monotonic()
-        self.artifact = cast(UUID, create_progress_artifact(self.percent, key=key, description=description))
+        self.done, self.total, self.updated_at = done, total, time.monotonic()
+        self.artifact_id = cast(UUID, create_progress_artifact(self.percent, key=key, description=description))
 
     @property
     def percent(self) -> float:
@@ -33,22 +33,22 @@ class Share(Nobody):
     def advance(self, count: int) -> None:
         """So many more are done; fewer than none where some begin again."""
         self.done += count
-        if self.done == self.total or time.monotonic() - self.told > TELL_SECONDS:
-            self.tell()
+        if self.done == self.total or time.monotonic() - self.updated_at > UPDATE_SECONDS:
+            self.update()
 
-    def tell(self) -> None:
-        self.told = time.monotonic()
+    def update(self) -> None:
+        self.updated_at = time.monotonic()
         with suppress(httpx.HTTPError):  # a server that is away is told the next time
-            update_progress_artifact(self.artifact, self.percent)
+            update_progress_artifact(self.artifact_id, self.percent)
 
     @contextmanager
-    def repeated(self) -> Iterator[None]:
+    def heartbeat(self) -> Iterator[None]:
         """Say it again every so often, whether it has changed or not: this process lives."""
         over, here = Event(), copy_context()
 
         def beat() -> None:
-            while not over.wait(BEAT_SECONDS):
-                self.tell()
+            while not over.wait(HEARTBEAT_SECONDS):
+                self.update()
 
         beating = Thread(target=here.run, args=(beat,), name="share", daemon=True)
         beating.start()

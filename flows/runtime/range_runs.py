@@ -29,58 +29,58 @@ from prefect.states import Cancelling, Crashed
 
 from anonymizer.config import RunConfig
 from anonymizer.errors import AnonymizerError, ShardError
-from flows.jobs.release import TELLABLE
+from flows.jobs.release import REPORTABLE_ERRORS
 
-HANGS, GONE = "no picture was finished in", "nothing was heard of its process for"
-GONE_SECONDS = 180.0  # its share is told again every 20 (``flows.share``)
+STALLED, LOST = "no picture was finished in", "nothing was heard of its process for"
+LOST_SECONDS = 180.0  # its share is told again every 20 (``flows.share``)
 
 
 @dataclass(frozen=True)
-class Range:
+class ShardRange:
     """Shards from the first to the last of these, how often they were handed out before, and a name for this time."""
 
     shards: Sequence[int]
     tries: int = 0
-    once: str = field(default_factory=lambda: secrets.token_hex(8))
+    idempotency_key: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass
-class Still:
+class StallTimer:
     """Since when something has been as it is."""
 
-    seen: object = None
+    value: object = None
     since: float = field(default_factory=time.monotonic)
 
-    def stands(self, now: object, seconds: float) -> bool:
+    def is_stalled(self, value: object, seconds: float) -> bool:
         """Whether it has been so for longer; not where it is none, and nobody can say."""
-        if now is None or now != self.seen:
-            self.seen, self.since = now, time.monotonic()
+        if value is None or value != self.value:
+            self.value, self.since = value, time.monotonic()
         return time.monotonic() - self.since > seconds
 
 
 @dataclass
-class Out:
+class RangeRun:
     """A range that somebody has, or will have; how far it is, and when it last said so."""
 
-    range: Range
+    range: ShardRange
     flow_run: UUID
-    progress: Still = field(default_factory=Still)
-    beat: Still = field(default_factory=Still)
+    progress: StallTimer = field(default_factory=StallTimer)
+    heartbeat: StallTimer = field(default_factory=StallTimer)
 
 
-def hand_out(config: RunConfig, some: Range) -> Out:
-    first, last = some.shards[0], some.shards[-1]
+def start_range(config: RunConfig, shard_range: ShardRange) -> RangeRun:
+    first, last = shard_range.shards[0], shard_range.shards[-1]
     flow_run: Any = run_deployment(
         config.run.deployment,
         parameters={"config": config.model_dump(mode="json"), "first": first, "last": last},
         flow_run_name=f"shards-{first}-{last}",
         timeout=0,  # others are handed out meanwhile
-        idempotency_key=some.once,  # an answer that was lost is asked for again
+        idempotency_key=shard_range.idempotency_key,  # an answer that was lost is asked for again
     )
-    return Out(some, flow_run.id)
+    return RangeRun(shard_range, flow_run.id)
 
 
-def stop_forgotten(client: SyncPrefectClient, config: RunConfig) -> None:
+def cancel_orphans(client: SyncPrefectClient, config: RunConfig) -> None:
     """Stop the ranges of this release that a controller handed out which is gone: whoever calls has its lock."""
     not_ended = [kind for kind in StateType if kind not in TERMINAL_STATES]
     found = client.read_flow_runs(
@@ -88,11 +88,11 @@ def stop_forgotten(client: SyncPrefectClient, config: RunConfig) -> None:
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[config.run.deployment.partition("/")[2]])),
     )
     for run in found:
-        if _output_of(run) == config.output.uri:
-            stop(client, Out(Range(()), run.id))
+        if _output_uri(run) == config.output.uri:
+            cancel(client, RangeRun(ShardRange(()), run.id))
 
 
-def _output_of(run: FlowRun) -> object:
+def _output_uri(run: FlowRun) -> object:
     """Where a range's release goes; none of what somebody started by hand with other parameters."""
     try:
         return run.parameters["config"]["output"]["uri"]
@@ -100,48 +100,52 @@ def _output_of(run: FlowRun) -> object:
         return None
 
 
-def state_of(client: SyncPrefectClient, one: Out) -> State[Any] | None:
+def read_state(client: SyncPrefectClient, run: RangeRun) -> State[Any] | None:
     """How a range stands; none while the server is away."""
-    with server_may_be_away():
+    with tolerate_server_outage():
         try:
-            return client.read_flow_run(one.flow_run).state
+            return client.read_flow_run(run.flow_run).state
         except ObjectNotFound:
             return Crashed(message="its flow run was deleted")
     return None
 
 
-def hangs(client: SyncPrefectClient, one: Out, state: State[Any] | None, seconds: float) -> State[Any] | None:
+def stop_if_stalled(
+    client: SyncPrefectClient, run: RangeRun, state: State[Any] | None, seconds: float
+) -> State[Any] | None:
     """How a range is left whose process is gone, or runs and has finished no picture for so long; none for any other.
 
     It is stopped. Should it go on all the same, of two who commit a shard the first one counts.
     """
-    told = _told(client, one) if state is not None and state.is_running() else None
-    gone = one.beat.stands(None if told is None else [(share.id, share.updated) for share in told], GONE_SECONDS)
-    stuck = one.progress.stands(None if told is None else [(share.id, share.data) for share in told], seconds)
+    told = _progress_artifacts(client, run) if state is not None and state.is_running() else None
+    gone = run.heartbeat.is_stalled(
+        None if told is None else [(share.id, share.updated) for share in told], LOST_SECONDS
+    )
+    stuck = run.progress.is_stalled(None if told is None else [(share.id, share.data) for share in told], seconds)
     if not gone and not stuck:
         return None
-    stop(client, one)
-    return Crashed(message=f"{GONE} {GONE_SECONDS:g} s" if gone else f"{HANGS} {seconds:g} s (run.timeout)")
+    cancel(client, run)
+    return Crashed(message=f"{LOST} {LOST_SECONDS:g} s" if gone else f"{STALLED} {seconds:g} s (run.timeout)")
 
 
-def stop(client: SyncPrefectClient, one: Out) -> None:
+def cancel(client: SyncPrefectClient, run: RangeRun) -> None:
     with suppress(Exception):  # whatever made us stop it goes on
-        client.set_flow_run_state(one.flow_run, Cancelling(), force=True)
+        client.set_flow_run_state(run.flow_run, Cancelling(), force=True)
 
 
-def problem(state: State[Any], shards: Sequence[int]) -> AnonymizerError:
+def error_of(state: State[Any], shards: Sequence[int]) -> AnonymizerError:
     """What a range that left these shards says of itself: what its process raised, if that may be repeated."""
     message = state.message or ""
     raised = re.search(r"(\w+Error): (.+)", message, re.DOTALL)
-    for kind in TELLABLE:
+    for kind in REPORTABLE_ERRORS:
         if raised and raised[1] == kind.__name__:
             return kind(raised[2])
-    why = message if message.startswith((HANGS, GONE)) else f"{state.type.value.lower()} in a worker"
+    why = message if message.startswith((STALLED, LOST)) else f"{state.type.value.lower()} in a worker"
     return ShardError(f"shards {shards[0]} to {shards[-1]}: {why}")
 
 
 @contextmanager
-def server_may_be_away() -> Iterator[None]:
+def tolerate_server_outage() -> Iterator[None]:
     """One that is restarted, or too busy, is asked again later."""
     try:
         yield
@@ -152,9 +156,9 @@ def server_may_be_away() -> Iterator[None]:
             raise
 
 
-def _told(client: SyncPrefectClient, one: Out) -> Sequence[Artifact] | None:
+def _progress_artifacts(client: SyncPrefectClient, run: RangeRun) -> Sequence[Artifact] | None:
     """Its share, from each of its tries; none while the server is away."""
-    with server_may_be_away():
-        own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[one.flow_run]))
+    with tolerate_server_outage():
+        own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.flow_run]))
         return sorted(client.read_artifacts(artifact_filter=own), key=lambda share: share.id)
     return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SETTING = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+URL_SETTING = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,24 @@ class Database:
     """One SQLite file for one server, and where the empty one that it is a copy of is kept."""
 
     path: Path
-    empty: Path
+    template: Path
 
     @property
     def url(self) -> str:
         return f"sqlite+aiosqlite:///{self.path}"
 
-    def keep_empty(self) -> None:
+    def save_template(self) -> None:
         """Keep a copy, unless there is one; call before the server is told anything."""
-        scratch = self.empty.with_suffix(f".{os.getpid()}.tmp")
+        scratch = self.template.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError, sqlite3.Error):  # a folder that cannot be written costs seconds, and no run
-            if not self.empty.exists():
+            if not self.template.exists():
                 with closing(sqlite3.connect(self.path)) as ours, closing(sqlite3.connect(scratch)) as copy:
                     ours.backup(copy)
-                scratch.replace(self.empty)
+                scratch.replace(self.template)
 
 
 @contextmanager
-def of_its_own() -> Iterator[Database]:
+def temporary_database() -> Iterator[Database]:
     """A database that nobody else uses, gone with its folder."""
     from prefect import __version__
     from prefect.settings import PREFECT_HOME

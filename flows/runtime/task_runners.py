@@ -17,7 +17,7 @@ from flows.runtime import prefect_settings
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
-SHARDS = "anonymize-shards"  # the flow that ranges are handed to
+SHARDS_FLOW = "anonymize-shards"  # the flow that ranges are handed to
 LIBRARIES = {"ray": ("prefect_ray", "ray"), "dask": ("prefect_dask", "distributed")}
 
 
@@ -26,26 +26,26 @@ def check(config: RunConfig) -> None:
     run = config.run
     if missing := [name for name in LIBRARIES.get(run.runner, ()) if find_spec(name) is None]:
         raise ConfigError(f"run.runner {run.runner}: {missing[0]} is missing: pip install 'anonymizer[{run.runner}]'")
-    if is_spread(config) and not load_key(config.key_env).lasting:
+    if is_distributed(config) and not load_key(config.key_env).is_persistent:
         how = f"run.runner {run.runner}" if run.dispatch == "inline" else "run.dispatch workers"
         raise CustodianKeyError(
             f"{config.key_env}: not set, and {how} works in several processes, which need the same key: set it in the "
             "environment of each, for example from `openssl rand -hex 32`"
         )
     if run.dispatch == "workers":
-        if not run.deployment.startswith(f"{SHARDS}/"):
+        if not run.deployment.startswith(f"{SHARDS_FLOW}/"):
             raise ConfigError(
-                f"run.deployment {run.deployment!r}: is a deployment of another flow: name one of {SHARDS}"
+                f"run.deployment {run.deployment!r}: is a deployment of another flow: name one of {SHARDS_FLOW}"
             )
         _check_deployment(run.deployment)
 
 
-def is_spread(config: RunConfig) -> bool:
+def is_distributed(config: RunConfig) -> bool:
     """Whether other processes than this one do the shards."""
     return config.run.runner != "local" or config.run.dispatch == "workers"
 
 
-def runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
+def task_runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
     """A started task runner."""
     if config.run.runner == "ray":
         return _ray(config)
@@ -75,20 +75,23 @@ def _ray(config: RunConfig) -> Iterator[TaskRunner[Any]]:
         options |= {"address": "local", "num_cpus": config.run.workers, "include_dashboard": False}
     # It makes a token that keeps others on this machine out, and would say so in the middle of the progress bar.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    with prefect_settings.environment({"RAY_USAGE_STATS_ENABLED": "0"}), ExitStack() as stack:  # nobody is told
-        with _reached("ray", "RAY_ADDRESS"):
+    with (
+        prefect_settings.override_environment({"RAY_USAGE_STATS_ENABLED": "0"}),
+        ExitStack() as stack,
+    ):  # nobody is told
+        with _connection_errors("ray", "RAY_ADDRESS"):
             started: TaskRunner[Any] = stack.enter_context(RayTaskRunner(init_kwargs=options))
             at_hand = ray.cluster_resources().get("GPU", 0)
-        stack.enter_context(remote_options(num_cpus=1, num_gpus=_gpus(config, at_hand)))
+        stack.enter_context(remote_options(num_cpus=1, num_gpus=_gpus_per_task(config, at_hand)))
         yield started
 
 
-def _gpus(config: RunConfig, at_hand: float) -> int:
+def _gpus_per_task(config: RunConfig, available: float) -> int:
     """GPUs of one task."""
     device = config.model.device
-    if device.startswith("cuda") and not at_hand:
+    if device.startswith("cuda") and not available:
         raise ConfigError(f"model.device {device}: no node of the Ray cluster has a GPU: use auto, or cpu")
-    return int(device.startswith("cuda") or (device == "auto" and at_hand > 0))
+    return int(device.startswith("cuda") or (device == "auto" and available > 0))
 
 
 @contextmanager
@@ -104,7 +107,7 @@ def _dask(config: RunConfig) -> Iterator[TaskRunner[Any]]:
     local["scheduler_kwargs"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     address = dask.config.get("scheduler-address", None)
     with ExitStack() as stack:
-        with _reached("dask", "DASK_SCHEDULER_ADDRESS"):
+        with _connection_errors("dask", "DASK_SCHEDULER_ADDRESS"):
             runner = DaskTaskRunner(**{"address": address} if address else {"cluster_kwargs": local})
             started = stack.enter_context(runner)
             _ = started.client  # which connects when it is first asked for
@@ -112,20 +115,20 @@ def _dask(config: RunConfig) -> Iterator[TaskRunner[Any]]:
 
 
 @contextmanager
-def _reached(engine: str, variable: str) -> Iterator[None]:
+def _connection_errors(runner: str, variable: str) -> Iterator[None]:
     """ConfigError in place of whatever an engine raises that does not answer or start."""
     try:
         yield
     except Exception as error:
         raise ConfigError(
-            f"run.runner {engine}: the cluster does not answer ({type(error).__name__}): check {variable}, or unset it "
+            f"run.runner {runner}: the cluster does not answer ({type(error).__name__}): check {variable}, or unset it "
             "to have one on this machine"
         ) from None
 
 
 def _check_deployment(name: str) -> None:
     """ConfigError unless a server has this deployment."""
-    prefect_settings.prepare()
+    prefect_settings.apply_defaults()
     from httpx import HTTPError
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound

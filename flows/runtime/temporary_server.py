@@ -17,12 +17,12 @@ from anonymizer.errors import AnonymizerError, ConfigError
 from flows.runtime import prefect_settings, server_database
 from flows.runtime.server_database import Database
 
-URL = "PREFECT_API_URL"
+API_URL_SETTING = "PREFECT_API_URL"
 STARTUP_SECONDS = 180
 
 # Binds before it imports, so that the port is known at once; leaves when its standard input closes, and takes the
 # folders along that it was given, so that nothing outlives whoever started it, however that ends.
-SERVER = """
+SERVER_SCRIPT = """
 import os, shutil, sys, threading
 import uvicorn
 app = "prefect.server.api.server:create_app"
@@ -41,37 +41,42 @@ uvicorn.Server(config).run(sockets=[listener])
 
 
 @contextmanager
-def available(*secrets: str) -> Iterator[Callable[[], None]]:
+def ensure_server(*secrets: str) -> Iterator[Callable[[], None]]:
     """Start a temporary server, unless Prefect is set up to use another; call what is yielded to wait until it answers.
 
     Environment variables named in ``secrets`` are not handed to it. Prefect is imported here and not earlier.
     """
-    prefect_settings.prepare()
+    prefect_settings.apply_defaults()
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
-        _check_answers()
+        _check_reachable()
         yield lambda: None
         return
-    chosen = prefect_settings.chosen()
-    unset = {name: value for name, value in prefect_settings.TEMPORARY.items() if name not in chosen}
-    own = nullcontext(None) if server_database.SETTING in chosen else server_database.of_its_own()
+    chosen = prefect_settings.user_settings()
+    unset = {name: value for name, value in prefect_settings.TEMPORARY_SERVER.items() if name not in chosen}
+    own = nullcontext(None) if server_database.URL_SETTING in chosen else server_database.temporary_database()
     # Prefect would start a server of its own only when the flow begins, after importing all of it into this process.
-    with prefect_settings.settings(unset), own as kept, TemporaryFile() as log, _process(secrets, kept, log) as process:
+    with (
+        prefect_settings.override_settings(unset),
+        own as kept,
+        TemporaryFile() as log,
+        _server_process(secrets, kept, log) as process,
+    ):
         port = int((process.stdout or sys.stdin).readline() or b"0")  # type: ignore[arg-type]
         url = f"http://127.0.0.1:{port}/api"
 
         def ready() -> None:
-            _wait(process, url, log)
+            _wait_until_ready(process, url, log)
             if kept:
-                kept.keep_empty()
+                kept.save_template()
 
-        with prefect_settings.settings({URL: url}):
+        with prefect_settings.override_settings({API_URL_SETTING: url}):
             yield ready
-            _drain()
+            _drain_events()
 
 
-def _check_answers() -> None:
+def _check_reachable() -> None:
     """ConfigError unless the server that Prefect is set up to use is there."""
     from prefect.client.orchestration import get_client
 
@@ -82,18 +87,20 @@ def _check_answers() -> None:
         problem = error
     if problem is not None:
         raise ConfigError(
-            f"{URL}: no Prefect server answers there ({type(problem).__name__}): start it, or unset {URL} to have one "
+            f"{API_URL_SETTING}: no Prefect server answers there ({type(problem).__name__}): start it, or unset {API_URL_SETTING} to have one "
             "for the length of a run"
         )
 
 
 @contextmanager
-def _process(secrets: Sequence[str], kept: Database | None, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _server_process(
+    secrets: Sequence[str], own_database: Database | None, log: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
     environment = {name: value for name, value in os.environ.items() if name not in secrets}
     environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    environment |= {server_database.SETTING: kept.url} if kept else {}
+    environment |= {server_database.URL_SETTING: own_database.url} if own_database else {}
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, *([str(kept.path.parent)] if kept else [])],
+        [sys.executable, "-c", SERVER_SCRIPT, *([str(own_database.path.parent)] if own_database else [])],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -111,7 +118,7 @@ def _process(secrets: Sequence[str], kept: Database | None, log: IO[bytes]) -> I
                 process.kill()
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     begun = time.monotonic()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on this machine
     while process.poll() is None and time.monotonic() - begun < STARTUP_SECONDS:
@@ -128,7 +135,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     )
 
 
-def _drain() -> None:
+def _drain_events() -> None:
     """Hand in what Prefect still has to report, while there is someone to take it."""
     from prefect.events.worker import EventsWorker
 

@@ -8,15 +8,15 @@ from typing import Self, Unpack
 
 import numpy as np
 
-from metrics.attacks.linkage import RANKS, Floats, Ranking, detected
+from metrics.attacks.linkage import RANKS, Floats, Ranking, is_detected
 from metrics.attacks.linkage import figures as figures_of_ranking
-from metrics.stats.risk import Described, Figure
+from metrics.stats.risk import Figure, FigureContext
 
-OUTPUTS = (1, 2, 4, 8, 16)
+OUTPUT_COUNTS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Averaged:
+class AveragedRankings:
     """What an attack found with the average of k outputs: one ``Ranking`` for each k."""
 
     rankings: Mapping[int, Ranking]
@@ -35,29 +35,34 @@ def average(embeddings: Floats, k: int) -> Floats:
     if embeddings.ndim != 3 or not 1 <= k <= embeddings.shape[1]:
         raise ValueError(f"embeddings must be (N, K, D) and k in 1..K, got {embeddings.shape} and {k}")
     first = embeddings[:, :k]
-    seen = detected(first.reshape(-1, first.shape[-1])).reshape(first.shape[:2])  # (N, k)
+    seen = is_detected(first.reshape(-1, first.shape[-1])).reshape(first.shape[:2])  # (N, k)
     total = np.where(seen[..., None], first, 0).sum(axis=1)
     norm = np.linalg.norm(total, axis=-1, keepdims=True)
     found: Floats = np.divide(total, norm, out=np.full_like(total, np.nan), where=norm > 0)
     return found
 
 
-def averaging(embeddings: Floats, attack: Callable[[Floats], Ranking], outputs: Sequence[int] = OUTPUTS) -> Averaged:
+def attack_averages(
+    embeddings: Floats, attack: Callable[[Floats], Ranking], counts: Sequence[int] = OUTPUT_COUNTS
+) -> AveragedRankings:
     """``attack``, for example linkage with a fixed gallery, on averages of k outputs; each k that K allows.
 
     ``embeddings`` (N, K, D), unit norm, NaN rows where nothing was detected.
     """
     if embeddings.ndim != 3:
         raise ValueError(f"embeddings must be (N, K, D), got {embeddings.shape}")
-    return Averaged({k: attack(average(embeddings, k)) for k in outputs if k <= embeddings.shape[1]})
+    return AveragedRankings({k: attack(average(embeddings, k)) for k in counts if k <= embeddings.shape[1]})
 
 
 def figures(
-    averaged: Averaged, rng: np.random.Generator, at: Sequence[int] = RANKS, **described: Unpack[Described]
+    averaged: AveragedRankings,
+    rng: np.random.Generator,
+    ranks: Sequence[int] = RANKS,
+    **described: Unpack[FigureContext],
 ) -> list[Figure]:
     """The figures of ``linkage.figures`` for each k."""
     lines: list[Figure] = []
     for k, ranking in averaged.rankings.items():
         described["outputs"] = k
-        lines += figures_of_ranking(ranking, rng, at, **described)
+        lines += figures_of_ranking(ranking, rng, ranks, **described)
     return lines

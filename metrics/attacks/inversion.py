@@ -20,9 +20,9 @@ from metrics.attacks.training_pairs import Pairs, hold_out
 WIDTHS = (32, 64, 128)  # channels at a half, a quarter and an eighth of the picture's side
 GROUPS = 8
 BATCH = 16
-RATE, DECAY = 2e-3, 1e-4
-LOOKS = 10  # how often the held-out loss is looked at
-AT_ONCE = 64  # pictures restored at once; bounds memory
+LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1e-4
+EVALUATIONS = 10  # how often the held-out loss is looked at
+RESTORE_BATCH = 64  # pictures restored at once; bounds memory
 
 
 class Block(nn.Module):
@@ -77,16 +77,16 @@ class Inverter:
     losses: Mapping[int, float]
 
     @property
-    def helps(self) -> bool:
+    def has_improved(self) -> bool:
         """Whether anything was found that brings outputs closer to originals; if not, nothing is changed."""
         return min(self.losses.values()) < self.losses[0]
 
     @torch.inference_mode()
     def restore(self, outputs: torch.Tensor) -> torch.Tensor:
         """Outputs (N, 3, H, W) in [-1, 1], sides divisible by 4, to guesses at their originals. Raises ValueError."""
-        _check(outputs)
+        _check_shape(outputs)
         device = next(self.network.parameters()).device
-        parts = [self.network(x.to(device, torch.float32)).clamp(-1, 1) for x in outputs.split(AT_ONCE)]
+        parts = [self.network(x.to(device, torch.float32)).clamp(-1, 1) for x in outputs.split(RESTORE_BATCH)]
         return torch.cat(parts).to(outputs.device)
 
 
@@ -102,23 +102,23 @@ def train(
     first of these is the identity. ``progress`` hears how many steps are done. Works where the pairs lie.
     At 64 x 64 with 256 pairs, 400 steps take 51 s and 0.9 GB on one thread of a server processor.
     """
-    _check(pairs.outputs)
+    _check_shape(pairs.outputs)
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}: leave the attack out instead")
     held = hold_out(range(len(pairs)) if pairs.people is None else pairs.people, rng)  # (n,)
     learn, judge = pairs[~held], pairs[held]
-    network = _fresh(rng).to(pairs.outputs.device)
-    adam = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-    rates = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, total_steps=steps + 1)
+    network = _initialise(rng).to(pairs.outputs.device)
+    adam = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    rates = torch.optim.lr_scheduler.OneCycleLR(adam, LEARNING_RATE, total_steps=steps + 1)
 
     losses, best = {0: _loss(network, judge)}, deepcopy(network.state_dict())
     for step in range(1, steps + 1):
-        batch = _flipped(learn[rng.integers(0, len(learn), BATCH)], rng)
+        batch = _flip_at_random(learn[rng.integers(0, len(learn), BATCH)], rng)
         adam.zero_grad()
         F.l1_loss(network(batch.outputs), batch.originals).backward()
         adam.step()
         rates.step()
-        if step % math.ceil(steps / LOOKS) == 0 or step == steps:
+        if step % math.ceil(steps / EVALUATIONS) == 0 or step == steps:
             losses[step] = _loss(network, judge)
             if losses[step] == min(losses.values()):
                 best = deepcopy(network.state_dict())
@@ -128,21 +128,21 @@ def train(
     return Inverter(network.eval().requires_grad_(False), losses)
 
 
-def _check(pictures: torch.Tensor) -> None:
+def _check_shape(pictures: torch.Tensor) -> None:
     if pictures.ndim != 4 or pictures.shape[1] != 3 or any(side % 4 for side in pictures.shape[2:]):
         raise ValueError(
             f"outputs must be (N, 3, H, W) with sides divisible by 4, got {tuple(pictures.shape)}: pad them"
         )
 
 
-def _fresh(rng: np.random.Generator) -> Restorer:
+def _initialise(rng: np.random.Generator) -> Restorer:
     """A network with weights drawn from ``rng``; torch's global generator is put back as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**62)))
         return Restorer()
 
 
-def _flipped(pairs: Pairs, rng: np.random.Generator) -> Pairs:
+def _flip_at_random(pairs: Pairs, rng: np.random.Generator) -> Pairs:
     """Both halves of about every second pair, mirrored."""
     turn = torch.from_numpy(rng.random(len(pairs)) < 0.5).to(pairs.outputs.device)[:, None, None, None]
     originals, outputs = (torch.where(turn, x.flip(-1), x) for x in (pairs.originals, pairs.outputs))
@@ -152,5 +152,5 @@ def _flipped(pairs: Pairs, rng: np.random.Generator) -> Pairs:
 @torch.no_grad()
 def _loss(network: Restorer, pairs: Pairs) -> float:
     """Mean absolute error of what is restored."""
-    parts = zip(pairs.outputs.split(AT_ONCE), pairs.originals.split(AT_ONCE), strict=True)
+    parts = zip(pairs.outputs.split(RESTORE_BATCH), pairs.originals.split(RESTORE_BATCH), strict=True)
     return sum(float((network(y).clamp(-1, 1) - x).abs().mean()) * len(x) for y, x in parts) / len(pairs)

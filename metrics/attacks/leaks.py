@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from anonymizer.data.metadata import has_metadata
+from anonymizer.data.metadata import find_metadata
 from metrics.attacks.linkage import Ranking, link_by_similarity, link_by_value
 from metrics.stats.risk import CONFIDENCE, Interval, Trials, as_subjects
 
@@ -27,9 +27,9 @@ Floats = npt.NDArray[np.floating[Any]]
 Numbers = npt.NDArray[np.integer[Any]]
 Names = npt.NDArray[np.str_]
 
-SHORTEST = 4  # characters of a token; shorter ones occur everywhere
+MIN_TOKEN_LENGTH = 4  # characters of a token; shorter ones occur everywhere
 PERMUTATIONS = 999
-TIE = 1e-6  # of a score: what decides between originals that agree with it equally well
+TIE_WEIGHT = 1e-6  # of a score: what decides between originals that agree with it equally well
 # Words that name a file format or a scheme, and no person.
 NOT_NAMES = frozenset(["jpeg", "webp", "tiff", "avif", "heic", "parquet", "jsonl", "file", "https"])
 
@@ -46,7 +46,7 @@ class Metadata:
 
 
 @dataclass(frozen=True)
-class Traces:
+class NameTraces:
     """``trials``: whether any token of each record's names occurs in public; ``control``: any of as many random ones.
 
     ``found`` gives each token that occurs and how many records carry it: it names people, and is for restricted eyes.
@@ -55,7 +55,7 @@ class Traces:
 
     trials: Trials
     control: Trials
-    found: Mapping[str, int]
+    token_counts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -75,28 +75,28 @@ class Order:
     chance: float
 
 
-def metadata(files: Iterable[bytes], subjects: Sequence[object]) -> Metadata:
+def scan_metadata(files: Iterable[bytes], subjects: Sequence[object]) -> Metadata:
     """What the encoded ``files``, one for each of ``subjects``, carry besides pixels; a broken file counts as well.
 
     There is no chance level: blind guessing puts no metadata into a file. Raises ValueError.
     """
-    kinds = [has_metadata(data) for data in files]
+    kinds = [find_metadata(data) for data in files]
     return Metadata(
         Trials(np.array([bool(k) for k in kinds]), as_subjects(subjects)), Counter(k for f in kinds for k in f)
     )
 
 
-def tokens(name: str) -> frozenset[str]:
+def name_tokens(name: str) -> frozenset[str]:
     """What of a path, file name or record id could be somebody's name: runs of four letters or digits and more.
 
     Letters are compared without case and in one Unicode form; words that name a file format are left out.
     """
-    return frozenset(re.findall(rf"[^\W_]{{{SHORTEST},}}", _plain(name))) - NOT_NAMES
+    return frozenset(re.findall(rf"[^\W_]{{{MIN_TOKEN_LENGTH},}}", _normalise(name))) - NOT_NAMES
 
 
-def traces(
+def find_names(
     names: Sequence[str], public: Iterable[str | bytes], subjects: Sequence[object], rng: np.random.Generator
-) -> Traces:
+) -> NameTraces:
     """Do the names of the originals occur anywhere in what is public?
 
     ``names`` (N,): all that names a record (path, folders, id), as one text each. ``public``: file names, texts, and
@@ -106,23 +106,25 @@ def traces(
     """
     if len(names) != len(subjects) or not len(names):
         raise ValueError(f"names and subjects must be one each a record, got {len(names)} and {len(subjects)}")
-    text = "\n".join(_plain(_decoded(part)) for part in public)
-    owned = [tokens(name) for name in names]
+    text = "\n".join(_normalise(_decode(part)) for part in public)
+    owned = [name_tokens(name) for name in names]
     carriers = Counter(token for own in owned for token in own)
     runs = set(re.findall("[0-9a-f]+", text))
 
     def occurs(token: str) -> bool:
-        return token in runs if _hexadecimal(token) else token in text
+        return token in runs if _is_hexadecimal(token) else token in text
 
     found = {token for token in carriers if occurs(token)}
     decoys = {token for token in sorted(carriers) if occurs(_decoy(token, rng))}
     telling = {token for token, count in carriers.items() if count < len(names) or len(names) == 1}
     hits, control = ([bool(own & some & telling) for own in owned] for some in (found, decoys))
     who = as_subjects(subjects)
-    return Traces(Trials(np.array(hits), who), Trials(np.array(control), who), {t: carriers[t] for t in sorted(found)})
+    return NameTraces(
+        Trials(np.array(hits), who), Trials(np.array(control), who), {t: carriers[t] for t in sorted(found)}
+    )
 
 
-def order(source: Numbers, subjects: Sequence[object], rng: np.random.Generator) -> Order:
+def compare_order(source: Numbers, subjects: Sequence[object], rng: np.random.Generator) -> Order:
     """Does the order of a release follow the source's?
 
     ``source`` (n,): the place in the source of the first output, the second, and so on. Raises ValueError for fewer
@@ -143,25 +145,25 @@ def order(source: Numbers, subjects: Sequence[object], rng: np.random.Generator)
     who = as_subjects(subjects)[:-1]
     return Order(
         correlation=rho,
-        interval=_around(rho, n),
+        interval=_spearman_interval(rho, n),
         p_value=p_value,
-        neighbours=Trials(_adjacent(places), who),
-        control=Trials(_adjacent(rng.permutation(places)), who),
+        neighbours=Trials(_are_neighbours(places), who),
+        control=Trials(_are_neighbours(rng.permutation(places)), who),
         chance=2 / n,
     )
 
 
-def by_standing(
+def link_by_rank(
     outputs: Floats, originals: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator
 ) -> Ranking:
     """The original whose value stands where the output's does, whatever the scales: largest by largest, and so on down.
 
     Finds values that grow together, such as encoded sizes at two resolutions and times of writing. Raises ValueError.
     """
-    return link_by_value(_standing(outputs), _standing(originals), truth, subjects, rng)
+    return link_by_value(_relative_ranks(outputs), _relative_ranks(originals), truth, subjects, rng)
 
 
-def by_dimensions(
+def link_by_dimensions(
     outputs: Numbers, originals: Numbers, truth: Numbers, subjects: Names, rng: np.random.Generator
 ) -> Ranking:
     """The original whose width and height are nearest: ``outputs`` (N, 2) and ``originals`` (M, 2) in pixels.
@@ -175,12 +177,12 @@ def by_dimensions(
     return link_by_similarity(-apart, truth, subjects, rng)
 
 
-def by_scores(
+def link_by_scores(
     scores: Sequence[tuple[Floats, Floats]],
     truth: Numbers,
     subjects: Names,
     rng: np.random.Generator,
-    likeness: Floats | None = None,
+    similarity: Floats | None = None,
 ) -> Ranking:
     """The same with several published scores at once: the original whose differences from all of them are smallest.
 
@@ -192,40 +194,40 @@ def by_scores(
             shapes = f"{published.shape} and {recomputed.shape}"
             raise ValueError(f"published must be (N,) and recomputed (N, M), got {shapes}")
     apart = sum(np.abs(published[:, None] - recomputed) for published, recomputed in scores)
-    tie = 0.0 if likeness is None else TIE * likeness
+    tie = 0.0 if similarity is None else TIE_WEIGHT * similarity
     return link_by_similarity(tie - np.asarray(apart), truth, subjects, rng)
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _decoded(part: str | bytes) -> str:
+def _decode(part: str | bytes) -> str:
     """Bytes as text; without its zero bytes, UTF-16 reads as Latin text does."""
     return part if isinstance(part, str) else part.replace(b"\0", b"").decode("utf-8", "replace")
 
 
 def _decoy(token: str, rng: np.random.Generator) -> str:
     """A random token of the same length: digits for digits, Latin letters for all others, a-f for hexadecimal ones."""
-    letters = "abcdef" if _hexadecimal(token) else "abcdefghijklmnopqrstuvwxyz"
+    letters = "abcdef" if _is_hexadecimal(token) else "abcdefghijklmnopqrstuvwxyz"
     return "".join(str(rng.integers(10)) if c.isdigit() else letters[rng.integers(len(letters))] for c in token)
 
 
-def _hexadecimal(token: str) -> bool:
+def _is_hexadecimal(token: str) -> bool:
     return re.fullmatch("[0-9a-f]+", token) is not None
 
 
-def _standing(values: Floats) -> Floats:
+def _relative_ranks(values: Floats) -> Floats:
     """Each value's place among all, in (0, 1); equal values share theirs, NaN has none."""
     places = np.asarray(rankdata(values, nan_policy="omit"), dtype=np.float64)
     return np.asarray((places - 0.5) / max(1, int(np.isfinite(values).sum())))
 
 
-def _adjacent(places: Floats) -> npt.NDArray[np.bool_]:
+def _are_neighbours(places: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray(np.abs(np.diff(places)) == 1)
 
 
-def _around(rho: float, n: int) -> Interval:
+def _spearman_interval(rho: float, n: int) -> Interval:
     """Bonett and Wright's interval for Spearman's correlation."""
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, rho)))

@@ -13,8 +13,8 @@ from typing import Any, Self, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from metrics.stats.intervals import joined
-from metrics.stats.risk import Described, Figure, Trials, figure
+from metrics.stats.intervals import concatenate
+from metrics.stats.risk import Figure, FigureContext, Trials, make_figure
 
 RANKS = (1, 5)
 NOT_DETECTED = "not detected"
@@ -47,7 +47,7 @@ class Ranking:
             raise ValueError(f"all columns of a ranking must be (N,), got {sorted(shapes)}")
 
     def __add__(self, other: Self) -> Self:
-        return joined(self, other)
+        return concatenate(self, other)
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -69,7 +69,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Distribution:
+class RankDistribution:
     """How the ranks spread: ``share`` (P,) of probes whose right candidate is within ``rank`` (P,), beside chance."""
 
     rank: Numbers
@@ -78,12 +78,12 @@ class Distribution:
     chance: Floats
 
 
-def distribution(ranking: Ranking) -> Distribution:
+def rank_distribution(ranking: Ranking) -> RankDistribution:
     """The cumulative match characteristic at ranks 1, 2, 5, 10, 20, 50, ... and at the last one."""
     last = int(ranking.candidates.max())
     steps = [digit * 10**power for power in range(len(str(last))) for digit in (1, 2, 5)]
     at = [step for step in steps if step < last] + [last]
-    return Distribution(
+    return RankDistribution(
         np.array(at),
         np.array([ranking.within(k).rate for k in at]),
         np.array([ranking.control_within(k).rate for k in at]),
@@ -112,19 +112,19 @@ def _ranks(similarity: Floats, truth: Numbers, luck: Floats) -> Numbers:
     return found
 
 
-def detected(embeddings: Floats) -> Bools:
+def is_detected(embeddings: Floats) -> Bools:
     """Rows (N, D) that hold an embedding: no NaN in them."""
     found: Bools = np.asarray(~np.isnan(embeddings).any(axis=1))
     return found
 
 
-def blocks(rows: int, columns: int) -> Iterator[slice]:
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
     """Slices of the rows, so that a block of the (rows, columns) matrix stays small."""
     step = max(1, BLOCK // max(1, columns))
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def strangers(subjects: Names, rng: np.random.Generator, rows: Numbers | None = None) -> Numbers:
+def draw_other_people(subjects: Names, rng: np.random.Generator, rows: Numbers | None = None) -> Numbers:
     """For each of the ``rows`` (all, unless told) a row of another person, drawn uniformly. Raises ValueError."""
     _, person, sizes = np.unique(subjects, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
@@ -137,7 +137,7 @@ def strangers(subjects: Names, rng: np.random.Generator, rows: Numbers | None = 
     return drawn
 
 
-def turns(subjects: Names, rng: np.random.Generator) -> Numbers:
+def number_within_person(subjects: Names, rng: np.random.Generator) -> Numbers:
     """Which of its person's rows each row is, from 0, in an order drawn by chance: (N,)."""
     _, person, counts = np.unique(subjects, return_inverse=True, return_counts=True)
     found = np.empty(len(subjects), np.int64)
@@ -146,9 +146,9 @@ def turns(subjects: Names, rng: np.random.Generator) -> Numbers:
     return found
 
 
-def spread(subjects: Names, most: int, rng: np.random.Generator) -> Numbers:
+def draw_across_people(subjects: Names, count: int, rng: np.random.Generator) -> Numbers:
     """At most ``most`` rows of as many people as there are: everybody's first, then their second."""
-    return np.sort(np.lexsort((rng.random(len(subjects)), turns(subjects, rng)))[:most])
+    return np.sort(np.lexsort((rng.random(len(subjects)), number_within_person(subjects, rng)))[:count])
 
 
 def link(outputs: Floats, gallery: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator) -> Ranking:
@@ -160,7 +160,7 @@ def link(outputs: Floats, gallery: Floats, truth: Numbers, subjects: Names, rng:
     """
     if outputs.ndim != 2 or gallery.ndim != 2 or outputs.shape[1] != gallery.shape[1]:
         raise ValueError(f"outputs must be (N, D) and gallery (M, D), got {outputs.shape} and {gallery.shape}")
-    hidden = ~detected(gallery)
+    hidden = ~is_detected(gallery)
     candidates = np.where(hidden[:, None], 0, gallery).T  # (D, M)
 
     def similarity(rows: slice) -> Floats:
@@ -168,7 +168,7 @@ def link(outputs: Floats, gallery: Floats, truth: Numbers, subjects: Names, rng:
         found[:, hidden] = -np.inf
         return found
 
-    return _link(similarity, len(gallery), truth, subjects, detected(outputs), rng)
+    return _link(similarity, len(gallery), truth, subjects, is_detected(outputs), rng)
 
 
 def link_by_value(
@@ -207,9 +207,9 @@ def _link(
         raise ValueError(
             f"truth and subjects must be one an output, got {len(truth)} and {len(subjects)} for {len(seen)}"
         )
-    wrong, luck = truth[strangers(subjects, rng)], rng.random((2, len(truth)))
+    wrong, luck = truth[draw_other_people(subjects, rng)], rng.random((2, len(truth)))
     found, control = np.empty(len(truth), np.int64), np.empty(len(truth), np.int64)
-    for rows in blocks(len(truth), candidates):
+    for rows in row_blocks(len(truth), candidates):
         block = similarity(rows)
         found[rows] = _ranks(block, truth[rows], luck[0, rows])
         control[rows] = _ranks(block, wrong[rows], luck[1, rows])
@@ -217,13 +217,13 @@ def _link(
 
 
 def figures(
-    ranking: Ranking, rng: np.random.Generator, at: Sequence[int] = RANKS, **described: Unpack[Described]
+    ranking: Ranking, rng: np.random.Generator, at: Sequence[int] = RANKS, **described: Unpack[FigureContext]
 ) -> list[Figure]:
     """Rank-1, rank-5, ... beside control and chance, and the share of probes that could not be compared."""
     if len(sizes := np.unique(ranking.candidates)) == 1:
         described["gallery"] = int(sizes[0])
     lines = [
-        figure(
+        make_figure(
             ranking.within(k),
             rng,
             measure=f"rank-{k}",
@@ -233,4 +233,4 @@ def figures(
         )
         for k in at
     ]
-    return [*lines, figure(ranking.unseen, rng, measure=NOT_DETECTED, **described)]
+    return [*lines, make_figure(ranking.unseen, rng, measure=NOT_DETECTED, **described)]

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from anonymizer.backbones.protocol import Denoised
-from metrics.attacks.linkage import Floats, Names, blocks, detected
-from metrics.stats.intervals import joined
-from metrics.stats.risk import Described, Figure
-from metrics.stats.roc import curve_figures
+from metrics.attacks.linkage import Floats, Names, is_detected, row_blocks
+from metrics.stats.intervals import concatenate
+from metrics.stats.risk import Figure, FigureContext
+from metrics.stats.roc import roc_figures
 
-LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of T, at which the denoising loss is taken
-LOWEST = -2.0  # the score of a photo that was not detected: below every (calibrated) cosine similarity
+LOSS_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of T, at which the denoising loss is taken
+UNDETECTED_SCORE = -2.0  # the score of a photo that was not detected: below every (calibrated) cosine similarity
 CHUNK = 32  # pictures denoised at once; bounds memory
 
 
 @dataclass(frozen=True)
-class Scores:
+class MembershipScores:
     """Higher means "a member": scores of members (N,) and of others (M,), and whose they are."""
 
     members: Floats
@@ -39,7 +39,7 @@ class Scores:
                 raise ValueError(f"scores and subjects must be (N,) without NaN, got {scores.shape}, {subjects.shape}")
 
     def __add__(self, other: Self) -> Self:
-        return joined(self, other)
+        return concatenate(self, other)
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,23 @@ class Candidates:
     subjects: Names
 
 
-def nearest(queries: Floats, targets: Floats) -> Floats:
+def nearest_similarity(queries: Floats, targets: Floats) -> Floats:
     """The highest cosine similarity of each query (N, D) to any target (M, D): (N,), ``LOWEST`` where it holds NaN.
 
     Raises ValueError if no target is left.
     """
-    usable = targets[detected(targets)]
+    usable = targets[is_detected(targets)]
     if not len(usable):
         raise ValueError("targets are empty: give at least one picture with an embedding")
     found = np.empty(len(queries))
-    for rows in blocks(len(queries), len(usable)):
+    for rows in row_blocks(len(queries), len(usable)):
         found[rows] = (queries[rows] @ usable.T).max(axis=1)
-    return np.where(np.isnan(found), LOWEST, found)
+    return np.where(np.isnan(found), UNDETECTED_SCORE, found)
 
 
-def released_set(members: Candidates, others: Candidates, outputs: Floats, reference: Floats | None = None) -> Scores:
+def score_release(
+    members: Candidates, others: Candidates, outputs: Floats, reference: Floats | None = None
+) -> MembershipScores:
     """How near a photo is to the nearest of the released ``outputs`` (K, D).
 
     With ``reference`` (R, D), the aware attacker's own outputs of pictures that are not behind the release, about as
@@ -73,22 +75,22 @@ def released_set(members: Candidates, others: Candidates, outputs: Floats, refer
     """
 
     def score(photos: Floats) -> Floats:
-        near = nearest(photos, outputs)
+        near = nearest_similarity(photos, outputs)
         if reference is None:
             return near
-        return np.where(detected(photos), near - nearest(photos, reference), LOWEST)
+        return np.where(is_detected(photos), near - nearest_similarity(photos, reference), UNDETECTED_SCORE)
 
-    return Scores(score(members.embeddings), score(others.embeddings), members.subjects, others.subjects)
+    return MembershipScores(score(members.embeddings), score(others.embeddings), members.subjects, others.subjects)
 
 
-def closeness(outputs: Candidates, held_out: Candidates, training: Floats) -> Scores:
+def score_closeness(outputs: Candidates, held_out: Candidates, training: Floats) -> MembershipScores:
     """Similarity to the nearest of the model's training pictures (M, D): outputs beside originals it never saw.
 
     An AUC above one half means that outputs crowd around training pictures more than new photographs do; the TPR at
     1 % FPR is the share of outputs nearer than all but a hundredth of those.
     """
-    near, usual = nearest(outputs.embeddings, training), nearest(held_out.embeddings, training)
-    return Scores(near, usual, outputs.subjects, held_out.subjects)
+    near, usual = nearest_similarity(outputs.embeddings, training), nearest_similarity(held_out.embeddings, training)
+    return MembershipScores(near, usual, outputs.subjects, held_out.subjects)
 
 
 class Denoiser(Protocol):
@@ -107,7 +109,7 @@ def denoising_losses(
     model: Denoiser,
     images: torch.Tensor,
     rng: np.random.Generator,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = LOSS_LEVELS,
     repeats: int = 4,
 ) -> Floats:
     """The mean squared error of the noise that the model sees in each picture, (B, 3, size, size) in [-1, 1] to (B,).
@@ -133,12 +135,14 @@ def denoising_losses(
     return losses
 
 
-def training_set(members: Floats, others: Floats, member_subjects: Names, other_subjects: Names) -> Scores:
+def score_training_set(
+    members: Floats, others: Floats, member_subjects: Names, other_subjects: Names
+) -> MembershipScores:
     """From denoising losses of training pictures (N,) and of others (M,): what the model knows well, it has seen."""
-    return Scores(-members, -others, member_subjects, other_subjects)
+    return MembershipScores(-members, -others, member_subjects, other_subjects)
 
 
-def figures(scores: Scores, rng: np.random.Generator, **described: Unpack[Described]) -> list[Figure]:
+def figures(scores: MembershipScores, rng: np.random.Generator, **described: Unpack[FigureContext]) -> list[Figure]:
     """AUC, and TPR at 1 % and 0.1 % FPR beside the share of others that its threshold really lets through."""
     sides = scores.member_subjects, scores.other_subjects
-    return curve_figures(scores.members, scores.others, rng, *sides, **described)
+    return roc_figures(scores.members, scores.others, rng, *sides, **described)

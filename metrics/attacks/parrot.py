@@ -22,12 +22,12 @@ from metrics.attacks.training_pairs import hold_out
 Features = Mapping[str, npt.NDArray[Any]]  # name -> (N, D) floats; a row of NaN where there is none (no face)
 Matrix = npt.NDArray[np.float32]
 
-FEWEST = 20  # pairs
-DIMENSIONS = 256  # at most, of the space in which the maps are learnt
-STEPS, EVERY = 300, 10  # of Adam on all pairs at once, and between looks at the validation loss
+MIN_PAIRS = 20  # pairs
+MAX_DIMENSIONS = 256  # at most, of the space in which the maps are learnt
+STEPS, EVALUATION_INTERVAL = 300, 10  # of Adam on all pairs at once, and between looks at the validation loss
 SHRINKAGE = 3.0  # of a covariance towards its mean variance: attackers have few pairs of many features
-RATE, DECAY = 1e-2, 0.3  # decay draws the maps back to where they started, not to zero
-SHARPNESS = 10.0  # where the inverse temperature starts; it is learnt
+LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.3  # decay draws the maps back to where they started, not to zero
+INITIAL_SHARPNESS = 10.0  # where the inverse temperature starts; it is learnt
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,17 @@ def train(
     the better of these last two; the simplest wins a tie. Takes seconds on one core for some hundred pairs. Raises
     ValueError.
     """
-    n = _count(originals, outputs)
+    n = _count_pairs(originals, outputs)
     held = hold_out(range(n) if people is None else people, rng)  # (n,)
     learn, judge = ((_rows(originals, mask), _rows(outputs, mask)) for mask in (~held, held))
 
-    alone = {name: _untouched(originals, [name]) for name in originals}
-    together = {"all features": _untouched(originals, list(originals))} if len(alone) > 1 else {}
-    centred = _aligned(*learn)
-    starts = {"centred": centred, "canonical": _canonical(centred, learn)}
+    alone = {name: _identity_tower(originals, [name]) for name in originals}
+    together = {"all features": _identity_tower(originals, list(originals))} if len(alone) > 1 else {}
+    centred = _principal_towers(*learn)
+    starts = {"centred": centred, "canonical": _canonical_towers(centred, learn)}
     start = max(starts, key=lambda name: _score(starts[name], judge))
     towers = {name: (tower, tower) for name, tower in (alone | together).items()}
-    towers |= starts | {"trained": _trained(starts[start], learn, judge)}
+    towers |= starts | {"trained": _train_towers(starts[start], learn, judge)}
 
     validation = {name: _score(pair, judge) for name, pair in towers.items()}
     chosen = max(validation, key=lambda name: validation[name])  # the first of equals
@@ -118,14 +118,14 @@ def _score(towers: tuple[Tower, Tower], pairs: tuple[Features, Features]) -> flo
     return reciprocal_rank(towers[0](pairs[0]), towers[1](pairs[1]))
 
 
-def _count(originals: Features, outputs: Features) -> int:
+def _count_pairs(originals: Features, outputs: Features) -> int:
     """How many pairs there are; ValueError unless both sides have the same features of the same pairs."""
     shapes = {name: np.shape(rows) for name, rows in originals.items()}
     if shapes != {name: np.shape(rows) for name, rows in outputs.items()} or not shapes:
         raise ValueError(f"features: originals {shapes} must match outputs: embed both halves of each pair alike")
     n, *others = {shape[0] for shape in shapes.values()}
-    if others or n < FEWEST:
-        raise ValueError(f"features: one row for each of {FEWEST} pairs or more, got {shapes}: make more pairs")
+    if others or n < MIN_PAIRS:
+        raise ValueError(f"features: one row for each of {MIN_PAIRS} pairs or more, got {shapes}: make more pairs")
     return int(n)
 
 
@@ -140,24 +140,24 @@ def _unit(x: npt.NDArray[Any]) -> Matrix:
     return np.asarray(x / np.where(norm == 0, 1, norm), dtype=np.float32)
 
 
-def _untouched(features: Features, names: Sequence[str]) -> Tower:
+def _identity_tower(features: Features, names: Sequence[str]) -> Tower:
     """What an unaware attacker compares; the cosine of several features is the mean of theirs."""
     return Tower({name: np.zeros(features[name].shape[1], np.float32) for name in names}, dict.fromkeys(names, 1.0))
 
 
-def _aligned(originals: Features, outputs: Features) -> tuple[Tower, Tower]:
+def _principal_towers(originals: Features, outputs: Features) -> tuple[Tower, Tower]:
     """Each side around its own centre, features of equal weight, on the principal axes that both sides share."""
-    a, b = _centred(originals), _centred(outputs)
+    a, b = _centred_tower(originals), _centred_tower(outputs)
     x = np.concatenate([a.project(originals), b.project(outputs)]).astype(np.float64)  # (2n, sum of D)
     power, left = np.linalg.eigh(x @ x.T)  # the Gram matrix is small where features are wide
-    keep = np.flatnonzero(power > 1e-6 * power[-1])[-DIMENSIONS:]
+    keep = np.flatnonzero(power > 1e-6 * power[-1])[-MAX_DIMENSIONS:]
     if not len(keep):
         raise ValueError("features must differ between pairs, got the same rows or none: embed other pictures")
     axes = (x.T @ (left[:, keep] / np.sqrt(power[keep]))).astype(np.float32)  # (sum of D, d)
     return replace(a, projection=axes), replace(b, projection=axes)
 
 
-def _centred(features: Features) -> Tower:
+def _centred_tower(features: Features) -> Tower:
     """Rows of each feature get mean 0 and mean square norm 1; one that never varies gets no weight."""
     centres, scales = {}, {}
     for name, rows in features.items():
@@ -168,12 +168,12 @@ def _centred(features: Features) -> Tower:
     return Tower(centres, scales)
 
 
-def _canonical(start: tuple[Tower, Tower], learn: tuple[Features, Features]) -> tuple[Tower, Tower]:
+def _canonical_towers(start: tuple[Tower, Tower], learn: tuple[Features, Features]) -> tuple[Tower, Tower]:
     """Shrunk canonical correlation (Vinod 1976): in what both halves of a pair vary together, by its strength."""
     x, y = (tower.project(side).astype(np.float64) for tower, side in zip(start, learn, strict=True))  # (n, d) each
     to_x, to_y = _whitening(x), _whitening(y)
     u, strength, v = np.linalg.svd(to_x @ (x.T @ y / len(x)) @ to_y)
-    return _turned(start[0], to_x @ u * strength**0.5), _turned(start[1], to_y @ v.T * strength**0.5)
+    return _rotate(start[0], to_x @ u * strength**0.5), _rotate(start[1], to_y @ v.T * strength**0.5)
 
 
 def _whitening(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -184,16 +184,16 @@ def _whitening(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(axes / np.sqrt(power) @ axes.T)
 
 
-def _trained(
+def _train_towers(
     start: tuple[Tower, Tower], learn: tuple[Features, Features], judge: tuple[Features, Features]
 ) -> tuple[Tower, Tower]:
     """Each side turns and stretches the axes in its own way, as far as the loss on the held-out pairs falls."""
     x, y = ([torch.from_numpy(t.project(f)) for t, f in zip(start, side, strict=True)] for side in (learn, judge))
     d = x[0].shape[1]
     moves = [torch.zeros(d, d, requires_grad=True) for _ in start]  # away from the identity, (d, d) each
-    log_sharpness = torch.tensor(math.log(SHARPNESS), requires_grad=True)
-    groups = [{"params": moves, "weight_decay": DECAY}, {"params": [log_sharpness], "weight_decay": 0.0}]
-    adam = torch.optim.AdamW(groups, lr=RATE)
+    log_sharpness = torch.tensor(math.log(INITIAL_SHARPNESS), requires_grad=True)
+    groups = [{"params": moves, "weight_decay": WEIGHT_DECAY}, {"params": [log_sharpness], "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=LEARNING_RATE)
 
     def loss(pairs: list[torch.Tensor]) -> torch.Tensor:
         a, b = (F.normalize(side + side @ move, dim=1) for side, move in zip(pairs, moves, strict=True))
@@ -203,7 +203,7 @@ def _trained(
 
     lowest, best = math.inf, [move.detach().clone() for move in moves]
     for step in range(STEPS + 1):
-        if step % EVERY == 0:
+        if step % EVALUATION_INTERVAL == 0:
             with torch.no_grad():
                 held = float(loss(y))
             if held < lowest:
@@ -212,9 +212,9 @@ def _trained(
         loss(x).backward()
         adam.step()
     eye = np.eye(d, dtype=np.float32)
-    return _turned(start[0], eye + best[0].numpy()), _turned(start[1], eye + best[1].numpy())
+    return _rotate(start[0], eye + best[0].numpy()), _rotate(start[1], eye + best[1].numpy())
 
 
-def _turned(tower: Tower, matrix: npt.NDArray[np.floating[Any]]) -> Tower:
+def _rotate(tower: Tower, matrix: npt.NDArray[np.floating[Any]]) -> Tower:
     assert tower.projection is not None
     return replace(tower, projection=(tower.projection @ matrix).astype(np.float32))

@@ -20,17 +20,17 @@ from metrics.attacks.linkage import (
     Names,
     Numbers,
     Ranking,
-    blocks,
-    detected,
+    draw_other_people,
+    is_detected,
     ranks,
-    strangers,
+    row_blocks,
 )
-from metrics.stats.risk import Described, Figure, Trials, figure
+from metrics.stats.risk import Figure, FigureContext, Trials, make_figure
 from metrics.stats.roc import threshold_at
 
 FPIRS = (0.1, 0.01)
 FMRS = (1e-2, 1e-3)
-MOST_IMPOSTORS = 2_000_000  # pairs; of more, as many are drawn
+MAX_IMPOSTOR_PAIRS = 2_000_000  # pairs; of more, as many are drawn
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Faces:
 
     @property
     def seen(self) -> Bools:
-        return detected(self.embeddings)
+        return is_detected(self.embeddings)
 
 
 @dataclass(frozen=True)
-class Accepted:
+class Decisions:
     """Decisions at thresholds that let through a share ``at`` (F,) of impostors.
 
     ``hits`` (N, F): the right person was accepted; ``control`` (N, F): a wrong one was; ``seen`` (N,); ``subjects``
@@ -114,7 +114,7 @@ def person_scores(probes: Floats, gallery: Faces, people: Names) -> Floats:
     ``people`` (P,) are sorted and hold all of the gallery's.
     """
     found = np.full((len(probes), len(people)), -np.inf)
-    seen, usable = np.flatnonzero(detected(probes)), gallery[gallery.seen]
+    seen, usable = np.flatnonzero(is_detected(probes)), gallery[gallery.seen]
     if len(usable):
         usable = usable[np.argsort(usable.identities, kind="stable")]
         present, starts = np.unique(usable.identities, return_index=True)
@@ -128,18 +128,18 @@ def closed_set(probes: Faces, gallery: Faces, rng: np.random.Generator) -> Ranki
 
     The control looks for a wrong person, as if the gallery's names had been dealt out anew. Raises ValueError.
     """
-    people, truth = _known(probes, gallery)
+    people, truth = _check_gallery(probes, gallery)
     wrong = (truth + rng.integers(1, len(people), len(probes))) % len(people)
     luck, seen = rng.spawn(2), probes.seen
     found, control = np.empty(len(probes), np.int64), np.empty(len(probes), np.int64)
-    for rows in blocks(len(probes), len(gallery)):
+    for rows in row_blocks(len(probes), len(gallery)):
         scores = person_scores(probes.embeddings[rows], gallery, people)
         found[rows], control[rows] = ranks(scores, truth[rows], luck[0]), ranks(scores, wrong[rows], luck[1])
     found[~seen] = control[~seen] = len(people) + 1
     return Ranking(found, control, np.full(len(probes), len(people)), seen, probes.identities)
 
 
-def _known(probes: Faces, gallery: Faces) -> tuple[Names, Numbers]:
+def _check_gallery(probes: Faces, gallery: Faces) -> tuple[Names, Numbers]:
     """The gallery's people, sorted, and each probe's among them."""
     people = np.unique(gallery.identities)
     unknown = np.setdiff1d(probes.identities, people)
@@ -150,31 +150,31 @@ def _known(probes: Faces, gallery: Faces) -> tuple[Names, Numbers]:
     return people, np.searchsorted(people, probes.identities)
 
 
-def thresholds(impostors: Floats, at: Sequence[float]) -> Floats:
+def set_thresholds(impostors: Floats, at: Sequence[float]) -> Floats:
     """The scores (F,) above which a share ``at`` of impostors (N,) lies; infinite where N is below 1 / at.
 
     Raises ValueError without an impostor.
     """
     if not len(impostors):
         raise ValueError("impostors are empty: a threshold needs unmodified pictures of two people or more")
-    return np.array([threshold_at(impostors, rate) if enough(len(impostors), rate) else np.inf for rate in at])
+    return np.array([threshold_at(impostors, rate) if is_measurable(len(impostors), rate) else np.inf for rate in at])
 
 
-def enough(impostors: int, rate: float) -> bool:
+def is_measurable(impostors: int, rate: float) -> bool:
     """Whether so many comparisons can show one false alarm at this rate."""
     return impostors * rate >= 1 - 1e-9
 
 
 def open_set(
     probes: Faces, unmodified: Faces, gallery: Faces, rng: np.random.Generator, at: Sequence[float] = FPIRS
-) -> Accepted:
+) -> Decisions:
     """TPIR at fixed FPIRs: the right person comes first *and* above the threshold.
 
     Half of the people, drawn by ``rng``, are enrolled; ``unmodified`` pictures of the other half are the non-mated
     searches that set the threshold. Then the halves change places, so that each probe is tried once. The control asks
     how often the first above the threshold is a wrong person who was named beforehand. Raises ValueError.
     """
-    people, _ = _known(probes, gallery)
+    people, _ = _check_gallery(probes, gallery)
     if len(people) < 4:
         raise ValueError(f"gallery must hold four people or more for an open set, got {len(people)}")
     drawn = rng.permutation(people)
@@ -185,26 +185,26 @@ def open_set(
 
 def _open_half(
     probes: Faces, unmodified: Faces, gallery: Faces, half: Names, rng: np.random.Generator, at: tuple[float, ...]
-) -> Accepted:
+) -> Decisions:
     people = np.sort(half)
     enrolled = gallery[np.isin(gallery.identities, people)]
     mated = probes[np.isin(probes.identities, people)]
     strange = unmodified[~np.isin(unmodified.identities, people) & unmodified.seen]
-    nonmated = _best(strange, enrolled, people)[0]
-    score, best = _best(mated, enrolled, people)
+    nonmated = _best_match(strange, enrolled, people)[0]
+    score, best = _best_match(mated, enrolled, people)
     truth = np.searchsorted(people, mated.identities)
     wrong = (truth + rng.integers(1, len(people), len(mated))) % len(people)
-    limits = thresholds(nonmated, at)
+    limits = set_thresholds(nonmated, at)
     above = score[:, None] > limits  # (N, F)
     right, named = (best == truth)[:, None], (best == wrong)[:, None]
     candidates = np.full(len(mated), len(people))
-    return Accepted(at, above & right, above & named, mated.seen, mated.identities, candidates, len(nonmated))
+    return Decisions(at, above & right, above & named, mated.seen, mated.identities, candidates, len(nonmated))
 
 
-def _best(probes: Faces, gallery: Faces, people: Names) -> tuple[Floats, Numbers]:
+def _best_match(probes: Faces, gallery: Faces, people: Names) -> tuple[Floats, Numbers]:
     """The best score (N,) and whose it is (N,), block by block."""
     score, best = np.empty(len(probes)), np.empty(len(probes), np.int64)
-    for rows in blocks(len(probes), len(gallery)):
+    for rows in row_blocks(len(probes), len(gallery)):
         scores = person_scores(probes.embeddings[rows], gallery, people)
         score[rows], best[rows] = scores.max(axis=1), scores.argmax(axis=1)
     return score, best
@@ -212,27 +212,27 @@ def _best(probes: Faces, gallery: Faces, people: Names) -> tuple[Floats, Numbers
 
 def verification(
     probes: Faces, unmodified: Faces, gallery: Faces, rng: np.random.Generator, at: Sequence[float] = FMRS
-) -> Accepted:
+) -> Decisions:
     """TMR at fixed FMRs, over all pairs of a probe and a gallery photo of the same person.
 
     Impostor pairs are an ``unmodified`` picture and a gallery photo of another person. The control gives each pair a
     photo of another person instead. Raises ValueError.
     """
-    _known(probes, gallery)
-    impostors = _impostors(unmodified, gallery, rng)
-    limits = thresholds(impostors, at)
-    probe, photo = _same(probes.identities, gallery.identities)
-    other = strangers(gallery.identities, rng, photo)
+    _check_gallery(probes, gallery)
+    impostors = _impostor_scores(unmodified, gallery, rng)
+    limits = set_thresholds(impostors, at)
+    probe, photo = _genuine_pairs(probes.identities, gallery.identities)
+    other = draw_other_people(gallery.identities, rng, photo)
 
     def accepted(photos: Numbers) -> Bools:
-        found: Bools = _pairs(probes, probe, gallery, photos)[:, None] > limits
+        found: Bools = _pair_scores(probes, probe, gallery, photos)[:, None] > limits
         return found
 
     subjects, ones = probes.identities[probe], np.ones(len(probe), np.int64)
-    return Accepted(tuple(at), accepted(photo), accepted(other), probes.seen[probe], subjects, ones, len(impostors))
+    return Decisions(tuple(at), accepted(photo), accepted(other), probes.seen[probe], subjects, ones, len(impostors))
 
 
-def _same(left: Names, right: Names) -> tuple[Numbers, Numbers]:
+def _genuine_pairs(left: Names, right: Names) -> tuple[Numbers, Numbers]:
     """All pairs of rows of the same person."""
     order = np.argsort(right, kind="stable")
     start, stop = (np.searchsorted(right[order], left, side) for side in ("left", "right"))
@@ -241,25 +241,25 @@ def _same(left: Names, right: Names) -> tuple[Numbers, Numbers]:
     return which, order[start[which] + step]
 
 
-def _pairs(left: Faces, i: Numbers, right: Faces, j: Numbers) -> Floats:
+def _pair_scores(left: Faces, i: Numbers, right: Faces, j: Numbers) -> Floats:
     """Cosine similarities (K,) of pairs of rows, -inf where a face is missing; block by block."""
     found = np.empty(len(i))
-    for rows in blocks(len(i), left.embeddings.shape[1]):
+    for rows in row_blocks(len(i), left.embeddings.shape[1]):
         found[rows] = np.einsum("nd,nd->n", left.embeddings[i[rows]], right.embeddings[j[rows]])
     return np.where(np.isnan(found), -np.inf, found)
 
 
-def _impostors(unmodified: Faces, gallery: Faces, rng: np.random.Generator) -> Floats:
+def _impostor_scores(unmodified: Faces, gallery: Faces, rng: np.random.Generator) -> Floats:
     """Similarities of pairs of different people, all of them or as many as memory allows."""
     left, right = unmodified[unmodified.seen], gallery[gallery.seen]
     total = len(left) * len(right)
-    drawn = np.arange(total) if total <= MOST_IMPOSTORS else rng.integers(0, total, MOST_IMPOSTORS)
+    drawn = np.arange(total) if total <= MAX_IMPOSTOR_PAIRS else rng.integers(0, total, MAX_IMPOSTOR_PAIRS)
     i, j = np.divmod(drawn, max(1, len(right)))
     different = left.identities[i] != right.identities[j]
-    return _pairs(left, i[different], right, j[different])
+    return _pair_scores(left, i[different], right, j[different])
 
 
-def figures(accepted: Accepted, rng: np.random.Generator, **described: Unpack[Described]) -> list[Figure]:
+def figures(accepted: Decisions, rng: np.random.Generator, **described: Unpack[FigureContext]) -> list[Figure]:
     """TPIR or TMR at each rate beside its control, and the share of probes (or of their pairs) without a face.
 
     Of a closed set, see ``linkage.figures``. Chance is what the
@@ -273,10 +273,10 @@ def figures(accepted: Accepted, rng: np.random.Generator, **described: Unpack[De
     lines = []
     for at in accepted.at:
         trials, measure = accepted.trials(at), f"{name} {at:g}"
-        if enough(accepted.impostors, at):
+        if is_measurable(accepted.impostors, at):
             control = accepted.control_trials(at)
-            lines.append(figure(trials, rng, measure=measure, control=control, chance=at * chance, **described))
+            lines.append(make_figure(trials, rng, measure=measure, control=control, chance=at * chance, **described))
         else:
             note = f"too few: thresholds rest on {accepted.impostors} impostor comparisons, {1 / at:g} are needed"
             lines.append(Figure(measure=measure, n=len(trials), subjects=trials.people, note=note, **described))
-    return [*lines, figure(accepted.unseen, rng, measure=NOT_DETECTED, **described)]
+    return [*lines, make_figure(accepted.unseen, rng, measure=NOT_DETECTED, **described)]

@@ -37,7 +37,7 @@ class Pairs:
         return Pairs(self.originals[index], self.outputs[index], None if self.people is None else self.people[rows])
 
 
-def whole(pairs: Pairs) -> Pairs:
+def finite_pairs(pairs: Pairs) -> Pairs:
     """Without those in which the model returned NaN."""
     finite = (pairs.originals.isfinite() & pairs.outputs.isfinite()).flatten(1).all(1)  # (n,)
     return pairs[finite.cpu().numpy()]

@@ -13,45 +13,49 @@ from metrics.audit.mechanisms import (
     BATCH,
     Blur,
     LocalSampling,
-    Method,
+    Mechanism,
     Pixelate,
     RoundTrip,
     Unrelated,
-    applied,
-    encoded,
+    apply,
+    reencode,
 )
 from metrics.audit.workbench import Evidence
 
-Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # two (N, 3, S, S) to (N,), for example LPIPS
+DistanceFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # two (N, 3, S, S) to (N,), for example LPIPS
 
 
 @dataclass(frozen=True)
 class Baseline:
     """Outputs (N, 3, S, S) of another method, and their median distance from the originals: how much was changed."""
 
-    method: Method
+    mechanism: Mechanism
     outputs: torch.Tensor
     distance: float
 
 
-def baseline(name: str, evidence: Evidence, distance: Distance, rng: np.random.Generator) -> Baseline:
+def apply_baseline(name: str, evidence: Evidence, distance: DistanceFunction, rng: np.random.Generator) -> Baseline:
     """The named baseline for what was released; blur and pixelation change as much as the release did.
 
     Raises ValueError, in one line, where the evidence lacks what it takes.
     """
     method = BASELINES[name](evidence, distance, rng)
-    outputs = encoded(applied(method, evidence.originals, rng).nan_to_num(0.0))
-    return Baseline(method, outputs, median(evidence.originals, outputs, distance))
+    outputs = reencode(apply(method, evidence.originals, rng).nan_to_num(0.0))
+    return Baseline(method, outputs, median_distance(evidence.originals, outputs, distance))
 
 
-def median(originals: torch.Tensor, outputs: torch.Tensor, distance: Distance) -> float:
+def median_distance(originals: torch.Tensor, outputs: torch.Tensor, distance: DistanceFunction) -> float:
     parts = [distance(a, b) for a, b in zip(originals.split(BATCH), outputs.split(BATCH), strict=True)]
     return float(torch.cat(parts).median())
 
 
-def matched(
-    ladder: Sequence[Method], originals: torch.Tensor, target: float, distance: Distance, rng: np.random.Generator
-) -> Method:
+def match_distance(
+    ladder: Sequence[Mechanism],
+    originals: torch.Tensor,
+    target: float,
+    distance: DistanceFunction,
+    rng: np.random.Generator,
+) -> Mechanism:
     """Of a ladder of methods, weakest first, the one whose median distance from ``originals`` comes nearest ``target``.
 
     Looks at few rungs, as distances rise along the ladder. A target beyond its ends takes the end.
@@ -60,7 +64,7 @@ def matched(
 
     def at(rung: int) -> float:
         if rung not in reached:
-            reached[rung] = median(originals, encoded(applied(ladder[rung], originals, rng)), distance)
+            reached[rung] = median_distance(originals, reencode(apply(ladder[rung], originals, rng)), distance)
         return reached[rung]
 
     low, high = 0, len(ladder) - 1
@@ -70,39 +74,41 @@ def matched(
     return ladder[min((low, high), key=lambda rung: abs(at(rung) - target))]
 
 
-def blurs(size: int) -> list[Method]:
+def blur_ladder(size: int) -> list[Mechanism]:
     """From next to nothing to a single colour, each a tenth stronger than the one before."""
     return [Blur(0.3 * 1.1**i) for i in range(math.ceil(math.log(size / 0.3) / math.log(1.1)))]
 
 
-def pixelations(size: int) -> list[Method]:
+def pixelation_ladder(size: int) -> list[Mechanism]:
     return [Pixelate(cells) for cells in range(size - 1, 0, -1)]
 
 
-def _matched(make: Callable[[int], list[Method]]) -> Callable[[Evidence, Distance, np.random.Generator], Method]:
-    def method(evidence: Evidence, distance: Distance, rng: np.random.Generator) -> Method:
-        target = median(evidence.originals, evidence.outputs, distance)
-        return matched(make(evidence.originals.shape[-1]), evidence.originals, target, distance, rng)
+def _matched_to_release(
+    make: Callable[[int], list[Mechanism]],
+) -> Callable[[Evidence, DistanceFunction, np.random.Generator], Mechanism]:
+    def method(evidence: Evidence, distance: DistanceFunction, rng: np.random.Generator) -> Mechanism:
+        target = median_distance(evidence.originals, evidence.outputs, distance)
+        return match_distance(make(evidence.originals.shape[-1]), evidence.originals, target, distance, rng)
 
     return method
 
 
-def _global(evidence: Evidence, *_: object) -> Method:
-    if not isinstance(evidence.method, LocalSampling):
+def _global_sampling(evidence: Evidence, *_: object) -> Mechanism:
+    if not isinstance(evidence.mechanism, LocalSampling):
         raise ValueError("global: the release was not made by a diffusion model: leave it out")
-    return LocalSampling(evidence.method.boomerang, 1.0)
+    return LocalSampling(evidence.mechanism.boomerang, 1.0)
 
 
-def _unrelated(evidence: Evidence, *_: object) -> Method:
+def _unrelated_images(evidence: Evidence, *_: object) -> Mechanism:
     if evidence.outsiders is None:
         raise ValueError("unrelated: no pictures of other people: give some (audit.outsiders)")
     return Unrelated(evidence.outsiders[0])
 
 
-BASELINES: Mapping[str, Callable[[Evidence, Distance, np.random.Generator], Method]] = {
+BASELINES: Mapping[str, Callable[[Evidence, DistanceFunction, np.random.Generator], Mechanism]] = {
     "round-trip": lambda *_: RoundTrip(),
-    "blur": _matched(blurs),
-    "pixelation": _matched(pixelations),
-    "global": _global,
-    "unrelated": _unrelated,
+    "blur": _matched_to_release(blur_ladder),
+    "pixelation": _matched_to_release(pixelation_ladder),
+    "global": _global_sampling,
+    "unrelated": _unrelated_images,
 }

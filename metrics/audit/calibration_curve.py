@@ -11,7 +11,7 @@ import torch
 from metrics.attacks import attributes
 from metrics.attacks.linkage import Bools, Floats, Names
 from metrics.audit import audit
-from metrics.audit.mechanisms import Method
+from metrics.audit.mechanisms import Mechanism
 from metrics.audit.workbench import Workbench
 from metrics.features import Embedder
 from metrics.stats.risk import CONFIDENCE, Estimate, Figure
@@ -20,63 +20,71 @@ from metrics.utility import fidelity, utility
 REPLICATES = 1000
 CHOOSING, CONFIRMING = "choosing", "confirming"
 
-Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # originals and outputs (N, 3, S, S) to (N,)
+ImageScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # originals and outputs (N, 3, S, S) to (N,)
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """``figures`` of each half; ``utility`` of all records, with 95 % intervals, none where they are too few."""
 
     figures: Mapping[str, Sequence[Figure]]
     utility: Mapping[str, Estimate | None]
 
 
-def halves(subjects: Names, rng: np.random.Generator) -> Mapping[str, Bools]:
+def split_halves(subjects: Names, rng: np.random.Generator) -> Mapping[str, Bools]:
     """Who chooses a level and who confirms it: rows (N,) of two halves that share no person."""
     people, person = np.unique(subjects, return_inverse=True)
     first = (rng.permutation(len(people)) < len(people) // 2)[person]
     return {CHOOSING: first, CONFIRMING: ~first}
 
 
-class Curve:
+class CalibrationCurve:
     """Two halves of a sample and what is measured on them at every level."""
 
     def __init__(
-        self, bench: Workbench, parts: Mapping[str, Bools], attacks: Sequence[str], scores: Mapping[str, Score]
+        self, bench: Workbench, parts: Mapping[str, Bools], attacks: Sequence[str], scores: Mapping[str, ImageScore]
     ) -> None:
-        self.evidence, self.parts, self.attacks, self.scores = bench.evidence, parts, attacks, scores
-        self.benches = {half: bench.among(rows, f", {half}") for half, rows in parts.items()}
+        self.evidence, self.rows_by_half, self.attacks, self.scores = bench.evidence, parts, attacks, scores
+        self.benches = {half: bench.subset(rows, f", {half}") for half, rows in parts.items()}
         self.rng = bench.rng
-        self.reader = next((e for e in bench.embedders if e.name == "clip"), bench.embedders[0])
+        self.utility_embedder = next((e for e in bench.embedders if e.name == "clip"), bench.embedders[0])
 
-    def at(self, method: Method, outputs: torch.Tensor, progress: Callable[[int], None] = lambda done: None) -> Point:
+    def measure(
+        self, method: Mechanism, outputs: torch.Tensor, progress: Callable[[int], None] = lambda done: None
+    ) -> CurvePoint:
         """``outputs`` (N, 3, S, S) are what ``method`` made of the originals, as they would be released."""
-        beside = {h: b.beside(method, outputs[torch.from_numpy(self.parts[h])]) for h, b in self.benches.items()}
-        figures = {half: audit.examine(bench, self.attacks, progress).figures for half, bench in beside.items()}
-        return Point(figures, self._utility(outputs, beside))
+        beside = {
+            h: b.with_outputs(method, outputs[torch.from_numpy(self.rows_by_half[h])]) for h, b in self.benches.items()
+        }
+        figures = {half: audit.run_attacks(bench, self.attacks, progress).figures for half, bench in beside.items()}
+        return CurvePoint(figures, self._measure_utility(outputs, beside))
 
-    def _utility(self, outputs: torch.Tensor, beside: Mapping[str, Workbench]) -> dict[str, Estimate | None]:
+    def _measure_utility(self, outputs: torch.Tensor, beside: Mapping[str, Workbench]) -> dict[str, Estimate | None]:
         evidence, subjects = self.evidence, self.evidence.subjects
         found: dict[str, Estimate | None] = {
-            name: median(score(evidence.originals, outputs).cpu().numpy(), subjects, self.rng(f"median {name}"))
+            name: estimate_median(
+                score(evidence.originals, outputs).cpu().numpy(), subjects, self.rng(f"median {name}")
+            )
             for name, score in self.scores.items()
         }
-        before, after = (self._rows(kind, beside) for kind in (Workbench.originals, Workbench.outputs))
-        found |= _distances(before, after, subjects, self.rng("fidelity"), self.reader.name)
+        before, after = (
+            self._embed_all(kind, beside) for kind in (Workbench.embed_originals, Workbench.embed_released)
+        )
+        found |= _estimate_distances(before, after, subjects, self.rng("fidelity"), self.utility_embedder.name)
         for column, values in evidence.attributes.items():
-            found |= _accuracies(column, values, before, after, subjects, self.rng(f"utility {column}"))
+            found |= _estimate_accuracies(column, values, before, after, subjects, self.rng(f"utility {column}"))
         return found
 
-    def _rows(self, kind: Callable[[Workbench, Embedder], Floats], beside: Mapping[str, Workbench]) -> Floats:
+    def _embed_all(self, kind: Callable[[Workbench, Embedder], Floats], beside: Mapping[str, Workbench]) -> Floats:
         """Embeddings of all records, from those of the halves."""
-        parts = {half: kind(bench, self.reader) for half, bench in beside.items()}
+        parts = {half: kind(bench, self.utility_embedder) for half, bench in beside.items()}
         rows = np.empty((len(self.evidence), parts[CHOOSING].shape[1]), np.float32)
         for half, part in parts.items():
-            rows[self.parts[half]] = part
+            rows[self.rows_by_half[half]] = part
         return rows
 
 
-def median(scores: Floats, subjects: Names, rng: np.random.Generator) -> Estimate | None:
+def estimate_median(scores: Floats, subjects: Names, rng: np.random.Generator) -> Estimate | None:
     """The median and its interval: people are drawn again with replacement, percentiles taken."""
     scores = scores.astype(np.float64)
     kept = np.isfinite(scores)
@@ -90,11 +98,11 @@ def median(scores: Floats, subjects: Names, rng: np.random.Generator) -> Estimat
     return Estimate(float(np.median(scores[kept])), float(low), float(high))
 
 
-def _distances(
+def _estimate_distances(
     before: Floats, after: Floats, subjects: Names, rng: np.random.Generator, reader: str
 ) -> dict[str, Estimate | None]:
     try:
-        measured = fidelity.distances(before, after, rng, subjects)
+        measured = fidelity.measure_distances(before, after, rng, subjects)
     except ValueError:  # too few people
         return {}
     found: dict[str, Estimate | None] = {}
@@ -105,15 +113,15 @@ def _distances(
     return found
 
 
-def _accuracies(
+def _estimate_accuracies(
     column: str, values: Sequence[object], before: Floats, after: Floats, subjects: Names, rng: np.random.Generator
 ) -> dict[str, Estimate | None]:
     known = np.array([value is not None and value == value for value in values])
     if len(np.unique(subjects[known])) < 2:
         return {f"accuracy of {column}, taught by outputs": None}
-    labels = attributes.groups([value for value, k in zip(values, known, strict=True) if k])
-    taught = utility.teach(before[known], after[known], labels, subjects[known], rng)
-    shown = utility.utility(taught, rng)
+    labels = attributes.group_values([value for value, k in zip(values, known, strict=True) if k])
+    taught = utility.predict_by_transfer(before[known], after[known], labels, subjects[known], rng)
+    shown = utility.measure_utility(taught, rng)
     return {
         f"accuracy of {column}, taught by outputs": shown.outputs,
         f"accuracy of {column}, taught by originals": shown.originals,

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-VACUOUS = 0.5  # advantage; an attacker may tell the two pictures apart three times out of four
+VACUOUS_ADVANTAGE = 0.5  # advantage; an attacker may tell the two pictures apart three times out of four
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-ORDER = 2.0  # of the Renyi divergence that a certificate states
-MOST = 1000  # pictures looked at; bounds time and memory
-SAME = 1e-6  # relative distance below which two pictures are one
+RENYI_ORDER = 2.0  # of the Renyi divergence that a certificate states
+MAX_IMAGES = 1000  # pictures looked at; bounds time and memory
+SAME_DISTANCE = 1e-6  # relative distance below which two pictures are one
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -82,7 +82,7 @@ def renyi(mu: float, alpha: float) -> float:
     return alpha * mu**2 / 2
 
 
-def information(latents: torch.Tensor | Floats, abar: float, k: int = 1) -> float:
+def information_bound(latents: torch.Tensor | Floats, abar: float, k: int = 1) -> float:
     """Bits that k outputs tell about which of N pictures (N, ...) was the original, all as likely before: a bound.
 
     The least of two: ``log2 N``, and the capacity of the Gaussian channel for pictures of this covariance S,
@@ -92,8 +92,8 @@ def information(latents: torch.Tensor | Floats, abar: float, k: int = 1) -> floa
     return _information(_gram(_rows(latents)), mu(1.0, abar, k) ** 2)
 
 
-def certificate(
-    latents: torch.Tensor | Floats, abar: float, rng: np.random.Generator, k: int = 1, most: int = MOST
+def compute_certificate(
+    latents: torch.Tensor | Floats, abar: float, rng: np.random.Generator, k: int = 1, max_images: int = MAX_IMAGES
 ) -> Certificate:
     """The guarantee for ``k`` outputs of each original at noise level ``abar``, for the data's own distances.
 
@@ -101,8 +101,8 @@ def certificate(
     taken; neighbours are then farther than in the whole, and the advantage at the nearest pair is overstated. Raises
     ValueError for fewer than two different pictures.
     """
-    if len(latents) > most:
-        latents = latents[np.sort(rng.choice(len(latents), most, replace=False))]
+    if len(latents) > max_images:
+        latents = latents[np.sort(rng.choice(len(latents), max_images, replace=False))]
     gram = _gram(_rows(latents))
     distances = _distances(gram)
     pairs = distances[np.triu_indices(len(distances), 1)]
@@ -111,7 +111,7 @@ def certificate(
         raise ValueError("latents must hold two different pictures, got copies of one: give more of the data")
     of_pairs, of_nearest = (np.quantile(d, QUANTILES) for d in (pairs, nearest))
     at = [mu(float(d), abar, k) for d in (pairs.min(), np.median(pairs), pairs.max())]
-    advantages, divergences = [advantage(m) for m in at], [renyi(m, ORDER) for m in at]
+    advantages, divergences = [advantage(m) for m in at], [renyi(m, RENYI_ORDER) for m in at]
     return Certificate(
         n=len(gram),
         k=k,
@@ -128,33 +128,33 @@ def certificate(
         renyi_farthest=divergences[2],
         information_bits=_information(gram, mu(1.0, abar, k) ** 2),
         most_bits=math.log2(len(gram)),
-        sentence=sentence(advantages[0], advantages[1], advantages[2], k),
+        sentence=describe_advantages(advantages[0], advantages[1], advantages[2], k),
     )
 
 
-def sentence(nearest: float, median: float, farthest: float, k: int) -> str:
+def describe_advantages(nearest: float, median: float, farthest: float, k: int) -> str:
     """Says plainly what the advantages at the nearest, the median and the farthest pair of originals amount to."""
     seen = "one output" if k == 1 else f"{k} outputs of one original"
-    if nearest > VACUOUS:
+    if nearest > VACUOUS_ADVANTAGE:
         return (
-            f"No formal guarantee: the noise allows an attacker who sees {seen} an advantage of {_upto(nearest)} in "
-            f"telling even the two most alike originals apart, {_upto(median)} for a typical pair. "
+            f"No formal guarantee: the noise allows an attacker who sees {seen} an advantage of {_round_up(nearest)} in "
+            f"telling even the two most alike originals apart, {_round_up(median)} for a typical pair. "
             "Only the measured risk speaks for this level."
         )
-    if farthest > VACUOUS:
+    if farthest > VACUOUS_ADVANTAGE:
         return (
             f"No formal guarantee for all originals: from {seen} an attacker tells the two most alike apart with an "
-            f"advantage of at most {_upto(nearest)}, but the noise allows {_upto(median)} for a typical pair and "
-            f"{_upto(farthest)} for the two least alike. Only the measured risk speaks for this level."
+            f"advantage of at most {_round_up(nearest)}, but the noise allows {_round_up(median)} for a typical pair and "
+            f"{_round_up(farthest)} for the two least alike. Only the measured risk speaks for this level."
         )
     return (
         f"A formal guarantee: whatever an attacker does with {seen}, his advantage in telling two of these originals "
-        f"apart is at most {_upto(farthest)}, and {_upto(median)} for a typical pair, as long as the noise is secret "
+        f"apart is at most {_round_up(farthest)}, and {_round_up(median)} for a typical pair, as long as the noise is secret "
         "and nothing else depends on the original."
     )
 
 
-def _upto(share: float) -> str:
+def _round_up(share: float) -> str:
     """A share rounded up to whole hundredths: a bound must not be rounded down."""
     return f"{math.ceil(share * 100 - 1e-9) / 100:.2f}"
 
@@ -178,7 +178,7 @@ def _distances(gram: Floats) -> Floats:
     """(N, N); zero for copies of one picture."""
     norms = np.diag(gram)
     squares = norms[:, None] + norms[None] - 2 * gram
-    squares[squares < SAME**2 * norms.max()] = 0
+    squares[squares < SAME_DISTANCE**2 * norms.max()] = 0
     np.fill_diagonal(squares, 0)
     distances: Floats = np.sqrt(squares)
     return distances

@@ -22,10 +22,10 @@ from anonymizer.data.image_codec import Encoding, decode, encode
 from anonymizer.noise import KeyedNoise
 
 BATCH = 32
-INVENT = ("sde-dpm++", 25)  # the sampler and its steps that invent people at level 1
+GENERATION_SAMPLER = ("sde-dpm++", 25)  # the sampler and its steps that invent people at level 1
 
 
-class Method(Protocol):
+class Mechanism(Protocol):
     """``is_random``: the outputs of one original differ, so that several of them tell more than one."""
 
     @property
@@ -55,7 +55,7 @@ class LocalSampling:
     def __call__(self, x0: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         noise = KeyedNoise([rng.bytes(16) for _ in x0])  # fresh keys: nobody else knows the custodian's
         made = self.boomerang.sample(x0.to(self.boomerang.backbone.device, torch.float32), self.level, noise)
-        return encoded(made.cpu(), self.image, self.quality)
+        return reencode(made.cpu(), self.image, self.quality)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RoundTrip:
     is_random = False
 
     def __call__(self, x0: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        return encoded(x0)
+        return reencode(x0)
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,17 @@ class Unrelated:
         return self.pool[torch.from_numpy(drawn)]
 
 
-def encoded(pictures: torch.Tensor, image: Encoding = "png", quality: int = 95) -> torch.Tensor:
+def reencode(pictures: torch.Tensor, image: Encoding = "png", quality: int = 95) -> torch.Tensor:
     """Pictures (N, 3, S, S) as they come back from a file; one that is not finite fits into none, and stays so."""
 
     def through(x: torch.Tensor) -> torch.Tensor:
-        return decode(encode(x, image=image, quality=quality).data, x.shape[-1]).tensor if x.isfinite().all() else x
+        return decode(encode(x, encoding=image, quality=quality).data, x.shape[-1]).tensor if x.isfinite().all() else x
 
     return torch.stack([through(x) for x in pictures])
 
 
-def applied(
-    method: Method,
+def apply(
+    mechanism: Mechanism,
     pictures: torch.Tensor,
     rng: np.random.Generator,
     *,
@@ -135,12 +135,12 @@ def applied(
     """One output for each of (N, 3, S, S), ``batch`` at a time; ``progress`` hears how many more are done."""
     parts = []
     for x0 in pictures.split(batch):
-        parts.append(method(x0, rng).float())
+        parts.append(mechanism(x0, rng).float())
         progress(len(x0))
     return torch.cat(parts)
 
 
-def invented(
+def generate_people(
     backbone: Backbone,
     count: int,
     rng: np.random.Generator,
@@ -149,6 +149,6 @@ def invented(
     progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
     """``count`` people who do not exist, (count, 3, S, S) float32 in [-1, 1]: samples of the model at level 1."""
-    sampler, steps = INVENT
+    sampler, steps = GENERATION_SAMPLER
     blank = torch.zeros(count, 3, backbone.size, backbone.size)  # nothing is left of it
-    return applied(LocalSampling(Boomerang(backbone, sampler, steps), 1.0), blank, rng, batch=batch, progress=progress)
+    return apply(LocalSampling(Boomerang(backbone, sampler, steps), 1.0), blank, rng, batch=batch, progress=progress)

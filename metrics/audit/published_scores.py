@@ -11,12 +11,12 @@ import torch
 
 from metrics.attacks.linkage import Floats, Numbers
 
-MOST = 100  # outputs, and candidates; all pairs of them are scored
+MAX_RECORDS = 100  # outputs, and candidates; all pairs of them are scored
 DISTANCES = ("lpips",)  # scores that are smaller where pictures are more alike
 
 
 @dataclass(frozen=True)
-class Column:
+class PublishedColumn:
     """What one column publishes of each of N outputs: ``values`` (N,) of a ``score``, NaN where there is none.
 
     ``rounded`` makes of a score what would be published of it, as a number; none where a score is published as it is.
@@ -24,22 +24,22 @@ class Column:
 
     score: str
     values: Floats
-    rounded: Callable[[float], float] | None = None
+    rounding: Callable[[float], float] | None = None
 
-    def published(self, values: Floats) -> Floats:
+    def as_published(self, values: Floats) -> Floats:
         """Of scores of any shape what would be published."""
-        if self.rounded is None:
+        if self.rounding is None:
             return values
-        return np.array([self.rounded(value) for value in values.ravel().tolist()]).reshape(values.shape)
+        return np.array([self.rounding(value) for value in values.ravel().tolist()]).reshape(values.shape)
 
 
-class CrossScorer(Protocol):
-    def across(self, originals: torch.Tensor, outputs: torch.Tensor) -> Mapping[str, torch.Tensor]:
+class PairwiseScorer(Protocol):
+    def score_pairwise(self, originals: torch.Tensor, outputs: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """The score of each of N outputs against each of M originals: (N, M) by the name of the score."""
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedScores:
     """Of some records, ``rows`` (n,): each column of the manifest that publishes a score.
 
     ``scores`` holds for each column what is published of each output, (n,), NaN where nothing is, and what the attacker
@@ -49,26 +49,26 @@ class Published:
 
     rows: Numbers
     scores: Mapping[str, tuple[Floats, Floats]]
-    likeness: Mapping[str, Floats]
+    similarity: Mapping[str, Floats]
 
 
-def recompute(
-    columns: Mapping[str, Column],
+def recompute_scores(
+    columns: Mapping[str, PublishedColumn],
     originals: torch.Tensor,
     outputs: torch.Tensor,
-    scorer: CrossScorer,
+    scorer: PairwiseScorer,
     rng: np.random.Generator,
-) -> Published:
+) -> PublishedScores:
     """Scores of at most ``MOST`` records, drawn by chance. Row i of all is one record, pictures are (N, 3, S, S).
 
     What scored the release worked on pictures before they were encoded, the attacker has them after it.
     """
-    rows = np.sort(rng.choice(len(outputs), min(MOST, len(outputs)), replace=False))
+    rows = np.sort(rng.choice(len(outputs), min(MAX_RECORDS, len(outputs)), replace=False))
     where = torch.from_numpy(rows)
-    across = scorer.across(originals[where], outputs[where])
+    across = scorer.score_pairwise(originals[where], outputs[where])
     found = {name: values.double().cpu().numpy() for name, values in across.items()}
-    return Published(
+    return PublishedScores(
         rows,
-        {name: (column.values[rows], column.published(found[column.score])) for name, column in columns.items()},
+        {name: (column.values[rows], column.as_published(found[column.score])) for name, column in columns.items()},
         {name: (-1 if column.score in DISTANCES else 1) * found[column.score] for name, column in columns.items()},
     )

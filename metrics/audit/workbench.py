@@ -14,10 +14,10 @@ import torch
 
 from anonymizer.backbones.protocol import Backbone
 from metrics.attacks import inversion, membership
-from metrics.attacks.linkage import Bools, Floats, Names, Numbers, spread
-from metrics.attacks.training_pairs import Pairs, whole
-from metrics.audit.mechanisms import Method, applied, encoded, invented
-from metrics.features import Embedder, embed_all
+from metrics.attacks.linkage import Bools, Floats, Names, Numbers, draw_across_people
+from metrics.attacks.training_pairs import Pairs, finite_pairs
+from metrics.audit.mechanisms import Mechanism, apply, generate_people, reencode
+from metrics.features import Embedder, embed_in_batches
 from metrics.stats.risk import as_subjects
 
 
@@ -34,8 +34,8 @@ class Evidence:
     originals: torch.Tensor
     outputs: torch.Tensor
     subjects: Names
-    identified: bool
-    method: Method
+    has_identities: bool
+    mechanism: Mechanism
     model: Backbone
     attributes: Mapping[str, Sequence[object]] = field(default_factory=dict)
     others: tuple[torch.Tensor, Names] | None = None
@@ -46,7 +46,7 @@ class Evidence:
     def __len__(self) -> int:
         return len(self.subjects)
 
-    def among(self, rows: Bools) -> Evidence:
+    def subset(self, rows: Bools) -> Evidence:
         """Some of the records, with all that attackers have besides."""
         where = torch.from_numpy(rows)
         return replace(
@@ -70,7 +70,7 @@ class Effort:
     averaged: int = 40
 
 
-Store = MutableMapping[str, npt.NDArray[Any]]
+ArrayStore = MutableMapping[str, npt.NDArray[Any]]
 
 
 class Workbench:
@@ -88,57 +88,57 @@ class Workbench:
         seed: int,
         progress: Callable[[str], None] = lambda doing: None,
         *,
-        who: str = "",
-        store: Callable[[], Store] = dict,
-        shared: Store | None = None,
+        scope: str = "",
+        make_store: Callable[[], ArrayStore] = dict,
+        shared: ArrayStore | None = None,
     ) -> None:
         self.evidence, self.embedders, self.effort, self.seed = evidence, embedders, effort, seed
-        self.progress, self.who, self.store = progress, who, store
-        self.shared: Store = store() if shared is None else shared
-        self.own: Store = store()
+        self.progress, self.scope, self.make_store = progress, scope, make_store
+        self.shared: ArrayStore = make_store() if shared is None else shared
+        self.own: ArrayStore = make_store()
 
-    def beside(self, method: Method, outputs: torch.Tensor) -> Workbench:
+    def with_outputs(self, mechanism: Mechanism, outputs: torch.Tensor) -> Workbench:
         """The same records, had their outputs been made by another method."""
-        return self._other(replace(self.evidence, method=method, outputs=outputs), self.who)
+        return self._derive(replace(self.evidence, mechanism=mechanism, outputs=outputs), self.scope)
 
-    def among(self, rows: Bools, who: str) -> Workbench:
+    def subset(self, rows: Bools, scope: str) -> Workbench:
         """Some of the records, on their own; ``who`` names them."""
-        return self._other(self.evidence.among(rows), who)
+        return self._derive(self.evidence.subset(rows), scope)
 
-    def _other(self, evidence: Evidence, who: str) -> Workbench:
+    def _derive(self, evidence: Evidence, who: str) -> Workbench:
         settings = evidence, self.embedders, self.effort, self.seed, self.progress
-        return Workbench(*settings, who=who, store=self.store, shared=self.shared)
+        return Workbench(*settings, scope=who, make_store=self.make_store, shared=self.shared)
 
     def rng(self, purpose: str) -> np.random.Generator:
-        return np.random.default_rng([self.seed, zlib.crc32(f"{self.who}{purpose}".encode())])
+        return np.random.default_rng([self.seed, zlib.crc32(f"{self.scope}{purpose}".encode())])
 
     # -- embeddings, (N, D)
 
-    def embedded(self, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
+    def embed_images(self, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
         """Of pictures that go by ``name`` and have to do with no method and no record."""
-        return self._embedded(self.shared, name, pictures, embedder)
+        return self._embed(self.shared, name, pictures, embedder)
 
-    def made(self, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
+    def embed_outputs(self, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
         """Of pictures that go by ``name`` and that the method, or an attacker who knows it, made of these records."""
-        return self._embedded(self.own, f"{self._here}, {name}", pictures, embedder)
+        return self._embed(self.own, f"{self._cache_scope}, {name}", pictures, embedder)
 
-    def originals(self, embedder: Embedder) -> Floats:
-        return self.embedded(f"originals{self.who}", self.evidence.originals, embedder)
+    def embed_originals(self, embedder: Embedder) -> Floats:
+        return self.embed_images(f"originals{self.scope}", self.evidence.originals, embedder)
 
-    def outputs(self, embedder: Embedder) -> Floats:
-        return self.made("outputs", self.evidence.outputs, embedder)
+    def embed_released(self, embedder: Embedder) -> Floats:
+        return self.embed_outputs("outputs", self.evidence.outputs, embedder)
 
-    def round_trip(self, embedder: Embedder) -> Floats:
-        return self.embedded(f"originals{self.who}, encoded and decoded", self.encoded, embedder)
+    def embed_round_trip(self, embedder: Embedder) -> Floats:
+        return self.embed_images(f"originals{self.scope}, encoded and decoded", self.reencoded_originals, embedder)
 
-    def _embedded(self, store: Store, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
+    def _embed(self, store: ArrayStore, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
         def embed() -> Floats:
             self.progress(f"{embedder.name} of {name}")
-            return embed_all(embedder, pictures)
+            return embed_in_batches(embedder, pictures)
 
-        return _kept(store, f"{name}, by {embedder.reported}", embed)
+        return _get_or_make(store, f"{name}, by {embedder.versioned_name}", embed)
 
-    def losses(self, name: str, pictures: torch.Tensor) -> Floats:
+    def denoising_losses(self, name: str, pictures: torch.Tensor) -> Floats:
         """How well the model itself knows pictures that go by ``name``: denoising losses (N,), all under one noise."""
 
         def denoise() -> Floats:
@@ -146,34 +146,38 @@ class Workbench:
             rng = np.random.default_rng([self.seed, zlib.crc32(b"denoising")])
             return membership.denoising_losses(self.evidence.model, pictures, rng)
 
-        return _kept(self.shared, f"denoising losses of {name}", denoise)
+        return _get_or_make(self.shared, f"denoising losses of {name}", denoise)
 
     @property
-    def _here(self) -> str:
-        return f"{self.evidence.method.name}{self.who}"
+    def _cache_scope(self) -> str:
+        return f"{self.evidence.mechanism.name}{self.scope}"
 
     # -- pictures
 
     @cached_property
-    def encoded(self) -> torch.Tensor:
+    def reencoded_originals(self) -> torch.Tensor:
         """Originals after a mere encoding at the model's size."""
-        return encoded(self.evidence.originals)
+        return reencode(self.evidence.originals)
 
     @cached_property
     def strangers(self) -> tuple[torch.Tensor, Names]:
         """Whom attackers learn from, and their names: outsiders; where these are few, people whom the model invents."""
         evidence, most = self.evidence, self.effort.pairs
         known = evidence.outsiders
-        rows = np.empty(0, np.int64) if known is None else spread(known[1], most, self.rng("strangers learnt from"))
+        rows = (
+            np.empty(0, np.int64)
+            if known is None
+            else draw_across_people(known[1], most, self.rng("strangers learnt from"))
+        )
         missing = most - len(rows)
 
         def invent() -> npt.NDArray[Any]:
             self.progress("inventing people for the attackers to learn from")
-            return invented(evidence.model, missing, self.rng("strangers")).cpu().numpy()
+            return generate_people(evidence.model, missing, self.rng("strangers")).cpu().numpy()
 
         found = [] if known is None else [(known[0][torch.from_numpy(rows)], known[1][rows])]
         if missing:
-            made = torch.from_numpy(_kept(self.shared, f"{missing} strangers", invent))
+            made = torch.from_numpy(_get_or_make(self.shared, f"{missing} strangers", invent))
             found.append((made, as_subjects([f"invented {i}" for i in range(missing)])))
         pictures, names = zip(*found, strict=True)
         return torch.cat(pictures), np.concatenate(names)
@@ -185,11 +189,11 @@ class Workbench:
 
         def make() -> npt.NDArray[Any]:
             self.progress("the attacker's own pairs")
-            made = applied(self.evidence.method, strangers, self.rng("pairs"))
+            made = apply(self.evidence.mechanism, strangers, self.rng("pairs"))
             return torch.stack([strangers, made.cpu()]).numpy()
 
-        originals, outputs = torch.from_numpy(_kept(self.own, f"{self._here}, pairs", make))
-        return whole(Pairs(originals, outputs, names))
+        originals, outputs = torch.from_numpy(_get_or_make(self.own, f"{self._cache_scope}, pairs", make))
+        return finite_pairs(Pairs(originals, outputs, names))
 
     @property
     def restored(self) -> torch.Tensor:
@@ -200,9 +204,9 @@ class Workbench:
             self.progress("learning to undo the method")
             return inversion.train(pairs, self.rng("inversion")).restore(self.evidence.outputs.cpu()).numpy()
 
-        return torch.from_numpy(_kept(self.own, f"{self._here}, restored", restore))
+        return torch.from_numpy(_get_or_make(self.own, f"{self._cache_scope}, restored", restore))
 
-    def again(self, rows: Numbers, count: int, purpose: str) -> torch.Tensor:
+    def resample(self, rows: Numbers, count: int, purpose: str) -> torch.Tensor:
         """``count`` further outputs of some originals, under noise of the attacker's own: (n, count, 3, S, S)."""
 
         def make() -> npt.NDArray[Any]:
@@ -210,13 +214,13 @@ class Workbench:
             made = []
             for number in range(count):
                 self.progress(f"the attacker's own outputs, {number + 1} of {count}")
-                made.append(applied(self.evidence.method, x0, rng).cpu())
+                made.append(apply(self.evidence.mechanism, x0, rng).cpu())
             return torch.stack(made, dim=1).nan_to_num(0.0).numpy()
 
-        return torch.from_numpy(_kept(self.own, f"{self._here}, {len(rows)} x {count} {purpose}", make))
+        return torch.from_numpy(_get_or_make(self.own, f"{self._cache_scope}, {len(rows)} x {count} {purpose}", make))
 
 
-def _kept(store: Store, name: str, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+def _get_or_make(store: ArrayStore, name: str, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
     if name not in store:
         store[name] = make()
     return store[name]

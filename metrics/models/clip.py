@@ -19,7 +19,7 @@ from anonymizer.errors import ModelError
 from metrics.models import weights
 
 FIELD = "metrics.clip"
-BUNDLED, FOLDER = "bundled:", "local-dir:"
+BUNDLED, LOCAL_FOLDER = "bundled:", "local-dir:"
 CHUNK_PIXELS = 2**20  # of the model's own size, embedded at once; bounds memory
 
 
@@ -34,7 +34,7 @@ class Preprocess:
     squash: bool = False
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> Self:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """From open_clip's ``preprocess_cfg``. Raises ModelError for what is not supported."""
         size = config["size"]
         height, width = (size, size) if isinstance(size, int) else size[-2:]
@@ -48,7 +48,7 @@ class Preprocess:
         """(B, 3, H, W) in [-1, 1] to (B, 3, size, size), normalised: open_clip's transform without 8-bit rounding."""
         height, width = images.shape[-2:]
         x = (images.float().clamp(-1, 1) + 1) / 2
-        new = (self.size, self.size) if self.squash else _shortest(height, width, self.size)
+        new = (self.size, self.size) if self.squash else _resized_shape(height, width, self.size)
         if new != (height, width):
             x = F.interpolate(x, new, mode=self.interpolation, antialias=True, align_corners=False).clamp(0, 1)
         top, left = round((new[0] - self.size) / 2), round((new[1] - self.size) / 2)
@@ -72,19 +72,19 @@ class ClipEmbedder:
         """
         if spec.startswith(BUNDLED):
             model, config, path = _load_bundled(spec.removeprefix(BUNDLED))
-        elif spec.startswith(FOLDER):
-            model, config, path = _load_folder(Path(spec.removeprefix(FOLDER)).expanduser(), spec)
+        elif spec.startswith(LOCAL_FOLDER):
+            model, config, path = _load_folder(Path(spec.removeprefix(LOCAL_FOLDER)).expanduser(), spec)
         else:
             model, config, path = _load_named(spec, allow_pickle)
-        name = Path(spec).name if spec.startswith(FOLDER) else spec.removeprefix(BUNDLED)
+        name = Path(spec).name if spec.startswith(LOCAL_FOLDER) else spec.removeprefix(BUNDLED)
         if Path(name.partition("/")[2]).suffix:  # a file: its digest names it, its path is nobody's business
             name = name.partition("/")[0]
         digest = weights.digest(path)
-        return cls(model, Preprocess.of(config), name=name, digest=digest, device=torch.device(device))
+        return cls(model, Preprocess.from_config(config), name=name, digest=digest, device=torch.device(device))
 
     @property
-    def reported(self) -> str:
-        return weights.reported(self.name, self.digest)
+    def versioned_name(self) -> str:
+        return weights.versioned_name(self.name, self.digest)
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def check_images(images: torch.Tensor) -> None:
         raise ValueError(f"images must be floats in [-1, 1], got {images.dtype}: divide bytes by 127.5 and subtract 1")
 
 
-def _shortest(height: int, width: int, size: int) -> tuple[int, int]:
+def _resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
     """The shorter side becomes ``size``, the other is truncated, as torchvision's Resize does."""
     short, long = sorted((height, width))
     other = int(size * long / short)
@@ -136,7 +136,7 @@ def _load_folder(folder: Path, spec: str) -> tuple[Any, dict[str, Any], Path]:
         preprocess = json.loads(config.read_text(encoding="utf-8"))["preprocess_cfg"]
     except (ValueError, KeyError, TypeError):
         raise ModelError(f"{FIELD}: {spec!r}: {config.name} holds no preprocess_cfg: save the model again") from None
-    return _create(spec, model_name=f"{FOLDER}{folder}"), preprocess, path
+    return _create_model(spec, model_name=f"{LOCAL_FOLDER}{folder}"), preprocess, path
 
 
 def _load_named(spec: str, allow_pickle: bool) -> tuple[Any, dict[str, Any], Path]:
@@ -152,16 +152,18 @@ def _load_named(spec: str, allow_pickle: bool) -> tuple[Any, dict[str, Any], Pat
     tag: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, pretrained) or {}
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
     instead = f"give the path of a file, or a tag of {architecture}: {tags or 'there are none'}"
-    path = _fetch(spec, architecture, tag, allow_pickle) if tag else weights.given(FIELD, pretrained, instead)
+    path = (
+        _fetch_tag(spec, architecture, tag, allow_pickle) if tag else weights.resolve_file(FIELD, pretrained, instead)
+    )
     if path.suffix != ".safetensors" and not allow_pickle:
         raise ModelError(f"{FIELD}: {path.name} is a pickle file: convert it to safetensors, or set allow_pickle")
     quick = {"force_quick_gelu": True} if tag.get("quick_gelu") else {}
-    model = _create(spec, model_name=architecture, pretrained=str(path), weights_only=True, **quick)
+    model = _create_model(spec, model_name=architecture, pretrained=str(path), weights_only=True, **quick)
     config = dict(model.visual.preprocess_cfg)
     return model, config | {k: v for k, v in tag.items() if k in ("mean", "std", "interpolation", "resize_mode")}, path
 
 
-def _fetch(spec: str, architecture: str, tag: dict[str, Any], allow_pickle: bool) -> Path:
+def _fetch_tag(spec: str, architecture: str, tag: dict[str, Any], allow_pickle: bool) -> Path:
     repo, _, name = str(tag.get("hf_hub") or "").rpartition("/")
     if not repo:
         raise ModelError(f"{FIELD}: {spec!r} comes as a pickle file only: convert it, then write {architecture}/FILE")
@@ -169,14 +171,14 @@ def _fetch(spec: str, architecture: str, tag: dict[str, Any], allow_pickle: bool
     names = [f"{stem}.safetensors"] if stem else ["open_clip_model.safetensors"]
     if allow_pickle:
         names.append(name or "open_clip_pytorch_model.bin")
-    return weights.from_model_hub(FIELD, repo, names, f"{architecture}/PATH_OF_THE_FILE")
+    return weights.fetch_from_model_hub(FIELD, repo, names, f"{architecture}/PATH_OF_THE_FILE")
 
 
-def _create(spec: str, **arguments: Any) -> Any:
+def _create_model(spec: str, **arguments: Any) -> Any:
     """open_clip's model with its weights; what goes wrong becomes one line."""
     import open_clip
 
-    with _quiet():
+    with _silence_open_clip():
         try:
             return open_clip.create_model(**arguments, precision="fp32", require_pretrained=True)
         except Exception as error:  # open_clip wraps whatever a wrong file causes
@@ -185,7 +187,7 @@ def _create(spec: str, **arguments: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_open_clip() -> Iterator[None]:
     """open_clip logs through the root logger, which would set up a handler of its own, and warns about activations."""
     handler, root = logging.NullHandler(), logging.getLogger()
     root.addHandler(handler)

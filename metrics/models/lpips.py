@@ -16,9 +16,9 @@ from metrics.models import weights
 from metrics.models.clip import check_images
 
 FIELD = "metrics.lpips"
-OFFLINE = "st-alex"
+OFFLINE_MODEL = "st-alex"
 CHUNK_PIXELS = 2**18  # of pictures looked at once; bounds memory
-KEPT_BYTES = 2**28  # of features of candidates that are held at once; the others are looked at after them
+MAX_CANDIDATE_BYTES = 2**28  # of features of candidates that are held at once; the others are looked at after them
 # Inputs in [-1, 1] are brought to ImageNet's statistics; LPIPS 0.1 and later, which ours is.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 # Before which layers of torchvision's ``features`` a stage ends.
@@ -45,7 +45,7 @@ class BlurPool(nn.Module):
 
 def shift_tolerant_alexnet() -> list[nn.Sequential]:
     """AlexNet's five stages without aliasing: stride 1, blur-pooled after the first convolution and after each pool."""
-    return _cut(
+    return _split_stages(
         nn.Sequential(
             *[nn.Conv2d(3, 64, 11, padding=2), BlurPool(64), nn.ReLU()],
             *[nn.MaxPool2d(3, 1), BlurPool(64), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()],
@@ -63,10 +63,10 @@ def torchvision_stages(kind: str) -> list[nn.Sequential]:
 
     make = {"alex": models.alexnet, "vgg": models.vgg16, "squeeze": models.squeezenet1_1}[kind]
     with torch.device("meta"):  # VGG's classifier alone is half a gigabyte, and is not used
-        return _cut(make(weights=None).features, BACKBONES[kind])
+        return _split_stages(make(weights=None).features, BACKBONES[kind])
 
 
-def _cut(layers: nn.Sequential, ends: Sequence[int]) -> list[nn.Sequential]:
+def _split_stages(layers: nn.Sequential, ends: Sequence[int]) -> list[nn.Sequential]:
     """Stages that end before these layers; layers keep their numbers, and so their names in a state dict."""
     return [
         nn.Sequential(OrderedDict((str(i), layers[i]) for i in range(start, end)))
@@ -97,25 +97,27 @@ class PerceptualDistance(nn.Module):
         The files are read as plain tensors only. Raises ModelError.
         """
         kind, _, file = spec.partition(":")
-        if spec == OFFLINE:
-            path = weights.in_package("stlpips-pytorch", "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth")
+        if spec == OFFLINE_MODEL:
+            path = weights.find_in_package("stlpips-pytorch", "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth")
             stages = shift_tolerant_alexnet()
             heads = _fill_shift_tolerant(stages, path)
             found = cls(stages, heads, name="st-lpips-alex", digest=weights.digest(path))
         elif kind in BACKBONES:
-            head = weights.in_package("lpips", f"lpips/weights/v0.1/{kind}.pth")
-            path = weights.given(FIELD, file) if file else _backbone_file(kind)
+            head = weights.find_in_package("lpips", f"lpips/weights/v0.1/{kind}.pth")
+            path = weights.resolve_file(FIELD, file) if file else _backbone_file(kind)
             stages = torchvision_stages(kind)
             _fill_torchvision(stages, path, kind)
-            found = cls(stages, _heads(_read(head)), name=f"lpips-{kind}", digest=weights.digest(path, head))
+            found = cls(
+                stages, _head_weights(_read_state_dict(head)), name=f"lpips-{kind}", digest=weights.digest(path, head)
+            )
         else:
-            known = ", ".join([OFFLINE, *BACKBONES])
+            known = ", ".join([OFFLINE_MODEL, *BACKBONES])
             raise ModelError(f"{FIELD}: unknown model {spec!r}: known: {known}, alex:WEIGHTS_FILE, none")
         return found.to(device)
 
     @property
-    def reported(self) -> str:
-        return weights.reported(self.name, self.digest)
+    def versioned_name(self) -> str:
+        return weights.versioned_name(self.name, self.digest)
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +145,7 @@ class PerceptualDistance(nn.Module):
         return found
 
     @torch.inference_mode()
-    def between(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
+    def compare_features(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
         """Distances (B,) from two results of ``features``."""
         parts = zip(self.heads, a, b, strict=True)
         return torch.stack([(u - v).square().mean((2, 3)) @ head for head, u, v in parts]).sum(0)
@@ -154,12 +156,12 @@ class PerceptualDistance(nn.Module):
         check_images(a)
         if a.shape != b.shape:
             raise ValueError(f"pictures must have equal shapes, got {tuple(a.shape)} and {tuple(b.shape)}")
-        chunk = self.chunk(a)
+        chunk = self.chunk_size(a)
         pairs = zip(a.split(chunk), b.split(chunk), strict=True)
-        return torch.cat([self.between(self.features(x), self.features(y)) for x, y in pairs])
+        return torch.cat([self.compare_features(self.features(x), self.features(y)) for x, y in pairs])
 
     @torch.inference_mode()
-    def across(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def pairwise(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Every picture of one side against every one of the other: (N, 3, H, W) and (M, 3, H, W) to (N, M), float32.
 
         Costs N + M looks and a matrix product as long as features of all M fit ``KEPT_BYTES``, and N more for each
@@ -169,20 +171,20 @@ class PerceptualDistance(nn.Module):
         check_images(b)
         if a.shape[1:] != b.shape[1:]:
             raise ValueError(f"pictures must have equal shapes, got {tuple(a.shape)} and {tuple(b.shape)}")
-        step, parts = self.chunk(a), []
-        kept = max(step, KEPT_BYTES // self._points(b[:1]).nbytes)
+        step, parts = self.chunk_size(a), []
+        kept = max(step, MAX_CANDIDATE_BYTES // self._embed_points(b[:1]).nbytes)
         for candidates in b.split(kept):
-            points = torch.cat([self._points(x) for x in candidates.split(step)])  # (m, F)
-            parts.append(torch.cat([_squared_distances(self._points(x), points) for x in a.split(step)]))
+            points = torch.cat([self._embed_points(x) for x in candidates.split(step)])  # (m, F)
+            parts.append(torch.cat([_squared_distances(self._embed_points(x), points) for x in a.split(step)]))
         return torch.cat(parts, dim=1)
 
-    def _points(self, images: torch.Tensor) -> torch.Tensor:
+    def _embed_points(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures as points (B, F) whose squared Euclidean distance is the perceptual one."""
         found = self.features(images)
         scaled = (f * (head / f[0, 0].numel()).sqrt()[:, None, None] for f, head in zip(found, self.heads, strict=True))
         return torch.cat([f.flatten(1) for f in scaled], dim=1)
 
-    def chunk(self, images: torch.Tensor) -> int:
+    def chunk_size(self, images: torch.Tensor) -> int:
         """How many pictures of this size are looked at once."""
         return max(1, CHUNK_PIXELS // (images.shape[-2] * images.shape[-1]))
 
@@ -192,7 +194,7 @@ def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_state_dict(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that is no checkpoint makes torch raise
@@ -202,7 +204,7 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _heads(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def _head_weights(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The channel weights, stage by stage, from ``linN.model.1.weight`` (1, C, 1, 1)."""
     names = sorted(name for name in state if name.startswith("lin"))  # at most seven: sorted as text is sorted
     return [state[name] for name in names]
@@ -210,10 +212,10 @@ def _heads(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 def _fill_shift_tolerant(stages: Sequence[nn.Sequential], path: Path) -> list[torch.Tensor]:
     """Fill the stages, strictly, and give the heads. The file names a tensor ``net.slice2.5.weight``."""
-    state = _read(path)
+    state = _read_state_dict(path)
     shift, scale = state.pop("scaling_layer.shift"), state.pop("scaling_layer.scale")
     assert torch.allclose(shift.flatten(), torch.tensor(SHIFT)) and torch.allclose(scale.flatten(), torch.tensor(SCALE))
-    heads = _heads(state)
+    heads = _head_weights(state)
     for number, stage in enumerate(stages, 1):
         stage.load_state_dict({name: state.pop(f"net.slice{number}.{name}") for name in stage.state_dict()})
     assert all(name.startswith("lin") for name in state), "the file holds layers that this network does not have"
@@ -228,12 +230,12 @@ def _backbone_file(kind: str) -> Path:
         "vgg": models.VGG16_Weights.IMAGENET1K_V1,
         "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
     }[kind]
-    return weights.from_torch_hub(FIELD, found.url, f"{kind}:PATH_OF_THE_FILE")
+    return weights.fetch_from_torch_hub(FIELD, found.url, f"{kind}:PATH_OF_THE_FILE")
 
 
 def _fill_torchvision(stages: Sequence[nn.Sequential], path: Path, kind: str) -> None:
     """Fill the stages from torchvision's state dict, which names a tensor ``features.3.weight``."""
-    state = _read(path)
+    state = _read_state_dict(path)
     try:
         for stage in stages:
             stage.load_state_dict({name: state[f"features.{name}"] for name in stage.state_dict()}, assign=True)

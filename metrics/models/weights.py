@@ -10,14 +10,14 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from anonymizer.errors import ModelError
-from anonymizer.storage.download import file as fetched
-from anonymizer.storage.download import is_address
+from anonymizer.storage.download import download_file as fetched
+from anonymizer.storage.download import is_uri
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 10.0
 
 
-def in_package(package: str, inner: str) -> Path:
+def find_in_package(package: str, inner: str) -> Path:
     """A file that an installed distribution ships, found without importing it. Raises ModelError."""
     try:
         path = Path(str(distribution(package).locate_file(inner)))
@@ -28,17 +28,17 @@ def in_package(package: str, inner: str) -> Path:
     return path
 
 
-def given(field: str, text: str, instead: str = "give the path of the weights") -> Path:
+def resolve_file(field: str, text: str, hint: str = "give the path of the weights") -> Path:
     """A file that the user names, fetched first where it lies elsewhere. Raises ModelError."""
-    if is_address(text):
+    if is_uri(text):
         return fetched(field, text)
     path = Path(text).expanduser()
     if not path.is_file():
-        raise ModelError(f"{field}: no file {text!r}: {instead}")
+        raise ModelError(f"{field}: no file {text!r}: {hint}")
     return path
 
 
-def from_torch_hub(field: str, url: str, spelled: str) -> Path:
+def fetch_from_torch_hub(field: str, url: str, usage: str) -> Path:
     """A file of torch's hub cache, fetched into it where there is network. Raises ModelError that says what to place.
 
     The name ends in the first digits of the file's SHA-256; what is fetched is checked against them.
@@ -49,19 +49,19 @@ def from_torch_hub(field: str, url: str, spelled: str) -> Path:
     if path.is_file():
         return path
     try:
-        _reach(url)
+        _check_reachable(url)
         log.info("fetching %s into torch's hub cache", path.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), path.stem.rsplit("-", 1)[-1], progress=False)
     except (OSError, RuntimeError) as error:
         raise ModelError(
             f"{field}: {path.name} is not in torch's hub cache and cannot be fetched ({type(error).__name__}): "
-            f"get {url}, then place it at {path} or write {spelled}"
+            f"get {url}, then place it at {path} or write {usage}"
         ) from None
     return path
 
 
-def from_model_hub(field: str, repo: str, names: Sequence[str], spelled: str) -> Path:
+def fetch_from_model_hub(field: str, repo: str, names: Sequence[str], usage: str) -> Path:
     """The first of ``names`` in the Hugging Face cache, else on the hub. Raises ModelError that says what to place."""
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError
@@ -73,7 +73,7 @@ def from_model_hub(field: str, repo: str, names: Sequence[str], spelled: str) ->
     problem: Exception | None = None
     for name in names:
         try:
-            _reach(hub.constants.ENDPOINT)
+            _check_reachable(hub.constants.ENDPOINT)
             log.info("fetching %s of %s into the model cache", name, repo)
             return Path(hub.hf_hub_download(repo, name))
         except EntryNotFoundError as error:
@@ -83,11 +83,11 @@ def from_model_hub(field: str, repo: str, names: Sequence[str], spelled: str) ->
             break
     raise ModelError(
         f"{field}: {repo} is not in the model cache and cannot be fetched ({type(problem).__name__}): "
-        f"get {' or '.join(names)} from {hub.constants.ENDPOINT}/{repo}, then write {spelled}"
+        f"get {' or '.join(names)} from {hub.constants.ENDPOINT}/{repo}, then write {usage}"
     )
 
 
-def _reach(url: str) -> None:
+def _check_reachable(url: str) -> None:
     """Raise OSError soon where there is no network; the downloads proper would retry for long or wait without limit."""
     import urllib.request
     from urllib.error import HTTPError
@@ -108,6 +108,6 @@ def digest(*paths: Path) -> str:
     return total.hexdigest()
 
 
-def reported(name: str, digest_: str) -> str:
+def versioned_name(name: str, digest_: str) -> str:
     """How a model is named beside its scores."""
     return f"{name} sha256:{digest_[:16]}"

@@ -10,7 +10,7 @@ import torch
 from anonymizer.errors import ModelError
 from metrics.features import Rows
 from metrics.features.arcface import ArcFace
-from metrics.features.dlib_faces import DlibFaces, FaceFinder, faces_extra
+from metrics.features.dlib_faces import DlibFaces, FaceFinder, import_faces_module
 
 FIELD = "metrics.identity"
 
@@ -19,16 +19,16 @@ class Recogniser(Protocol):
     """Finds faces and describes each of them by a row of unit norm."""
 
     @property
-    def reported(self) -> str: ...
+    def versioned_name(self) -> str: ...
     @property
     def finder(self) -> FaceFinder | None: ...
 
-    def every_face(self, images: torch.Tensor) -> list[Rows]:
+    def embed_faces(self, images: torch.Tensor) -> list[Rows]:
         """Of each of (B, 3, H, W) in [-1, 1] its faces, (F, D) and the surest first; F may be 0."""
         ...
 
 
-class Identity:
+class FaceIdentity:
     """Describes the faces of pictures, on the CPU, each picture looked at once.
 
     A face counts where dlib's detector takes it for one by itself; where it is sure of none, the surest that
@@ -45,7 +45,7 @@ class Identity:
         kind, _, file = spec.partition(":")
         if spec != "dlib" and kind != "arcface":
             raise ModelError(f"{FIELD}: unknown face recogniser {spec!r}: write dlib, arcface:FILE.onnx or none")
-        faces_extra("dlib", FIELD)  # it detects for both
+        import_faces_module("dlib", FIELD)  # it detects for both
         recogniser = ArcFace.load(file, FIELD) if kind == "arcface" else DlibFaces.load(FIELD)
         assert recogniser.finder is not None
         return cls(recogniser, recogniser.finder)
@@ -53,14 +53,14 @@ class Identity:
     @property
     def names(self) -> dict[str, str]:
         """Score column -> the model that fills it, with a digest of its weights."""
-        return {"identity_distance": self.recogniser.reported, "faces": self.finder.reported}
+        return {"identity_distance": self.recogniser.versioned_name, "faces": self.finder.versioned_name}
 
-    def faces(self, images: torch.Tensor) -> list[Rows]:
+    def embed_faces(self, images: torch.Tensor) -> list[Rows]:
         """Of each of (B, 3, H, W) in [-1, 1], all finite, its faces: (F, D) of unit norm, the surest first."""
-        return self.recogniser.every_face(images.cpu())
+        return self.recogniser.embed_faces(images.cpu())
 
 
-def distance(some: Rows, others: Rows) -> float:
+def identity_distance(some: Rows, others: Rows) -> float:
     """1 - cosine of the two faces, one of each picture, that are most alike: in [0, 2], 0 for the same face.
 
     (F, D) and (G, D) of unit norm. The least of all pairs, because the surest face of an original and that of its

@@ -13,10 +13,10 @@ from anonymizer.records import Scores
 from metrics.features import Rows
 from metrics.models.clip import ClipEmbedder, check_images, cosine_similarity
 from metrics.models.lpips import PerceptualDistance
-from metrics.scores.identity import Identity, distance
+from metrics.scores.identity import FaceIdentity, identity_distance
 
 NONE = "none"
-KEPT_BYTES = 256 * 2**20  # of perceptual features of originals; beyond it they are computed again
+MAX_FEATURE_BYTES = 256 * 2**20  # of perceptual features of originals; beyond it they are computed again
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class ReleaseScorer:
         self,
         clip: ClipEmbedder | None,
         lpips: PerceptualDistance | None,
-        identity: Identity | None,
+        identity: FaceIdentity | None,
         device: torch.device,
     ) -> None:
         self.clip, self.lpips, self.identity, self.device = clip, lpips, identity, device
         models = {"clip_similarity": clip, "lpips": lpips}
-        names = {column: model.reported for column, model in models.items() if model is not None}
+        names = {column: model.versioned_name for column, model in models.items() if model is not None}
         self.names = names if identity is None else names | identity.names
 
     @torch.inference_mode()
     def embed(self, originals: torch.Tensor) -> Reference:
         """Originals (B, 3, H, W) in [-1, 1], on any device. Raises ValueError for another shape."""
-        images, finite = self._admit(originals)
+        images, finite = self._prepare(originals)
         clip = self.clip.embed(images) if self.clip else None
-        faces = self.identity.faces(images) if self.identity else None
+        faces = self.identity.embed_faces(images) if self.identity else None
         return Reference(images, finite, clip, self._features(images), faces)
 
     @torch.inference_mode()
@@ -69,7 +69,7 @@ class ReleaseScorer:
         if outputs.shape != reference.images.shape:
             shapes = f"{tuple(outputs.shape)} and {tuple(reference.images.shape)}"
             raise ValueError(f"outputs and originals must have equal shapes, got {shapes}: score what was embedded")
-        images, finite = self._admit(outputs)
+        images, finite = self._prepare(outputs)
         valid = finite & reference.finite
         columns: dict[str, list[Any]] = {}
         if self.clip and reference.clip is not None:
@@ -77,27 +77,27 @@ class ReleaseScorer:
         if self.lpips:
             columns["lpips"] = _column(self._distance(reference, images), valid)
         if self.identity and reference.faces is not None:
-            faces = self.identity.faces(images)
-            apart = torch.tensor([distance(a, b) for a, b in zip(reference.faces, faces, strict=True)])
+            faces = self.identity.embed_faces(images)
+            apart = torch.tensor([identity_distance(a, b) for a, b in zip(reference.faces, faces, strict=True)])
             columns |= {"identity_distance": _column(apart, valid.cpu()), "faces": [len(rows) for rows in faces]}
         return [Scores(**{name: values[i] for name, values in columns.items()}) for i in range(len(images))]
 
     @torch.inference_mode()
-    def across(self, originals: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    def score_pairwise(self, originals: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """The score of each of N outputs against each of M originals: (N, M) for each that a release may publish.
 
         These are CLIP similarity and LPIPS; what is found of faces is for the gate, and is never published. NaN where a
         picture is not finite. Raises ValueError for pictures that cannot be compared.
         """
-        (a, fine_a), (b, fine_b) = self._admit(outputs), self._admit(originals)
+        (a, fine_a), (b, fine_b) = self._prepare(outputs), self._prepare(originals)
         found: dict[str, torch.Tensor] = {}
         if self.clip:
             found["clip_similarity"] = (self.clip.embed(a) @ self.clip.embed(b).T).clamp(-1, 1)
         if self.lpips:
-            found["lpips"] = self.lpips.across(a, b)
+            found["lpips"] = self.lpips.pairwise(a, b)
         return {name: values.where(fine_a[:, None] & fine_b, float("nan")) for name, values in found.items()}
 
-    def _admit(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """On our device, within the range that an encoder would save, and which rows are finite."""
         check_images(images)
         images = images.to(self.device, torch.float32)
@@ -107,9 +107,9 @@ class ReleaseScorer:
     def _features(self, images: torch.Tensor) -> tuple[list[torch.Tensor], ...] | None:
         if self.lpips is None:
             return None
-        parts = images.split(self.lpips.chunk(images))
+        parts = images.split(self.lpips.chunk_size(images))
         first = self.lpips.features(parts[0])
-        if sum(f.nbytes for f in first) * len(parts) > KEPT_BYTES:
+        if sum(f.nbytes for f in first) * len(parts) > MAX_FEATURE_BYTES:
             return None
         return (first, *(self.lpips.features(part) for part in parts[1:]))
 
@@ -118,8 +118,8 @@ class ReleaseScorer:
         if reference.lpips is None:
             distances: torch.Tensor = self.lpips(reference.images, images)
             return distances
-        parts = zip(reference.lpips, images.split(self.lpips.chunk(images)), strict=True)
-        return torch.cat([self.lpips.between(kept, self.lpips.features(part)) for kept, part in parts])
+        parts = zip(reference.lpips, images.split(self.lpips.chunk_size(images)), strict=True)
+        return torch.cat([self.lpips.compare_features(kept, self.lpips.features(part)) for kept, part in parts])
 
 
 def build_scorer(config: MetricsConfig, device: str | torch.device, *, allow_pickle: bool = False) -> ReleaseScorer:
@@ -127,7 +127,7 @@ def build_scorer(config: MetricsConfig, device: str | torch.device, *, allow_pic
     device = torch.device(device)
     clip = None if config.clip == NONE else ClipEmbedder.load(config.clip, device, allow_pickle=allow_pickle)
     lpips = None if config.lpips == NONE else PerceptualDistance.load(config.lpips, device)
-    identity = None if config.identity == NONE else Identity.load(config.identity)
+    identity = None if config.identity == NONE else FaceIdentity.load(config.identity)
     return ReleaseScorer(clip, lpips, identity, device)
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 from metrics.stats.risk import Figure
 
 TYPES = {"str": pa.string(), "int": pa.int32(), "float": pa.float64()}
-FIGURES = pa.schema([pa.field(f.name, TYPES[str(f.type).partition(" ")[0]]) for f in fields(Figure)])
+FIGURE_SCHEMA = pa.schema([pa.field(f.name, TYPES[str(f.type).partition(" ")[0]]) for f in fields(Figure)])
 
 
-def table(figures: Iterable[Figure]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(figure) for figure in figures], FIGURES)
+def figures_table(figures: Iterable[Figure]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(figure) for figure in figures], FIGURE_SCHEMA)

@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 REPLICATES = 2000
-BLOCK = 2**21  # draws held at once; bounds memory
+MAX_DRAWS = 2**21  # draws held at once; bounds memory
 
 Columns = TypeVar("Columns", bound=Any)
 
@@ -43,7 +43,7 @@ class Trials:
             raise ValueError(f"hits and subjects must be (N,), got {self.hits.shape} and {self.subjects.shape}")
 
     def __add__(self, other: Trials) -> Trials:
-        return joined(self, other)
+        return concatenate(self, other)
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -57,7 +57,7 @@ class Trials:
         return len(np.unique(self.subjects))
 
 
-def joined(one: Columns, other: Columns) -> Columns:
+def concatenate(one: Columns, other: Columns) -> Columns:
     """The rows of both: two dataclasses of a kind whose fields are all columns, an array each."""
     names = [field.name for field in fields(one)]
     rows = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
@@ -69,7 +69,7 @@ def as_subjects(names: Sequence[object]) -> npt.NDArray[np.str_]:
     return np.array([str(name) for name in names], dtype=np.str_)
 
 
-def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval. Raises ValueError without a trial."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"successes must be in 0..trials and trials positive, got {successes} of {trials}")
@@ -105,23 +105,23 @@ def cluster_bootstrap(
     """
     if not len(trials):
         raise ValueError("trials must not be empty: an interval needs at least one")
-    hits, counts = _by_subject(trials)
+    hits, counts = _count_by_subject(trials)
     people, share = len(counts), trials.rate
     if people == 1:
         return Interval(0.0, 1.0)
     margin = rule_of_three(people, confidence)
     if share in (0.0, 1.0):
         return Interval(0.0, margin) if share == 0 else Interval(1 - margin, 1.0)
-    rates = _resampled(hits, counts, rng, replicates)
+    rates = _resample_rates(hits, counts, rng, replicates)
     low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
     variance = float(rates.var()) * people / (people - 1)
-    fewer = few_people(people, confidence) ** -2
+    fewer = small_sample_factor(people, confidence) ** -2
     effective = min(len(trials), share * (1 - share) / variance * fewer) if variance else len(trials)
     score = _wilson(share, effective, confidence)
     return Interval(min(float(low), score.low, 1 - margin), max(float(high), score.high, margin))
 
 
-def few_people(people: int, confidence: float = CONFIDENCE) -> float:
+def small_sample_factor(people: int, confidence: float = CONFIDENCE) -> float:
     """How much wider an interval is because its variance was told from few persons: Student's t over the normal's z.
 
     With ``people - 1`` degrees of freedom, 1.15 for 10 persons. Raises ValueError for fewer than two.
@@ -132,7 +132,7 @@ def few_people(people: int, confidence: float = CONFIDENCE) -> float:
     return float(stdtrit(people - 1, at)) / NormalDist().inv_cdf(at)
 
 
-def _by_subject(trials: Trials) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _count_by_subject(trials: Trials) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Hits and trials of each person, (S,) each."""
     _, whose = np.unique(trials.subjects, return_inverse=True)
     counts = np.bincount(whose)
@@ -140,12 +140,12 @@ def _by_subject(trials: Trials) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.i
     return hits.astype(np.int64), counts.astype(np.int64)
 
 
-def _resampled(
+def _resample_rates(
     hits: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], rng: np.random.Generator, replicates: int
 ) -> npt.NDArray[np.float64]:
     """The rate in each of ``replicates`` draws of as many persons: (R,)."""
     people = len(counts)
-    rows = max(1, BLOCK // people)
+    rows = max(1, MAX_DRAWS // people)
     parts = []
     for start in range(0, replicates, rows):
         drawn = rng.integers(people, size=(min(rows, replicates - start), people))  # (rows, S)
@@ -153,8 +153,8 @@ def _resampled(
     return np.concatenate(parts)
 
 
-def interval(trials: Trials, rng: np.random.Generator) -> Interval:
+def rate_interval(trials: Trials, rng: np.random.Generator) -> Interval:
     """Wilson's where each person is one trial, the cluster bootstrap otherwise. Raises ValueError without a trial."""
     if trials.people == len(trials):
-        return wilson(int(trials.hits.sum()), len(trials))
+        return wilson_interval(int(trials.hits.sum()), len(trials))
     return cluster_bootstrap(trials, rng)

@@ -18,32 +18,32 @@ from metrics.stats.intervals import (
     Trials,
     as_subjects,
     cluster_bootstrap,
-    interval,
+    rate_interval,
     rule_of_three,
-    wilson,
+    wilson_interval,
 )
 
 __all__ = [
     "CONFIDENCE",
-    "Described",
     "Estimate",
     "Figure",
+    "FigureContext",
     "Interval",
     "Trials",
     "as_subjects",
     "cluster_bootstrap",
-    "figure",
-    "interval",
-    "noted",
-    "risk",
+    "make_figure",
+    "rate_interval",
+    "risk_above_control",
     "rule_of_three",
-    "silenced",
     "too_few",
-    "wilson",
+    "wilson_interval",
+    "with_note",
+    "without_values",
 ]
 
-FEWEST = 20  # trials below which no figure is given
-FEWEST_PEOPLE = 10  # and people; see docs/decisions/007-few-people.md
+MIN_TRIALS = 20  # trials below which no figure is given
+MIN_PEOPLE = 10  # and people; see docs/decisions/007-few-people.md
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Figure:
     note: str | None = None
 
 
-class Described(TypedDict, total=False):
+class FigureContext(TypedDict, total=False):
     """What a figure says about itself beside its numbers; see ``Figure``."""
 
     attack: str
@@ -102,7 +102,7 @@ class Estimate:
 # Risk above a control
 
 
-def risk(attack: Trials, control: Trials, rng: np.random.Generator) -> Estimate | None:
+def risk_above_control(attack: Trials, control: Trials, rng: np.random.Generator) -> Estimate | None:
     """``(a - c) / (1 - c)``: the part of what the control leaves open that the attack finds. Source: Giomi et al. 2023.
 
     Both uncertainties count, each by its partial derivative, 1 / (1 - c) and (1 - a) / (1 - c)^2, as in anonymeter;
@@ -112,7 +112,7 @@ def risk(attack: Trials, control: Trials, rng: np.random.Generator) -> Estimate 
     so the value is 0 and the upper bound stays above it. Bounds are kept in [0, 1]. None where the control always hits:
     then nothing is left to find, and nothing can be said. Raises ValueError without a trial.
     """
-    of_attack, of_control = interval(attack, rng), interval(control, rng)
+    of_attack, of_control = rate_interval(attack, rng), rate_interval(control, rng)
     a, c = attack.rate, control.rate
     if c == 1:
         return None
@@ -127,14 +127,14 @@ def risk(attack: Trials, control: Trials, rng: np.random.Generator) -> Estimate 
 # Figures
 
 
-def figure(
+def make_figure(
     trials: Trials,
     rng: np.random.Generator,
     *,
     measure: str,
     control: Trials | None = None,
     chance: float | None = None,
-    **described: Unpack[Described],
+    **described: Unpack[FigureContext],
 ) -> Figure:
     """One line of an audit from an attack's trials and, where there are any, its control's.
 
@@ -144,36 +144,36 @@ def figure(
     empty = Figure(measure=measure, chance=chance, n=len(trials), subjects=trials.people, **described)
     if few := too_few(trials):
         return replace(empty, note=few)
-    found = interval(trials, rng)
+    found = rate_interval(trials, rng)
     shown = replace(empty, value=trials.rate, low=found.low, high=found.high)
     if not trials.hits.any():
         bound = rule_of_three(trials.people)
-        shown = noted(shown, f"no hit with {trials.people} people: at most {bound:.2%} (rule of three)")
+        shown = with_note(shown, f"no hit with {trials.people} people: at most {bound:.2%} (rule of three)")
     if control is None:
         return shown
     if few := too_few(control):
-        return noted(shown, f"control: {few}")
-    base = interval(control, rng)
+        return with_note(shown, f"control: {few}")
+    base = rate_interval(control, rng)
     shown = replace(shown, control=control.rate, control_low=base.low, control_high=base.high)
-    above = risk(trials, control, rng)
+    above = risk_above_control(trials, control, rng)
     if above is None:
-        return noted(shown, "the control always hits: there is no risk to measure above it")
+        return with_note(shown, "the control always hits: there is no risk to measure above it")
     return replace(shown, risk=above.value, risk_low=above.low, risk_high=above.high)
 
 
 def too_few(trials: Trials) -> str | None:
     """Says why no figure may rest on these trials; None where they suffice."""
-    if len(trials) >= FEWEST and trials.people >= FEWEST_PEOPLE:
+    if len(trials) >= MIN_TRIALS and trials.people >= MIN_PEOPLE:
         return None
-    needed = f"at least {FEWEST} trials of {FEWEST_PEOPLE} people are needed"
+    needed = f"at least {MIN_TRIALS} trials of {MIN_PEOPLE} people are needed"
     return f"too few: {len(trials)} trials of {trials.people} people, {needed}"
 
 
-def silenced(line: Figure) -> Figure:
+def without_values(line: Figure) -> Figure:
     """The same line without a number."""
     empty = Figure(line.attack, line.attacker, line.measure, line.feature, line.n, line.subjects)
     return replace(empty, gallery=line.gallery, outputs=line.outputs, subgroup=line.subgroup, baseline=line.baseline)
 
 
-def noted(line: Figure, note: str) -> Figure:
+def with_note(line: Figure, note: str) -> Figure:
     return replace(line, note=f"{line.note}; {note}" if line.note else note)

@@ -14,8 +14,18 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from metrics.stats.intervals import few_people
-from metrics.stats.risk import CONFIDENCE, Described, Estimate, Figure, Trials, figure, noted, rule_of_three, too_few
+from metrics.stats.intervals import small_sample_factor
+from metrics.stats.risk import (
+    CONFIDENCE,
+    Estimate,
+    Figure,
+    FigureContext,
+    Trials,
+    make_figure,
+    rule_of_three,
+    too_few,
+    with_note,
+)
 
 FPRS = (0.01, 0.001)
 
@@ -23,7 +33,9 @@ Floats = npt.NDArray[np.floating[Any]]
 Names = npt.NDArray[np.str_]
 
 
-def auc(members: Floats, others: Floats, members_of: Names | None = None, others_of: Names | None = None) -> Estimate:
+def auc(
+    members: Floats, others: Floats, member_subjects: Names | None = None, other_subjects: Names | None = None
+) -> Estimate:
     """The chance that a member scores above another, ties half (Mann and Whitney), from scores (N,) and (M,).
 
     The interval is DeLong's (1988) on the logit scale, with Student's t for the people of the smaller side;
@@ -32,9 +44,12 @@ def auc(members: Floats, others: Floats, members_of: Names | None = None, others
     counted by the rule of three; where they hardly do, no bound says more than that. Raises ValueError for scores that
     are not finite, or fewer than two people on a side.
     """
-    of_members, of_others = _names(members, members_of, "member"), _names(others, others_of, "other")
+    of_members, of_others = (
+        _subjects_or_distinct(members, member_subjects, "member"),
+        _subjects_or_distinct(others, other_subjects, "other"),
+    )
     above = _placements(
-        _finite(members, "members"), _finite(others, "others")
+        _check_finite(members, "members"), _check_finite(others, "others")
     )  # (N,) share of others below each member
     below = 1 - _placements(others, members)  # (M,) share of members above each other
     value, people = float(above.mean()), min(len(np.unique(of_members)), len(np.unique(of_others)))
@@ -46,7 +61,7 @@ def auc(members: Floats, others: Floats, members_of: Names | None = None, others
     margin = rule_of_three(people)
     if deviation < 1e-12:
         return Estimate(value, max(0.0, value - margin), min(1.0, value + margin))
-    t = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * few_people(people)
+    t = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * small_sample_factor(people)
     centre, half = math.log(value / (1 - value)), t * deviation / (value * (1 - value))
     return Estimate(value, min(1 - margin, _logistic(centre - half)), max(margin, _logistic(centre + half)))
 
@@ -56,7 +71,7 @@ def threshold_at(others: Floats, fpr: float) -> float:
 
     Raises ValueError where M is below 1 / fpr: so rare a false alarm cannot be seen in so few.
     """
-    if few := _too_few(others, fpr):
+    if few := _too_few_others(others, fpr):
         raise ValueError(f"others: {few}")
     allowed = min(math.floor(fpr * len(others) + 1e-9), len(others) - 1)
     place = len(others) - 1 - allowed
@@ -69,18 +84,18 @@ def threshold_at(others: Floats, fpr: float) -> float:
 def auc_figure(
     members: Floats,
     others: Floats,
-    members_of: Names | None = None,
-    others_of: Names | None = None,
-    **described: Unpack[Described],
+    member_subjects: Names | None = None,
+    other_subjects: Names | None = None,
+    **described: Unpack[FigureContext],
 ) -> Figure:
     """The AUC as a line of an audit; ``n`` and ``subjects`` count both sides, each of which must suffice."""
-    sides = _trials(members, members_of, "member"), _trials(others, others_of, "other")
+    sides = _trials(members, member_subjects, "member"), _trials(others, other_subjects, "other")
     n, subjects = len(members) + len(others), (sides[0] + sides[1]).people
     empty = Figure(measure="AUC", chance=0.5, n=n, subjects=subjects, **described)
     for side, name in zip(sides, ("members", "others"), strict=True):
         if few := too_few(side):
-            return noted(empty, f"{name}: {few}")
-    found = auc(members, others, members_of, others_of)
+            return with_note(empty, f"{name}: {few}")
+    found = auc(members, others, member_subjects, other_subjects)
     return replace(empty, value=found.value, low=found.low, high=found.high)
 
 
@@ -89,32 +104,35 @@ def tpr_figure(
     others: Floats,
     fpr: float,
     rng: np.random.Generator,
-    members_of: Names | None = None,
-    others_of: Names | None = None,
-    **described: Unpack[Described],
+    member_subjects: Names | None = None,
+    other_subjects: Names | None = None,
+    **described: Unpack[FigureContext],
 ) -> Figure:
     """The true positive rate at a false positive rate; what was really reached on the others is the control."""
     measure = f"TPR at FPR {fpr:g}"
-    if few := _too_few(others, fpr):
-        people = _trials(members, members_of, "member").people
+    if few := _too_few_others(others, fpr):
+        people = _trials(members, member_subjects, "member").people
         return Figure(measure=measure, chance=fpr, n=len(members), subjects=people, note=few, **described)
     threshold = threshold_at(others, fpr)
-    hits, alarms = _trials(members, members_of, "member", threshold), _trials(others, others_of, "other", threshold)
-    return figure(hits, rng, measure=measure, control=alarms, chance=fpr, **described)
+    hits, alarms = (
+        _trials(members, member_subjects, "member", threshold),
+        _trials(others, other_subjects, "other", threshold),
+    )
+    return make_figure(hits, rng, measure=measure, control=alarms, chance=fpr, **described)
 
 
-def curve_figures(
+def roc_figures(
     members: Floats,
     others: Floats,
     rng: np.random.Generator,
-    members_of: Names | None = None,
-    others_of: Names | None = None,
+    member_subjects: Names | None = None,
+    other_subjects: Names | None = None,
     fprs: Sequence[float] = FPRS,
-    **described: Unpack[Described],
+    **described: Unpack[FigureContext],
 ) -> list[Figure]:
     """AUC, then the true positive rate at each of ``fprs``."""
-    rates = [tpr_figure(members, others, fpr, rng, members_of, others_of, **described) for fpr in fprs]
-    return [auc_figure(members, others, members_of, others_of, **described), *rates]
+    rates = [tpr_figure(members, others, fpr, rng, member_subjects, other_subjects, **described) for fpr in fprs]
+    return [auc_figure(members, others, member_subjects, other_subjects, **described), *rates]
 
 
 def _placements(scores: Floats, among: Floats) -> npt.NDArray[np.float64]:
@@ -133,10 +151,10 @@ def _deviations(placed: npt.NDArray[np.float64], of: Names, names: Names) -> npt
 
 def _trials(scores: Floats, of: Names | None, side: str, threshold: float = -math.inf) -> Trials:
     """Hits: the scores above the threshold."""
-    return Trials(scores > threshold, _names(scores, of, side))
+    return Trials(scores > threshold, _subjects_or_distinct(scores, of, side))
 
 
-def _names(scores: Floats, of: Names | None, side: str) -> Names:
+def _subjects_or_distinct(scores: Floats, of: Names | None, side: str) -> Names:
     """Whose each score is; by default each is somebody else's."""
     if of is None:
         return np.array([f"{side} {i}" for i in range(len(scores))], dtype=np.str_)
@@ -145,7 +163,7 @@ def _names(scores: Floats, of: Names | None, side: str) -> Names:
     return of
 
 
-def _finite(scores: Floats, name: str) -> Floats:
+def _check_finite(scores: Floats, name: str) -> Floats:
     if scores.ndim != 1 or not len(scores) or not np.isfinite(scores).all():
         odd = int((~np.isfinite(scores)).sum())
         raise ValueError(
@@ -154,11 +172,11 @@ def _finite(scores: Floats, name: str) -> Floats:
     return scores
 
 
-def _too_few(others: Floats, fpr: float) -> str | None:
+def _too_few_others(others: Floats, fpr: float) -> str | None:
     if not 0 < fpr < 1:
         raise ValueError(f"fpr must be in (0, 1), got {fpr:g}: a usual one is 0.01")
     needed = math.ceil(1 / fpr - 1e-9)
-    if len(_finite(others, "others")) >= needed:
+    if len(_check_finite(others, "others")) >= needed:
         return None
     return f"too few: {len(others)} others, at least {needed} are needed to see one false alarm at FPR {fpr:g}"
 

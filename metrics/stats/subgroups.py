@@ -14,17 +14,17 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
-from metrics.stats.risk import Described, Figure, Trials, figure, noted
+from metrics.stats.risk import Figure, FigureContext, Trials, make_figure, with_note
 
 
-def split(trials: Trials, groups: npt.NDArray[np.str_]) -> dict[str, Trials]:
+def split_by_group(trials: Trials, groups: npt.NDArray[np.str_]) -> dict[str, Trials]:
     """The trials of each group, by name in order; ``groups`` (N,) says which group each trial belongs to."""
     if groups.shape != trials.hits.shape:
         raise ValueError(f"groups must be (N,) as the trials are, got {groups.shape} and {trials.hits.shape}")
     return {str(g): Trials(trials.hits[groups == g], trials.subjects[groups == g]) for g in np.unique(groups)}
 
 
-def by_subgroup(
+def subgroup_figures(
     trials: Trials,
     groups: npt.NDArray[np.str_],
     rng: np.random.Generator,
@@ -33,7 +33,7 @@ def by_subgroup(
     measure: str,
     controls: Mapping[str, Trials] | None = None,
     chance: float | None = None,
-    **described: Unpack[Described],
+    **described: Unpack[FigureContext],
 ) -> list[Figure]:
     """A figure for each subgroup, ``column = value`` in order; ``groups`` (N,) says whose trial is whose.
 
@@ -41,24 +41,24 @@ def by_subgroup(
     that could be worst, by its upper bound, is noted.
     """
     lines = [
-        figure(
+        make_figure(
             mine,
             rng,
             measure=measure,
             control=(controls or {}).get(name),
             chance=chance,
-            **(described | Described(subgroup=f"{column} = {name}")),
+            **(described | FigureContext(subgroup=f"{column} = {name}")),
         )
-        for name, mine in split(trials, groups).items()
+        for name, mine in split_by_group(trials, groups).items()
     ]
     measured = [line for line in lines if line.value is not None]
     if len(measured) < 2:
         return lines
-    worst = _could_be_highest(measured)
+    worst = _highest_upper_bound(measured)
     note = f"of {len(measured)} subgroups the one that could be worst: at most {worst.high:.1%}"
-    return [noted(line, note) if line is worst else line for line in lines]
+    return [with_note(line, note) if line is worst else line for line in lines]
 
 
-def _could_be_highest(lines: Sequence[Figure]) -> Figure:
+def _highest_upper_bound(lines: Sequence[Figure]) -> Figure:
     above = all(line.risk_high is not None for line in lines)
     return max(lines, key=lambda line: (line.risk_high if above else line.high) or 0.0)

@@ -15,8 +15,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from metrics.attacks.linkage import Bools, Floats, Names, Numbers, blocks
-from metrics.stats.risk import CONFIDENCE, FEWEST
+from metrics.attacks.linkage import Bools, Floats, Names, Numbers, row_blocks
+from metrics.stats.risk import CONFIDENCE, MIN_TRIALS
 
 SPLITS = 40
 BIASED = "biased upwards by sample size: compare with the floor, and with distances of this size alone"
@@ -28,7 +28,7 @@ Measure = Callable[[Rows, Rows, Names, Names], float]
 
 
 @dataclass(frozen=True)
-class Distance:
+class FidelityDistance:
     """A distance of outputs from originals, and its floor: means over ``SPLITS`` of the people into halves.
 
     ``value``: originals of one half against outputs of the other. ``low`` to ``high``: its 95 % interval for other
@@ -59,14 +59,14 @@ class Distance:
         return self.value - self.floor
 
 
-def frechet(originals: Floats, outputs: Floats) -> float:
+def frechet_distance(originals: Floats, outputs: Floats) -> float:
     """``|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`` of Gaussians fitted to (N, D) and (M, D).
 
     Biased upwards, the more the smaller the samples. Where ``S = X^T X``, X the centred rows over the root of N - 1,
     the trace of the root is the sum of the singular values of ``X_a X_b^T``: real, and exact where S is singular.
     Raises ValueError. Source: Dowson and Landau 1982; Heusel et al. 2017, FID.
     """
-    a, b = _checked(originals, outputs)
+    a, b = _check_rows(originals, outputs)
     shift = a.mean(0) - b.mean(0)  # (D,)
     roots = (np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r") for x in (a, b))
     x_a, x_b = (np.asarray(root) for root in roots)  # (min(N, D), D): the same X^T X
@@ -74,11 +74,11 @@ def frechet(originals: Floats, outputs: Floats) -> float:
     return max(0.0, float(shift @ shift + (x_a**2).sum() + (x_b**2).sum() - 2 * shared))
 
 
-def kernel(
+def kernel_distance(
     originals: Floats,
     outputs: Floats,
-    originals_of: Names | None = None,
-    outputs_of: Names | None = None,
+    original_subjects: Names | None = None,
+    output_subjects: Names | None = None,
     scale: float = 1.0,
 ) -> float:
     """Squared MMD of (N, D) and (M, D), kernel ``(x . y / scale + 1)^3``: unbiased, so it may be below zero.
@@ -87,15 +87,15 @@ def kernel(
     another's. ``scale`` is about the squared norm of a row. Binkowski et al. (2018, KID) divide by D, as the entries of
     their features are about 1; for rows of unit norm that is all but linear and sees means alone. Raises ValueError.
     """
-    a, b = _checked(originals, outputs)
+    a, b = _check_rows(originals, outputs)
     of_a, of_b = np.arange(len(a)), -1 - np.arange(len(b))
-    if originals_of is not None and outputs_of is not None:
-        _, person = np.unique(np.concatenate([originals_of, outputs_of]), return_inverse=True)
+    if original_subjects is not None and output_subjects is not None:
+        _, person = np.unique(np.concatenate([original_subjects, output_subjects]), return_inverse=True)
         of_a, of_b = person[: len(a)], person[len(a) :]
 
     def likeness(x: Rows, y: Rows, of_x: Numbers, of_y: Numbers) -> float:
         total, pairs = 0.0, 0
-        for rows in blocks(len(x), len(y)):
+        for rows in row_blocks(len(x), len(y)):
             k, apart = x[rows] @ y.T / scale + 1, of_x[rows, None] != of_y
             total, pairs = total + float((k * k * k * apart).sum()), pairs + int(apart.sum())
         if not pairs:
@@ -105,31 +105,31 @@ def kernel(
     return likeness(a, a, of_a, of_a) + likeness(b, b, of_b, of_b) - 2 * likeness(a, b, of_a, of_b)
 
 
-def distances(
+def measure_distances(
     originals: Floats,
     outputs: Floats,
     rng: np.random.Generator,
-    originals_of: Names | None = None,
-    outputs_of: Names | None = None,
-) -> list[Distance]:
+    original_subjects: Names | None = None,
+    output_subjects: Names | None = None,
+) -> list[FidelityDistance]:
     """Fréchet and kernel distance of outputs (M, D) from originals (N, D), rows of unit norm, over the same splits.
 
     ``originals_of`` (N,) says whose each row is, unless told each another's; ``outputs_of`` (M,), unless told, that row
     i of both is one person's. Rows that are not finite are left out and counted. Raises ValueError for too few people.
     """
     x, y = np.asarray(originals, dtype=np.float64), np.asarray(outputs, dtype=np.float64)
-    seen_x, of_x = _side("originals", x, originals_of)
-    seen_y, of_y = _side("outputs", y, originals_of if outputs_of is None else outputs_of)
-    _checked(x[seen_x], y[seen_y])
-    splits = _halves((seen_x, seen_y), (of_x, of_y), rng)
+    seen_x, of_x = _finite_side("originals", x, original_subjects)
+    seen_y, of_y = _finite_side("outputs", y, original_subjects if output_subjects is None else output_subjects)
+    _check_rows(x[seen_x], y[seen_y])
+    splits = _split_halves((seen_x, seen_y), (of_x, of_y), rng)
     size, dimension = len(splits[0][0]), x.shape[1]
 
-    def line(measure: str, distance: Measure, least: float, note: str) -> Distance:
+    def line(measure: str, distance: Measure, least: float, note: str) -> FidelityDistance:
         values = np.array([distance(x[one], y[made], of_x[one], of_y[made]) for one, _, made in splits])
         floors = np.array([distance(x[one], x[other], of_x[one], of_x[other]) for one, other, _ in splits])
         value, half = float(values.mean()), NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(values.std(ddof=1))
         low, high = np.quantile(floors, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return Distance(
+        return FidelityDistance(
             measure=measure, value=value, low=max(least, value - half), high=value + half,
             floor=float(floors.mean()), floor_low=float(low), floor_high=float(high),
             size=size, dimension=dimension, n_originals=int(seen_x.sum()), n_outputs=int(seen_y.sum()),
@@ -137,23 +137,25 @@ def distances(
         )  # fmt: skip
 
     note = BIASED + (SINGULAR if size <= dimension else "")
-    first = line("Fréchet distance", lambda a, b, of_a, of_b: frechet(a, b), 0.0, note)
-    return [first, line("kernel distance", kernel, -math.inf, UNBIASED)]
+    first = line("Fréchet distance", lambda a, b, of_a, of_b: frechet_distance(a, b), 0.0, note)
+    return [first, line("kernel distance", kernel_distance, -math.inf, UNBIASED)]
 
 
-def _side(side: str, rows: Rows, of: Names | None) -> tuple[Bools, Names]:
+def _finite_side(side: str, rows: Rows, of: Names | None) -> tuple[Bools, Names]:
     """Which rows are finite, and whose each row is."""
     seen: Bools = np.asarray(np.isfinite(rows).all(axis=-1))
     names = np.arange(len(rows)).astype(np.str_) if of is None else of
-    if names.shape != seen.shape or len(np.unique(names[seen])) < FEWEST:
+    if names.shape != seen.shape or len(np.unique(names[seen])) < MIN_TRIALS:
         raise ValueError(
-            f"{side} must be (N, D) of {FEWEST} people or more, each row named, got {rows.shape}, {(~seen).sum()} of "
+            f"{side} must be (N, D) of {MIN_TRIALS} people or more, each row named, got {rows.shape}, {(~seen).sum()} of "
             f"them not finite, and {len(names)} names of {len(np.unique(names))} people: give more pictures"
         )
     return seen, names
 
 
-def _halves(seen: tuple[Bools, Bools], of: tuple[Names, Names], rng: np.random.Generator) -> list[tuple[Numbers, ...]]:
+def _split_halves(
+    seen: tuple[Bools, Bools], of: tuple[Names, Names], rng: np.random.Generator
+) -> list[tuple[Numbers, ...]]:
     """For each split originals of one half of the people, originals of the other, outputs of the other: all (size,)."""
     people, person = np.unique(np.concatenate(of), return_inverse=True)
     splits: list[list[Numbers]] = []
@@ -167,7 +169,7 @@ def _halves(seen: tuple[Bools, Bools], of: tuple[Names, Names], rng: np.random.G
     return [tuple(rows[:size] for rows in split) for split in splits]
 
 
-def _checked(originals: Floats, outputs: Floats) -> tuple[Rows, Rows]:
+def _check_rows(originals: Floats, outputs: Floats) -> tuple[Rows, Rows]:
     a, b = np.asarray(originals, dtype=np.float64), np.asarray(outputs, dtype=np.float64)
     fit = a.ndim == b.ndim == 2 and min(len(a), len(b)) >= 2 and a.shape[1] == b.shape[1]
     if not fit or not (np.isfinite(a).all() and np.isfinite(b).all()):

@@ -17,13 +17,13 @@ import torch
 
 from anonymizer.errors import ModelError
 from metrics.models.lpips import PerceptualDistance
-from metrics.stats.intervals import BLOCK, CONFIDENCE, REPLICATES, few_people
+from metrics.stats.intervals import CONFIDENCE, MAX_DRAWS, REPLICATES, small_sample_factor
 
 RANGE = 2.0  # of pixels in [-1, 1]
 WINDOW, SIGMA = 11, 1.5  # pixels of SSIM's window, and its standard deviation
 K1, K2 = 0.01, 0.03
 STRIP_PIXELS = 2**20  # that are compared at once; bounds memory
-MOST_PIXELS = 2**22  # of a picture that LPIPS looks at: its network's first layers take 1 KiB for each
+MAX_LPIPS_PIXELS = 2**22  # of a picture that LPIPS looks at: its network's first layers take 1 KiB for each
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -48,20 +48,20 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if min(height, width) < WINDOW:
         raise ValueError(f"pictures must be {WINDOW} pixels or more on each side, got {height} x {width}")
     places = a.shape[1] * (height - WINDOW + 1) * (width - WINDOW + 1)
-    found = [_similar(x + 1, y + 1).sum((1, 2, 3)) for x, y in _strips(a, b, overlap=WINDOW - 1)]
+    found = [_ssim_map(x + 1, y + 1).sum((1, 2, 3)) for x, y in _strips(a, b, overlap=WINDOW - 1)]
     return torch.stack(found).sum(0) / places
 
 
-def _similar(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Equation 13 of Wang et al., at each place: (B, 3, H, W) to (B, 3, H - 10, W - 10)."""
-    mean_x, mean_y = _local(x), _local(y)
-    var_x, var_y = _local(x * x) - mean_x**2, _local(y * y) - mean_y**2
-    cov = _local(x * y) - mean_x * mean_y
+    mean_x, mean_y = _windowed_mean(x), _windowed_mean(y)
+    var_x, var_y = _windowed_mean(x * x) - mean_x**2, _windowed_mean(y * y) - mean_y**2
+    cov = _windowed_mean(x * y) - mean_x * mean_y
     c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
     return (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
 
 
-def _local(x: torch.Tensor) -> torch.Tensor:
+def _windowed_mean(x: torch.Tensor) -> torch.Tensor:
     """The window's mean at each place where it fits."""
     row = [math.exp(-(at**2) / (2 * SIGMA**2)) for at in range(-(WINDOW // 2), WINDOW // 2 + 1)]
     for dim in (-2, -1):
@@ -84,10 +84,10 @@ def _strips(a: torch.Tensor, b: torch.Tensor, overlap: int) -> Iterator[tuple[to
         yield a[..., lines, :].double(), b[..., lines, :].double()
 
 
-Scores = Mapping[str, Sequence[float | None]]  # measure -> a value for each row, none where it cannot be had
+QualityScores = Mapping[str, Sequence[float | None]]  # measure -> a value for each row, none where it cannot be had
 
 
-def scored(pictures: torch.Tensor, references: torch.Tensor, lpips: PerceptualDistance | None) -> Scores:
+def score_images(pictures: torch.Tensor, references: torch.Tensor, lpips: PerceptualDistance | None) -> QualityScores:
     """LPIPS (if asked for), PSNR and SSIM of (B, 3, H, W) in [-1, 1] against references of the same shape.
 
     None where pictures are too small for a measure, or have more than ``MOST_PIXELS`` for LPIPS; PSNR may be infinite.
@@ -97,7 +97,7 @@ def scored(pictures: torch.Tensor, references: torch.Tensor, lpips: PerceptualDi
     found: dict[str, Sequence[float | None]] = {}
     if lpips is not None:
         found["lpips"] = nothing
-        if height * width <= MOST_PIXELS:
+        if height * width <= MAX_LPIPS_PIXELS:
             with contextlib.suppress(ModelError):  # too small for its network
                 found["lpips"] = lpips(pictures, references).tolist()
     found["psnr"] = psnr(pictures, references).tolist()
@@ -115,8 +115,8 @@ class Mean:
     n: int
 
 
-def mean(
-    values: Floats | Sequence[float], rng: np.random.Generator, within: tuple[float, float] = (-math.inf, math.inf)
+def mean_with_interval(
+    values: Floats | Sequence[float], rng: np.random.Generator, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> Mean:
     """The mean of (N,) finite values, and its interval: pictures are drawn again with replacement, percentiles taken.
 
@@ -130,11 +130,11 @@ def mean(
     n, value = len(x), float(x.mean())
     if n == 1:
         return Mean(value, None, None, 1)
-    rows = max(1, BLOCK // n)
+    rows = max(1, MAX_DRAWS // n)
     sizes = [min(rows, REPLICATES - start) for start in range(0, REPLICATES, rows)]
     again = np.concatenate([x[rng.integers(n, size=(size, n))].mean(1) for size in sizes])
     low, high = np.quantile(again, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    wider = few_people(n) * math.sqrt(n / (n - 1))
-    least, most = within
+    wider = small_sample_factor(n) * math.sqrt(n / (n - 1))
+    least, most = bounds
     low, high = value - (value - low) * wider, value + (high - value) * wider
     return Mean(value, max(least, float(low)), min(most, float(high)), n)

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from anonymizer.config import FilterConfig
 from anonymizer.errors import ConfigError, ModelError
 from metrics.models import weights
-from metrics.models.clip import BUNDLED, FOLDER, ClipEmbedder, check_images
+from metrics.models.clip import BUNDLED, LOCAL_FOLDER, ClipEmbedder, check_images
 
-NEEDED = "config.json with id2label, model.safetensors and preprocessor_config.json"
-SHOWN = 10  # classes that an error lists
+REQUIRED_FILES = "config.json with id2label, model.safetensors and preprocessor_config.json"
+MAX_LISTED = 10  # classes that an error lists
 
 Logits = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) in [-1, 1] -> (B, K)
 
@@ -42,7 +42,7 @@ class Reader:
     logits: Logits
     columns: Mapping[str, int]
     names: Sequence[str]
-    reported: str
+    versioned_name: str
 
     @torch.inference_mode()
     def read(self, images: torch.Tensor, labels: Sequence[str]) -> list[Reading]:
@@ -67,17 +67,17 @@ class Classifier:
 
     logits: Logits
     names: Sequence[str]
-    reported: str = "a function"
+    versioned_name: str = "a function"
 
     @classmethod
     def load(cls, folder: str, device: str | torch.device = "cpu") -> Self:
         """A folder in transformers' ``AutoModelForImageClassification`` format, safetensors only. Raises ModelError."""
         path = Path(folder).expanduser()
         try:
-            processor, model, missing = _load(path)
+            processor, model, missing = _load_classifier(path)
         except Exception as error:  # transformers raises whatever a wrong file causes
             raise ModelError(
-                f"filter.classifier {folder!r}: not a usable classifier ({type(error).__name__}): it needs {NEEDED}"
+                f"filter.classifier {folder!r}: not a usable classifier ({type(error).__name__}): it needs {REQUIRED_FILES}"
             ) from None
         if missing:
             raise ModelError(
@@ -95,9 +95,9 @@ class Classifier:
 
         digest = weights.digest(*sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors")))
         names = [str(model.config.id2label[number]) for number in sorted(model.config.id2label)]
-        return cls(logits, names, weights.reported("a classifier", digest))
+        return cls(logits, names, weights.versioned_name("a classifier", digest))
 
-    def reader(self, labels: Sequence[str], names: Mapping[str, str] | None = None) -> Reader:
+    def reader_for(self, labels: Sequence[str], names: Mapping[str, str] | None = None) -> Reader:
         """For a source with these labels; ``names``: label -> class, where the two differ. ConfigError if one is none.
 
         A class is found by its name, or one of its synonyms, whatever the case, or by its number.
@@ -106,14 +106,14 @@ class Classifier:
         found = {label: self._column(name) for label, name in called.items()}
         columns = {label: at for label, at in found.items() if at is not None}
         if unknown := len(found) - len(columns):
-            known = ", ".join(repr(name) for name in self.names[:SHOWN])
+            known = ", ".join(repr(name) for name in self.names[:MAX_LISTED])
             raise ConfigError(
                 f"filter: {unknown} of {len(found)} labels of the source are no classes of the classifier ({known}"
-                f"{', ...' if len(self.names) > SHOWN else ''}): say which they are in filter.names"
+                f"{', ...' if len(self.names) > MAX_LISTED else ''}): say which they are in filter.names"
             )
         spelled = {at: label for label, at in columns.items()}
         return Reader(
-            self.logits, columns, [spelled.get(at, name) for at, name in enumerate(self.names)], self.reported
+            self.logits, columns, [spelled.get(at, name) for at, name in enumerate(self.names)], self.versioned_name
         )
 
     def _column(self, wanted: str) -> int | None:
@@ -136,14 +136,14 @@ class ZeroShot:
         """``spec`` as of ``metrics.clip``. Raises ModelError."""
         embedder = ClipEmbedder.load(spec, device)
         try:
-            return cls(embedder, _tokenizer(spec))
+            return cls(embedder, _load_tokenizer(spec))
         except Exception as error:  # one of a hub's, which is not at hand
             raise ModelError(
                 f"filter.clip: {spec!r}: its tokenizer cannot be had ({type(error).__name__}): choose a model of "
                 "open_clip's own tokenizer, such as ViT-B-32"
             ) from None
 
-    def reader(
+    def reader_for(
         self, labels: Sequence[str], names: Mapping[str, str] | None = None, prompt: str = "a photo of a {label}"
     ) -> Reader:
         """For a source with these labels; underscores are read as spaces. ConfigError where there is no choice.
@@ -158,7 +158,10 @@ class ZeroShot:
         at = {name: column for column, name in enumerate(of_name)}
         columns = {label: at[name] for label, name in called.items()}
         return Reader(
-            lambda images: self.embedder.embed(images) @ texts.T, columns, [*of_name.values()], self.embedder.reported
+            lambda images: self.embedder.embed(images) @ texts.T,
+            columns,
+            [*of_name.values()],
+            self.embedder.versioned_name,
         )
 
     @torch.inference_mode()
@@ -177,32 +180,32 @@ def load_filter(config: FilterConfig, device: str | torch.device) -> Classifier 
     return Classifier.load(str(config.classifier), device)
 
 
-def reader_of(model: Classifier | ZeroShot, config: FilterConfig, labels: Sequence[str]) -> Reader:
+def build_reader(model: Classifier | ZeroShot, config: FilterConfig, labels: Sequence[str]) -> Reader:
     """What reads pictures of a source with these labels. Raises ConfigError."""
     if isinstance(model, ZeroShot):
-        return model.reader(labels, config.names, config.prompt)
-    return model.reader(labels, config.names)
+        return model.reader_for(labels, config.names, config.prompt)
+    return model.reader_for(labels, config.names)
 
 
-def _tokenizer(spec: str) -> Any:
+def _load_tokenizer(spec: str) -> Any:
     import open_clip
 
     if spec.startswith(BUNDLED):
         with as_file(files("anonymizer.bundled").joinpath(spec.removeprefix(BUNDLED))) as folder:
-            return open_clip.get_tokenizer(f"{FOLDER}{folder}")
-    if spec.startswith(FOLDER):
-        return open_clip.get_tokenizer(f"{FOLDER}{Path(spec.removeprefix(FOLDER)).expanduser()}")
+            return open_clip.get_tokenizer(f"{LOCAL_FOLDER}{folder}")
+    if spec.startswith(LOCAL_FOLDER):
+        return open_clip.get_tokenizer(f"{LOCAL_FOLDER}{Path(spec.removeprefix(LOCAL_FOLDER)).expanduser()}")
     return open_clip.get_tokenizer(spec.partition("/")[0])
 
 
-def _load(folder: Path) -> tuple[Any, Any, int]:
+def _load_classifier(folder: Path) -> tuple[Any, Any, int]:
     """The preprocessor, the classifier, and how many of its tensors were missing."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     if not (folder / "config.json").is_file():  # which transformers would look for on the hub
         raise FileNotFoundError
     own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _quiet():
+    with _silence_transformers():
         processor = AutoImageProcessor.from_pretrained(str(folder), **own)
         model, found = AutoModelForImageClassification.from_pretrained(
             str(folder), use_safetensors=True, output_loading_info=True, **own
@@ -211,7 +214,7 @@ def _load(folder: Path) -> tuple[Any, Any, int]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
     """What transformers prints as it loads, our own line says better."""
     from transformers.utils import logging
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metrics.attacks.attributes import FOLDS, Readings, deal, predict
+from metrics.attacks.attributes import FOLDS, Predictions, fit_predict, permute_labels
 from metrics.attacks.linkage import Floats, Names
-from metrics.stats.risk import Estimate, interval, too_few
+from metrics.stats.risk import Estimate, rate_interval, too_few
 
 
 @dataclass(frozen=True)
-class Taught(Readings):
+class TransferPredictions(Predictions):
     """What readers read off each of N originals of people whom they had not seen.
 
     ``originals``: a reader taught by originals of other people (reference); ``outputs``: by outputs of other people;
@@ -45,14 +45,14 @@ class Utility:
     note: str | None = None
 
 
-def teach(
+def predict_by_transfer(
     originals: Floats,
     outputs: Floats,
     labels: Names,
     subjects: Names,
     rng: np.random.Generator,
     folds: int = FOLDS,
-) -> Taught:
+) -> TransferPredictions:
     """Teach ``labels`` (N,) by ``outputs`` and by ``originals`` (N, D), in ``folds`` that split ``subjects`` (N,).
 
     Row i of all is one record; see ``attributes.groups`` for labels of numbers. A row with NaN was not detected and
@@ -71,7 +71,7 @@ def teach(
     if people < 2 or folds < 2:
         least = f"got {people} and {folds}: give pictures of more people"
         raise ValueError(f"subjects and folds must be two or more to hold people out, {least}")
-    dealt = deal(labels, subjects, rng)
+    dealt = permute_labels(labels, subjects, rng)
     found = {teacher: np.empty_like(labels) for teacher in ("originals", "outputs", "control")}
     splits = GroupKFold(min(folds, people), shuffle=True, random_state=int(rng.integers(2**31)))
     for train, test in splits.split(originals, groups=subjects):
@@ -80,11 +80,11 @@ def teach(
             ("outputs", outputs, labels),
             ("control", outputs, dealt),
         ):
-            found[teacher][test] = predict(source[train], taught[train], originals[test])
-    return Taught(labels=labels, subjects=subjects, **found)
+            found[teacher][test] = fit_predict(source[train], taught[train], originals[test])
+    return TransferPredictions(labels=labels, subjects=subjects, **found)
 
 
-def utility(found: Taught, rng: np.random.Generator) -> Utility:
+def measure_utility(found: TransferPredictions, rng: np.random.Generator) -> Utility:
     """The accuracy of each reader with its interval, a bootstrap over people where one has several pictures."""
     whole = found.trials("outputs")
     if few := too_few(whole):
@@ -92,7 +92,7 @@ def utility(found: Taught, rng: np.random.Generator) -> Utility:
 
     def accuracy(teacher: str) -> Estimate:
         trials = found.trials(teacher)
-        bounds = interval(trials, rng)
+        bounds = rate_interval(trials, rng)
         return Estimate(trials.rate, bounds.low, bounds.high)
 
     readers = accuracy("originals"), accuracy("outputs"), accuracy("control")

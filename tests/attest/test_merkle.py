@@ -44,6 +44,6 @@ def test_the_root_is_that_of_the_definition(leaves: list[bytes]) -> None:
 
 def test_any_change_of_a_row_is_another_leaf() -> None:
     table = pa.table({"output_id": ["a", "b"], "label": ["x", None], "level": [0.5, 0.5]})
-    one, other = list(merkle.rows(table))
+    one, other = list(merkle.encode_rows(table))
     assert one == b'{"label":"x","level":0.5,"output_id":"a"}'
     assert other == b'{"label":null,"level":0.5,"output_id":"b"}'

@@ -33,13 +33,13 @@ from flows.cli import main
 from tests.support.releases import people, run, settings
 
 VARIABLE = "ANONYMIZER_SIGNING_KEY"
-PUBLISHER, ADA, EVE = (signing.generate() for _ in range(3))
+PUBLISHER, ADA, EVE = (signing.generate_key_pair() for _ in range(3))
 KIND = "urn:anonymizer:predicate:test:v1"
 DIGEST = "ab" * 32
 
 
 def public(signer: CryptoSigner) -> str:
-    return signing.public_text(signer.public_key)
+    return signing.format_public_key(signer.public_key)
 
 
 def pem(signer: CryptoSigner) -> str:
@@ -54,7 +54,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, pem(PUBLISHER))
         made = run(settings(people(root / "in", 3), root / "out", policy=policy))
-    assert publish.approve(made, ADA).published
+    assert publish.approve(made, ADA).is_published
     return made
 
 
@@ -98,15 +98,15 @@ def test_the_payload_is_a_statement_to_the_in_toto_library(release: Release) -> 
     parsed = json_format.Parse(base64.b64decode(told["payload"]), statement_pb2.Statement())
     found = Statement.copy_from_pb(parsed)
     found.validate()
-    assert found.pb.predicate_type == statement.PREDICATE
+    assert found.pb.predicate_type == statement.PREDICATE_TYPE
     subjects = {subject.name: subject.digest["sha256"] for subject in found.pb.subject}
-    assert subjects == {name: statement.digest(release.public / name) for name in subjects}
+    assert subjects == {name: statement.file_digest(release.public / name) for name in subjects}
     assert {"manifest.parquet", "README.md", "report.html", "croissant.json"} <= set(subjects)
     assert found.pb.predicate["publisher"] == public(PUBLISHER)
 
 
 def test_decisions_are_statements_too(release: Release) -> None:
-    for line in release.decision.read().splitlines():
+    for line in release.decision_log.read().splitlines():
         found = Envelope.from_dict(json.loads(line))
         assert found.verify([PUBLISHER.public_key], 1)
         Statement.copy_from_pb(json_format.Parse(found.payload, statement_pb2.Statement())).validate()
@@ -114,7 +114,7 @@ def test_decisions_are_statements_too(release: Release) -> None:
 
 def test_what_a_statement_says_is_what_the_model_of_it_knows(release: Release) -> None:
     found = statement.read(release.public)
-    assert said.parse(said.Said, found.predicate).model_dump(mode="json") == found.predicate
+    assert said.parse(said.ReleasePredicate, found.predicate).model_dump(mode="json") == found.predicate
 
 
 # -- envelopes ---------------------------------------------------------------------------------------------------------
@@ -127,10 +127,10 @@ predicates = st.dictionaries(texts, st.none() | st.integers() | texts | st.lists
 def test_what_is_written_is_read_and_written_again(
     digests: dict[str, str], predicate: dict[str, Any], is_signed: bool, count: int
 ) -> None:
-    made = dsse.make(KIND, digests, predicate, PUBLISHER if is_signed else None)
-    data = dsse.write([made] * count)
-    found = dsse.read(data, KIND)
-    assert len(found) == count and dsse.write(found) == data
+    made = dsse.build(KIND, digests, predicate, PUBLISHER if is_signed else None)
+    data = dsse.dumps([made] * count)
+    found = dsse.loads(data, KIND)
+    assert len(found) == count and dsse.dumps(found) == data
     assert (found[0].digests, found[0].predicate) == (digests, predicate)
     assert found[0].is_signed_by(PUBLISHER.public_key) == is_signed
     assert not found[0].is_signed_by(EVE.public_key)
@@ -140,7 +140,7 @@ def test_what_is_written_is_read_and_written_again(
 def test_bytes_that_are_no_envelope_are_one_line(data: bytes) -> None:
     if data:
         with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
-            dsse.read(data, KIND)
+            dsse.loads(data, KIND)
 
 
 @pytest.mark.parametrize(
@@ -152,30 +152,30 @@ def test_bytes_that_are_no_envelope_are_one_line(data: bytes) -> None:
 )  # fmt: skip
 def test_json_that_is_no_envelope_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match="damaged, or no statement"):
-        dsse.read(line + b"\n", KIND)
+        dsse.loads(line + b"\n", KIND)
 
 
 def test_a_statement_of_another_kind_is_refused() -> None:
-    data = dsse.write([dsse.make(KIND, {"a": DIGEST}, {}, PUBLISHER)])
+    data = dsse.dumps([dsse.build(KIND, {"a": DIGEST}, {}, PUBLISHER)])
     with pytest.raises(ValueError, match="another kind of statement than urn:other"):
-        dsse.read(data, "urn:other")
+        dsse.loads(data, "urn:other")
 
 
 @pytest.mark.parametrize("digest", ["AB" * 32, "ab" * 31, "ab" * 33, "xy" * 32, 5, None, ""])
 def test_a_digest_in_another_spelling_is_refused(digest: Any) -> None:
     with pytest.raises(ValueError, match="damaged"):
-        dsse.read(dsse.write([dsse.make(KIND, {"a": digest}, {}, PUBLISHER)]), KIND)
+        dsse.loads(dsse.dumps([dsse.build(KIND, {"a": digest}, {}, PUBLISHER)]), KIND)
 
 
 def test_a_name_that_is_no_text_is_refused() -> None:
-    data = dsse.write([dsse.make(KIND, {"\ud800": DIGEST}, {}, PUBLISHER)])
+    data = dsse.dumps([dsse.build(KIND, {"\ud800": DIGEST}, {}, PUBLISHER)])
     with pytest.raises(ValueError, match="damaged"):
-        dsse.read(data, KIND)
+        dsse.loads(data, KIND)
 
 
 def test_signing_again_replaces_a_signature_and_leaves_the_first_statement_alone() -> None:
-    made = dsse.make(KIND, {"a": DIGEST}, {"x": 1}, PUBLISHER)
-    more = made.signed_by(ADA).signed_by(ADA)
+    made = dsse.build(KIND, {"a": DIGEST}, {"x": 1}, PUBLISHER)
+    more = made.with_signature(ADA).with_signature(ADA)
     assert made.key_ids == {PUBLISHER.public_key.keyid}
     assert more.key_ids == {PUBLISHER.public_key.keyid, ADA.public_key.keyid}
     assert more.is_signed_by(ADA.public_key) and more.is_signed_by(PUBLISHER.public_key)
@@ -187,7 +187,7 @@ def test_signing_again_replaces_a_signature_and_leaves_the_first_statement_alone
 def test_a_public_key_is_written_in_one_way() -> None:
     raw = bytes.fromhex(PUBLISHER.public_key.keyval["public"])
     assert public(PUBLISHER) == "ed25519:" + base64.b64encode(raw).decode()
-    found = signing.public_key(public(PUBLISHER))
+    found = signing.parse_public_key(public(PUBLISHER))
     assert (found.keyid, found.keyval) == (PUBLISHER.public_key.keyid, PUBLISHER.public_key.keyval)
 
 
@@ -210,9 +210,9 @@ def test_a_public_key_is_written_in_one_way() -> None:
 )
 def test_a_public_key_in_any_other_spelling_is_refused(change: Any) -> None:
     text = "ed25519:" + base64.b64encode(bytes(range(32))).decode()
-    signing.public_key(text)
+    signing.parse_public_key(text)
     with pytest.raises(ValueError):
-        signing.public_key(change(text))
+        signing.parse_public_key(change(text))
 
 
 def test_a_private_key_is_taken_from_the_environment_as_text_in_one_line_or_by_the_name_of_its_file(
@@ -221,13 +221,13 @@ def test_a_private_key_is_taken_from_the_environment_as_text_in_one_line_or_by_t
     (tmp_path / "ada.key").write_text(pem(ADA))
     for value in (pem(ADA), pem(ADA).replace("\n", "\\n"), f"\n{pem(ADA)}\n", str(tmp_path / "ada.key")):
         monkeypatch.setenv(VARIABLE, value)
-        found = signing.signer_in(VARIABLE)
+        found = signing.signer_from_env(VARIABLE)
         assert found is not None and public(found) == public(ADA)
     for nothing in ("", "  \n"):
         monkeypatch.setenv(VARIABLE, nothing)
-        assert signing.signer_in(VARIABLE) is None
+        assert signing.signer_from_env(VARIABLE) is None
     monkeypatch.delenv(VARIABLE)
-    assert signing.signer_in(VARIABLE) is None
+    assert signing.signer_from_env(VARIABLE) is None
 
 
 def rsa_key() -> str:
@@ -264,7 +264,7 @@ def test_what_is_no_private_key_is_one_line_that_does_not_repeat_it(
     (tmp_path / "a.key").write_text(value)
     monkeypatch.setenv(VARIABLE, value if place == "variable" else str(tmp_path / "a.key"))
     with pytest.raises(SigningKeyError) as caught:
-        signing.signer_from(tmp_path / "a.key") if place == "file" else signing.signer_in(VARIABLE)
+        signing.signer_from_file(tmp_path / "a.key") if place == "file" else signing.signer_from_env(VARIABLE)
     text = str(caught.value)
     assert text.startswith("--key: " if place == "file" else f"{VARIABLE}: ") and "anonymizer keys" in text
     assert "\n" not in text and not [part for part in value.split() if len(part) > 6 and part in text]
@@ -274,7 +274,7 @@ def test_what_is_no_private_key_is_one_line_that_does_not_repeat_it(
 def test_a_file_that_is_not_there_or_a_folder_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.key", tmp_path, Path("a\0b")):
         with pytest.raises(SigningKeyError, match="no such file, or it cannot be read"):
-            signing.signer_from(path)
+            signing.signer_from_file(path)
 
 
 @pytest.mark.parametrize("kind", ["signing", "age", "custodian"])
@@ -293,7 +293,7 @@ def test_keys_are_made_for_their_owner_alone_and_the_secret_is_never_shown(tmp_p
     assert (tmp_path / "keys" / "ada.pub").exists() == (kind != "custodian")
     if kind == "signing":
         text = (tmp_path / "keys" / "ada.pub").read_text().strip()
-        assert public(signing.signer_from(private)) == text and text in done.stdout.replace("\n", "")
+        assert public(signing.signer_from_file(private)) == text and text in done.stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize("there", ["ada.key", "ada.pub"])
@@ -345,7 +345,7 @@ def test_publishers_cannot_approve_with_their_own_key(tmp_path: Path, monkeypatc
     assert not waiting.is_published
     with pytest.raises(SigningKeyError, match="the publisher's own"):
         publish.approve(waiting, PUBLISHER)
-    assert publish.approve(waiting, ADA).approved == ("ada",) and waiting.is_published
+    assert publish.approve(waiting, ADA).approved_by == ("ada",) and waiting.is_published
 
 
 def test_approvals_that_only_the_publisher_could_give_are_refused_before_any_work(
@@ -353,6 +353,6 @@ def test_approvals_that_only_the_publisher_could_give_are_refused_before_any_wor
 ) -> None:
     monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
     approvers = {"ada": public(ADA), "me": public(PUBLISHER)}
-    publish.check_key(settings("in", "out", policy={"approvals": 1, "approvers": approvers}))
+    publish.check_signing_key(settings("in", "out", policy={"approvals": 1, "approvers": approvers}))
     with pytest.raises(ConfigError, match=r"policy\.approvals: 2 asked for, and 1 approvers are other than"):
-        publish.check_key(settings("in", "out", policy={"approvals": 2, "approvers": approvers}))
+        publish.check_signing_key(settings("in", "out", policy={"approvals": 2, "approvers": approvers}))

@@ -137,12 +137,12 @@ def test_the_digest_names_the_weights(folder):
 def test_bundled_models_are_there_and_load():
     assert "faces-64" in bundled_models()
     backbone = load_backbone(ModelConfig(device="cpu"))
-    assert (backbone.size, backbone.T, backbone.asks) == (64, 1000, "nothing")
+    assert (backbone.size, backbone.T, backbone.condition_kind) == (64, 1000, "nothing")
 
 
 def test_the_model_with_classes_draws_another_picture_for_each_of_them():
     backbone = load_backbone(ModelConfig(id="bundled:cifar10-32", device="cpu", guidance=2.0))
-    assert (backbone.size, backbone.asks, backbone.channels) == (32, "class", 12)
+    assert (backbone.size, backbone.condition_kind, backbone.channels) == (32, "class", 12)
     noise = KeyedNoise([bytes(16)] * 3)
     told = backbone.condition(["ship", "horse", "8"])
     ship, horse, again = Boomerang(backbone, "ddim", 6).sample(torch.zeros(3, 3, 32, 32), 1.0, noise, told)

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from anonymizer.backbones import load_backbone
-from anonymizer.backbones.class_labels import Classes
+from anonymizer.backbones.class_labels import ClassLabels
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError, RecordError
@@ -54,20 +54,20 @@ def network(path: Path, zt: torch.Tensor, t: int, labels: list[int]) -> torch.Te
 
 
 def test_a_class_goes_by_name_synonym_and_number():
-    classes = Classes.of(4, NAMES)
+    classes = ClassLabels.from_config(4, NAMES)
     told = ["airplane", "plane", "airplane, plane", " Car ", "PLANE", "0", "1"]
-    assert classes.numbers(told).tolist() == [0, 0, 0, 1, 0, 0, 1]
-    assert classes.numbers(told).dtype == torch.long
+    assert classes.indices_of(told).tolist() == [0, 0, 0, 1, 0, 0, 1]
+    assert classes.indices_of(told).dtype == torch.long
 
 
 def test_a_name_counts_before_a_number():
-    assert Classes.of(9, {"0": "3", "3": "cat"}).number("3") == 0
+    assert ClassLabels.from_config(9, {"0": "3", "3": "cat"}).index_of("3") == 0
 
 
 @pytest.mark.parametrize("label", ["truck", "", "3", "-1", "1.0", "²", "1_0", "ai", ","])
 def test_what_is_no_class_is_a_reason(label):
     with pytest.raises(RecordError) as caught:
-        Classes.of(4, NAMES).number(label)
+        ClassLabels.from_config(4, NAMES).index_of(label)
     assert caught.value.reason is Reason.NO_CONDITION
     assert label == "" or label not in str(caught.value)
 
@@ -77,15 +77,15 @@ def test_what_is_no_class_is_a_reason(label):
     [(4, NAMES, 3, 3), (3, NAMES, 3, None), (10, None, 10, None), (10, {}, 10, None), (9, NAMES, 3, None)],
 )
 def test_one_embedding_more_than_names_stands_for_none(embeddings, names, count, null):
-    classes = Classes.of(embeddings, names)
+    classes = ClassLabels.from_config(embeddings, names)
     assert (classes.count, classes.null) == (count, null)
 
 
 def test_without_names_numbers_are_known():
-    classes = Classes.of(10, None)
-    assert classes.numbers(["0", "9"]).tolist() == [0, 9]
+    classes = ClassLabels.from_config(10, None)
+    assert classes.indices_of(["0", "9"]).tolist() == [0, 9]
     with pytest.raises(RecordError):
-        classes.number("10")
+        classes.index_of("10")
 
 
 def test_a_model_is_told_the_class_of_each_row(folder):
@@ -180,7 +180,7 @@ def test_a_model_without_classes_is_told_nothing(folder, settings, line):
 
 
 def test_a_name_that_several_classes_have_names_none_of_them():
-    classes = Classes.of(3, {"0": "crane, bird", "1": "crane, machine", "2": "cat"})
-    assert (classes.number("bird"), classes.number("machine"), classes.number("1")) == (0, 1, 1)
+    classes = ClassLabels.from_config(3, {"0": "crane, bird", "1": "crane, machine", "2": "cat"})
+    assert (classes.index_of("bird"), classes.index_of("machine"), classes.index_of("1")) == (0, 1, 1)
     with pytest.raises(RecordError):
-        classes.number("crane")
+        classes.index_of("crane")

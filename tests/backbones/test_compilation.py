@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from anonymizer.backbones import compilation, load_backbone
-from anonymizer.backbones.conditioning import condition, stand_in
+from anonymizer.backbones.conditioning import encode_conditions, placeholder_condition
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig, RunConfig, build
 from anonymizer.noise import KeyedNoise
@@ -78,7 +78,7 @@ def test_channels_last_leaves_latent_models_as_they_were(family: str, tmp_path: 
 
 def test_on_a_cpu_half_precision_keeps_its_layout() -> None:
     network = torch.nn.Conv2d(8, 8, 3)
-    assert compilation.laid_out(network, CPU, torch.bfloat16).weight.is_contiguous()
+    assert compilation.move_channels_last(network, CPU, torch.bfloat16).weight.is_contiguous()
 
 
 # -- bfloat16 ---------------------------------------------------------------------------------------------------------
@@ -128,9 +128,9 @@ def test_attention_goes_through_the_fused_kernel_and_never_the_slow_way(
     monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
     monkeypatch.setattr(Attention, "get_attention_scores", slow)
     backbone = load(FAMILIES[family](tmp_path / family))
-    outputs(backbone, said=condition(backbone, ["a cat"] * 2) if backbone.asks == "prompt" else None)
+    outputs(backbone, said=encode_conditions(backbone, ["a cat"] * 2) if backbone.asks == "prompt" else None)
     assert len(fused) > 4
-    processors = {type(module.processor).__name__ for module in compilation.network_of(backbone).modules()
+    processors = {type(module.processor).__name__ for module in compilation.get_network(backbone).modules()
                   if hasattr(module, "processor")}  # fmt: skip
     assert processors and not processors & {"AttnProcessor", "SlicedAttnProcessor", "JointAttnProcessor"}
     if hasattr(backbone, "prompts"):
@@ -172,8 +172,8 @@ def test_full_batches_are_compiled_once_whatever_the_step_and_others_not_at_all(
     tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted, plain, backbone = Counted(monkeypatch), load(tiny_model), load(tiny_model)
-    compilation.compiled(backbone, 4)
-    compilation.compiled(backbone, 4)
+    compilation.compile_network(backbone, 4)
+    compilation.compile_network(backbone, 4)
     for count in (4, 3, 4, 1):
         torch.testing.assert_close(outputs(backbone, count), outputs(plain, count), atol=PIXEL / 20, rtol=0)
     assert counted.counter.frame_count == 1
@@ -184,7 +184,7 @@ def test_full_batches_are_compiled_once_whatever_the_step_and_others_not_at_all(
 def test_a_cache_that_the_user_names_is_used(tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = str(cache.parent / "mine")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", mine)
-    compilation.compiled(load(tiny_model), 4)
+    compilation.compile_network(load(tiny_model), 4)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == mine
 
 
@@ -193,7 +193,7 @@ def test_with_guidance_two_rows_for_each_picture_are_compiled(
 ) -> None:
     counted, path = Counted(monkeypatch), tiny_pipelines.sd1(tmp_path / "sd1")
     backbone, plain = load(path, guidance=3.0), load(path, guidance=3.0)
-    compilation.compiled(backbone, 2)
+    compilation.compile_network(backbone, 2)
     torch.testing.assert_close(outputs(backbone), outputs(plain), atol=PIXEL / 20, rtol=0)
     assert counted.counter.frame_count == 1
 
@@ -202,7 +202,7 @@ def test_with_guidance_two_rows_for_each_picture_are_compiled(
 def test_a_compiled_network_says_the_same(tiny_model: Path, cache: Path) -> None:
     """By the real compiler, with its cache in the user's folder."""
     backbone = load(tiny_model)
-    compilation.compiled(backbone, 4)
+    compilation.compile_network(backbone, 4)
     torch.testing.assert_close(outputs(backbone, 4), outputs(load(tiny_model), 4), atol=PIXEL / 20, rtol=0)
     assert any((cache / "inductor").rglob("*.py")) or any((cache / "inductor").rglob("*.so"))
 
@@ -215,7 +215,7 @@ def test_a_network_that_cannot_be_compiled_is_run_as_it_is_and_the_log_says_so_o
 
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: no_compiler)
     backbone = load(tiny_model)
-    compilation.compiled(backbone, 4)
+    compilation.compile_network(backbone, 4)
     torch.testing.assert_close(outputs(backbone, 4), outputs(load(tiny_model), 4), atol=0, rtol=0)
     assert [record.message for record in caplog.records] == [
         "run.compile: the network could not be compiled (RuntimeError) and is run as it is"
@@ -230,7 +230,7 @@ def test_a_compiled_network_without_memory_says_so(
 
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: full)
     backbone = load(tiny_model)
-    compilation.compiled(backbone, 4)
+    compilation.compile_network(backbone, 4)
     with pytest.raises(torch.OutOfMemoryError):
         outputs(backbone, 4)
 
@@ -241,32 +241,32 @@ def test_auto_compiles_on_a_gpu_and_for_long_plans_only() -> None:
         found.device = device
         return found
 
-    long, short = (lambda: compilation.WORTHWHILE), (lambda: compilation.WORTHWHILE / 2)
-    assert compilation.is_worthwhile("auto", backbone(CUDA), long)
-    assert not compilation.is_worthwhile("auto", backbone(CUDA), short)
-    assert compilation.is_worthwhile("always", backbone(CPU), lambda: pytest.fail("nobody needs to know"))
+    long, short = (lambda: compilation.MIN_FLOPS_TO_COMPILE), (lambda: compilation.MIN_FLOPS_TO_COMPILE / 2)
+    assert compilation.is_worth_compiling("auto", backbone(CUDA), long)
+    assert not compilation.is_worth_compiling("auto", backbone(CUDA), short)
+    assert compilation.is_worth_compiling("always", backbone(CPU), lambda: pytest.fail("nobody needs to know"))
     for mode, device in (("auto", CPU), ("never", CUDA)):
-        assert not compilation.is_worthwhile(mode, backbone(device), lambda: pytest.fail("nobody needs to know"))  # type: ignore[arg-type]
+        assert not compilation.is_worth_compiling(mode, backbone(device), lambda: pytest.fail("nobody needs to know"))  # type: ignore[arg-type]
 
 
 def test_a_network_of_another_kind_is_left_alone() -> None:
-    compilation.compiled(IdealGaussian(), 4)
+    compilation.compile_network(IdealGaussian(), 4)
 
 
 def test_operations_are_those_of_the_network(tiny_model: Path) -> None:
     """A convolution of c to d channels of 3 x 3 takes 2 * 9 c d operations for each cell; the first one is 3 to 8."""
     backbone = load(tiny_model)
-    found = compilation.operations(backbone)
+    found = compilation.count_flops(backbone)
     assert found > 2 * 9 * 3 * 8 * 8 * 8
     backbone.unet = torch.nn.Conv2d(3, 3, 3, padding=1)
     backbone._network = lambda zt, t, labels: backbone.unet(zt)
-    assert compilation.operations(backbone) == 2 * 9 * 3 * 3 * 8 * 8
+    assert compilation.count_flops(backbone) == 2 * 9 * 3 * 3 * 8 * 8
 
 
 def test_guidance_takes_twice_the_operations(tmp_path: Path) -> None:
     path = tiny_pipelines.sd1(tmp_path / "sd1")
     one, two = load(path), load(path, guidance=2.0)
-    assert compilation.operations(two) == 2 * compilation.operations(one)
+    assert compilation.count_flops(two) == 2 * compilation.count_flops(one)
 
 
 # -- in a run ---------------------------------------------------------------------------------------------------------
@@ -283,11 +283,11 @@ def test_a_shard_compiles_where_it_is_asked_to(
 ) -> None:
     config = config_of(tmp_path, tiny_model, f"run.compile={mode}")
     backbone: Any = load(tiny_model)
-    release_job.compile_where_it_pays(config, backbone, plan.describe(config, backbone, KEY, 4))
-    assert isinstance(backbone.unet.forward, compilation.FullBatches) == compiles
+    release_job.compile_if_worthwhile(config, backbone, plan.build_plan(config, backbone, KEY, 4))
+    assert isinstance(backbone.unet.forward, compilation.CompiledForward) == compiles
 
 
 def test_what_stands_for_a_record_where_time_is_measured() -> None:
-    assert stand_in(ModelConfig(condition="label")) == "0"
-    assert stand_in(ModelConfig(prompt="a photo of {label}")) == "a photo of {label}"
-    assert stand_in(ModelConfig(prompt="a photo")) is None
+    assert placeholder_condition(ModelConfig(condition="label")) == "0"
+    assert placeholder_condition(ModelConfig(prompt="a photo of {label}")) == "a photo of {label}"
+    assert placeholder_condition(ModelConfig(prompt="a photo")) is None

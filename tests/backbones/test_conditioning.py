@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from anonymizer.backbones import Denoised
-from anonymizer.backbones.class_labels import Classes
+from anonymizer.backbones.class_labels import ClassLabels
 from anonymizer.config import build
 from anonymizer.errors import ConfigError
 from anonymizer.storage.layout import Release
@@ -35,16 +35,16 @@ from tests.support.releases import (
 GREY = {"dark": -0.5, "light": 0.5}
 
 
-class Told(IdealGaussian):
+class ClassConditional(IdealGaussian):
     """A model that gives back one grey for each class that it is told, whatever it sees."""
 
     def __init__(self) -> None:
         super().__init__(size=8)
-        self.asks = "class"
-        self.classes = Classes.of(2, {"0": "dark", "1": "light"})
+        self.condition_kind = "class"
+        self.classes = ClassLabels.from_config(2, {"0": "dark", "1": "light"})
 
-    def condition(self, told: Sequence[str]) -> torch.Tensor:
-        return self.classes.numbers(told)
+    def condition(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.classes.indices_of(texts)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         assert isinstance(condition, torch.Tensor)
@@ -53,22 +53,22 @@ class Told(IdealGaussian):
         return Denoised(grey, (zt - abar**0.5 * grey) / (1 - abar) ** 0.5)
 
 
-class Read(IdealGaussian):
+class Prompted(IdealGaussian):
     """A model with prompts that keeps what it was told."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asks, self.heard = "prompt", []
+        self.condition_kind, self.texts = "prompt", []
 
-    def condition(self, told: Sequence[str]) -> object:
-        self.heard += told
+    def condition(self, texts: Sequence[str]) -> object:
+        self.texts += texts
         return None
 
 
 class Prudish(IdealGaussian):
     """Its safety checker objects to whatever is light."""
 
-    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+    def flag_unsafe(self, images: torch.Tensor) -> Sequence[bool]:
         return [bool(image.mean() > 0.3) for image in images]
 
 
@@ -84,7 +84,7 @@ def test_each_record_is_told_its_own_label_whatever_the_batch(tmp_path: Path) ->
     for batch in (1, 3, 7):
         config = settings(source, tmp_path / f"out{batch}", source={"label": "label"}, model={"condition": "label"},
                           run={"batch_size": batch, "shard_size": 7}, boomerang={"sampler": "ddim"})  # fmt: skip
-        release = run(config, Told())
+        release = run(config, ClassConditional())
         for row in rows(release):
             wanted = -0.5 if row["label"] in ("dark", "0") else 0.5
             assert abs(pixels(release, row).getpixel((3, 3))[0] / 127.5 - 1 - wanted) < 0.02
@@ -95,7 +95,7 @@ def test_a_label_that_is_missing_or_unknown_fails_its_record_alone(tmp_path: Pat
     source = listing(folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(6)}),
                      [{"image": f"{i}.png", "label": label} for i, label in enumerate(labels)])  # fmt: skip
     config = settings(source, tmp_path / "out", source={"label": "label"}, model={"condition": "label"})
-    found = {row["label"]: (row["status"], row["reason"]) for row in rows(run(config, Told()))}
+    found = {row["label"]: (row["status"], row["reason"]) for row in rows(run(config, ClassConditional()))}
     assert found.pop("dark") == found.pop("light") == ("released", None)
     assert set(found.values()) == {("failed", "no_condition")}
 
@@ -104,11 +104,11 @@ def test_a_prompt_takes_columns_that_are_published_or_restricted(tmp_path: Path)
     source = listing(folder_of(tmp_path / "in", {"a.png": picture(1), "b.png": picture(2)}),
                      [{"image": "a.png", "label": "cat", "who": " a  tabby\n", "caption": "on a {mat}"},
                       {"image": "b.png", "label": "dog", "who": None, "caption": "in a basket"}])  # fmt: skip
-    model = Read()
+    model = Prompted()
     config = settings(source, tmp_path / "out", source={"label": "label", "caption": "caption", "restricted": ["who"]},
                       model={"prompt": "a photo of a {label}, {who}, {caption}"})  # fmt: skip
     found = {row["label"]: (row["status"], row["reason"]) for row in rows(run(config, model))}
-    assert set(model.heard) == {"a photo of a cat, a tabby, on a {mat}"}
+    assert set(model.texts) == {"a photo of a cat, a tabby, on a {mat}"}
     assert found == {"cat": ("released", None), "dog": ("failed", "no_condition")}
     assert "who" not in manifest(Release.at(config.output.uri)).column_names
 
@@ -171,7 +171,7 @@ def test_labels_are_not_told_to_a_model_that_asks_for_nothing(tmp_path: Path) ->
 
 def test_guidance_towards_a_class_that_is_not_told_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.guidance: leads towards a class, and none is told"):
-        run(settings(people(tmp_path / "in"), tmp_path / "out", model={"guidance": 2.0}), Told())
+        run(settings(people(tmp_path / "in"), tmp_path / "out", model={"guidance": 2.0}), ClassConditional())
 
 
 def test_a_narrow_picture_is_not_enlarged_beyond_the_limits(tmp_path: Path) -> None:
@@ -184,11 +184,11 @@ def test_a_narrow_picture_is_not_enlarged_beyond_the_limits(tmp_path: Path) -> N
 def test_a_picture_that_was_kept_would_show_what_was_told_before(tmp_path: Path) -> None:
     source = listing(folder_of(tmp_path / "in", {"a.png": picture(1)}), [{"image": "a.png", "label": "dark"}])
     first = settings(source, tmp_path / "first", source={"label": "label"}, model={"condition": "label"})
-    run(first, Told())
+    run(first, ClassConditional())
     again = settings(source, tmp_path / "second", source={"label": "label"}, model={"condition": "label"})
     again = again.model_copy(update={"previous": str(tmp_path / "first")})
     with pytest.raises(ConfigError, match="would go on to show what the model was told"):
-        run(again, Told())
+        run(again, ClassConditional())
 
 
 def test_what_was_not_checked_for_safety_is_not_kept_by_a_run_that_checks(tmp_path: Path) -> None:
@@ -217,10 +217,12 @@ def test_a_prompted_picture_is_drawn_again_with_what_it_was_told(
     labels = ["dark", "light", "dark", "light"]
     source = listing(folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(4)}),
                      [{"image": f"{i}.png", "label": label} for i, label in enumerate(labels)])  # fmt: skip
-    release = run(settings(source, tmp_path / "out", source={"label": "label"}, model={"condition": "label"}), Told())
-    monkeypatch.setattr(replay_job, "backbone_of", lambda model: Told())
+    release = run(
+        settings(source, tmp_path / "out", source={"label": "label"}, model={"condition": "label"}), ClassConditional()
+    )
+    monkeypatch.setattr(replay_job, "backbone_of", lambda model: ClassConditional())
     monkeypatch.setattr(replay_job, "scorer_of", lambda metrics, device: PlainScorer())
-    (found,) = [f for f in replay_job.check(release, None, 4) if f.check == "replay"]
+    (found,) = [f for f in replay_job.verify_release(release, None, 4) if f.check == "replay"]
     assert (found.result, found.said) == ("pass", "4 drawn again to the byte")
 
 
@@ -229,5 +231,5 @@ def test_in_tiles_nothing_is_drawn_again_and_asking_for_it_fails(
 ) -> None:
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     release = run(settings(people(tmp_path / "in"), tmp_path / "out", source={"fit": "tiles"}))
-    found = {f.check: f.result for f in replay_job.check(release, None, 2) if f.check in ("scores", "replay")}
+    found = {f.check: f.result for f in replay_job.verify_release(release, None, 2) if f.check in ("scores", "replay")}
     assert found == {"scores": "note", "replay": "fail"}

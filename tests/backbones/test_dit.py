@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DiTPipeline
 
 from anonymizer.backbones import load_backbone
-from anonymizer.backbones.tiling import Tiled
+from anonymizer.backbones.tiling import TiledBackbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError, RecordError
@@ -149,7 +149,7 @@ def test_networks_are_in_the_models_dtype_and_answers_in_float32(folder):
 
 
 def test_a_large_picture_is_seen_in_tiles_of_its_only_size(folder):
-    tiled = Tiled(load(folder), 0.25)
+    tiled = TiledBackbone(load(folder), 0.25)
     z0 = tiled.encode(torch.zeros(1, 3, SIDE, SIDE + 12))
     assert tiled.predict(z0, 500).z0.shape == (1, 4, 8, 14)
 

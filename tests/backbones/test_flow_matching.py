@@ -23,8 +23,8 @@ from diffusers import (
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from anonymizer.backbones import Denoised, load_backbone
-from anonymizer.backbones.flow_matching import Flow, flow
-from anonymizer.backbones.flux import places
+from anonymizer.backbones.flow_matching import FlowSchedule, make_flow_schedule
+from anonymizer.backbones.flux import latent_image_ids
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
@@ -83,7 +83,7 @@ class IdealFlow:
     """The exact velocity for pixels that are independent N(mean, spread^2), behind the protocol."""
 
     def __init__(self, shift: float = 3.0, mean: float = 0.1, spread: float = 0.25) -> None:
-        self.flow = flow(FlowMatchEulerDiscreteScheduler(shift=shift), tokens=1)
+        self.flow = make_flow_schedule(FlowMatchEulerDiscreteScheduler(shift=shift), token_count=1)
         self.T, self.alphas_cumprod, self.mean, self.spread = 1000, self.flow.alphas_cumprod, mean, spread
 
     def velocity(self, xt: torch.Tensor, s: float) -> torch.Tensor:
@@ -98,19 +98,23 @@ class IdealFlow:
         return z0
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
-        xt = self.flow.straight(zt, t)
-        return self.flow.read(xt, self.velocity(xt, float(self.flow.s[t - 1])), t)
+        xt = self.flow.to_flow_scale(zt, t)
+        return self.flow.convert_velocity(xt, self.velocity(xt, float(self.flow.s[t - 1])), t)
 
 
 def test_a_velocity_says_what_the_picture_and_the_noise_are():
-    way, x0, eps = Flow(torch.tensor([0.25, 1.0], dtype=torch.float64)), torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    way, x0, eps = (
+        FlowSchedule(torch.tensor([0.25, 1.0], dtype=torch.float64)),
+        torch.rand(2, 3, 4, 4),
+        torch.randn(2, 3, 4, 4),
+    )
     for t, s in ((1, 0.25), (2, 1.0)):
         xt = (1 - s) * x0 + s * eps
-        found = way.read(xt, eps - x0, t)
+        found = way.convert_velocity(xt, eps - x0, t)
         torch.testing.assert_close(found.z0, x0)
         torch.testing.assert_close(found.eps, eps)
         abar = float(way.alphas_cumprod[t - 1])
-        torch.testing.assert_close(way.straight(math.sqrt(abar) * x0 + math.sqrt(1 - abar) * eps, t), xt)
+        torch.testing.assert_close(way.to_flow_scale(math.sqrt(abar) * x0 + math.sqrt(1 - abar) * eps, t), xt)
 
 
 @pytest.mark.parametrize("shift", [1.0, 1.15, 3.0])
@@ -150,7 +154,7 @@ def test_the_papers_algorithm_keeps_the_distribution_of_a_flow():
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_schedule_is_the_schedulers_own_with_its_shift(shift: float) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    found = flow(scheduler, tokens=1)
+    found = make_flow_schedule(scheduler, token_count=1)
     torch.testing.assert_close(found.s.float().flip(0), scheduler.sigmas)
     assert found.alphas_cumprod.dtype == torch.float64
     assert float(found.alphas_cumprod[-1]) == 0
@@ -162,7 +166,7 @@ def test_the_schedule_is_the_schedulers_own_with_its_shift(shift: float) -> None
 def test_a_shift_that_goes_by_size_is_that_of_as_many_tokens(kind: str, tokens: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, time_shift_type=kind)
     scheduler.set_timesteps(sigmas=[t / 1000 for t in range(1000, 0, -1)], mu=calculate_shift(tokens))
-    found = flow(scheduler, tokens)
+    found = make_flow_schedule(scheduler, tokens)
     torch.testing.assert_close(found.s.float().flip(0), scheduler.sigmas[:-1])
     assert float(found.s[-1]) == 1
 
@@ -306,7 +310,7 @@ def test_pictures_need_not_be_square(folders, name):
 
 def test_tokens_lie_where_the_pipeline_says():
     theirs = FluxPipeline._prepare_latent_image_ids(1, 3, 5, "cpu", torch.float32)
-    assert torch.equal(places(3, 5), theirs)
+    assert torch.equal(latent_image_ids(3, 5), theirs)
 
 
 def test_the_log_snr_makes_levels_comparable(folders, ideal):

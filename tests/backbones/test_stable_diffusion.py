@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from anonymizer.backbones import load_backbone
-from anonymizer.backbones.prompt_encoder import KEPT, Prompts, Rows
-from anonymizer.backbones.tiling import Tiled
+from anonymizer.backbones.prompt_encoder import MAX_CACHED_PROMPTS, CachedPromptEncoder, PromptEmbeddings
+from anonymizer.backbones.tiling import TiledBackbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
@@ -313,10 +313,10 @@ def test_every_text_is_embedded_once(folders, pictures, monkeypatch):
 
 
 def test_the_memory_for_prompts_is_bounded():
-    prompts = Prompts(lambda text: Rows(torch.zeros(1, 1, 1)))
-    for i in range(2 * KEPT):
+    prompts = CachedPromptEncoder(lambda text: PromptEmbeddings(torch.zeros(1, 1, 1)))
+    for i in range(2 * MAX_CACHED_PROMPTS):
         assert len(prompts([str(i)] * 2)) == 2
-    assert prompts.embed.cache_info().currsize == KEPT
+    assert prompts.embed.cache_info().currsize == MAX_CACHED_PROMPTS
 
 
 @pytest.mark.parametrize(("guidance", "sizes"), [(1.0, [2]), (4.0, [4]), (0.0, [4])])
@@ -363,7 +363,7 @@ def test_a_large_picture_in_tiles_is_told_the_same_prompts(folders, kind):
     backbone = load(folders(kind), guidance=3.0)
     wide = torch.rand(2, 3, 16, 40, generator=torch.Generator().manual_seed(4)) * 2 - 1
     told = backbone.condition(PROMPTS)
-    ours = Boomerang(Tiled(backbone, 0.25), "ddim", 3).sample(wide, 0.6, NOISE, told)
+    ours = Boomerang(TiledBackbone(backbone, 0.25), "ddim", 3).sample(wide, 0.6, NOISE, told)
     assert ours.shape == (2, 3, 16, 40)
     assert ours.isfinite().all()
 

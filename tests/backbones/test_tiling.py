@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from anonymizer.backbones import Denoised
 from anonymizer.backbones.prediction_type import from_noise
-from anonymizer.backbones.tiling import Tiled
+from anonymizer.backbones.tiling import TiledBackbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.noise import KeyedNoise
 from tests.support.ideal_gaussian import IdealGaussian
@@ -30,8 +30,8 @@ class Convolved(IdealGaussian):
         self.layers = [torch.randn(3, 3, 5, 5, generator=draw) / 5 for _ in range(3)]
         self.asked: list[tuple[tuple[int, ...], object]] = []
 
-    def condition(self, told: Sequence[str]) -> object:
-        return tuple(told)
+    def condition(self, texts: Sequence[str]) -> object:
+        return tuple(texts)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         self.asked.append((tuple(zt.shape), condition))
@@ -54,7 +54,7 @@ def waves(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("overlap", OVERLAPS)
 def test_a_picture_of_the_models_own_size_is_seen_whole(overlap):
     model, x0 = Convolved(), torch.rand(2, 3, 16, 16) * 2 - 1
-    tiled = Tiled(model, overlap)
+    tiled = TiledBackbone(model, overlap)
     for part in ("z0", "eps"):
         found, plain = (getattr(one.predict(x0, 300), part) for one in (tiled, model))
         torch.testing.assert_close(found, plain, atol=1e-6, rtol=1e-6)
@@ -67,26 +67,28 @@ def test_a_picture_of_the_models_own_size_is_seen_whole(overlap):
 @pytest.mark.parametrize("sides", [(8, 21), (19, 8), (23, 17)])
 def test_a_model_that_does_not_mind_places_gives_the_untiled_answer(ideal, sides, sampler, overlap):
     x0 = torch.rand(2, 3, *sides) * 0.5
-    ours, plain = (Boomerang(one, sampler, 5).sample(x0, 0.6, noise(2)) for one in (Tiled(ideal, overlap), ideal))
+    ours, plain = (
+        Boomerang(one, sampler, 5).sample(x0, 0.6, noise(2)) for one in (TiledBackbone(ideal, overlap), ideal)
+    )
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=0)
 
 
 @given(st.integers(1, 40), st.floats(0, 0.75), st.integers(0, 200))
 def test_tiles_cover_a_side_from_end_to_end_and_overlap_as_asked(side, overlap, more):
-    tiled = Tiled(IdealGaussian(size=side), overlap)
-    starts = tiled.starts(side + more)
+    tiled = TiledBackbone(IdealGaussian(size=side), overlap)
+    starts = tiled.tile_starts(side + more)
     assert starts[0] == 0
     assert starts[-1] + side == side + more
-    assert tiled.shared >= min(side - 1, overlap * side - 0.5)
-    assert all(0 < b - a <= side - tiled.shared for a, b in pairwise(starts))
+    assert tiled.overlap_cells >= min(side - 1, overlap * side - 0.5)
+    assert all(0 < b - a <= side - tiled.overlap_cells for a, b in pairwise(starts))
     assert (tiled.weights > 0).all()
     # No more of them than are needed: one fewer would leave a gap, or overlap less.
-    assert side + (len(starts) - 2) * (side - tiled.shared) < side + more or len(starts) == 1
+    assert side + (len(starts) - 2) * (side - tiled.overlap_cells) < side + more or len(starts) == 1
 
 
 @given(st.integers(1, 12), st.floats(0, 0.75), st.integers(0, 20), st.integers(0, 20))
 def test_each_cell_is_in_a_tile(side, overlap, taller, wider):
-    tiled, seen = Tiled(IdealGaussian(size=side), overlap), torch.zeros(side + taller, side + wider)
+    tiled, seen = TiledBackbone(IdealGaussian(size=side), overlap), torch.zeros(side + taller, side + wider)
     for tile in tiled.tiles(*seen.shape):
         assert seen[tile].shape == (side, side)
         seen[tile] += 1
@@ -95,10 +97,10 @@ def test_each_cell_is_in_a_tile(side, overlap, taller, wider):
 
 def seams(overlap: float) -> float:
     """How much more a picture jumps where a tile begins or ends than it does elsewhere: 1 if nothing is to be seen."""
-    tiled = Tiled(Convolved(64), overlap)
+    tiled = TiledBackbone(Convolved(64), overlap)
     jumps = tiled.predict(waves(64, 388), 300).z0.diff(dim=-1).abs().mean(dim=(0, 1, 2))  # (387,)
-    starts = tiled.starts(388)
-    at = sorted({start - 1 for start in starts[1:]} | {start + tiled.side - 1 for start in starts[:-1]})
+    starts = tiled.tile_starts(388)
+    at = sorted({start - 1 for start in starts[1:]} | {start + tiled.tile_size - 1 for start in starts[:-1]})
     away = [column for column in range(8, 380) if column not in at]  # and not where the picture itself ends
     return float(jumps[at].mean() / jumps[away].mean())
 
@@ -111,20 +113,20 @@ def test_where_tiles_overlap_there_are_no_seams():
 
 def test_each_tile_is_asked_alone_with_the_condition_of_its_rows():
     model = Convolved()
-    tiled = Tiled(model, 0.25)
+    tiled = TiledBackbone(model, 0.25)
     tiled.predict(torch.zeros(2, 3, 16, 28), 300, tiled.condition(["a", "b"]))
     assert model.asked == [((2, 3, 16, 16), ("a", "b"))] * 2
 
 
 def test_a_row_does_not_depend_on_its_batch():
-    tiled, zt = Tiled(Convolved(), 0.25), torch.randn(2, 3, 20, 33)
+    tiled, zt = TiledBackbone(Convolved(), 0.25), torch.randn(2, 3, 20, 33)
     both = tiled.predict(zt, 300)
     for row in range(2):
         torch.testing.assert_close(tiled.predict(zt[row : row + 1], 300).z0, both.z0[row : row + 1])
 
 
 def test_all_else_is_the_models_own(ideal):
-    tiled = Tiled(ideal, 0.25)
+    tiled = TiledBackbone(ideal, 0.25)
     assert (tiled.T, tiled.size, tiled.digest, tiled.asks) == (ideal.T, ideal.size, ideal.digest, "nothing")
     assert tiled.alphas_cumprod is ideal.alphas_cumprod
     with pytest.raises(AttributeError):
@@ -133,10 +135,10 @@ def test_all_else_is_the_models_own(ideal):
 
 def test_a_tile_is_counted_in_cells_and_not_in_pixels(ideal):
     ideal.scale = 4
-    assert Tiled(ideal, 0.25).side == 2
+    assert TiledBackbone(ideal, 0.25).tile_size == 2
 
 
 @pytest.mark.parametrize("sides", [(7, 8), (8, 7), (1, 1)])
 def test_a_picture_below_a_tile_is_refused(ideal, sides):
     with pytest.raises(ValueError, match=r"sides must be 8 cells or more, got \d: enlarge the picture first"):
-        Tiled(ideal, 0.25).predict(torch.zeros(1, 3, *sides), 300)
+        TiledBackbone(ideal, 0.25).predict(torch.zeros(1, 3, *sides), 300)

@@ -29,12 +29,12 @@ pytestmark = pytest.mark.filterwarnings(
 )  # of diffusers' schedulers
 
 
-def latent(tmp_path: Path, steps: int = 3, guidance: float = 1.0) -> img2img.Rivals:
+def latent(tmp_path: Path, steps: int = 3, guidance: float = 1.0) -> img2img.Contenders:
     config = ModelConfig(id="random/latent", prompt=img2img.PROMPT, guidance=guidance, device="cpu")
-    return img2img.latent(sizes.TOY, config, CPU, 0.5, steps, tmp_path)
+    return img2img.latent_contenders(sizes.TOY, config, CPU, 0.5, steps, tmp_path)
 
 
-def calls(rivals: img2img.Rivals, way: img2img.Way, count: int) -> list[int]:
+def calls(rivals: img2img.Contenders, way: img2img.Sampler, count: int) -> list[int]:
     """Rows of each network call."""
     seen: list[int] = []
     handle = rivals.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
@@ -53,7 +53,7 @@ def test_diffusers_pipeline_and_ours_ask_the_same_network_as_often(tmp_path: Pat
 
 
 def test_the_users_loop_and_ours_ask_the_same_network_as_often() -> None:
-    rivals = img2img.pixel(ModelConfig(device="cpu"), 0.5, 2)
+    rivals = img2img.pixel_contenders(ModelConfig(device="cpu"), 0.5, 2)
     assert calls(rivals, rivals.ours, 2) == calls(rivals, rivals.theirs, 2) == [2, 2]
 
 
@@ -62,7 +62,7 @@ def test_the_users_loop_and_ours_ask_the_same_network_as_often() -> None:
 def test_diffusers_is_asked_for_as_many_steps_as_ours_takes(level: float, steps: int) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    asked = img2img.steps_to_ask_for(steps, level)
+    asked = img2img.steps_to_request(steps, level)
 
     class Scheduler:
         timesteps, order = torch.arange(asked), 1
@@ -78,26 +78,26 @@ def test_the_large_model_has_the_published_size() -> None:
     """Counted without making its weights."""
     with torch.device("meta"):
         made = {
-            name: sizes.parameters(part)
-            for name, part in sizes.networks(sizes.SD15).items()
+            name: sizes.count_parameters(part)
+            for name, part in sizes.make_networks(sizes.SD15).items()
         }  # fmt: skip
     assert made == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
 
 
 def test_a_large_matrix_product_is_a_peak_and_data_sheets_are_found() -> None:
-    assert denoiser.peak(CPU, torch.float32, 64, repeats=1) > 1e6
-    assert denoiser.sheet("NVIDIA A100-SXM4-80GB", torch.float16) == 312e12
-    assert denoiser.sheet("NVIDIA H100 PCIe", torch.float32) == 378e12
-    assert denoiser.sheet("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989e12
-    assert denoiser.sheet("NVIDIA L40S", torch.float16) == 362e12
-    assert denoiser.sheet("NVIDIA L4", torch.float16) == 121e12
-    assert denoiser.sheet("CPU (x86_64)", torch.float32) is None
+    assert denoiser.measure_peak(CPU, torch.float32, 64, repeats=1) > 1e6
+    assert denoiser.data_sheet_peak("NVIDIA A100-SXM4-80GB", torch.float16) == 312e12
+    assert denoiser.data_sheet_peak("NVIDIA H100 PCIe", torch.float32) == 378e12
+    assert denoiser.data_sheet_peak("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989e12
+    assert denoiser.data_sheet_peak("NVIDIA L40S", torch.float16) == 362e12
+    assert denoiser.data_sheet_peak("NVIDIA L4", torch.float16) == 121e12
+    assert denoiser.data_sheet_peak("CPU (x86_64)", torch.float32) is None
 
 
 def test_ways_take_turns() -> None:
     order: list[str] = []
     ways = {name: lambda name=name: float(order.append(name) or len(order)) for name in "abc"}
-    found = timing.turns(ways, 2, told=lambda line: None)
+    found = timing.take_turns(ways, 2, log=lambda line: None)
     assert order == ["a", "b", "c", "b", "c", "a"]
     assert found == {"a": [1, 6], "b": [2, 4], "c": [3, 5]}
     assert timing.medians(found) == {"a": 3.5, "b": 3, "c": 4}

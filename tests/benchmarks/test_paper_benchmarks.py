@@ -29,7 +29,7 @@ import enhancement
 import faster
 import proximity
 import resnet
-from common import Mean, Pictures, Sampling, Work
+from common import LocalSampler, Mean, Pictures, Workspace
 from resnet import Recipe
 
 COLOURS = {"blue": (30, 40, 200), "red": (200, 40, 30)}
@@ -90,15 +90,15 @@ def colours(count: int, size: int = 32) -> Pictures:
 
 
 def test_every_prefix_of_what_is_read_has_all_classes_alike(data: Path) -> None:
-    found = common.read(data, "train", 32, 20)
+    found = common.read_pictures(data, "train", 32, 20)
     assert found.names == ("blue", "red")
     assert all(abs(2 * int(found.labels[:n].sum()) - n) <= 1 for n in range(1, 21))
-    assert (found.pixels[:, 2].float().mean((1, 2)) > 100).tolist() == [name == "blue" for name in found.told]
+    assert (found.pixels[:, 2].float().mean((1, 2)) > 100).tolist() == [name == "blue" for name in found.label_names]
 
 
 def test_a_split_without_pictures_is_one_line(data: Path) -> None:
     with pytest.raises(SystemExit, match=r"^colours.parquet: holds no picture of the split 'validation': check"):
-        common.read(data, "validation", 32, 20)
+        common.read_pictures(data, "validation", 32, 20)
 
 
 def test_bytes_survive_the_way_to_floats_and_back() -> None:
@@ -110,7 +110,7 @@ def test_bytes_survive_the_way_to_floats_and_back() -> None:
 
 
 def test_the_interval_over_three_seeds_is_students() -> None:
-    found = common.over_seeds([1.0, 2.0, 3.0])
+    found = common.mean_over_seeds([1.0, 2.0, 3.0])
     assert found.value == 2 and found.low is not None and found.high is not None
     assert found.high - 2 == pytest.approx(
         4.302653 / math.sqrt(3), rel=1e-5
@@ -119,30 +119,30 @@ def test_the_interval_over_three_seeds_is_students() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert common.over_seeds([0.5]) == Mean(0.5, None, None)
+    assert common.mean_over_seeds([0.5]) == Mean(0.5, None, None)
 
 
 def test_pictures_without_a_face_are_left_out() -> None:
-    assert common.over_pictures([1.0, float("nan"), 3.0, 2.0]) == common.over_pictures([1.0, 3.0, 2.0])
-    assert math.isnan(common.over_pictures([float("nan")]).value)
+    assert common.mean_over_pictures([1.0, float("nan"), 3.0, 2.0]) == common.mean_over_pictures([1.0, 3.0, 2.0])
+    assert math.isnan(common.mean_over_pictures([float("nan")]).value)
 
 
 def test_a_mean_is_shown_with_its_bounds() -> None:
-    assert Mean(0.5, 0.25, 0.75).percent() == "50.0 (25.0 to 75.0)"
-    assert Mean(0.5, None, None).shown(2, sign=True) == "+0.50"
+    assert Mean(0.5, 0.25, 0.75).format_percent() == "50.0 (25.0 to 75.0)"
+    assert Mean(0.5, None, None).format(2, sign=True) == "+0.50"
 
 
 # Work that goes on
 
 
 def test_what_was_finished_is_not_done_again_though_the_last_line_is_torn(tmp_path: Path) -> None:
-    first = Work(tmp_path).line("training", {"seed": 1}, lambda: {"accuracy": 0.5})
+    first = Workspace(tmp_path).cached_result("training", {"seed": 1}, lambda: {"accuracy": 0.5})
     with (tmp_path / "training.jsonl").open("a") as lines:
         lines.write('{"name": "half of a li')
-    second = Work(tmp_path).line("training", {"seed": 2}, lambda: {"accuracy": 0.75})
-    again = Work(tmp_path)
-    assert again.line("training", {"seed": 1}, dict) == first
-    assert again.line("training", {"seed": 2}, dict) == second
+    second = Workspace(tmp_path).cached_result("training", {"seed": 2}, lambda: {"accuracy": 0.75})
+    again = Workspace(tmp_path)
+    assert again.cached_result("training", {"seed": 1}, dict) == first
+    assert again.cached_result("training", {"seed": 2}, dict) == second
 
 
 def test_arrays_are_made_once_and_their_time_is_remembered(tmp_path: Path) -> None:
@@ -152,23 +152,27 @@ def test_arrays_are_made_once_and_their_time_is_remembered(tmp_path: Path) -> No
         made.append(1)
         return {"x": np.arange(3)}
 
-    one, other = Work(tmp_path), Work(tmp_path)
-    assert one.arrays("samples", {"level": 0.4}, make)["x"].tolist() == [0, 1, 2]
-    assert other.arrays("samples", {"level": 0.4}, make)["x"].tolist() == [0, 1, 2]
+    one, other = Workspace(tmp_path), Workspace(tmp_path)
+    assert one.cached_arrays("samples", {"level": 0.4}, make)["x"].tolist() == [0, 1, 2]
+    assert other.cached_arrays("samples", {"level": 0.4}, make)["x"].tolist() == [0, 1, 2]
     assert made == [1] and one.seconds == other.seconds
 
 
 def test_neither_batch_nor_block_matter_to_a_sample(tmp_path: Path) -> None:
     boomerang = Boomerang(IdealGaussian(size=8), "ddpm", 3)
     originals = colours(6, size=8)
-    one = Sampling(boomerang, Work(tmp_path / "one"), False, "float32", block=6, batch=4).of(originals, 0.4)
-    other = Sampling(boomerang, Work(tmp_path / "other"), False, "float32", block=2, batch=2).of(originals, 0.4)
+    one = LocalSampler(boomerang, Workspace(tmp_path / "one"), False, "float32", block=6, batch=4).sample(
+        originals, 0.4
+    )
+    other = LocalSampler(boomerang, Workspace(tmp_path / "other"), False, "float32", block=2, batch=2).sample(
+        originals, 0.4
+    )
     assert torch.equal(one, other)
 
 
 def test_the_command_that_is_written_down_names_no_folder() -> None:
     given = ["--cifar", "/home/someone/cifar10.parquet", "--out=/data/my results/", "--levels", "0.2"]
-    shown = common.command("classifier", given)
+    shown = common.command_line("classifier", given)
     assert shown == "python benchmarks/paper/classifier.py --cifar cifar10.parquet '--out=my results' --levels 0.2"
 
 
@@ -176,13 +180,13 @@ def test_the_command_that_is_written_down_names_no_folder() -> None:
 
 
 def test_each_picture_is_seen_once_before_any_is_seen_again() -> None:
-    seen = resnet.rows(10, 4, 10, torch.Generator().manual_seed(0)).flatten()
+    seen = resnet.draw_rows(10, 4, 10, torch.Generator().manual_seed(0)).flatten()
     assert all(sorted(turn.tolist()) == list(range(10)) for turn in seen.split(10))
 
 
 def test_a_crop_without_padding_is_the_picture_or_its_mirror_image() -> None:
     x = common.to_floats(colours(16).pixels)
-    found = resnet.shaken(x, 0, torch.Generator().manual_seed(0))
+    found = resnet.augment(x, 0, torch.Generator().manual_seed(0))
     same = [torch.equal(a, b) for a, b in zip(found, x, strict=True)]
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(found, x, strict=True)]
     assert any(same) and any(mirrored)
@@ -191,16 +195,16 @@ def test_a_crop_without_padding_is_the_picture_or_its_mirror_image() -> None:
 
 def test_mixed_batches_are_half_samples_and_take_as_many_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     taken: list[tuple[int, int, int]] = []
-    drawn = resnet.rows
+    drawn = resnet.draw_rows
 
     def spied(count: int, share: int, steps: int, gen: torch.Generator) -> torch.Tensor:
         taken.append((count, share, steps))
         return drawn(count, share, steps, gen)
 
-    monkeypatch.setattr(resnet, "rows", spied)
+    monkeypatch.setattr(resnet, "draw_rows", spied)
     real, recipe = colours(16, size=8), Recipe(widths=(4, 4), base=50, batch=8, dtype="float32")
     for sets in ([real], [real, real]):
-        resnet.trained(Work(tmp_path), sets, real, recipe, 0, CPU)
+        resnet.train_and_test(Workspace(tmp_path), sets, real, recipe, 0, CPU)
     steps = recipe.steps(16)
     assert taken == [(16, 8, steps), (16, 4, steps), (16, 4, steps)]
 
@@ -213,8 +217,12 @@ def test_the_network_learns_colours_and_a_seed_gives_it_again() -> None:
 
 
 def test_seeds_train_on_other_pictures_as_long_as_there_are() -> None:
-    assert [augmentation.own(500, seed, 1000) for seed in range(3)] == [slice(0, 500), slice(500, 1000), slice(0, 500)]
-    assert augmentation.own(1000, 2, 1000) == slice(0, 1000)
+    assert [augmentation.seed_rows(500, seed, 1000) for seed in range(3)] == [
+        slice(0, 500),
+        slice(500, 1000),
+        slice(0, 500),
+    ]
+    assert augmentation.seed_rows(1000, 2, 1000) == slice(0, 1000)
 
 
 # What is found
@@ -225,7 +233,7 @@ def test_means_in_the_wrong_order_are_reported_and_whether_it_is_certain() -> No
         return {"task": "faces", "level": level, "step": {"lpips": lpips, "clip": clip, "pixels": Mean(1, 0.5, 2)}}
 
     rise, fall, luck = Mean(0.1, 0.05, 0.2), Mean(-0.1, -0.2, -0.05), Mean(0.1, -0.1, 0.3)
-    found = proximity.violations([row(0.1, rise, fall), row(0.2, rise, luck), row(0.3, fall, fall)])
+    found = proximity.find_violations([row(0.1, rise, fall), row(0.2, rise, luck), row(0.3, fall, fall)])
     assert [(one["measure"], one["from"], one["to"], one["certain"]) for one in found] == [
         ("clip", 0.1, 0.2, False),
         ("lpips", 0.2, 0.3, True),
@@ -234,8 +242,8 @@ def test_means_in_the_wrong_order_are_reported_and_whether_it_is_certain() -> No
 
 def test_repeats_are_counted_and_the_nearest_pair_is_measured() -> None:
     black, grey = torch.zeros(3, 4, 4).byte(), torch.full((3, 4, 4), 10).byte()
-    assert proximity.same(torch.stack([black, grey, black])) == 1
-    assert proximity.nearest(torch.stack([black, grey, grey + 25])) == pytest.approx(10)
+    assert proximity.count_repeats(torch.stack([black, grey, black])) == 1
+    assert proximity.nearest_distance(torch.stack([black, grey, grey + 25])) == pytest.approx(10)
 
 
 def test_calls_count_only_if_more_calls_do_no_worse() -> None:
@@ -257,7 +265,7 @@ def test_a_run_is_within_the_floor_of_its_like_and_a_shifted_one_is_not() -> Non
     rng = np.random.default_rng(0)
     originals = rng.normal(size=(60, 8))
     one, other, third = ((originals + rng.normal(size=(60, 8))).astype(np.float32) for _ in range(3))
-    floor = faster.floors(one, other, 0)
+    floor = faster.vanilla_floors(one, other, 0)
     for name, far in faster.DISTANCES.items():
         assert far(third, one) <= floor[name]["ceiling"] < far(third + 1, one)
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from anonymizer.bundled.recipes.clip_mini import TEMPERATURE, caption_loss, instance_loss, learning_rate
-from anonymizer.bundled.recipes.clip_mini_data import ANY, caption, truth, views
-from anonymizer.bundled.recipes.clip_mini_evaluation import wilson
+from anonymizer.bundled.recipes.clip_mini_data import ANY, augment_views, draw_caption, match_captions
+from anonymizer.bundled.recipes.clip_mini_evaluation import format_share
 
 PEOPLE_AND_THINGS = [(0, 0, 1, ANY), (0, 1, 1, ANY), (3, 1, ANY, ANY), (ANY, ANY, ANY, 0), (ANY, ANY, ANY, 7)]
 
@@ -22,18 +22,18 @@ def unit(rows: int, seed: int) -> torch.Tensor:
 def test_each_caption_is_true_of_its_own_picture() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        said = [caption(row, rng)[1] for row in PEOPLE_AND_THINGS]
-        assert truth(torch.tensor(PEOPLE_AND_THINGS), torch.tensor(said)).diagonal().all()
+        said = [draw_caption(row, rng)[1] for row in PEOPLE_AND_THINGS]
+        assert match_captions(torch.tensor(PEOPLE_AND_THINGS), torch.tensor(said)).diagonal().all()
 
 
 def test_a_caption_is_true_of_all_that_share_what_it_mentions_and_of_nothing_else() -> None:
     said = torch.tensor([(ANY, 1, ANY, ANY), (0, ANY, 1, ANY), (ANY, ANY, ANY, ANY), (ANY, ANY, ANY, 7)])
     expected = [[0, 1, 1, 0], [1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
-    assert truth(torch.tensor(PEOPLE_AND_THINGS), said).int().tolist() == expected
+    assert match_captions(torch.tensor(PEOPLE_AND_THINGS), said).int().tolist() == expected
 
 
 def test_captions_read_like_english() -> None:
-    texts = {caption(row, random.Random(i))[0] for i in range(60) for row in PEOPLE_AND_THINGS}
+    texts = {draw_caption(row, random.Random(i))[0] for i in range(60) for row in PEOPLE_AND_THINGS}
     assert {"a photo of an airplane", "a portrait of a young black man"} <= texts
     assert not [t for t in texts if " a a" in t or "  " in t]
 
@@ -64,7 +64,7 @@ def test_the_instance_term_is_nt_xent() -> None:
 
 def test_views_are_in_range_and_repeat_with_their_generator() -> None:
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    a, b = (views(pixels, torch.Generator().manual_seed(5)) for _ in range(2))
+    a, b = (augment_views(pixels, torch.Generator().manual_seed(5)) for _ in range(2))
     assert a.shape == (4, 3, 64, 64) and a.abs().max() <= 1 and torch.equal(a, b)
 
 
@@ -74,4 +74,4 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_the_wilson_interval_of_five_in_ten() -> None:
-    assert wilson(5, 10) == "0.500 | 0.237 to 0.763 | 10"
+    assert format_share(5, 10) == "0.500 | 0.237 to 0.763 | 10"

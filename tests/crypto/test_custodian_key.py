@@ -36,7 +36,7 @@ def test_a_key_is_read_from_its_variable_and_not_shown(monkeypatch: pytest.Monke
     monkeypatch.setenv(NAME, f" {HEX.upper()}\n")
     key = load_key(NAME)
     assert key == KEY
-    assert key.lasting
+    assert key.is_persistent
     assert HEX not in repr(key).lower()
     assert repr(KEY.secret) not in repr(key)
 
@@ -45,8 +45,8 @@ def test_without_a_key_each_process_has_its_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv(NAME, raising=False)
     one = load_key(NAME)
     assert load_key(NAME) is one  # retries within the process give the same pictures
-    assert not one.lasting
-    assert one.check is None
+    assert not one.is_persistent
+    assert one.check_value is None
     custodian_key._fresh_key.cache_clear()
     assert load_key(NAME).secret != one.secret
 
@@ -74,7 +74,7 @@ def test_derived_values_differ_by_purpose_record_data_settings_and_key() -> None
     values += [other.noise_key("b", "c"), other.derive("output-id", b"x")[:16]]
     assert all(a != b for a, b in combinations(values, 2))
     assert KEY.source_hmac(b"data") != hashlib.sha256(b"data").hexdigest()
-    assert KEY.check != other.check
+    assert KEY.check_value != other.check_value
 
 
 def test_the_same_key_replays_the_same_pictures_byte_for_byte(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_same_key_replays_the_same_pictures_byte_for_byte(tmp_path: Path) ->
 
 def test_another_key_gives_other_pictures_names_and_digests(tmp_path: Path) -> None:
     source = people(tmp_path / "in")
-    fresh = CustodianKey(b"f" * 32, lasting=False)
+    fresh = CustodianKey(b"f" * 32, is_persistent=False)
     one, other = run(settings(source, tmp_path / "one")), run(settings(source, tmp_path / "other"), key=fresh)
     assert not set(released(one).values()) & set(released(other).values())
     for column in ("output_id", "source_hmac"):

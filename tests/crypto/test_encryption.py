@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anonymizer.crypto.encryption import Sealer, unseal
+from anonymizer.crypto.encryption import Encryptor, decrypt
 from anonymizer.errors import ConfigError, UsageError
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.cli import custody
 
 PLAIN = b"an original: \x00\xff" + b"pixels " * 1000
@@ -34,7 +34,7 @@ def names(folder: Path) -> set[str]:
 
 def refused(data: bytes, identity_text: str) -> str:
     with pytest.raises(UsageError) as caught:
-        unseal(data, identity_text)
+        decrypt(data, identity_text)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -49,19 +49,19 @@ def sealed(data: bytes = PLAIN) -> bytes:
 @pytest.mark.parametrize("how", ["put", "write"])
 @pytest.mark.parametrize("holder", [IDENTITY, OTHER])
 def test_each_recipient_can_open_what_was_sealed(tmp_path: Path, how: str, holder: pyrage.x25519.Identity) -> None:
-    sealer = Sealer(public(IDENTITY, OTHER))
-    getattr(sealer, how)(Place.of(str(tmp_path)) / "quarantine" / "1.png", PLAIN)
-    assert names(tmp_path / "quarantine") == {sealer.name("1.png")} == {"1.png.age"}
+    sealer = Encryptor(public(IDENTITY, OTHER))
+    getattr(sealer, how)(StoragePath.from_uri(str(tmp_path)) / "quarantine" / "1.png", PLAIN)
+    assert names(tmp_path / "quarantine") == {sealer.file_name("1.png")} == {"1.png.age"}
     data = (tmp_path / "quarantine" / "1.png.age").read_bytes()
     assert pyrage.decrypt(data, [holder]) == PLAIN
-    assert unseal(data, str(holder)) == PLAIN
+    assert decrypt(data, str(holder)) == PLAIN
 
 
 def test_sealed_bytes_hold_nothing_of_the_plain_ones_and_never_repeat(tmp_path: Path) -> None:
-    sealer, place = Sealer(public(IDENTITY)), Place.of(str(tmp_path / "file"))
+    sealer, place = Encryptor(public(IDENTITY)), StoragePath.from_uri(str(tmp_path / "file"))
     found = []
     for _ in range(2):
-        sealer.put(place, PLAIN)
+        sealer.write_uncommitted(place, PLAIN)
         found.append((tmp_path / "file.age").read_bytes())
         assert b"pixels" not in found[-1] and b"original" not in found[-1]
     assert found[0] != found[1]
@@ -69,36 +69,38 @@ def test_sealed_bytes_hold_nothing_of_the_plain_ones_and_never_repeat(tmp_path: 
 
 @pytest.mark.parametrize("how", ["put", "write"])
 def test_without_recipients_bytes_are_written_as_they_are(tmp_path: Path, how: str) -> None:
-    sealer = Sealer(())
-    getattr(sealer, how)(Place.of(str(tmp_path)) / "report.html", PLAIN)
-    assert names(tmp_path) == {sealer.name("report.html")} == {"report.html"}
+    sealer = Encryptor(())
+    getattr(sealer, how)(StoragePath.from_uri(str(tmp_path)) / "report.html", PLAIN)
+    assert names(tmp_path) == {sealer.file_name("report.html")} == {"report.html"}
     assert (tmp_path / "report.html").read_bytes() == PLAIN
 
 
 @pytest.mark.parametrize("how", ["put", "write"])
 def test_the_form_that_is_not_asked_for_any_more_is_taken_away(tmp_path: Path, how: str) -> None:
-    place = Place.of(str(tmp_path)) / "report.html"
-    for sealer, name in [(Sealer(()), "report.html"), (Sealer(public(IDENTITY)), "report.html.age")] * 2:
+    place = StoragePath.from_uri(str(tmp_path)) / "report.html"
+    for sealer, name in [(Encryptor(()), "report.html"), (Encryptor(public(IDENTITY)), "report.html.age")] * 2:
         getattr(sealer, how)(place, PLAIN)
         assert names(tmp_path) == {name}
 
 
 def test_sealed_files_are_as_private_as_plain_ones(tmp_path: Path) -> None:
-    Sealer(public(IDENTITY)).put(Place.of(str(tmp_path / "restricted")).as_private() / "a" / "1.png", PLAIN)
+    Encryptor(public(IDENTITY)).write_uncommitted(
+        StoragePath.from_uri(str(tmp_path / "restricted")).as_private() / "a" / "1.png", PLAIN
+    )
     assert stat.S_IMODE((tmp_path / "restricted/a/1.png.age").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("text", ["", "alice", public(IDENTITY)[0][:-1], public(IDENTITY)[0] + "q", "age1\ud800"])
 def test_a_recipient_that_is_no_key_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^restricted\.recipients: .* is no public key of age: give") as caught:
-        Sealer((*public(OTHER), text))
+        Encryptor((*public(OTHER), text))
     assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [str(IDENTITY), str(IDENTITY).lower(), f" {IDENTITY}"])
 def test_a_private_key_among_the_recipients_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ConfigError, match=r"restricted\.recipients: holds a private key") as caught:
-        Sealer((text,))
+        Encryptor((text,))
     assert str(IDENTITY)[20:40].lower() not in str(caught.value).lower()
 
 
@@ -107,8 +109,8 @@ def test_a_private_key_among_the_recipients_is_refused_and_not_repeated(text: st
 
 def test_an_identity_file_as_age_writes_it_opens_what_was_sealed() -> None:
     text = f"# created: 2026-11-25T16:00:00Z\n# public key: {public(IDENTITY)[0]}\n{IDENTITY}\n\n"
-    assert unseal(sealed(), text) == PLAIN
-    assert unseal(sealed(), f"{OTHER}\r\n{IDENTITY}") == PLAIN
+    assert decrypt(sealed(), text) == PLAIN
+    assert decrypt(sealed(), f"{OTHER}\r\n{IDENTITY}") == PLAIN
 
 
 def test_another_identity_is_one_line() -> None:
@@ -140,7 +142,7 @@ def test_what_age_never_wrote_is_refused(data: bytes) -> None:
 
 @pytest.mark.skipif(shutil.which("age") is None, reason="the tool is not installed")
 def test_the_age_tool_opens_it_too(tmp_path: Path) -> None:
-    Sealer(public(IDENTITY)).put(Place.of(str(tmp_path / "file")), PLAIN)
+    Encryptor(public(IDENTITY)).write_uncommitted(StoragePath.from_uri(str(tmp_path / "file")), PLAIN)
     (tmp_path / "key").write_text(f"{IDENTITY}\n")
     command = ["age", "--decrypt", "--identity", tmp_path / "key", tmp_path / "file.age"]
     assert subprocess.run(command, capture_output=True, check=True).stdout == PLAIN

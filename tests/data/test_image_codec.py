@@ -17,8 +17,8 @@ from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
 from anonymizer.config import Limits
 from anonymizer.data.geometry import content_box
-from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES, Picture, decode, encode, has_metadata
-from anonymizer.data.pillow_warnings import quiet_pillow
+from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES, DecodedImage, decode, encode, find_metadata
+from anonymizer.data.pillow_warnings import suppress_pillow_warnings
 from anonymizer.errors import RecordError
 from anonymizer.records import Reason
 from tests.support import ROOT
@@ -39,7 +39,7 @@ def photo(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)).convert(mode)
 
 
-def levels(picture: Picture) -> np.ndarray:
+def levels(picture: DecodedImage) -> np.ndarray:
     """(size, size, 3) of 0 to 255."""
     return (picture.tensor.permute(1, 2, 0).numpy() + 1) * 127.5
 
@@ -387,7 +387,7 @@ def picture_or_reason(data: bytes) -> None:
         else:
             assert picture.tensor.shape == (3, 8, 8) and bool(torch.isfinite(picture.tensor).all())
             assert float(picture.tensor.abs().max()) <= 1
-        assert all(isinstance(name, str) for name in has_metadata(data))
+        assert all(isinstance(name, str) for name in find_metadata(data))
 
 
 @pytest.mark.parametrize("number", range(len(SAMPLES)))
@@ -429,7 +429,7 @@ def test_pillows_warnings_stay_quiet_in_threads_and_others_are_heard() -> None:
         for thread in threads:
             thread.join()
         assert not heard
-        with quiet_pillow():
+        with suppress_pillow_warnings():
             warnings.warn("mine", stacklevel=1)
         assert [str(w.message) for w in heard] == ["mine"]
         assert list(warnings.filters) == before
@@ -458,15 +458,15 @@ def leaky(kind: str) -> bytes:
 
 
 def test_metadata_is_named() -> None:
-    assert has_metadata(leaky("JPEG")) == ["comment", "exif", "gps", "icc", "timestamp", "xmp"]
-    assert has_metadata(leaky("PNG")) == ["exif", "gps", "icc", "text", "timestamp", "xmp"]
-    assert has_metadata(leaky("WEBP")) == ["exif", "gps", "icc", "timestamp", "xmp"]
-    assert set(has_metadata(leaky("TIFF"))) >= {"icc", "text", "timestamp"}
-    assert has_metadata(saved(photo(), "GIF", comment=b"Jane")) == ["comment"]
-    assert has_metadata(b"no picture") == ["unreadable"]
+    assert find_metadata(leaky("JPEG")) == ["comment", "exif", "gps", "icc", "timestamp", "xmp"]
+    assert find_metadata(leaky("PNG")) == ["exif", "gps", "icc", "text", "timestamp", "xmp"]
+    assert find_metadata(leaky("WEBP")) == ["exif", "gps", "icc", "timestamp", "xmp"]
+    assert set(find_metadata(leaky("TIFF"))) >= {"icc", "text", "timestamp"}
+    assert find_metadata(saved(photo(), "GIF", comment=b"Jane")) == ["comment"]
+    assert find_metadata(b"no picture") == ["unreadable"]
     for kind in ("JPEG", "PNG", "WEBP"):
-        assert has_metadata(saved(photo(), kind)) == []
-        assert has_metadata(saved(photo(), kind) + b"Jane Doe") == ["trailing data"]
+        assert find_metadata(saved(photo(), kind)) == []
+        assert find_metadata(saved(photo(), kind) + b"Jane Doe") == ["trailing data"]
 
 
 def test_a_thumbnail_an_iptc_block_and_a_late_comment_in_a_jpeg_are_named() -> None:
@@ -476,12 +476,12 @@ def test_a_thumbnail_an_iptc_block_and_a_late_comment_in_a_jpeg_are_named() -> N
     data = saved(photo(), "JPEG")
     ifd1 = struct.pack("<HHHIII", 1, 0x0103, 3, 1, 6, 0)
     block = b"II*\0" + struct.pack("<IHI", 8, 0, 14) + ifd1
-    assert has_metadata(data[:2] + segment(0xE1, b"Exif\0\0" + block) + data[2:]) == ["exif", "thumbnail"]
-    assert has_metadata(data[:2] + segment(0xED, b"Photoshop 3.0\0") + data[2:]) == ["iptc"]
-    assert has_metadata(data[:2] + segment(0xE7, b"maker") + data[2:]) == ["other (APP7)"]
-    assert has_metadata(data[:-2] + segment(0xFE, b"Jane") + data[-2:]) == ["comment"]
+    assert find_metadata(data[:2] + segment(0xE1, b"Exif\0\0" + block) + data[2:]) == ["exif", "thumbnail"]
+    assert find_metadata(data[:2] + segment(0xED, b"Photoshop 3.0\0") + data[2:]) == ["iptc"]
+    assert find_metadata(data[:2] + segment(0xE7, b"maker") + data[2:]) == ["other (APP7)"]
+    assert find_metadata(data[:-2] + segment(0xFE, b"Jane") + data[-2:]) == ["comment"]
     progressive = saved(photo(), "JPEG", progressive=True)
-    assert has_metadata(progressive) == []
+    assert find_metadata(progressive) == []
 
 
 @pytest.mark.parametrize("image", ["png", "jpeg", "webp"])
@@ -490,7 +490,7 @@ def test_what_goes_out_carries_pixels_only_and_the_same_bytes_each_time(image: s
     picture = decode(leaky("JPEG"), 32, "pad", LIMITS)
     shape = (picture.width, picture.height)
     out = encode(picture.tensor, shape, image, 90, size)  # type: ignore[arg-type]
-    assert has_metadata(out.data) == [] and b"Jane" not in out.data
+    assert find_metadata(out.data) == [] and b"Jane" not in out.data
     assert (out.width, out.height) == ((32, 32) if size == "model" else (60, 40))
     assert out.data == encode(picture.tensor.clone(), shape, image, 90, size).data  # type: ignore[arg-type]
     with Image.open(io.BytesIO(out.data)) as reopened:

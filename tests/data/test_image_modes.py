@@ -15,7 +15,7 @@ from anonymizer.errors import OutputError
 from anonymizer.records import Scores
 from anonymizer.release import preflight
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from tests.support.releases import Unscored, folder_of, picture, plain, run, settings
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
@@ -65,9 +65,9 @@ def test_each_way_to_write_makes_private_files_in_private_folders_and_leaves_tho
     tmp_path: Path, how: str
 ) -> None:
     with umask(0):
-        place = (Place.of(str(tmp_path)) / "out" / "restricted").as_private()
+        place = (StoragePath.from_uri(str(tmp_path)) / "out" / "restricted").as_private()
         getattr(place / "a" / "b" / "file", how)(b"data")
-        getattr(Place.of(str(tmp_path)) / "out" / "public" / "a" / "file", how)(b"data")
+        getattr(StoragePath.from_uri(str(tmp_path)) / "out" / "public" / "a" / "file", how)(b"data")
     assert modes(tmp_path / "out" / "restricted") == ({0o700}, {0o600})
     assert modes(tmp_path / "out" / "public") == ({0o777}, {0o666})
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777
@@ -76,17 +76,17 @@ def test_each_way_to_write_makes_private_files_in_private_folders_and_leaves_tho
 
 def test_what_is_found_in_a_private_folder_is_written_privately_too(tmp_path: Path) -> None:
     with umask(0):
-        place = Place.of(str(tmp_path / "restricted")).as_private()
-        (place / "a" / "file").put(b"data")
+        place = StoragePath.from_uri(str(tmp_path / "restricted")).as_private()
+        (place / "a" / "file").write_uncommitted(b"data")
         for child in place.children():
-            (child / "more" / "file").put(b"data")
+            (child / "more" / "file").write_uncommitted(b"data")
     assert modes(tmp_path / "restricted") == ({0o700}, {0o600})
 
 
 def test_a_private_folder_that_is_made_by_itself_is_private_from_where_privacy_begins(tmp_path: Path) -> None:
     with umask(0):
-        (Release.at(str(tmp_path / "one")).restricted / "deep" / "er").make_private()
-        Place.of(str(tmp_path / "two" / "calibration")).make_private()
+        (Release.at(str(tmp_path / "one")).restricted / "deep" / "er").make_private_folder()
+        StoragePath.from_uri(str(tmp_path / "two" / "calibration")).make_private_folder()
     assert modes(tmp_path / "one" / "restricted") == ({0o700}, set())
     assert stat.S_IMODE((tmp_path / "two").stat().st_mode) == 0o777
     assert modes(tmp_path / "two" / "calibration") == ({0o700}, set())
@@ -94,12 +94,12 @@ def test_a_private_folder_that_is_made_by_itself_is_private_from_where_privacy_b
 
 def test_a_path_that_is_spelled_in_a_roundabout_way_is_as_private(tmp_path: Path) -> None:
     with umask(0):
-        (Release.at(f"{tmp_path}//x/.//out/").restricted / "errors" / "plan.txt").put(b"data")
+        (Release.at(f"{tmp_path}//x/.//out/").restricted / "errors" / "plan.txt").write_uncommitted(b"data")
     assert modes(tmp_path / "x" / "out" / "restricted") == ({0o700}, {0o600})
 
 
 def test_bytes_are_replaced_whole_by_shorter_ones(tmp_path: Path) -> None:
-    place = Place.of(str(tmp_path / "restricted")).as_private() / "file"
+    place = StoragePath.from_uri(str(tmp_path / "restricted")).as_private() / "file"
     for how in ("put", "write"):
         getattr(place, how)(b"longer than what follows")
         getattr(place, how)(b"short")
@@ -108,8 +108,8 @@ def test_bytes_are_replaced_whole_by_shorter_ones(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_run_and_what_it_writes_down_of_an_error_are_private_too(tmp_path: Path) -> None:
     config = settings(tmp_path / "in", tmp_path / "new" / "out")
-    with umask(0), preflight.alone(config.output.uri):
-        (Release.at(config.output.uri).restricted / "errors" / "plan.txt").put(b"Traceback")
+    with umask(0), preflight.exclusive_run(config.output.uri):
+        (Release.at(config.output.uri).restricted / "errors" / "plan.txt").write_uncommitted(b"Traceback")
         assert (tmp_path / "new" / "out" / "restricted" / ".lock").exists()
         assert modes(tmp_path / "new" / "out" / "restricted") == ({0o700}, {0o600})
     assert stat.S_IMODE((tmp_path / "new" / "out").stat().st_mode) == 0o777
@@ -122,7 +122,7 @@ def test_a_disk_that_takes_no_private_file_is_one_line_without_its_name(
     def full(path: object, *args: object, **rest: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    place = Place.of(str(tmp_path)).as_private() / "secret id.png"
+    place = StoragePath.from_uri(str(tmp_path)).as_private() / "secret id.png"
     with monkeypatch.context() as patch, pytest.raises(OutputError) as caught:
         patch.setattr(os, "mkdir" if how == "make_private" else "open", full)
         getattr(place, how)(*([] if how == "make_private" else [b"data"]))

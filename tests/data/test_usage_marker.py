@@ -13,7 +13,7 @@ from anonymizer.data import usage_marker
 from anonymizer.errors import OutputError, SourceError
 from anonymizer.records import Entry
 from anonymizer.release import plan, preflight
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from tests.support.releases import begin, folder_of, listing, picture, rows, run, settings
 
 
@@ -21,7 +21,7 @@ from tests.support.releases import begin, folder_of, listing, picture, rows, run
 def marked(tmp_path: Path) -> Path:
     folder = tmp_path / "augmented"
     (folder / "images").mkdir(parents=True)
-    usage_marker.mark(Place.of(str(folder)), "augmentation")
+    usage_marker.write_marker(StoragePath.from_uri(str(folder)), "augmentation")
     return folder
 
 
@@ -43,10 +43,10 @@ def test_a_link_does_not_hide_it(marked: Path, tmp_path: Path) -> None:
 
 
 def test_a_marked_prefix_of_a_store_is_known(store: object) -> None:
-    usage_marker.mark(Place.of("memory://bucket/augmented"), "enhancement")
+    usage_marker.write_marker(StoragePath.from_uri("memory://bucket/augmented"), "enhancement")
     with pytest.raises(SourceError, match="not anonymised"):
-        usage_marker.refuse_source("source.uri", "memory://bucket/augmented/images")
-    usage_marker.refuse_source("source.uri", "memory://bucket")
+        usage_marker.refuse_marked_source("source.uri", "memory://bucket/augmented/images")
+    usage_marker.refuse_marked_source("source.uri", "memory://bucket")
 
 
 def test_a_marked_folder_inside_the_source_or_behind_a_listing_is_found(tmp_path: Path, marked: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_marked_folder_inside_the_source_or_behind_a_listing_is_found(tmp_path
     named = listing(tmp_path / "list", [{"image": str(marked / "images/a.png")}])
     above = settings(tmp_path, tmp_path.parent / "out", source={"format": "folder"})
     for config in (above, settings(named, tmp_path / "out")):
-        for listed in (plan.count, begin):
+        for listed in (plan.count_records, begin):
             with pytest.raises(SourceError, match="lists pictures that `augment` or `enhance` made") as caught:
                 listed(config)
             assert "a.png" not in str(caught.value)
@@ -62,10 +62,10 @@ def test_a_marked_folder_inside_the_source_or_behind_a_listing_is_found(tmp_path
 
 def test_a_marked_archive_is_no_source(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "augmented.zip", "w") as archive:
-        archive.writestr("purpose.json", json.dumps({"purpose": usage_marker.said("augmentation")}))
+        archive.writestr("purpose.json", json.dumps({"purpose": usage_marker.marker_text("augmentation")}))
         archive.writestr("images/a.png", picture(1))
     with pytest.raises(SourceError, match="not anonymised"):
-        usage_marker.refuse_source("source.uri", f"zip://images::{tmp_path / 'augmented.zip'}")
+        usage_marker.refuse_marked_source("source.uri", f"zip://images::{tmp_path / 'augmented.zip'}")
 
 
 @pytest.mark.parametrize("where", ["restricted/plan.json", "public/release.intoto.jsonl"])
@@ -74,22 +74,22 @@ def test_nothing_else_is_made_inside_a_release(tmp_path: Path, store: object, wh
     (tmp_path / "release" / where).write_text("{}")
     (tmp_path / "release/public").mkdir(exist_ok=True)
     (tmp_path / "link").symlink_to(tmp_path / "release/public")
-    Place.of(f"memory://bucket/{where}").put(b"{}")
+    StoragePath.from_uri(f"memory://bucket/{where}").write_uncommitted(b"{}")
     for uri in (
         tmp_path / "link/augmented",
         tmp_path / "release/public/new/augmented",
         "memory://bucket/public/augmented",
     ):
         with pytest.raises(OutputError, match="lies inside a release"):
-            preflight.check_folder("output.uri", str(uri), str(tmp_path / "in"))
+            preflight.check_private_folder("output.uri", str(uri), str(tmp_path / "in"))
 
 
 def test_each_folder_of_a_store_is_asked_once(store: object, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    exists = Place.exists
-    monkeypatch.setattr(Place, "exists", lambda self: asked.append(str(self)) or exists(self))
+    exists = StoragePath.exists
+    monkeypatch.setattr(StoragePath, "exists", lambda self: asked.append(str(self)) or exists(self))
     entries = [Entry(f"{n}", f"memory://bucket/a/{n % 3}/{n}.png") for n in range(30)]
-    assert list(usage_marker.checked("source.uri", entries)) == entries
+    assert list(usage_marker.refuse_marked_entries("source.uri", entries)) == entries
     assert len(asked) == len(set(asked)) < 10
 
 

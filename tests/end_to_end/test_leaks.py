@@ -25,7 +25,7 @@ from securesystemslib.signer import CryptoSigner
 
 from anonymizer.crypto import signing
 from anonymizer.data import image_codec
-from anonymizer.pipeline.batch_sampling import Drawing
+from anonymizer.pipeline.batch_sampling import BatchSampler
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
@@ -33,7 +33,7 @@ from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.prefect_database import cells, wait_for
 from tests.support.releases import HEX, KEY, PlainScorer, folder_of, picture, rows, tree
 
-PUBLISHER, ALICE = signing.generate(), signing.generate()
+PUBLISHER, ALICE = signing.generate_key_pair(), signing.generate_key_pair()
 MARK = "Zz7Marker"
 ADDRESS = re.compile(rb'"[^"]*/Zz7Marker(Root|Models/tiny)"')  # what a run's settings name, and nothing below it
 # How long something took may begin like a score by chance.
@@ -218,7 +218,7 @@ def test_nothing_of_an_original_is_found_outside_restricted(
     key_file = tmp_path / "alice.key"
     key_file.write_bytes(ALICE.private_bytes)
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", PUBLISHER.private_bytes.decode())
-    options += [f"policy.approvers={{alice: '{signing.public_text(ALICE.public_key)}'}}", "policy.approvals=1"]
+    options += [f"policy.approvers={{alice: '{signing.format_public_key(ALICE.public_key)}'}}", "policy.approvals=1"]
     options += ["policy.max_failed=0.5", "policy.scores={lpips: {min: 0.001}}", "policy.escalate=[0.9]"]
     options += [f"lineage.to={tmp_path / 'lineage.jsonl'}"]
     command = ["run", "--source", str(source), "--output", str(tmp_path / "out")]
@@ -230,9 +230,9 @@ def test_nothing_of_an_original_is_found_outside_restricted(
             raise RuntimeError(f"{MARK}: {batch[0].record.entry.record_id} of {source}")
         return original(drawing, batch, attempt)
 
-    original = Drawing.sample
+    original = BatchSampler.sample
     with monkeypatch.context() as patch:
-        patch.setattr(Drawing, "sample", failing)
+        patch.setattr(BatchSampler, "sample", failing)
         failed = CliRunner().invoke(main, command)
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: 1 of 3 shards failed")
@@ -255,7 +255,7 @@ def test_nothing_of_an_original_is_found_outside_restricted(
         for view in seen_in(name, data):
             assert not [mark for mark in marks if mark in view], f"public/{name}"
     for data in pictures_of(public):
-        assert image_codec.has_metadata(data) == []
+        assert image_codec.find_metadata(data) == []
     assert len(list(pictures_of(public))) == 7
 
     said = capfd.readouterr()
@@ -293,8 +293,8 @@ def test_the_search_finds_what_it_looks_for() -> None:
         hidden = [text.encode(), text.encode("utf-16-le"), base64.b64encode(text.encode()), quote(text).encode()]
         for data in hidden:
             assert [mark for mark in spellings(MARK) if mark in data], data
-    assert image_codec.has_metadata(jpeg(1, MARK)) != []
-    assert image_codec.has_metadata(png(1, MARK)) != []
+    assert image_codec.find_metadata(jpeg(1, MARK)) != []
+    assert image_codec.find_metadata(png(1, MARK)) != []
     table = pa.table({"a": [MARK] * 1000})
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd")

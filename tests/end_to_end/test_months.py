@@ -18,7 +18,7 @@ from tests.release.test_erase import problems
 from tests.release.test_history import seen
 from tests.support.releases import HEX, folder_of, picture, rows, tree
 
-PUBLISHER = signing.generate()
+PUBLISHER = signing.generate_key_pair()
 KINDS = ("START", "COMPLETE")
 Command = Callable[..., Any]
 

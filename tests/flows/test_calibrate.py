@@ -18,7 +18,7 @@ from anonymizer.release import preflight
 from anonymizer.storage import parquet
 from flows.cli import main
 from flows.jobs import calibrate as calibrate_job
-from metrics.audit.audit import EVERY
+from metrics.audit.audit import ALL_ATTACKERS
 from metrics.stats.risk import Figure
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.prefect_database import cells
@@ -84,7 +84,7 @@ def test_tables_and_plots_lie_beside_it_for_the_owner_alone(tmp_path: Path, idea
         f"{n}.{k}" for n in ("risk", "utility") for k in ("svg", "png")
     }
     assert folder.stat().st_mode & 0o077 == 0
-    table = parquet.read(calibration.Place.of(str(folder / "risk.parquet")))
+    table = parquet.read(calibration.StoragePath.from_uri(str(folder / "risk.parquet")))
     assert set(table["half"].to_pylist()) == {"choosing", "confirming"} and set(table["level"].to_pylist()) == {
         0.3,
         1.0,
@@ -138,7 +138,7 @@ def test_a_calibration_does_not_go_where_something_lies(tmp_path: Path, ideal: I
     with pytest.raises(OutputError, match="is there already"):
         calibrate_job.check(asked(tmp_path, folder=str(tmp_path / "taken")))
     with pytest.raises(OutputError, match="inside the source"):
-        preflight.check_folder("folder", str(tmp_path / "in/cal"), str(tmp_path / "in"))
+        preflight.check_private_folder("folder", str(tmp_path / "in/cal"), str(tmp_path / "in"))
 
 
 def test_a_calibration_does_not_go_into_a_release(tmp_path: Path, ideal: IdealGaussian) -> None:
@@ -150,7 +150,7 @@ def test_a_calibration_does_not_go_into_a_release(tmp_path: Path, ideal: IdealGa
 def test_what_failed_leaves_a_private_folder_and_can_be_tried_again(tmp_path: Path, ideal: IdealGaussian) -> None:
     asking = asked(tmp_path, people=19)
     with pytest.raises(ConfigError, match="19 people"):
-        calibrate_job.run_for_scheduler(asking, calibrate_job.NOBODY)
+        calibrate_job.run_for_scheduler(asking, calibrate_job.NO_PROGRESS)
     assert (tmp_path / "cal").stat().st_mode & 0o077 == 0
     calibrate_job.check(asking)
 
@@ -159,15 +159,15 @@ def test_the_confirming_half_shows_the_highest_measured_risk_of_any_attacker() -
     """One attacker reached more, another has the higher bound since he had fewer trials: both numbers count."""
     sure = Figure("linkage", "aware", "rank-1", "clip", 200, 200, 0.06, 0.03, 0.102, chance=0.0)
     vague = Figure("linkage", "unaware", "rank-1", "dlib", 20, 20, 0.05, 0.01, 0.236, chance=0.0)
-    risk = calibrate_job._risk("linkage", [sure, vague])
+    risk = calibrate_job._risk_of("linkage", [sure, vague])
     assert (risk.value, risk.high, risk.feature) == (0.06, 0.236, "dlib")
 
 
 def test_an_attack_that_failed_is_not_measured_however_far_it_came() -> None:
     found = Figure("linkage", "aware", "rank-1", "clip", 200, 200, 0.06, 0.03, 0.102, chance=0.0)
-    failed = Figure("linkage", EVERY, "not run", "", 0, 0, note="failed")
-    assert calibrate_job._risk("linkage", [found, failed]).value is None
-    assert calibrate_job._risk("linkage", []).note == "not tried"
+    failed = Figure("linkage", ALL_ATTACKERS, "not run", "", 0, 0, note="failed")
+    assert calibrate_job._risk_of("linkage", [found, failed]).value is None
+    assert calibrate_job._risk_of("linkage", []).note == "not tried"
 
 
 def test_a_calibration_needs_a_name_for_what_is_on_the_pictures(tmp_path: Path, ideal: IdealGaussian) -> None:

@@ -20,10 +20,10 @@ from anonymizer.config import RunConfig
 from anonymizer.errors import AnonymizerError, ConfigError, IntegrityError, OutputError, ShardError, StepError
 from anonymizer.release import ledger
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.jobs import release as release_job
 from flows.runtime import prefect_settings, server_database, temporary_server
-from flows.runtime.progress import watched_by
+from flows.runtime.progress import report_progress_to
 from tests.support.http_listener import Quiet, listening
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.prefect_database import answers, query, wait_for
@@ -89,7 +89,7 @@ def test_the_flow_makes_the_same_release_as_the_functions_without_it(tmp_path: P
     source = people(tmp_path / "in", 5)
     folder_of(source, {"bad.png": GARBAGE})
     watching = Watching()
-    with watched_by(watching):
+    with report_progress_to(watching):
         summary = flow(settings(source, tmp_path / "out"))
     counts = {name: summary[name] for name in ("read", "released", "quarantined", "failed", "shards", "reasons")}
     assert counts == {
@@ -183,15 +183,15 @@ def test_a_disk_that_fills_up_is_named_and_the_run_resumed(
     tmp_path: Path, flow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(people(tmp_path / "in", 2), tmp_path / "out", "run.retries=0")
-    original = Place.put
+    original = StoragePath.write_uncommitted
 
-    def full(place: Place, data: bytes) -> None:
+    def full(place: StoragePath, data: bytes) -> None:
         if "staging" in place.path or "errors" in place.path:
             raise OutputError("output.uri: cannot be written (No space left on device): check space and access")
         original(place, data)
 
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="No space left on device"):
-        patch.setattr(Place, "put", full)
+        patch.setattr(StoragePath, "write_uncommitted", full)
         flow(config)
     assert flow(config)["released"] == 2
 
@@ -226,34 +226,36 @@ def test_an_error_that_is_about_the_run_keeps_its_text_and_no_chain(tmp_path: Pa
             raise IntegrityError("counts disagree") from error
 
     with pytest.raises(IntegrityError, match="counts disagree") as caught:
-        release_job.guarded(Release.at(config.output.uri).restricted, "x", StepError("x"), tampered)
+        release_job.redact_errors(Release.at(config.output.uri).restricted, "x", StepError("x"), tampered)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
 
 
 def test_a_full_disk_does_not_hide_which_step_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(place: Place, data: bytes) -> None:
+    def full(place: StoragePath, data: bytes) -> None:
         raise OutputError("no space")
 
-    monkeypatch.setattr(Place, "put", full)
+    monkeypatch.setattr(StoragePath, "write_uncommitted", full)
     with pytest.raises(StepError, match="shard 3"):
-        release_job.guarded(Release.at(str(tmp_path / "out")).restricted, "x", ShardError("shard 3"), lambda: 1 / 0)
+        release_job.redact_errors(
+            Release.at(str(tmp_path / "out")).restricted, "x", ShardError("shard 3"), lambda: 1 / 0
+        )
 
 
 def test_nobody_is_told_about_runs() -> None:
-    assert prefect_settings.ALWAYS["DO_NOT_TRACK"] == "1"
-    assert prefect_settings.TEMPORARY["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
-    assert prefect_settings.TEMPORARY["PREFECT_LOGGING_TO_API_ENABLED"] == "false"
+    assert prefect_settings.DEFAULTS["DO_NOT_TRACK"] == "1"
+    assert prefect_settings.TEMPORARY_SERVER["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert prefect_settings.TEMPORARY_SERVER["PREFECT_LOGGING_TO_API_ENABLED"] == "false"
 
 
 def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in prefect_settings.ALWAYS | prefect_settings.TEMPORARY:
+    for name in prefect_settings.DEFAULTS | prefect_settings.TEMPORARY_SERVER:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(temporary_server.URL, "http://prefect.example/api")
+    monkeypatch.setenv(temporary_server.API_URL_SETTING, "http://prefect.example/api")
     monkeypatch.setenv("DO_NOT_TRACK", "0")
-    prefect_settings.prepare()
+    prefect_settings.apply_defaults()
     assert os.environ["DO_NOT_TRACK"] == "0"
-    assert not [name for name in prefect_settings.TEMPORARY if name in os.environ]
+    assert not [name for name in prefect_settings.TEMPORARY_SERVER if name in os.environ]
 
 
 PROFILE = """
@@ -273,7 +275,7 @@ with server.available("SECRET") as ready:
 
 def in_a_process_of_its_own(code: str, home: Path, **more: str) -> str:
     environment = {
-        n: v for n, v in os.environ.items() if not n.startswith("PREFECT") and n not in prefect_settings.ALWAYS
+        n: v for n, v in os.environ.items() if not n.startswith("PREFECT") and n not in prefect_settings.DEFAULTS
     }
     environment |= {"PREFECT_HOME": str(home), "TMPDIR": str(home), **more}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
@@ -299,7 +301,7 @@ def test_a_server_that_a_profile_names_is_used_and_its_settings_left_alone(tmp_p
     with healthy() as url:
         (tmp_path / "profiles.toml").write_text(f'{PROFILE}PREFECT_API_URL = "{url}"\n')
         told = in_a_process_of_its_own(SETTINGS, tmp_path)
-        assert told == f"{url} INFO True {sorted(prefect_settings.ALWAYS)}"
+        assert told == f"{url} INFO True {sorted(prefect_settings.DEFAULTS)}"
 
 
 def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +311,7 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch)
     with (
         temporary_settings(away),
         pytest.raises(ConfigError, match=r"^PREFECT_API_URL: no Prefect server answers there \(ConnectError\): start"),
-        temporary_server.available(),
+        temporary_server.ensure_server(),
     ):
         pytest.fail("nobody is there")
 
@@ -335,11 +337,11 @@ def test_what_broke_before_is_read_from_the_ledger(tmp_path: Path, flow: Any) ->
 
 
 def test_a_server_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(temporary_server, "SERVER", "print(1, flush=True); raise SystemExit('no luck')")
-    with open(tmp_path / "log", "w+b") as log, temporary_server._process("KEY", None, log) as process:
+    monkeypatch.setattr(temporary_server, "SERVER_SCRIPT", "print(1, flush=True); raise SystemExit('no luck')")
+    with open(tmp_path / "log", "w+b") as log, temporary_server._server_process("KEY", None, log) as process:
         process.wait(20)
         with pytest.raises(AnonymizerError, match=r"did not start \(no luck\): run `prefect server start`"):
-            temporary_server._wait(process, "http://127.0.0.1:1/api", log)
+            temporary_server._wait_until_ready(process, "http://127.0.0.1:1/api", log)
 
 
 HOLD = """
@@ -413,10 +415,10 @@ def test_nothing_of_a_run_stays_in_the_users_prefect(tmp_path: Path) -> None:
 def test_a_database_that_the_user_names_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fixture names one; so does whoever wants to keep what Prefect is told."""
     monkeypatch.setattr(
-        temporary_server, "SERVER", "import os; print(os.environ['PREFECT_SERVER_DATABASE_CONNECTION_URL'])"
+        temporary_server, "SERVER_SCRIPT", "import os; print(os.environ['PREFECT_SERVER_DATABASE_CONNECTION_URL'])"
     )
-    monkeypatch.setenv(server_database.SETTING, "sqlite+aiosqlite:////mine.db")
-    with open(tmp_path / "log", "w+b") as log, temporary_server._process("KEY", None, log) as process:
+    monkeypatch.setenv(server_database.URL_SETTING, "sqlite+aiosqlite:////mine.db")
+    with open(tmp_path / "log", "w+b") as log, temporary_server._server_process("KEY", None, log) as process:
         assert process.stdout is not None
         assert process.stdout.read() == b"sqlite+aiosqlite:////mine.db\n"
 
@@ -424,5 +426,5 @@ def test_a_database_that_the_user_names_is_used(tmp_path: Path, monkeypatch: pyt
 def test_a_home_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").touch()
     one = server_database.Database(tmp_path / "prefect.db", tmp_path / "no/such/folder/empty.db")
-    one.keep_empty()
-    assert not one.empty.exists()
+    one.save_template()
+    assert not one.template.exists()

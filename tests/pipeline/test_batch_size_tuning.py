@@ -40,30 +40,30 @@ class Device:
 
 
 def tried(device: Device, most: int = 512) -> dict[int, float]:
-    return batch_size_tuning.tried(device, most, IdealGaussian())
+    return batch_size_tuning.benchmark_batch_sizes(device, most, IdealGaussian())
 
 
 def test_sizes_double_until_more_brings_nothing() -> None:
     device = Device({1: 10, 2: 19, 4: 35, 8: 50, 16: 48, 32: 47, 64: 46})
-    assert batch_size_tuning.chosen(tried(device)) == 8
+    assert batch_size_tuning.fastest_batch_size(tried(device)) == 8
     assert device.asked == [1, 2, 4, 8, 16, 32]
 
 
 def test_the_smallest_size_that_is_nearly_as_fast_is_taken() -> None:
-    assert batch_size_tuning.chosen({1: 10, 2: 19, 4: 35, 8: 50, 16: 51}) == 8
-    assert batch_size_tuning.chosen({1: 10, 2: 19, 4: 35, 8: 50, 16: 60}) == 16
+    assert batch_size_tuning.fastest_batch_size({1: 10, 2: 19, 4: 35, 8: 50, 16: 51}) == 8
+    assert batch_size_tuning.fastest_batch_size({1: 10, 2: 19, 4: 35, 8: 50, 16: 60}) == 16
 
 
 def test_want_of_memory_ends_the_trial() -> None:
     device = Device({1: 10, 2: 20, 4: 40, 8: 80}, room=4)
-    assert batch_size_tuning.chosen(tried(device)) == 4
+    assert batch_size_tuning.fastest_batch_size(tried(device)) == 4
     assert device.asked == [1, 2, 4, 8]
-    assert batch_size_tuning.chosen(tried(Device({}, room=0))) == 1
+    assert batch_size_tuning.fastest_batch_size(tried(Device({}, room=0))) == 1
 
 
 def test_no_size_beyond_the_shards_is_tried() -> None:
     device = Device({2**i: float(2**i) for i in range(12)})
-    assert batch_size_tuning.chosen(tried(device, most=20)) == 16
+    assert batch_size_tuning.fastest_batch_size(tried(device, most=20)) == 16
 
 
 def test_any_other_error_of_a_trial_is_raised() -> None:
@@ -71,7 +71,7 @@ def test_any_other_error_of_a_trial_is_raised() -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        batch_size_tuning.tried(broken, 8, IdealGaussian())
+        batch_size_tuning.benchmark_batch_sizes(broken, 8, IdealGaussian())
 
 
 def asked(tmp_path: Path, *overrides: str, **more: Any) -> RunConfig:
@@ -88,17 +88,17 @@ def test_what_was_found_is_remembered_for_the_same_work_only(
         trials.append(1)
         return {1: 1.0, 2: 2.0, 4: 8.0}
 
-    monkeypatch.setattr(batch_size_tuning, "tried", once)
+    monkeypatch.setattr(batch_size_tuning, "benchmark_batch_sizes", once)
     config = asked(tmp_path)
     for _ in range(3):
-        assert batch_size_tuning.settled(config, IdealGaussian(), PlainScorer()).run.batch_size == 4
+        assert batch_size_tuning.resolve_batch_size(config, IdealGaussian(), PlainScorer()).run.batch_size == 4
     assert len(trials) == 1
     for changed in ("model.dtype=bfloat16", "run.shard_size=9", "model.guidance=2", "source.fit=tiles"):
-        batch_size_tuning.settled(asked(tmp_path, changed), IdealGaussian(), PlainScorer())
+        batch_size_tuning.resolve_batch_size(asked(tmp_path, changed), IdealGaussian(), PlainScorer())
     assert len(trials) == 5
     other = IdealGaussian()
     other.digest = "1" * 64
-    batch_size_tuning.settled(config, other, PlainScorer())
+    batch_size_tuning.resolve_batch_size(config, other, PlainScorer())
     assert len(trials) == 6
     assert len(json.loads(cache.read_text())) == 6
     assert "in" not in {part for key in json.loads(cache.read_text()) for part in key.split("/")}
@@ -108,13 +108,17 @@ def test_what_was_found_is_remembered_for_the_same_work_only(
 def test_a_damaged_memory_costs_a_trial_and_no_run(tmp_path: Path, cache: Path, damage: str) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text(damage)
-    assert batch_size_tuning.settled(asked(tmp_path), IdealGaussian(), PlainScorer()).run.batch_size in (1, 2, 4)
+    assert batch_size_tuning.resolve_batch_size(asked(tmp_path), IdealGaussian(), PlainScorer()).run.batch_size in (
+        1,
+        2,
+        4,
+    )
     assert all(entry["batch_size"] >= 1 for entry in json.loads(cache.read_text()).values())
 
 
 def test_a_number_is_taken_as_it_is(tmp_path: Path, cache: Path) -> None:
     config = settings(people(tmp_path / "in", 2), tmp_path / "out")
-    assert batch_size_tuning.settled(config, IdealGaussian(), PlainScorer()) is config
+    assert batch_size_tuning.resolve_batch_size(config, IdealGaussian(), PlainScorer()) is config
     assert not cache.exists()
 
 
@@ -122,7 +126,7 @@ def test_a_release_with_a_size_found_by_trial_is_the_same_release(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = asked(tmp_path)
-    found = batch_size_tuning.settled(config, IdealGaussian(), PlainScorer())
+    found = batch_size_tuning.resolve_batch_size(config, IdealGaussian(), PlainScorer())
     named = settings(tmp_path / "in", tmp_path / "named", run={"batch_size": 3, "shard_size": 4})
     assert handed_out(run(found))[0] == handed_out(run(named))[0]
 

@@ -14,7 +14,7 @@ from anonymizer.backbones import Denoised
 from anonymizer.boomerang import Boomerang
 from anonymizer.noise import FORWARD, KeyedNoise
 from anonymizer.pipeline import shard
-from anonymizer.pipeline.device_overlap import DrawnAhead, InTurn, overlap
+from anonymizer.pipeline.device_overlap import PrefetchedNoise, Sequential, overlap
 from anonymizer.records import Scores
 from tests.support.ideal_gaussian import IdealGaussian, beside
 from tests.support.releases import NotFinite, PlainScorer, handed_out, people, rows, run, settings
@@ -42,7 +42,7 @@ def test_a_sampler_asks_for_noise_as_it_says(sampler: str, steps: int) -> None:
 def test_noise_drawn_ahead_is_the_same_noise(depth: int) -> None:
     boomerang, x0, plain = Boomerang(IdealGaussian(), "ddpm", 6), torch.zeros(3, 3, 8, 8), KeyedNoise(KEYS)
     with ThreadPoolExecutor(2) as pool:
-        drawn = DrawnAhead(plain, boomerang.draws(0.5), pool, depth)
+        drawn = PrefetchedNoise(plain, boomerang.draws(0.5), pool, depth)
         assert torch.equal(boomerang.sample(x0, 0.5, drawn), boomerang.sample(x0, 0.5, plain))
         both = [boomerang.samples(x0, 0.5, noise, 2) for noise in (plain, drawn)]
         assert torch.equal(*both)
@@ -50,12 +50,12 @@ def test_noise_drawn_ahead_is_the_same_noise(depth: int) -> None:
 
 def test_noise_that_is_asked_for_out_of_order_is_an_error() -> None:
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="in the order"):
-        DrawnAhead(KeyedNoise(KEYS), [FORWARD, 9, 5], pool, 2)(9, torch.zeros(3, 1))
+        PrefetchedNoise(KeyedNoise(KEYS), [FORWARD, 9, 5], pool, 2)(9, torch.zeros(3, 1))
 
 
 def test_a_cpu_does_one_thing_after_the_other() -> None:
     with overlap(CPU, 2) as found:
-        assert isinstance(found, InTurn)
+        assert isinstance(found, Sequential)
 
 
 class Near(PlainScorer):

@@ -58,7 +58,7 @@ ONE = 3 * 8 * 8
 
 
 def profile_of(release: Release) -> Profile:
-    found = Profile.total(ledger.profiles(release, plan.read(release)))
+    found = Profile.merge(ledger.read_profiles(release, plan.read(release)))
     assert found is not None
     return found
 

@@ -15,25 +15,25 @@ from hypothesis import strategies as st
 
 from anonymizer import report
 from anonymizer.backbones import load_backbone
-from anonymizer.config import BelongsTo, Chosen, ModelConfig, RunConfig, build, build_as, dump, load
+from anonymizer.config import CalibrationScope, ChosenLevel, ModelConfig, RunConfig, build, build_as, dump, load
 from anonymizer.config import parse as parse_yaml
 from anonymizer.errors import ConfigError, OutputError
 from anonymizer.policy.calibration import (
     FORMAT,
+    AttackRisk,
+    CalibratedLevel,
     Calibration,
-    Choice,
-    Half,
-    Level,
-    Risk,
+    LevelChoice,
+    SampleHalf,
     Utility,
-    choose,
+    choose_level,
     parse,
     read,
-    settle,
+    resolve_level,
     to_json,
 )
 from anonymizer.release import plan
-from anonymizer.release.assemble import summary
+from anonymizer.release.assemble import summarize_release
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
@@ -51,9 +51,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def risk(attack: str, high: float | None, value: float | None = None) -> Risk:
+def risk(attack: str, high: float | None, value: float | None = None) -> AttackRisk:
     middle = None if high is None else high / 2 if value is None else value
-    return Risk(
+    return AttackRisk(
         attack=attack, attacker="aware", measure="rank-1", feature="pixels", n=100, subjects=50,
         value=middle, low=None if high is None else 0.0, high=high, note="too few" if high is None else None,
     )  # fmt: skip
@@ -62,13 +62,13 @@ def risk(attack: str, high: float | None, value: float | None = None) -> Risk:
 Highs = Mapping[str, float | None]
 
 
-def level(share: float, highs: Highs | float | None, confirming: Highs | float | None = 0.0) -> Level:
+def level(share: float, highs: Highs | float | None, confirming: Highs | float | None = 0.0) -> CalibratedLevel:
     """A level with upper bounds in the choosing half, and with values in the confirming one, whose bounds are twice."""
 
     def by_attack(numbers: Highs | float | None) -> Highs:
         return numbers if isinstance(numbers, Mapping) else {"linkage": numbers}
 
-    return Level(
+    return CalibratedLevel(
         level=share,
         t_boom=round(1000 * share),
         log_snr=1 - 10 * share,
@@ -83,14 +83,14 @@ def level(share: float, highs: Highs | float | None, confirming: Highs | float |
     )
 
 
-def calibration(*levels: Level, config: RunConfig | None = None, digest: str = IDEAL) -> Calibration:
+def calibration(*levels: CalibratedLevel, config: RunConfig | None = None, digest: str = IDEAL) -> Calibration:
     return Calibration(
         format=FORMAT,
-        belongs_to=BelongsTo.of(config or build(SETTINGS), digest),
+        belongs_to=CalibrationScope.of(config or build(SETTINGS), digest),
         made="2026-11-01T12:00:00+00:00",
         code_version="0.1.0",
-        choosing=Half(pictures=100, people=50),
-        confirming=Half(pictures=98, people=49),
+        choosing=SampleHalf(pictures=100, people=50),
+        confirming=SampleHalf(pictures=98, people=49),
         levels=levels,
     )
 
@@ -125,31 +125,31 @@ def ruled(*overrides: str, **rule: Any) -> RunConfig:
 )
 def test_the_smallest_level_whose_upper_bound_holds_is_taken(max_risk: float, chosen: float | None) -> None:
     if chosen is None:
-        refused(lambda: choose(CURVE, max_risk))
+        refused(lambda: choose_level(CURVE, max_risk))
     else:
-        assert choose(CURVE, max_risk).level == chosen
+        assert choose_level(CURVE, max_risk).level == chosen
 
 
 def test_a_lucky_low_level_is_not_taken() -> None:
     curve = calibration(level(0.2, 0.01), level(0.4, 0.2), level(0.6, 0.04), level(0.8, 0.05))
-    assert choose(curve, 0.05).level == 0.6
-    assert choose(curve, 0.2).level == 0.2
+    assert choose_level(curve, 0.05).level == 0.6
+    assert choose_level(curve, 0.2).level == 0.2
 
 
 def test_levels_may_stand_in_any_order() -> None:
     curve = calibration(level(0.6, 0.05), level(0.2, 1.0), level(0.8, 0.01), level(0.4, 0.3))
-    assert choose(curve, 0.05) == choose(CURVE, 0.05)
+    assert choose_level(curve, 0.05) == choose_level(CURVE, 0.05)
 
 
 def test_the_upper_bound_counts_and_not_the_value() -> None:
     one = level(0.9, 0.3).model_copy(update={"choosing": (risk("linkage", 0.3, value=0.01),)})
-    assert "0.9: 0.300 linkage" in refused(lambda: choose(calibration(one), 0.1))
+    assert "0.9: 0.300 linkage" in refused(lambda: choose_level(calibration(one), 0.1))
 
 
 def test_every_attack_must_hold() -> None:
     curve = calibration(level(0.4, {"linkage": 0.04, "leaks": 0.2}), level(0.8, {"linkage": 0.04, "leaks": 0.03}))
-    assert choose(curve, 0.05).level == 0.8
-    assert choose(curve, 0.05).attacks == ("leaks", "linkage")
+    assert choose_level(curve, 0.05).level == 0.8
+    assert choose_level(curve, 0.05).attacks == ("leaks", "linkage")
 
 
 def test_a_promise_may_be_about_some_attacks_only() -> None:
@@ -157,38 +157,40 @@ def test_a_promise_may_be_about_some_attacks_only() -> None:
         level(0.4, {"linkage": 0.9, "leaks": 0.02}, {"linkage": 0.9, "leaks": 0.01}),
         level(0.8, {"linkage": 0.9, "leaks": 0.01}, {"linkage": 0.9, "leaks": 0.01}),
     )
-    assert choose(curve, 0.05, ["leaks"]) == Choice(0.4, 0.05, ("leaks",), 0.02, 0.01, 0.02)
-    assert "0.4: 0.900 linkage, 0.8: 0.900 linkage" in refused(lambda: choose(curve, 0.05))
+    assert choose_level(curve, 0.05, ["leaks"]) == LevelChoice(0.4, 0.05, ("leaks",), 0.02, 0.01, 0.02)
+    assert "0.4: 0.900 linkage, 0.8: 0.900 linkage" in refused(lambda: choose_level(curve, 0.05))
 
 
 @pytest.mark.parametrize("unmeasured", [{"linkage": 0.01, "leaks": None}, {"linkage": 0.01}])
 def test_what_could_not_be_measured_counts_as_too_high(unmeasured: Highs) -> None:
     """Whether it stands there without a number, or does not stand there at all."""
     full = {"linkage": 0.01, "leaks": 0.01}
-    assert choose(calibration(level(0.4, unmeasured), level(0.8, full)), 0.05).level == 0.8
-    line = refused(lambda: choose(calibration(level(0.4, full), level(0.8, unmeasured)), 0.05))
+    assert choose_level(calibration(level(0.4, unmeasured), level(0.8, full)), 0.05).level == 0.8
+    line = refused(lambda: choose_level(calibration(level(0.4, full), level(0.8, unmeasured)), 0.05))
     assert "upper bounds are 0.4: 0.010 linkage, 0.8: leaks not measured: raise max_risk" in line
 
 
 def test_other_people_must_confirm_the_choice() -> None:
     curve = calibration(level(0.4, 0.04, 0.08), level(0.8, 0.01, 0.01))
-    line = refused(lambda: choose(curve, 0.05))
+    line = refused(lambda: choose_level(curve, 0.05))
     assert "boomerang.level: 0.4 was chosen for a risk of at most 0.05, and the people who were to confirm" in line
     assert "show 0.080 linkage (upper bound 0.160 linkage): raise max_risk, or calibrate with more people" in line
-    assert choose(curve, 0.03) == Choice(0.8, 0.03, ("linkage",), 0.01, 0.01, 0.02)
+    assert choose_level(curve, 0.03) == LevelChoice(0.8, 0.03, ("linkage",), 0.01, 0.01, 0.02)
 
 
 def test_what_confirms_is_the_value_and_its_bound_is_told() -> None:
-    assert choose(calibration(level(0.4, 0.04, 0.05)), 0.05) == Choice(0.4, 0.05, ("linkage",), 0.04, 0.05, 0.1)
+    assert choose_level(calibration(level(0.4, 0.04, 0.05)), 0.05) == LevelChoice(
+        0.4, 0.05, ("linkage",), 0.04, 0.05, 0.1
+    )
 
 
 def test_a_confirmation_without_a_number_is_none() -> None:
-    line = refused(lambda: choose(calibration(level(0.4, 0.04, None)), 0.05))
+    line = refused(lambda: choose_level(calibration(level(0.4, 0.04, None)), 0.05))
     assert "show linkage not measured" in line
 
 
 def test_where_no_level_holds_the_error_is_the_curve_and_what_to_do() -> None:
-    line = refused(lambda: choose(CURVE, 0.001))
+    line = refused(lambda: choose_level(CURVE, 0.001))
     assert "no level, taken from the strongest down, keeps the risk at or below 0.001" in line
     assert "0.2: 1.000 linkage, 0.4: 0.300 linkage, 0.6: 0.050 linkage, 0.8: 0.010 linkage" in line
     assert "raise max_risk, calibrate with more people, or name the attacks that the promise is about" in line
@@ -196,20 +198,24 @@ def test_where_no_level_holds_the_error_is_the_curve_and_what_to_do() -> None:
 
 @pytest.mark.parametrize("max_risk", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
 def test_a_promise_that_nobody_can_keep_or_break_is_refused(max_risk: float) -> None:
-    assert f"boomerang.level.max_risk must be in (0, 1), got {max_risk:g}" in refused(lambda: choose(CURVE, max_risk))
+    assert f"boomerang.level.max_risk must be in (0, 1), got {max_risk:g}" in refused(
+        lambda: choose_level(CURVE, max_risk)
+    )
 
 
 def test_a_promise_about_an_attack_that_was_not_tried_is_refused() -> None:
-    assert "did not try 'parrot': name some of linkage" in refused(lambda: choose(CURVE, 0.05, ["linkage", "parrot"]))
-    assert "boomerang.level.attacks: names none" in refused(lambda: choose(CURVE, 0.05, []))
+    assert "did not try 'parrot': name some of linkage" in refused(
+        lambda: choose_level(CURVE, 0.05, ["linkage", "parrot"])
+    )
+    assert "boomerang.level.attacks: names none" in refused(lambda: choose_level(CURVE, 0.05, []))
 
 
 def test_a_calibration_that_tried_nothing_promises_nothing() -> None:
-    assert "tried no attack" in refused(lambda: choose(calibration(level(0.4, {}, {})), 0.05))
+    assert "tried no attack" in refused(lambda: choose_level(calibration(level(0.4, {}, {})), 0.05))
 
 
 def test_a_calibration_without_a_kind_is_not_begun() -> None:
-    line = refused(lambda: BelongsTo.of(build(SETTINGS, ["source.kind=null"]), IDEAL))
+    line = refused(lambda: CalibrationScope.of(build(SETTINGS, ["source.kind=null"]), IDEAL))
     assert line.startswith("source.kind: missing: say in a few words what is on the pictures (--set source.kind=")
 
 
@@ -311,7 +317,7 @@ def test_a_file_that_cannot_be_had_is_one_line_without_its_address(tmp_path: Pat
 def test_every_key_of_the_file_is_documented() -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     section = text.partition("## `calibration.json`")[2].partition("\n## ")[0]
-    for part in (Calibration, BelongsTo, Half, Level, Risk, Utility, Chosen):
+    for part in (Calibration, CalibrationScope, SampleHalf, CalibratedLevel, AttackRisk, Utility, ChosenLevel):
         for name in part.model_fields:
             assert (
                 f"`{name}`" in section or f".{name}`" in section or f".{name}[]`" in section or f"`{name}[]`" in section
@@ -345,7 +351,7 @@ def test_a_rule_may_be_given_as_an_override(there: Path) -> None:
 
 
 def test_a_number_is_left_alone() -> None:
-    assert settle(SETTINGS) == SETTINGS
+    assert resolve_level(SETTINGS) == SETTINGS
     assert build(SETTINGS).boomerang.chosen is None
 
 
@@ -488,7 +494,7 @@ def test_a_release_with_a_rule_is_the_one_with_its_number_and_tells_only_the_cus
     assert "max_risk: 0.05" in Path(release.config.path).read_text()
     assert "c.json" not in Path(release.config.path).read_text()
     the_plan = plan.read(release)
-    report.write_restricted(release, the_plan, config, summary(release, the_plan))
+    report.write_restricted(release, the_plan, config, summarize_release(release, the_plan))
     assert "chosen from a calibration for a risk of at most 0.05 (linkage)" in Path(release.report.path).read_text()
 
 
@@ -573,4 +579,4 @@ def test_an_audits_settings_have_no_rule() -> None:
 
 
 def test_a_plan_is_made_from_a_rule(there: Path) -> None:
-    assert plan.describe(ruled(), IdealGaussian(), KEY, 5).t_boom == 600
+    assert plan.build_plan(ruled(), IdealGaussian(), KEY, 5).t_boom == 600

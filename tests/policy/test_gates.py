@@ -20,7 +20,7 @@ from anonymizer.backbones import Denoised
 from anonymizer.config import PolicyConfig, build
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError
-from anonymizer.policy.gates import Audited, Counts, gate, judge
+from anonymizer.policy.gates import AuditResult, ReleaseCounts, evaluate_release, gate
 from anonymizer.records import Reason, Scores, Status
 from anonymizer.release import assemble, plan, publish
 from anonymizer.storage.layout import Release
@@ -46,7 +46,7 @@ NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def publisher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate().private_bytes.decode())
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
 
 
 def of(policy: dict[str, Any], **sections: Any) -> Any:
@@ -180,7 +180,7 @@ def test_an_output_that_is_too_close_is_drawn_again_at_a_stronger_level(tmp_path
     earlier = json.loads(found["0.7.png"]["earlier"])
     assert [(one["level"], one["reason"]) for one in earlier] == [(0.4, "too_close"), (0.5, "too_close")]
     assert earlier[0]["lpips"] == pytest.approx(0.4 / 0.7, abs=0.02)
-    counts = assemble.summary(release, plan.read(release))
+    counts = assemble.summarize_release(release, plan.read(release))
     assert (counts.read, counts.released, counts.quarantined, counts.failed) == (5, 3, 1, 1)
     assert sorted(manifest(release)["level"].to_pylist()) == [0.4, 0.5, 0.8]
     assert [p.name for p in release.quarantine.children()] == [f"{found['0.98.png']['output_id']}.png"]
@@ -236,7 +236,7 @@ def test_a_run_that_was_begun_cannot_be_finished_with_other_bounds(tmp_path: Pat
 # -- a release --------------------------------------------------------------------------------------------------------
 
 
-def counts(read: int = 100, released: int = 90, quarantined: int = 6, failed: int = 4) -> Counts:
+def counts(read: int = 100, released: int = 90, quarantined: int = 6, failed: int = 4) -> ReleaseCounts:
     return SimpleNamespace(read=read, released=released, quarantined=quarantined, failed=failed)
 
 
@@ -246,13 +246,13 @@ def line(attack: str, measure: str, high: float, **rest: Any) -> dict[str, Any]:
     return blank | {"attack": attack, "measure": measure, "high": high, "risk_high": None, "subgroup": None} | rest
 
 
-def audit(*figures: dict[str, Any], manifest: str = "m", days: float = 0) -> Audited:
-    return Audited(NOW - timedelta(days=days), manifest, figures)
+def audit(*figures: dict[str, Any], manifest: str = "m", days: float = 0) -> AuditResult:
+    return AuditResult(NOW - timedelta(days=days), manifest, figures)
 
 
-def broken(policy: dict[str, Any], found: Audited | None = None, of: Counts | None = None) -> list[str]:
-    verdict = judge(PolicyConfig.model_validate(policy), of or counts(), "m", found, NOW)
-    return [ruling.rule for ruling in verdict.broken]
+def broken(policy: dict[str, Any], found: AuditResult | None = None, of: ReleaseCounts | None = None) -> list[str]:
+    verdict = evaluate_release(PolicyConfig.model_validate(policy), of or counts(), "m", found, NOW)
+    return [ruling.rule for ruling in verdict.failed_rules]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ LOW, HIGH = line("linkage", "rank-1", 0.04), line("linkage", "rank-1", 0.06)
         (None, ["audits.linkage", "max_linkage_rank1"]),
     ],
 )
-def test_a_figure_of_the_audit_is_held_against_its_bound(found: Audited | None, expected: list[str]) -> None:
+def test_a_figure_of_the_audit_is_held_against_its_bound(found: AuditResult | None, expected: list[str]) -> None:
     assert broken({"risk": {"max_linkage_rank1": {"upper": 0.05}}}, found) == expected
 
 
@@ -303,7 +303,9 @@ def test_figures_of_attackers_who_lacked_something_hold_no_bound() -> None:
     policy = {"risk": {"max_linkage_rank1": {"upper": 0.05}}}
     assert broken(policy, audit(LOW)) == []
     lacking = replace(audit(LOW), lacking="attackers drew without what the model was told")
-    (ruling,) = [r for r in judge(PolicyConfig.model_validate(policy), counts(), "m", lacking, NOW).broken]
+    (ruling,) = [
+        r for r in evaluate_release(PolicyConfig.model_validate(policy), counts(), "m", lacking, NOW).failed_rules
+    ]
     assert "without what the model was told" in ruling.found
 
 
@@ -330,8 +332,8 @@ def test_a_waiver_sets_one_rule_aside_until_its_last_day() -> None:
 
     assert broken(policy(NOW.date())) == ["max_quarantined"]
     assert broken(policy(NOW.date() - timedelta(days=1))) == ["max_quarantined", "max_failed"]
-    verdict = judge(PolicyConfig.model_validate(policy(NOW.date())), counts(), "m", None, NOW)
-    ruling = next(r for r in verdict.rulings if r.rule == "max_failed")
+    verdict = evaluate_release(PolicyConfig.model_validate(policy(NOW.date())), counts(), "m", None, NOW)
+    ruling = next(r for r in verdict.rule_results if r.rule == "max_failed")
     assert ruling.result == "waived" and "Ada" in ruling.found and "scanner fault" in ruling.found
 
 
@@ -351,30 +353,33 @@ def test_a_release_that_breaks_the_policy_is_not_published_and_the_decision_is_s
         run(config)
     assert "\n" not in str(caught.value)
     assert not release.public.exists() and not release.statement.exists()
-    (decision,) = dsse.read(release.decision.read(), publish.DECISION)
+    (decision,) = dsse.loads(release.decision_log.read(), publish.DECISION_PREDICATE)
     assert decision.predicate["result"] == "fail"
-    signer = signing.signer_in("ANONYMIZER_SIGNING_KEY")
+    signer = signing.signer_from_env("ANONYMIZER_SIGNING_KEY")
     assert signer is not None and decision.is_signed_by(signer.public_key)
 
     waiver = {"rule": "min_released", "who": "Ada", "why": "pilot", "until": "2999-01-01"}
     run(settings(tmp_path / "in", tmp_path / "out", policy={"min_released": 4, "waivers": [waiver]}))
-    said = publish.sealed(release).predicate["gate"]
+    said = publish.read_statement(release).predicate["gate"]
     assert said["result"] == "pass"
     assert said["rules"] == [{"rule": "min_released", "bound": "at least 4", "result": "waived"}]
     assert said["waivers"] == [waiver]
-    assert [d.predicate["result"] for d in dsse.read(release.decision.read(), publish.DECISION)] == ["fail", "pass"]
+    assert [d.predicate["result"] for d in dsse.loads(release.decision_log.read(), publish.DECISION_PREDICATE)] == [
+        "fail",
+        "pass",
+    ]
 
 
 def test_a_policy_without_a_key_to_sign_with_stops_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANONYMIZER_SIGNING_KEY")
     with pytest.raises(ConfigError, match=r"ANONYMIZER_SIGNING_KEY: not set, and a policy's decision is signed"):
-        publish.check_key(settings("in", "out", policy={"min_released": 1}))
-    publish.check_key(settings("in", "out"))
+        publish.check_signing_key(settings("in", "out", policy={"min_released": 1}))
+    publish.check_signing_key(settings("in", "out"))
 
 
 def test_two_named_people_must_approve_before_anything_is_public(tmp_path: Path) -> None:
-    ada, bob, eve = signing.generate(), signing.generate(), signing.generate()
-    approvers = {"ada": signing.public_text(ada.public_key), "bob": signing.public_text(bob.public_key)}
+    ada, bob, eve = signing.generate_key_pair(), signing.generate_key_pair(), signing.generate_key_pair()
+    approvers = {"ada": signing.format_public_key(ada.public_key), "bob": signing.format_public_key(bob.public_key)}
     config = settings(people(tmp_path / "in", 3), tmp_path / "out", policy={"approvals": 2, "approvers": approvers})
     release = run(config)
     assert not release.public.exists()
@@ -382,28 +387,28 @@ def test_two_named_people_must_approve_before_anything_is_public(tmp_path: Path)
         publish.approve(release, eve)
     assert str(publish.approve(release, ada)) == "not published: 1 of 2 approvals, see `anonymizer approve`"
     run(config)  # asks the policy again, and keeps the approval
-    assert publish.approve(release, ada).approved == ("ada",)
+    assert publish.approve(release, ada).approved_by == ("ada",)
     assert not release.public.exists()
-    assert publish.approve(release, bob).published
-    assert release.is_published and publish.approvals(publish.sealed(release)) == ("ada", "bob")
+    assert publish.approve(release, bob).is_published
+    assert release.is_published and publish.approvals(publish.read_statement(release)) == ("ada", "bob")
 
 
 def test_approvals_are_void_when_what_was_approved_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ada, bob = signing.generate(), signing.generate()
-    approvers = {"ada": signing.public_text(ada.public_key), "bob": signing.public_text(bob.public_key)}
+    ada, bob = signing.generate_key_pair(), signing.generate_key_pair()
+    approvers = {"ada": signing.format_public_key(ada.public_key), "bob": signing.format_public_key(bob.public_key)}
     source = people(tmp_path / "in", 3)
     release = run(settings(source, tmp_path / "out", policy={"approvals": 2, "approvers": approvers}))
     publish.approve(release, ada)
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate().private_bytes.decode())
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
     run(settings(source, tmp_path / "out", policy={"approvals": 2, "approvers": approvers}))
-    assert publish.approvals(publish.sealed(release)) == ()
+    assert publish.approvals(publish.read_statement(release)) == ()
     assert not release.public.exists()
 
 
 def test_the_policy_is_asked_again_at_the_last_approval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ada = signing.generate()
+    ada = signing.generate_key_pair()
     waiver = {"rule": "min_released", "who": "Ada", "why": "pilot", "until": date.today().isoformat()}
-    policy = {"approvals": 1, "approvers": {"ada": signing.public_text(ada.public_key)}, "min_released": 9}
+    policy = {"approvals": 1, "approvers": {"ada": signing.format_public_key(ada.public_key)}, "min_released": 9}
     release = run(settings(people(tmp_path / "in", 3), tmp_path / "out", policy=policy | {"waivers": [waiver]}))
 
     class Later(datetime):
@@ -415,12 +420,12 @@ def test_the_policy_is_asked_again_at_the_last_approval(tmp_path: Path, monkeypa
         patch.setattr(publish, "datetime", Later)
         publish.approve(release, ada)
     assert not release.public.exists()
-    assert publish.approve(release, ada).published
+    assert publish.approve(release, ada).is_published
 
 
 def test_a_candidate_that_was_changed_is_not_published(tmp_path: Path) -> None:
-    ada = signing.generate()
-    policy = {"approvals": 1, "approvers": {"ada": signing.public_text(ada.public_key)}}
+    ada = signing.generate_key_pair()
+    policy = {"approvals": 1, "approvers": {"ada": signing.format_public_key(ada.public_key)}}
     release = run(settings(people(tmp_path / "in", 3), tmp_path / "out", policy=policy))
     path = Path(release.candidate.path) / "README.md"
     path.write_bytes(path.read_bytes() + b" ")
@@ -457,6 +462,6 @@ def test_without_a_policy_and_a_key_a_release_is_published_unsigned(
 ) -> None:
     monkeypatch.delenv("ANONYMIZER_SIGNING_KEY")
     release = run(settings(people(tmp_path / "in", 3), tmp_path / "out"))
-    assert release.is_published and publish.sealed(release).key_ids == set()
-    assert len(released(release)) == 3 and KEY.check is not None
+    assert release.is_published and publish.read_statement(release).key_ids == set()
+    assert len(released(release)) == 3 and KEY.check_value is not None
     assert "release.intoto.jsonl" in tree(release.public.path)

@@ -23,7 +23,7 @@ from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.records import Scores
 from anonymizer.release import assemble, plan
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from tests.support import ROOT
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
@@ -89,24 +89,24 @@ def named(part: str) -> Any:
 
 
 POINTS: dict[str, tuple[Any, str, Any, bool]] = {
-    "while planning": (Place, "put", named("plan/shard-00001"), False),
-    "before the plan stands": (Place, "write", named("plan.json"), False),
-    "at the first staged picture": (Place, "put", named("staging/"), False),
-    "after the first staged picture": (Place, "put", named("staging/"), True),
-    "after a picture went into quarantine": (Place, "put", named("quarantine/"), True),
-    "between staging and commit": (Place, "create", named("ledger/shard-00001"), False),
-    "right after a commit": (Place, "create", named("ledger/shard-00001"), True),
+    "while planning": (StoragePath, "put", named("plan/shard-00001"), False),
+    "before the plan stands": (StoragePath, "write", named("plan.json"), False),
+    "at the first staged picture": (StoragePath, "put", named("staging/"), False),
+    "after the first staged picture": (StoragePath, "put", named("staging/"), True),
+    "after a picture went into quarantine": (StoragePath, "put", named("quarantine/"), True),
+    "between staging and commit": (StoragePath, "create", named("ledger/shard-00001"), False),
+    "right after a commit": (StoragePath, "create", named("ledger/shard-00001"), True),
     "between the last commit and assembling": (assemble, "assemble", lambda *args: True, False),
     "before the papers are written": (report, "write_public", lambda *args: True, False),
     "when the manifest is there": (assemble, "_write", lambda *args: True, True),
-    "before the candidate appears": (Place, "move_to", named("assembling/"), False),
-    "after the candidate appeared": (Place, "move_to", named("assembling/"), True),
-    "after the policy was asked": (Place, "write", named("decisions"), True),
-    "before it is signed": (Place, "write", named("candidate/release.intoto.jsonl"), False),
-    "after it was signed": (Place, "write", named("candidate/release.intoto.jsonl"), True),
-    "before public/ appears": (Place, "move_to", named("candidate"), False),
-    "after public/ appeared": (Place, "move_to", named("candidate"), True),
-    "while tidying up": (Place, "remove", named("restricted/staging"), False),
+    "before the candidate appears": (StoragePath, "move_to", named("assembling/"), False),
+    "after the candidate appeared": (StoragePath, "move_to", named("assembling/"), True),
+    "after the policy was asked": (StoragePath, "write", named("decisions"), True),
+    "before it is signed": (StoragePath, "write", named("candidate/release.intoto.jsonl"), False),
+    "after it was signed": (StoragePath, "write", named("candidate/release.intoto.jsonl"), True),
+    "before public/ appears": (StoragePath, "move_to", named("candidate"), False),
+    "after public/ appeared": (StoragePath, "move_to", named("candidate"), True),
+    "while tidying up": (StoragePath, "remove", named("restricted/staging"), False),
 }
 
 
@@ -141,7 +141,7 @@ def test_every_record_of_a_stopped_and_finished_run_is_accounted_for(tmp_path: P
             stop_at(patch, *POINTS[point])
             finish(config)
             raise Stop  # an earlier stop may have left nothing to do here
-    total = assemble.summary(finish(config), plan.read(Release.at(config.output.uri)))
+    total = assemble.summarize_release(finish(config), plan.read(Release.at(config.output.uri)))
     assert (total.read, total.released, total.quarantined, total.failed) == (7, 5, 1, 1)
     assert total.reasons == {"not_an_image": 1, "not_scored": 1}
 
@@ -149,13 +149,13 @@ def test_every_record_of_a_stopped_and_finished_run_is_accounted_for(tmp_path: P
 def test_public_appears_all_at_once(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(source, tmp_path / "out")
     release, seen = Release.at(config.output.uri), []
-    original = Place.put
+    original = StoragePath.write_uncommitted
 
-    def watching(place: Place, data: bytes) -> None:
+    def watching(place: StoragePath, data: bytes) -> None:
         seen.append(release.public.exists())
         original(place, data)
 
-    monkeypatch.setattr(Place, "put", watching)
+    monkeypatch.setattr(StoragePath, "write_uncommitted", watching)
     finish(config)
     assert not any(seen)
     names = {p.name for p in release.public.children()}
@@ -349,10 +349,10 @@ def test_a_shard_that_is_done_twice_counts_once_and_the_first_commit_stands(
     config = settings(source, tmp_path / "out")
     release = begin(config)
     first = [one_shard(config, shard, scorer=Unscored(Scores())) for shard in range(4)]
-    ledger = [release.shard(shard).read() for shard in range(4)]
+    ledger = [release.shard_ledger(shard).read() for shard in range(4)]
     other = CustodianKey(b"another key of another process!!")
     again = [one_shard(config, shard, scorer=Unscored(Scores()), key=other) for shard in range(4)]
-    assert [release.shard(shard).read() for shard in range(4)] == ledger
+    assert [release.shard_ledger(shard).read() for shard in range(4)] == ledger
     assert [(s.read, s.released, s.quarantined, s.failed) for s in again] == [
         (s.read, s.released, s.quarantined, s.failed) for s in first
     ]
@@ -378,11 +378,11 @@ def test_two_that_assemble_at_once_publish_one_whole_release(
     release = begin(config)
     for shard in range(4):
         one_shard(config, shard, scorer=Unscored(Scores()))
-    owner, name = {"writing pictures": (Place, "put"), "about to show": (Place, "move_to")}[moment]
+    owner, name = {"writing pictures": (StoragePath, "put"), "about to show": (StoragePath, "move_to")}[moment]
     original = getattr(owner, name)
     others = [True]
 
-    def interrupted(place: Place, *args: Any, **rest: Any) -> Any:
+    def interrupted(place: StoragePath, *args: Any, **rest: Any) -> Any:
         if others and "assembling" in place.path:
             others.clear()
             assemble.assemble(release, config)  # the other is quicker, and tidies up

@@ -8,49 +8,49 @@ import numpy as np
 import pytest
 
 from anonymizer.config import SourceConfig
-from anonymizer.release.audit_sample import Outsiders, Photos, outsiders, photos
+from anonymizer.release.audit_sample import ImageSet, Outsiders, draw_images, exclude_insiders
 from tests.support.releases import encoded, listing, picture
 
 
-def read(root: Path, pictures: dict[str, bytes], who: dict[str, str] | None = None) -> Photos:
+def read(root: Path, pictures: dict[str, bytes], who: dict[str, str] | None = None) -> ImageSet:
     """Pictures of a folder; ``who`` says who is on them."""
     root.mkdir()
     for name, data in pictures.items():
         (root / name).write_bytes(data)
     items = [{"image": name, "who": (who or {}).get(name, name)} for name in pictures]
     source = SourceConfig(uri=str(listing(root, items)), label="who")
-    return photos(source, 8, 100, np.random.default_rng(0))
+    return draw_images(source, 8, 100, np.random.default_rng(0))
 
 
 @pytest.fixture
-def insiders(tmp_path: Path) -> Photos:
+def insiders(tmp_path: Path) -> ImageSet:
     return read(tmp_path / "in", {f"{i}.png": picture(i) for i in range(4)}, {"0.png": "Ada"})
 
 
-def test_a_picture_of_the_release_is_no_outsider(tmp_path: Path, insiders: Photos) -> None:
+def test_a_picture_of_the_release_is_no_outsider(tmp_path: Path, insiders: ImageSet) -> None:
     pixels = np.random.default_rng(2).integers(40, 200, (8, 10, 3), dtype=np.uint8)  # picture(2), saved another way
     given = {"a.png": picture(1), "b.bmp": encoded(pixels, "BMP"), "c.png": picture(9), "d.png": picture(8)}
-    found = outsiders(read(tmp_path / "out", given), insiders, identified=False)
-    assert (found.same_picture, found.same_person, len(found.photos)) == (2, 0, 2)
-    assert found.photos.labels == ["c.png", "d.png"] and found.photos.pictures.shape == (2, 3, 8, 8)
+    found = exclude_insiders(read(tmp_path / "out", given), insiders, identified=False)
+    assert (found.same_picture, found.same_person, len(found.images)) == (2, 0, 2)
+    assert found.images.labels == ["c.png", "d.png"] and found.images.images.shape == (2, 3, 8, 8)
     assert found.note == "outsiders: 2 left out that are originals of the release, and 0 that show its people"
 
 
-def test_people_of_the_release_are_no_outsiders_where_people_are_known(tmp_path: Path, insiders: Photos) -> None:
+def test_people_of_the_release_are_no_outsiders_where_people_are_known(tmp_path: Path, insiders: ImageSet) -> None:
     given = read(tmp_path / "out", {"a.png": picture(9), "b.png": picture(8), "c.png": picture(0)}, {"a.png": "Ada"})
-    found = outsiders(given, insiders, identified=True)
-    assert (found.same_picture, found.same_person, found.photos.labels) == (1, 1, ["b.png"])
-    assert outsiders(given, insiders, identified=False).same_person == 0
+    found = exclude_insiders(given, insiders, identified=True)
+    assert (found.same_picture, found.same_person, found.images.labels) == (1, 1, ["b.png"])
+    assert exclude_insiders(given, insiders, identified=False).same_person == 0
 
 
-def test_people_without_a_name_are_not_one_person(insiders: Photos) -> None:
-    nobody = Photos(insiders.pictures + 1, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b""] * 4)
-    unnamed = Photos(insiders.pictures, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b"a"] * 4)
-    found = outsiders(nobody, unnamed, identified=True)
-    assert len(found.photos) == 4 and found.note is None
+def test_people_without_a_name_are_not_one_person(insiders: ImageSet) -> None:
+    nobody = ImageSet(insiders.images + 1, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b""] * 4)
+    unnamed = ImageSet(insiders.images, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b"a"] * 4)
+    found = exclude_insiders(nobody, unnamed, identified=True)
+    assert len(found.images) == 4 and found.note is None
 
 
-def test_outsiders_who_are_all_inside_leave_none(insiders: Photos) -> None:
-    found = outsiders(insiders, insiders, identified=True)
-    assert isinstance(found, Outsiders) and not found.photos and found.same_picture == 4
-    assert found.photos.pictures.shape == (0, 3, 8, 8)
+def test_outsiders_who_are_all_inside_leave_none(insiders: ImageSet) -> None:
+    found = exclude_insiders(insiders, insiders, identified=True)
+    assert isinstance(found, Outsiders) and not found.images and found.same_picture == 4
+    assert found.images.images.shape == (0, 3, 8, 8)

@@ -30,12 +30,12 @@ from anonymizer.errors import (
 )
 from anonymizer.records import Scores
 from anonymizer.release import event_log, history, plan, publish, retention
-from anonymizer.release.assemble import summary
-from anonymizer.release.plan import settings_of
+from anonymizer.release.assemble import summarize_release
+from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.jobs import erase as erase_job
 from flows.jobs.erase import ErasureSummary
 from tests.end_to_end.test_leaks import seen_in
@@ -60,7 +60,7 @@ from tests.support.releases import (
     tree,
 )
 
-PUBLISHER, ALICE = signing.generate(), signing.generate()
+PUBLISHER, ALICE = signing.generate_key_pair(), signing.generate_key_pair()
 ADA = "Ada_Zz7x"  # not to be found anywhere by chance
 SCORER = Unscored(Scores())
 
@@ -97,9 +97,9 @@ def released(source: Path | str, output: Path | str, /, *overrides: str, **secti
     subject = {"source": {"subject": "folder"}} if Path(str(source)).is_dir() else {}
     config = settings(source, output, *overrides, **(subject | sections))
     release = run(config, scorer=SCORER)
-    report.write_restricted(release, plan.read(release), config, summary(release, plan.read(release)))
-    (release.errors / "shard-00000.txt").put(f"went wrong with {ADA}/0.png".encode())
-    (release.audit / "found.parquet").put(parquet.to_bytes(pa.table({"record_id": [f"{ADA}/0.png"]})))
+    report.write_restricted(release, plan.read(release), config, summarize_release(release, plan.read(release)))
+    (release.errors / "shard-00000.txt").write_uncommitted(f"went wrong with {ADA}/0.png".encode())
+    (release.audit / "found.parquet").write_uncommitted(parquet.to_bytes(pa.table({"record_id": [f"{ADA}/0.png"]})))
     return release
 
 
@@ -138,7 +138,7 @@ def found_in(folder: Path, marked: set[bytes]) -> dict[str, list[bytes]]:
 
 
 def problems(release: Release) -> list[str]:
-    found = [*check_public(release.public), *check_restricted(release, settings_of(release), KEY)]
+    found = [*check_public(release.public), *check_restricted(release, resolve_config(release), KEY)]
     assert {"signature", "ledger", "materials", "quarantine", "modes"} <= {finding.check for finding in found}
     return [str(finding) for finding in found if finding.result == "fail"]
 
@@ -176,7 +176,7 @@ def test_the_revocation_list_names_each_picture_once_and_is_signed(tmp_path: Pat
     public = {row["output_id"]: row["sha256"] for row in manifest(old).to_pylist()}
     mine = {seen(old)[name][0] for name in (f"{ADA}/0.png", f"{ADA}/1.png", "Ben/copy.png")}
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
-    (signed,) = revocation.read(Place.of(str(tmp_path / "new" / "public")))
+    (signed,) = revocation.read(StoragePath.from_uri(str(tmp_path / "new" / "public")))
     assert signed.digests == {output_id: public[output_id] for output_id in mine}
     assert signed.is_signed_by(PUBLISHER.public_key)
 
@@ -198,9 +198,9 @@ def test_what_was_held_back_goes_too_and_the_rest_of_it_stays(tmp_path: Path, ol
     assert problems(new) == []
 
 
-def head(release: Release) -> event_log.Head:
-    lines = release.events.read().splitlines()
-    return event_log.Head(len(lines), hashlib.sha256(lines[-1]).hexdigest())
+def head(release: Release) -> event_log.ChainHead:
+    lines = release.event_log.read().splitlines()
+    return event_log.ChainHead(len(lines), hashlib.sha256(lines[-1]).hexdigest())
 
 
 def test_what_was_held_back_stays_encrypted(tmp_path: Path, source: Path) -> None:
@@ -211,7 +211,7 @@ def test_what_was_held_back_stays_encrypted(tmp_path: Path, source: Path) -> Non
     new = Release.at(str(tmp_path / "new"))
     (kept,) = tree(new.quarantine.path).items()
     assert kept in before.items() and kept[0].endswith(".png.age") and problems(new) == []
-    assert new.sealed_report.exists() and not new.report.exists()
+    assert new.encrypted_report.exists() and not new.report.exists()
 
 
 def test_both_logs_say_what_was_destroyed_and_what_came_in_its_place(tmp_path: Path, old: Release) -> None:
@@ -219,7 +219,7 @@ def test_both_logs_say_what_was_destroyed_and_what_came_in_its_place(tmp_path: P
     before = head(old)
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     new = Release.at(str(tmp_path / "new"))
-    assert event_log.holds(old, before)
+    assert event_log.contains_head(old, before)
     last, end = event_log.read(old)[-2:], head(old)
     assert [event["event"] for event in last] == ["erased", "destroyed"]
     gone = [name for name in files if not name.endswith((".lock", "events.jsonl"))]
@@ -266,7 +266,7 @@ def test_people_are_erased_on_an_object_store(tmp_path: Path, source: Path, stor
     assert erase(old, "memory://bucket/new", file) == erase(old, "memory://bucket/new", file)
     new = Release.at("memory://bucket/new")
     assert seen(new) == {name: kept[name] for name in ("Ben/2.png", "Cyd/3.png")}
-    assert old.root.files() == ["restricted/events.jsonl"]
+    assert old.root.list_files() == ["restricted/events.jsonl"]
     assert [f for f in check_public(new.public) if f.result == "fail"] == []
 
 
@@ -319,30 +319,30 @@ def test_people_are_taken_out_of_a_release_that_kept_pictures_of_an_earlier_one(
     erase(february, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     new = Release.at(str(tmp_path / "new"))
     assert seen(new) == kept and problems(new) == []
-    assert [one.root.name for one in history.line(new)] == ["old"]  # where the same people still are
+    assert [one.root.name for one in history.predecessors(new)] == ["old"]  # where the same people still are
     march = run(after(new, source, tmp_path / "march", source={"subject": "folder"}), scorer=SCORER)
     assert all(seen(march)[name][1] == one[1] for name, one in seen(old).items() if name in seen(march))
     assert not [name for name in seen(march) if name.startswith(ADA)]
 
 
 def test_an_erasure_does_not_prolong_what_is_kept(tmp_path: Path, source: Path, old: Release) -> None:
-    begun = retention.since(old)
+    begun = retention.retention_start(old)
     erase(old, tmp_path / "second", names(tmp_path, f"{ADA}/1.png"))
     erase(Release.at(str(tmp_path / "second")), tmp_path / "third", names(tmp_path, f"{ADA}/0.png"))
     third = Release.at(str(tmp_path / "third"))
-    assert begun is not None and retention.since(third) == begun
+    assert begun is not None and retention.retention_start(third) == begun
     march = run(after(third, source, tmp_path / "march"), scorer=SCORER)
-    assert (retention.since(march) or begun) > begun  # another release, with a time of its own
+    assert (retention.retention_start(march) or begun) > begun  # another release, with a time of its own
 
 
 def test_what_was_purged_does_not_come_back(tmp_path: Path, old: Release) -> None:
-    begun = retention.since(old)
+    begun = retention.retention_start(old)
     assert begun is not None
     retention.purge(old, RestrictedConfig(picture_days=0), begun)
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     new = Release.at(str(tmp_path / "new"))
     assert not new.report.exists() and not new.quarantine.exists() and new.is_complete
-    assert problems(new) == [] and set(retention.purged(new)) == {"pictures"}
+    assert problems(new) == [] and set(retention.read_purged(new)) == {"pictures"}
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def test_what_is_no_published_release_with_records_is_refused(tmp_path: Path, so
     shutil.move(old.public.path, old.candidate.path)
     assert "is not published: remove its folder" in refusal(old, tmp_path / "new", file)
     shutil.move(old.candidate.path, old.public.path)
-    begun = retention.since(old)
+    begun = retention.retention_start(old)
     assert begun is not None
     retention.purge(old, RestrictedConfig(record_days=0), begun)
     assert "its records were purged" in refusal(old, tmp_path / "new", file)
@@ -426,7 +426,7 @@ def test_what_is_no_published_release_with_records_is_refused(tmp_path: Path, so
 
 
 def test_the_old_release_stays_until_the_new_one_is_approved(tmp_path: Path, source: Path) -> None:
-    policy = {"approvals": 1, "approvers": {"alice": signing.public_text(ALICE.public_key)}}
+    policy = {"approvals": 1, "approvers": {"alice": signing.format_public_key(ALICE.public_key)}}
     old = released(source, tmp_path / "old", policy=policy)
     publish.approve(old, ALICE)
     before, file = tree(old.root.path), names(tmp_path, f"subject:{ADA}")
@@ -435,7 +435,7 @@ def test_the_old_release_stays_until_the_new_one_is_approved(tmp_path: Path, sou
         assert not done.published and "0 of 1 approvals" in done.standing and done.erased == 5
         assert tree(old.root.path) == before
     new = Release.at(str(tmp_path / "new"))
-    assert publish.approve(new, ALICE).published
+    assert publish.approve(new, ALICE).is_published
     assert erase(old, tmp_path / "new", file).published
     assert set(tree(tmp_path / "old")) == {"restricted/events.jsonl"} and problems(new) == []
 
@@ -468,28 +468,28 @@ def test_a_new_release_that_does_not_verify_leaves_the_old_one(
 
 
 POINTS: dict[str, tuple[Any, str, Any, bool]] = {
-    "before anything": (Place, "write", named("/new/restricted/config.yaml"), False),
-    "after its settings": (Place, "write", named("/new/restricted/config.yaml"), True),
-    "while the plan is copied": (Place, "put", named("/new/restricted/plan/shard-00001"), False),
-    "while the ledger is copied": (Place, "write", named("/new/restricted/ledger/shard-00001"), False),
-    "while quarantine is copied": (Place, "put", named("/new/restricted/quarantine/"), True),
-    "before the list of the erased": (Place, "write", named("/new/restricted/erased"), False),
-    "after the list of the erased": (Place, "write", named("/new/restricted/erased"), True),
-    "after the revocations": (Place, "write", named("/new/restricted/revocations"), True),
-    "before the plan stands": (Place, "write", named("/new/restricted/plan.json"), False),
-    "after the plan stands": (Place, "write", named("/new/restricted/plan.json"), True),
-    "while pictures are staged": (Place, "put", named("/new/restricted/staging/"), True),
-    "after the candidate appeared": (Place, "move_to", named("/new/restricted/assembling/"), True),
-    "before the report": (Place, "write", named("/new/restricted/report.html"), False),
-    "after the policy was asked": (Place, "write", named("/new/restricted/decisions"), True),
-    "before public/ appears": (Place, "move_to", named("/new/restricted/candidate"), False),
-    "after public/ appeared": (Place, "move_to", named("/new/restricted/candidate"), True),
-    "before the old one goes": (Place, "remove", named("/old/public"), False),
-    "after the old pictures went": (Place, "remove", named("/old/public"), True),
-    "after the old settings went": (Place, "remove", named("/old/restricted/config.yaml"), True),
-    "after the old plan went": (Place, "remove", named("/old/restricted/plan.json"), True),
-    "before the old report goes": (Place, "remove", named("/old/restricted/report.html"), False),
-    "when all of it went": (Place, "remove", named("/old/restricted/.events.lock"), False),
+    "before anything": (StoragePath, "write", named("/new/restricted/config.yaml"), False),
+    "after its settings": (StoragePath, "write", named("/new/restricted/config.yaml"), True),
+    "while the plan is copied": (StoragePath, "put", named("/new/restricted/plan/shard-00001"), False),
+    "while the ledger is copied": (StoragePath, "write", named("/new/restricted/ledger/shard-00001"), False),
+    "while quarantine is copied": (StoragePath, "put", named("/new/restricted/quarantine/"), True),
+    "before the list of the erased": (StoragePath, "write", named("/new/restricted/erased"), False),
+    "after the list of the erased": (StoragePath, "write", named("/new/restricted/erased"), True),
+    "after the revocations": (StoragePath, "write", named("/new/restricted/revocations"), True),
+    "before the plan stands": (StoragePath, "write", named("/new/restricted/plan.json"), False),
+    "after the plan stands": (StoragePath, "write", named("/new/restricted/plan.json"), True),
+    "while pictures are staged": (StoragePath, "put", named("/new/restricted/staging/"), True),
+    "after the candidate appeared": (StoragePath, "move_to", named("/new/restricted/assembling/"), True),
+    "before the report": (StoragePath, "write", named("/new/restricted/report.html"), False),
+    "after the policy was asked": (StoragePath, "write", named("/new/restricted/decisions"), True),
+    "before public/ appears": (StoragePath, "move_to", named("/new/restricted/candidate"), False),
+    "after public/ appeared": (StoragePath, "move_to", named("/new/restricted/candidate"), True),
+    "before the old one goes": (StoragePath, "remove", named("/old/public"), False),
+    "after the old pictures went": (StoragePath, "remove", named("/old/public"), True),
+    "after the old settings went": (StoragePath, "remove", named("/old/restricted/config.yaml"), True),
+    "after the old plan went": (StoragePath, "remove", named("/old/restricted/plan.json"), True),
+    "before the old report goes": (StoragePath, "remove", named("/old/restricted/report.html"), False),
+    "when all of it went": (StoragePath, "remove", named("/old/restricted/.events.lock"), False),
 }
 
 
@@ -572,7 +572,7 @@ def test_a_key_that_is_thrown_away_keeps_nobody_from_erasing(
 
     monkeypatch.delenv("ANONYMIZER_KEY")
     config = settings(source, tmp_path / "old", source={"subject": "folder"})
-    old = run(config, scorer=PlainScorer(), key=CustodianKey(KEY.secret, lasting=False))
+    old = run(config, scorer=PlainScorer(), key=CustodianKey(KEY.secret, is_persistent=False))
     assert json.loads(old.plan.read())["key_check"] is None
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     new = Release.at(str(tmp_path / "new"))

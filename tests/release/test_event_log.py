@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from anonymizer.errors import IntegrityError
 from anonymizer.release import event_log
-from anonymizer.release.event_log import Head
+from anonymizer.release.event_log import ChainHead
 from anonymizer.storage.layout import Release
 
 many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
@@ -37,7 +37,7 @@ def log(release: Release) -> Path:
     """A log of five events."""
     for number in range(5):
         event_log.record(release, "shard committed", actor="ada", shard=number)
-    return Path(release.events.path)
+    return Path(release.event_log.path)
 
 
 def lines(log: Path) -> list[bytes]:
@@ -103,7 +103,7 @@ def test_lines_of_another_log_are_found(release: Release, log: Path, tmp_path: P
     for number in range(5):
         event_log.record(other, "shard committed", actor="ada", shard=number + 10)
     for number in range(1, 5):
-        log.write_bytes(b"".join(lines(log)[:number] + lines(Path(other.events.path))[number:]))
+        log.write_bytes(b"".join(lines(log)[:number] + lines(Path(other.event_log.path))[number:]))
         with pytest.raises(IntegrityError):
             event_log.read(release)
 
@@ -134,14 +134,18 @@ def test_a_line_that_is_made_up_with_hashes_of_its_own_does_not_fit_what_follows
 def test_a_statement_that_speaks_of_the_log_tells_that_lines_were_cut_off(release: Release, log: Path) -> None:
     head = event_log.record(release, "sealed")
     event_log.record(release, "published")
-    assert event_log.holds(release, head) and event_log.holds(release, Head(0, event_log.FIRST))
+    assert event_log.contains_head(release, head) and event_log.contains_head(
+        release, ChainHead(0, event_log.GENESIS_HASH)
+    )
     log.write_bytes(b"".join(lines(log)[:5]))
     assert len(event_log.read(release)) == 5, "the chain alone does not tell"
-    assert not event_log.holds(release, head)
+    assert not event_log.contains_head(release, head)
     event_log.record(release, "sealed", more=1)
-    assert not event_log.holds(release, head)
+    assert not event_log.contains_head(release, head)
     log.unlink()
-    assert not event_log.holds(release, head) and event_log.holds(release, Head(0, event_log.FIRST))
+    assert not event_log.contains_head(release, head) and event_log.contains_head(
+        release, ChainHead(0, event_log.GENESIS_HASH)
+    )
 
 
 @pytest.mark.parametrize("left", [0, 1, 40, -2, -1])
@@ -163,16 +167,16 @@ def test_a_first_line_that_was_cut_off_is_repaired_too(release: Release, log: Pa
 
 @pytest.mark.parametrize("data", [b"garbage\n", b"{}\n", b'{"n": "x"}\n', b"[1]\n"])
 def test_nothing_is_added_to_what_is_no_log(release: Release, data: bytes) -> None:
-    release.events.write(data)
+    release.event_log.write(data)
     with pytest.raises(IntegrityError, match="last line is damaged"):
         event_log.record(release, "started")
-    assert release.events.read() == data
+    assert release.event_log.read() == data
 
 
 def test_a_long_log_is_continued_without_being_read(release: Release) -> None:
     for number in range(300):
         head = event_log.record(release, "shard committed", actor="a" * 200, shard=number)
-    assert os.path.getsize(release.events.path) > event_log.TAIL
+    assert os.path.getsize(release.event_log.path) > event_log.TAIL_BYTES
     assert head.count == len(event_log.read(release)) == 300
 
 
@@ -181,7 +185,7 @@ def test_threads_that_write_at_once_keep_the_chain(release: Release) -> None:
         heads = list(pool.map(lambda n: event_log.record(release, "shard committed", shard=n), range(40)))
     assert sorted(event["details"]["shard"] for event in event_log.read(release)) == list(range(40))
     assert sorted(head.count for head in heads) == list(range(1, 41))
-    assert all(event_log.holds(release, head) for head in heads)
+    assert all(event_log.contains_head(release, head) for head in heads)
 
 
 def test_processes_that_write_at_once_keep_the_chain(release: Release) -> None:
@@ -201,9 +205,9 @@ def test_a_log_in_an_object_store_is_a_chain_too() -> None:
     try:
         for number in range(3):
             head = event_log.record(release, "shard committed", shard=number)
-        release.events.write(release.events.read() + b'{"cut')
+        release.event_log.write(release.event_log.read() + b'{"cut')
         assert event_log.record(release, "started").count == 4
-        assert event_log.holds(release, head) and len(event_log.read(release)) == 4
+        assert event_log.contains_head(release, head) and len(event_log.read(release)) == 4
     finally:
         release.root.remove()
 
@@ -223,13 +227,13 @@ def test_the_log_is_for_its_owner_alone(release: Release) -> None:
 def test_who_acts_is_whom_the_environment_names_or_the_user_of_the_machine(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(event_log.ACTOR, " Ada ")
-    assert event_log.whoever() == "Ada"
-    monkeypatch.delenv(event_log.ACTOR)
-    assert event_log.whoever() == f"{getpass.getuser()}@{socket.gethostname()}"
+    monkeypatch.setenv(event_log.ACTOR_VARIABLE, " Ada ")
+    assert event_log.current_actor() == "Ada"
+    monkeypatch.delenv(event_log.ACTOR_VARIABLE)
+    assert event_log.current_actor() == f"{getpass.getuser()}@{socket.gethostname()}"
 
     def nobody() -> Any:
         raise KeyError("uid")
 
     monkeypatch.setattr(getpass, "getuser", nobody)
-    assert event_log.whoever() == f"user {os.getuid()}@{socket.gethostname()}"
+    assert event_log.current_actor() == f"user {os.getuid()}@{socket.gethostname()}"

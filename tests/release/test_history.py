@@ -30,8 +30,8 @@ from anonymizer.data import released_images
 from anonymizer.errors import AnonymizerError, ConfigError, CustodianKeyError, OutputError, UsageError
 from anonymizer.records import Scores
 from anonymizer.release import audit_sample, history, plan, publish, retention
-from anonymizer.release.assemble import summary
-from anonymizer.release.audit_sample import Exhibits
+from anonymizer.release.assemble import summarize_release
+from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.history import Difference
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import parquet
@@ -89,7 +89,7 @@ def after(before: Release | str, source: Path, output: Path | str, /, *overrides
 def seen(release: Release) -> dict[str, tuple[str, bytes]]:
     """Record id -> id and picture, of what was published."""
     table = parquet.read(release.manifest).to_pylist()
-    data = {row["output_id"]: data for row, data in released_images.contents(release.public, table)}
+    data = {row["output_id"]: data for row, data in released_images.read_images(release.public, table)}
     return {r["record_id"]: (r["output_id"], data[r["output_id"]]) for r in rows(release) if r["status"] == "released"}
 
 
@@ -184,7 +184,7 @@ def test_what_was_never_published_is_tried_anew(tmp_path: Path) -> None:
     assert ended == {"black.png": "not_scored", "large.png": "too_many_pixels"}
     february = run(after(january, source, tmp_path / "february", **OTHER))
     assert {name: row_of(february, name)["level"] for name in ended} == {"black.png": 0.7, "large.png": 0.7}
-    assert summary(february, plan.read(february)).released == 4
+    assert summarize_release(february, plan.read(february)).released == 4
 
 
 MONTH = st.tuples(st.sets(st.integers(0, 4), min_size=1), st.sampled_from([0.4, 0.7]))
@@ -280,8 +280,8 @@ def test_whoever_was_away_for_a_month_gets_the_picture_of_then(tmp_path: Path, s
     away.write_bytes(data)
     april = run(after(march, source, tmp_path / "april", **OTHER), Retrained())
     assert seen(april) == seen(january)
-    assert [one.root.name for one in history.line(april)] == ["march", "february", "january"]
-    assert history.difference(after(march, source, tmp_path / "april"), april) == Difference(4, 1, 0)
+    assert [one.root.name for one in history.predecessors(april)] == ["march", "february", "january"]
+    assert history.compare_with_previous(after(march, source, tmp_path / "april"), april) == Difference(4, 1, 0)
 
 
 def test_a_release_of_the_past_that_is_not_at_hand_any_more_is_passed_over(
@@ -302,10 +302,10 @@ def test_the_previous_release_may_be_spelled_as_one_likes(
     config = after(uri, source, tmp_path / "february", **OTHER)
     february = run(config)
     assert seen(february) == seen(january)
-    assert history.difference(config, february) == Difference(5, 0, 0)
+    assert history.compare_with_previous(config, february) == Difference(5, 0, 0)
     monkeypatch.chdir("/")
     march = run(after(february, source, tmp_path / "march", **OTHER))
-    assert [one.root.path for one in history.line(march)] == [february.root.path, january.root.path]
+    assert [one.root.path for one in history.predecessors(march)] == [february.root.path, january.root.path]
 
 
 def test_releases_follow_each_other_on_an_object_store(tmp_path: Path, source: Path, store: Any) -> None:
@@ -314,7 +314,7 @@ def test_releases_follow_each_other_on_an_object_store(tmp_path: Path, source: P
     config = after("memory://bucket/january/", source, "memory://bucket/february", **OTHER)
     february = run(config)
     assert {name: one for name, one in seen(february).items() if name != "new.png"} == seen(january)
-    assert history.difference(config, february) == Difference(5, 1, 0)
+    assert history.compare_with_previous(config, february) == Difference(5, 1, 0)
     local = run(after("memory://bucket/february", source, tmp_path / "march"))
     assert seen(local) == seen(february)
 
@@ -334,13 +334,13 @@ def refusal(config: RunConfig, kind: type[UsageError] = ConfigError, **how: Any)
 
 def test_another_key_or_none_is_refused(tmp_path: Path, source: Path, january: Release) -> None:
     config = after(january, source, tmp_path / "february")
-    for key in (CustodianKey(b"another key of another process!!"), CustodianKey(KEY.secret, lasting=False)):
+    for key in (CustodianKey(b"another key of another process!!"), CustodianKey(KEY.secret, is_persistent=False)):
         line = refusal(config, CustodianKeyError, key=key)
         assert line.startswith("ANONYMIZER_KEY: not the key that previous ") and line.endswith("set it")
 
 
 def test_a_release_that_was_made_without_a_key_cannot_be_followed(tmp_path: Path, source: Path) -> None:
-    january = run(settings(source, tmp_path / "january"), key=CustodianKey(KEY.secret, lasting=False))
+    january = run(settings(source, tmp_path / "january"), key=CustodianKey(KEY.secret, is_persistent=False))
     assert "not the key" in refusal(after(january, source, tmp_path / "february"), CustodianKeyError)
 
 
@@ -358,7 +358,7 @@ def test_what_is_not_published_or_not_whole_is_refused(tmp_path: Path, source: P
 
 
 def test_a_release_that_was_purged_or_erased_is_refused(tmp_path: Path, source: Path, january: Release) -> None:
-    since = retention.since(january)
+    since = retention.retention_start(january)
     assert since is not None
     retention.purge(january, RestrictedConfig(record_days=0), since)
     assert "records were purged" in refusal(after(january, source, tmp_path / "february"))
@@ -461,9 +461,9 @@ def test_a_release_whose_predecessor_was_erased_meanwhile_is_not_published(
     tmp_path: Path, source: Path, january: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was taken back may be among what it keeps."""
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate().private_bytes.decode())
-    ada = signing.generate()
-    policy = {"approvals": 1, "approvers": {"ada": signing.public_text(ada.public_key)}}
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
+    ada = signing.generate_key_pair()
+    policy = {"approvals": 1, "approvers": {"ada": signing.format_public_key(ada.public_key)}}
     february = run(after(january, source, tmp_path / "february", policy=policy))
     for place in (january.plan, january.public):
         place.remove()
@@ -474,13 +474,13 @@ def test_a_release_whose_predecessor_was_erased_meanwhile_is_not_published(
 
 def test_earlier_releases_that_are_not_at_hand_are_counted(tmp_path: Path, source: Path, january: Release) -> None:
     config = after(run(after(january, source, tmp_path / "february")), source, tmp_path / "march")
-    assert history.absent(config) == 0
+    assert history.count_missing(config) == 0
     shutil.move(january.root.path, tmp_path / "archive")
-    assert history.absent(config) == 1
+    assert history.count_missing(config) == 1
 
 
 def test_a_ledger_that_was_changed_is_not_followed(tmp_path: Path, source: Path, january: Release) -> None:
-    path = january.shard(0).path
+    path = january.shard_ledger(0).path
     table = pq.read_table(path)
     scores = pa.array([9.0] * len(table), pa.float32())
     changed = table.set_column(table.column_names.index("lpips"), "lpips", scores)
@@ -492,8 +492,11 @@ def test_a_ledger_that_was_changed_is_not_followed(tmp_path: Path, source: Path,
 def test_a_damaged_list_of_releases_or_of_the_erased_is_said(tmp_path: Path, source: Path, january: Release) -> None:
     config = after(january, source, tmp_path / "february")
     release = begin(config)
-    history.write_erased(release, {"0" * 64: "original"})
-    for place, what in ((release.restricted / history.LINE, "second output"), (release.erased, "people come back")):
+    history.add_erased(release, {"0" * 64: "original"})
+    for place, what in (
+        (release.restricted / history.PREDECESSORS_FILE, "second output"),
+        (release.erased, "people come back"),
+    ):
         data = place.read()
         place.write(b"no such thing")
         with pytest.raises(AnonymizerError, match=what):
@@ -512,11 +515,11 @@ def test_the_difference_counts_every_picture_once(tmp_path: Path, source: Path, 
     folder_of(source, {"new.png": picture(9), "copy.png": picture(3), "bad.png": GARBAGE})
     config = after(january, source, tmp_path / "february")
     february = run(config)
-    found = history.difference(config, february)
+    found = history.compare_with_previous(config, february)
     assert found == Difference(kept=3, new=3, left_out=2)
     assert str(found) == "3 kept, 3 new, 2 left out"
     assert found.kept + found.left_out == len(seen(january)) and found.kept + found.new == len(seen(february))
-    assert history.difference(settings(source, tmp_path / "january"), january) is None
+    assert history.compare_with_previous(settings(source, tmp_path / "january"), january) is None
 
 
 @pytest.fixture
@@ -534,7 +537,7 @@ def test_a_run_prints_the_difference(tmp_path: Path, source: Path, january: Rele
     folder_of(source, {"new.png": picture(9)})
     config = after(january, source, tmp_path / "february")
     february = run(config)
-    report.write_restricted(february, plan.read(february), config, summary(february, plan.read(february)))
+    report.write_restricted(february, plan.read(february), config, summarize_release(february, plan.read(february)))
     words = ["run", "--source", source, "--output", february.root, "--set", f"previous={january.root}"]
     done = cli(*words)
     assert done.exit_code == 0 and "against the previous release  5 kept, 1 new, 0 left out" in done.stdout
@@ -555,7 +558,7 @@ def test_the_report_shows_the_difference_and_the_public_half_does_not(
     folder_of(source, {"new.png": picture(9)})
     config = after(january, source, tmp_path / "february")
     february = run(config)
-    report.write_restricted(february, plan.read(february), config, summary(february, plan.read(february)))
+    report.write_restricted(february, plan.read(february), config, summarize_release(february, plan.read(february)))
     page = february.report.read().decode()
     assert "Against the previous release" in page
     for what, count in (("kept", 4), ("new", 1), ("left out", 1)):
@@ -563,14 +566,14 @@ def test_the_report_shows_the_difference_and_the_public_half_does_not(
     for name, data in tree(february.public.path).items():
         assert b"left out" not in data and str(tmp_path).encode() not in data, name
     alone = settings(source, january.root.path)
-    report.write_restricted(january, plan.read(january), alone, summary(january, plan.read(january)))
+    report.write_restricted(january, plan.read(january), alone, summarize_release(january, plan.read(january)))
     assert "Against the previous release" not in january.report.read().decode()
 
 
 def test_a_release_with_kept_pictures_verifies(
     tmp_path: Path, source: Path, january: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate().private_bytes.decode())
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
     _, bound = closest(january)
     config = after(january, source, tmp_path / "february", policy={"scores": {"lpips": {"min": bound}}}, **OTHER)
     february = run(config)
@@ -587,14 +590,14 @@ def test_what_was_published_is_looked_up_once_for_all_shards(
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
     monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: PlainScorer())
-    release_job.previous_of.cache_clear()
+    release_job.load_previous.cache_clear()
     loads: list[Release] = []
     original = history.load
     monkeypatch.setattr(history, "load", lambda release: (loads.append(release), original(release))[1])
     assert [release_job.run_shard(config, shard, lambda done: None).released for shard in range(3)] == [2, 2, 1]
     assert len(loads) == 1
     assert all(row["kept"] for row in rows(Release.at(config.output.uri)))
-    release_job.previous_of.cache_clear()
+    release_job.load_previous.cache_clear()
 
 
 def test_only_what_is_needed_of_a_ledger_is_held(source: Path, january: Release, tmp_path: Path) -> None:
@@ -607,20 +610,20 @@ def test_only_what_is_needed_of_a_ledger_is_held(source: Path, january: Release,
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 def test_the_list_of_releases_is_for_its_owner_alone(tmp_path: Path, source: Path, january: Release) -> None:
     february = begin(after(january, source, tmp_path / "february"))
-    assert os.stat((february.restricted / history.LINE).path).st_mode & 0o077 == 0
+    assert os.stat((february.restricted / history.PREDECESSORS_FILE).path).st_mode & 0o077 == 0
 
 
 # -- the audit of several releases ------------------------------------------------------------------------------------
 
 
-def shown(release: Release, source: Path | SourceConfig, *union: Release) -> Exhibits:
+def shown(release: Release, source: Path | SourceConfig, *union: Release) -> AuditSample:
     config = source if isinstance(source, SourceConfig) else SourceConfig(uri=str(source))
-    return audit_sample.exhibits(release, config, 8, 100, np.random.default_rng(0), union)
+    return audit_sample.draw_sample(release, config, 8, 100, np.random.default_rng(0), union)
 
 
-def pairs(found: Exhibits) -> set[tuple[bytes, bytes]]:
+def pairs(found: AuditSample) -> set[tuple[bytes, bytes]]:
     """Digests of the originals, each with the picture beside it."""
-    return set(zip(found.originals.digests, found.encoded, strict=True))
+    return set(zip(found.originals.digests, found.encoded_outputs, strict=True))
 
 
 def digests(*data: bytes) -> list[bytes]:
@@ -640,7 +643,7 @@ def test_releases_that_follow_each_other_are_attacked_as_one_picture_of_each_ori
     found = shown(february, source, january)
     assert (len(found), found.unread) == (6, 0)
     assert pairs(found) == pairs(shown(february, source)) | pairs(shown(january, source))
-    assert all(place.read() == data for place, data in zip(found.files, found.encoded, strict=True))
+    assert all(place.read() == data for place, data in zip(found.output_paths, found.encoded_outputs, strict=True))
 
 
 def test_several_pictures_of_one_original_all_stand_beside_it(tmp_path: Path, source: Path, january: Release) -> None:
@@ -648,7 +651,7 @@ def test_several_pictures_of_one_original_all_stand_beside_it(tmp_path: Path, so
     found = shown(again, source, january)
     assert len(found) == 10 and len({*found.originals.record_ids}) == 5
     assert pairs(found) == pairs(shown(again, source)) | pairs(shown(january, source))
-    assert torch.equal(found.originals.pictures[0], found.originals.pictures[1])
+    assert torch.equal(found.originals.images[0], found.originals.images[1])
 
 
 def test_a_picture_is_never_put_beside_somebody_else_who_has_its_name_now(tmp_path: Path) -> None:
@@ -691,15 +694,15 @@ def test_an_audit_of_the_union_says_how_many_it_attacked_and_lets_no_release_out
     assert (done.audited, done.released) == (19, 20)
     told = json.loads((february.audit / "audit.json").read())
     assert (told["union"], told["unread"]) == (1, 1)
-    assert told["manifest"] == statement.digest(february.manifest)
-    assert publish.audited(february) is None, "a gate asks about this release alone"
+    assert told["manifest"] == statement.file_digest(february.manifest)
+    assert publish.read_audit(february) is None, "a gate asks about this release alone"
     for data in (february.audit_summary.read(), *tree(february.public.path).values()):
         assert b"january" not in data
     figures = parquet.read(february.audit / "figures.parquet").to_pylist()
     assert {line["attack"] for line in figures} == {"linkage", "leaks"}
     audit_job.run(audit_of(february))
     assert json.loads((february.audit / "audit.json").read())["union"] == 0
-    assert publish.audited(february) is not None
+    assert publish.read_audit(february) is not None
 
 
 def test_releases_that_cannot_be_attacked_together_are_refused(

@@ -17,12 +17,12 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import IntegrityError
 from anonymizer.records import Reason, Status
 from anonymizer.release import assemble, ledger, plan
-from anonymizer.release.ledger import Row, ShardWriter
+from anonymizer.release.ledger import LedgerRow, ShardWriter
 from anonymizer.storage.layout import Release
 from tests.support import ROOT
 from tests.support.releases import KEY, PlainScorer, begin, one_shard, people, rows, run, settings, tree
 
-ROW = Row(
+ROW = LedgerRow(
     record_id="r", source_uri="u", source_hmac=None, output_id=None, status=Status.FAILED, reason=Reason.EMPTY,
     attempts=0, level=0.5, t_boom=500, log_snr=-1.0, sampler="ddim", steps=2, clip_similarity=None, lpips=None,
     identity_distance=None, model="m", model_digest="m", config_fingerprint="f", code_version="1", shard=0,
@@ -45,7 +45,7 @@ def committed_run(tmp_path: Path) -> tuple[Release, Any]:
 
 
 def rewrite(release: Release, shard: int, change: Any) -> None:
-    path = release.shard(shard).path
+    path = release.shard_ledger(shard).path
     table = pq.read_table(path)
     pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
 
@@ -64,7 +64,7 @@ def test_the_schema_has_the_designed_columns_with_types() -> None:
         "started, seconds"
     )
     assert ledger.SCHEMA.names[: len(designed.split(", "))] == designed.split(", ")
-    assert ledger.SCHEMA.names == [field.name for field in fields(Row)]
+    assert ledger.SCHEMA.names == [field.name for field in fields(LedgerRow)]
     assert ledger.SCHEMA.field("started").type == pa.timestamp("us", "UTC")
     assert ledger.SCHEMA.field("lpips").type == pa.float32()
 
@@ -82,14 +82,14 @@ def test_rows_come_back_as_they_were_written(release: Release) -> None:
     assert (summary.shard, summary.read, summary.released, summary.quarantined, summary.failed) == (3, 2, 1, 0, 1)
     table = ledger.read_shard(release, 3)
     assert table is not None
-    assert Row(**table.to_pylist()[1]) == extra
+    assert LedgerRow(**table.to_pylist()[1]) == extra
     assert table.schema.metadata[b"metric_models"] == b'{"lpips": "model"}'
 
 
 @pytest.mark.parametrize(
     "found", [[], [ROW], [ROW, ROW], [ROW, replace(ROW, record_id="s"), replace(ROW, record_id="t")]]
 )
-def test_rows_that_do_not_account_for_every_record_are_not_committed(release: Release, found: list[Row]) -> None:
+def test_rows_that_do_not_account_for_every_record_are_not_committed(release: Release, found: list[LedgerRow]) -> None:
     with pytest.raises(IntegrityError, match=f"{len(found)} rows for 2 records"):
         ShardWriter(release, 0, {}).commit(found, 2, 1.0)
     assert ledger.read_shard(release, 0) is None
@@ -118,16 +118,16 @@ def test_rows_lie_elsewhere_for_a_while_where_the_restricted_half_takes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = begin(settings(people(tmp_path / "in", 2), tmp_path / "out"))
-    assert ledger.scratch(release) == release.restricted.path
+    assert ledger.scratch_folder(release) == release.restricted.path
     monkeypatch.setattr(os, "access", lambda path, how: False)
-    assert ledger.scratch(release) is None
+    assert ledger.scratch_folder(release) is None
 
 
 def test_score_columns_name_their_models(tmp_path: Path) -> None:
     release, config = committed_run(tmp_path)
     assemble.assemble(release, config)
     names = b'{"clip_similarity": "plain-similarity", "lpips": "plain-distance"}'
-    assert pq.read_schema(release.shard(0).path).metadata[b"metric_models"] == names
+    assert pq.read_schema(release.shard_ledger(0).path).metadata[b"metric_models"] == names
     assert pq.read_schema(release.manifest.path).metadata[b"metric_models"] == names
 
 
@@ -136,9 +136,9 @@ def test_counts_agree_for_each_shard_and_for_the_release(tmp_path: Path) -> None
     (tmp_path / "in" / "a" / "person 0.png").unlink()
     assemble.assemble(release, config)
     the_plan = plan.read(release)
-    total = assemble.summary(release, the_plan)
+    total = assemble.summarize_release(release, the_plan)
     assert (total.read, total.released + total.quarantined + total.failed) == (5, the_plan.records)
-    assert [len(table) for _, table in ledger.committed(release, the_plan)] == [2, 2, 1]
+    assert [len(table) for _, table in ledger.scan_shards(release, the_plan)] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
 def test_a_row_that_moves_to_another_shard_publishes_nothing(tmp_path: Path) -> None:
     """The total still agrees."""
     release, config = committed_run(tmp_path)
-    moved = pq.read_table(release.shard(0).path).slice(0, 1).replace_schema_metadata()
+    moved = pq.read_table(release.shard_ledger(0).path).slice(0, 1).replace_schema_metadata()
     rewrite(release, 0, lambda t: t.slice(1))
     rewrite(release, 1, lambda t: pa.concat_tables([t.replace_schema_metadata(), moved]))
     assert_nothing_is_published(release, config, "planned 2 records")
@@ -179,15 +179,15 @@ def test_a_row_that_moves_to_another_shard_publishes_nothing(tmp_path: Path) -> 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"garbage" * 100])
 def test_a_damaged_ledger_file_publishes_nothing_and_says_how_to_go_on(tmp_path: Path, data: bytes) -> None:
     release, config = committed_run(tmp_path)
-    Path(release.shard(1).path).write_bytes(data)
+    Path(release.shard_ledger(1).path).write_bytes(data)
     assert_nothing_is_published(release, config, r"remove restricted/ledger/shard-00001.parquet")
-    Path(release.shard(1).path).unlink()
+    Path(release.shard_ledger(1).path).unlink()
     assert len(rows(run(config))) == 5
 
 
 def test_a_missing_shard_publishes_nothing(tmp_path: Path) -> None:
     release, config = committed_run(tmp_path)
-    Path(release.shard(2).path).unlink()
+    Path(release.shard_ledger(2).path).unlink()
     assert_nothing_is_published(release, config, "1 of 3 shards are not committed: run the same command again")
 
 

@@ -19,7 +19,7 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, CustodianKeyError, IntegrityError, OutputError, SourceError, UsageError
 from anonymizer.release import plan, preflight
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import GARBAGE, KEY, begin, folder_of, handed_out, people, run, settings, tree
 
@@ -38,14 +38,14 @@ def refused(config: RunConfig, kind: type[UsageError] = OutputError) -> str:
 
 def test_a_plan_says_what_the_run_will_do(tmp_path: Path, source: Path) -> None:
     config, ideal = settings(source, tmp_path / "out", "boomerang.steps=20"), IdealGaussian()
-    the_plan = plan.describe(config, ideal, KEY, 5)
+    the_plan = plan.build_plan(config, ideal, KEY, 5)
     boomerang = Boomerang(ideal, config.boomerang.sampler, 20)
     assert (the_plan.records, the_plan.shards, the_plan.t_boom, the_plan.T) == (5, 3, 400, 1000)
     assert the_plan.steps == len(boomerang.grid(400)) - 1 == 20
     assert the_plan.log_snr == boomerang.log_snr(400)
-    assert the_plan.key_check == KEY.check
-    assert plan.count(config) == 5
-    assert plan.estimate(config, ideal, the_plan) > 0
+    assert the_plan.key_check == KEY.check_value
+    assert plan.count_records(config) == 5
+    assert plan.estimate_seconds(config, ideal, the_plan) > 0
     assert not (tmp_path / "out").exists()
 
 
@@ -53,7 +53,7 @@ def test_a_plan_that_was_written_is_read_again(tmp_path: Path, source: Path) -> 
     config = settings(source, tmp_path / "out")
     release = begin(config)
     found = plan.read(release)
-    assert found == replace(plan.describe(config, IdealGaussian(), KEY, 5), id=found.id)
+    assert found == replace(plan.build_plan(config, IdealGaussian(), KEY, 5), id=found.id)
     ids = [entry.record_id for shard in range(3) for entry in plan.read_entries(release, shard)]
     assert ids == ["a/person 0.png", "a/person 2.png", "a/person 4.png", "b/person 1.png", "b/person 3.png"]
 
@@ -74,7 +74,7 @@ def test_what_is_no_release_is_told(tmp_path: Path) -> None:
 def test_a_local_models_path_is_not_what_a_manifest_prints(tmp_path: Path, source: Path) -> None:
     (tmp_path / "secret project" / "my-model").mkdir(parents=True)
     config = settings(source, tmp_path / "out", model={"id": str(tmp_path / "secret project" / "my-model")})
-    assert plan.describe(config, IdealGaussian(), KEY, 5).model == "a local model"
+    assert plan.build_plan(config, IdealGaussian(), KEY, 5).model == "a local model"
     assert settings(source, tmp_path / "out").model.public_name == "bundled:faces-64"
 
 
@@ -88,13 +88,15 @@ def test_a_level_that_would_release_the_originals_is_refused(tmp_path: Path, sou
     lowest = float(str(caught.value).split("choose ")[1].split(" ")[0])
     boomerang = Boomerang(IdealGaussian())
     assert boomerang.log_snr(boomerang.t_boom(lowest)) <= 4 < boomerang.log_snr(boomerang.t_boom(lowest) - 1)
-    plan.describe(settings(source, tmp_path / "out", boomerang={"level": lowest}), IdealGaussian(), KEY, 5)
+    plan.build_plan(settings(source, tmp_path / "out", boomerang={"level": lowest}), IdealGaussian(), KEY, 5)
 
 
 def test_settings_that_give_more_away_are_named(tmp_path: Path, source: Path) -> None:
     def cautions(*overrides: str) -> list[str]:
         config = settings(source, tmp_path / "out", *overrides)
-        return [line.split(":")[0] for line in plan.cautions(config, plan.describe(config, IdealGaussian(), KEY, 5))]
+        return [
+            line.split(":")[0] for line in plan.list_cautions(config, plan.build_plan(config, IdealGaussian(), KEY, 5))
+        ]
 
     assert cautions() == []
     assert cautions("boomerang.level=0.2") == ["log-SNR +0.66"]
@@ -213,7 +215,7 @@ def test_a_source_that_is_missing_or_empty_is_said_first(tmp_path: Path) -> None
 def test_a_disk_that_does_not_take_it_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, number: int
 ) -> None:
-    place = Place.of(str(tmp_path)) / "0123 secret id.png"
+    place = StoragePath.from_uri(str(tmp_path)) / "0123 secret id.png"
 
     def full(*args: Any, **rest: Any) -> None:
         raise OSError(number, os.strerror(number), place.path)
@@ -273,7 +275,7 @@ def test_another_source_model_or_key_is_refused(tmp_path: Path, source: Path) ->
     ideal.digest = "another"
     with pytest.raises(OutputError, match="was begun with another model"):
         begin(config, ideal)
-    for other in (CustodianKey(b"x" * 16), CustodianKey(b"x" * 16, lasting=False)):
+    for other in (CustodianKey(b"x" * 16), CustodianKey(b"x" * 16, is_persistent=False)):
         with pytest.raises(CustodianKeyError, match="ANONYMIZER_KEY: not the key that"):
             begin(config, key=other)
 
@@ -291,21 +293,27 @@ def test_the_same_source_may_be_spelled_in_another_way(
 
 def test_a_run_without_a_key_may_be_finished_by_another_process(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "out")
-    begin(config, key=CustodianKey(b"a" * 16, lasting=False))
-    begin(config, key=CustodianKey(b"b" * 16, lasting=False))
+    begin(config, key=CustodianKey(b"a" * 16, is_persistent=False))
+    begin(config, key=CustodianKey(b"b" * 16, is_persistent=False))
 
 
 def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "out")
     other = [sys.executable, "-c", SECOND, str(tmp_path / "out" / "restricted" / ".lock")]
-    with preflight.alone(config.output.uri), preflight.alone(config.output.uri):  # whoever holds it may take it again
+    with (
+        preflight.exclusive_run(config.output.uri),
+        preflight.exclusive_run(config.output.uri),
+    ):  # whoever holds it may take it again
         assert subprocess.run(other, capture_output=True, text=True).stdout == "busy\n"
     with subprocess.Popen([*other, "hold"], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "free\n"
-        with pytest.raises(OutputError, match="another run is working on it"), preflight.alone(config.output.uri):
+        with (
+            pytest.raises(OutputError, match="another run is working on it"),
+            preflight.exclusive_run(config.output.uri),
+        ):
             raise AssertionError
         holder.kill()
-    with preflight.alone(config.output.uri):  # a killed run holds nothing
+    with preflight.exclusive_run(config.output.uri):  # a killed run holds nothing
         preflight.check(config)
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from anonymizer.backbones import Denoised
 from anonymizer.release import ledger, plan
-from anonymizer.release.profiling import KEY as METADATA_KEY
+from anonymizer.release.profiling import METADATA_KEY as METADATA_KEY
 from anonymizer.release.profiling import STAGES, Profile, Stopwatch
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
@@ -83,7 +83,7 @@ def test_the_time_to_get_at_each_item_is_measured_and_that_of_whoever_asks_is_no
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watch, clock = Stopwatch(), Clock(monkeypatch)
-    assert len([clock.sleep(16) for _ in watch.each("read", (clock.sleep(1) for _ in range(3)))]) == 3
+    assert len([clock.sleep(16) for _ in watch.time_items("read", (clock.sleep(1) for _ in range(3)))]) == 3
     assert dict(watch.seconds) == {"read": 3}
 
 
@@ -102,7 +102,7 @@ def made(tmp_path: Path) -> Release:
 
 def test_the_ledger_of_a_shard_says_where_its_time_went(tmp_path: Path) -> None:
     release = made(tmp_path)
-    profiles = list(ledger.profiles(release, plan.read(release)))
+    profiles = list(ledger.read_profiles(release, plan.read(release)))
     assert [one.records for one in profiles] == [3, 3]
     for one in profiles:
         assert set(one.seconds) <= set(STAGES)
@@ -110,7 +110,7 @@ def test_the_ledger_of_a_shard_says_where_its_time_went(tmp_path: Path) -> None:
         assert one.seconds["sample"] >= 4 * 0.05  # two batches of two steps
         assert one.seconds["sample"] <= one.wall
         assert (one.batch_size, one.halved, one.device) == (2, 0, "cpu")
-    total = Profile.total(profiles)
+    total = Profile.merge(profiles)
     assert total is not None
     assert (total.shards, total.records) == (2, 6)
     assert total.wall == pytest.approx(sum(one.wall for one in profiles))
@@ -120,7 +120,7 @@ def test_the_ledger_of_a_shard_says_where_its_time_went(tmp_path: Path) -> None:
 def test_a_profile_says_nothing_of_a_record(tmp_path: Path) -> None:
     release = made(tmp_path)
     for number in range(2):
-        told = json.loads(parquet.metadata(release.shard(number))[METADATA_KEY])
+        told = json.loads(parquet.read_metadata(release.shard_ledger(number))[METADATA_KEY])
         assert set(told) == {"shards", "records", "wall", "seconds", "batch_size", "halved", "device"}
 
 
@@ -139,11 +139,11 @@ def test_a_ledger_of_before_there_were_profiles_still_counts(tmp_path: Path) -> 
     config = settings(people(tmp_path / "in", 4), tmp_path / "out")
     release = run(config)
     for number in range(2):
-        file = release.shard(number).path
+        file = release.shard_ledger(number).path
         table = pq.read_table(file)
         older = {name: value for name, value in table.schema.metadata.items() if name != METADATA_KEY}
         pq.write_table(table.replace_schema_metadata(older), file)
-    assert len(list(ledger.committed(release, plan.read(release)))) == 2
+    assert len(list(ledger.scan_shards(release, plan.read(release)))) == 2
     shown = CliRunner().invoke(main, ["status", str(release.root), "--profile"])
     assert "No committed shard says where its time went" in shown.output
     told = json.loads(CliRunner().invoke(main, ["status", str(release.root), "--profile", "--json"]).output)

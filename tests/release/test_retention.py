@@ -18,11 +18,11 @@ from anonymizer.crypto import signing
 from anonymizer.errors import IntegrityError
 from anonymizer.records import Scores
 from anonymizer.release import event_log, plan, retention
-from anonymizer.release.assemble import summary
+from anonymizer.release.assemble import summarize_release
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import audit as audit_job
 from flows.jobs import release as release_job
@@ -52,7 +52,7 @@ RECORDS = ["ledger", "plan", "report.html", "audit.html", "errors", "audit/found
 @pytest.fixture(autouse=True)
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate().private_bytes.decode())
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
     monkeypatch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
     monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: PlainScorer())
 
@@ -72,11 +72,11 @@ def kept(source: Path, output: Path, **terms: int) -> Release:
     """A release with everything that a custodian may have in it."""
     config = settings(source, output, restricted=terms)
     release = run(config, scorer=Unscored(Scores()))
-    report.write_restricted(release, plan.read(release), config, summary(release, plan.read(release)))
+    report.write_restricted(release, plan.read(release), config, summarize_release(release, plan.read(release)))
     for name in ("errors/shard-00000.txt", "audit.html"):
-        (release.restricted / name).put(b"bad.png")
-    (release.audit / "found.parquet").put(parquet.to_bytes(parquet.read(release.manifest)))
-    (release.audit / "figures.parquet").put(b"figures")
+        (release.restricted / name).write_uncommitted(b"bad.png")
+    (release.audit / "found.parquet").write_uncommitted(parquet.to_bytes(parquet.read(release.manifest)))
+    (release.audit / "figures.parquet").write_uncommitted(b"figures")
     return release
 
 
@@ -97,21 +97,21 @@ def there(release: Release) -> set[str]:
 def test_nothing_has_a_term_that_nobody_has_set(tmp_path: Path, source: Path) -> None:
     release = kept(source, tmp_path / "out")
     years = published(release) + timedelta(days=36500)
-    assert retention.terms(release, RestrictedConfig()) == []
+    assert retention.list_terms(release, RestrictedConfig()) == []
     assert retention.purge(release, RestrictedConfig(), years) == []
     assert there(release) == {*PICTURES, *RECORDS}
 
 
 def test_terms_run_from_the_day_of_publication(release: Release) -> None:
-    found = {term.what: term.until - published(release) for term in retention.terms(release, BOTH)}
+    found = {term.kind: term.until - published(release) for term in retention.list_terms(release, BOTH)}
     assert found == {"pictures": timedelta(days=30), "records": timedelta(days=90)}
 
 
 def test_what_is_not_published_is_not_due(tmp_path: Path, source: Path) -> None:
-    approver = {"alice": signing.public_text(signing.generate().public_key)}
+    approver = {"alice": signing.format_public_key(signing.generate_key_pair().public_key)}
     config = settings(source, tmp_path / "out", policy={"approvals": 1, "approvers": approver})
     waiting = run(config, scorer=Unscored(Scores()))
-    assert not waiting.is_published and retention.terms(waiting, BOTH) == []
+    assert not waiting.is_published and retention.list_terms(waiting, BOTH) == []
 
 
 @pytest.mark.parametrize("kind", ["picture_days", "record_days"])
@@ -121,8 +121,8 @@ def test_everything_goes_on_its_day_and_nothing_before(release: Release, kind: s
     assert there(release) == {*PICTURES, *RECORDS} and not release.purged.exists()
     (done,) = retention.purge(release, terms, day)
     going = set(PICTURES if kind == "picture_days" else RECORDS)
-    assert there(release) == {*PICTURES, *RECORDS} - going and done.left == len(going)
-    assert retention.purged(release) == {kind.removesuffix("_days") + "s": day.date().isoformat()}
+    assert there(release) == {*PICTURES, *RECORDS} - going and done.remaining == len(going)
+    assert retention.read_purged(release) == {kind.removesuffix("_days") + "s": day.date().isoformat()}
     assert retention.purge(release, terms, day + timedelta(days=9)) == []  # once
 
 
@@ -132,8 +132,8 @@ def test_pages_that_are_encrypted_go_as_well(tmp_path: Path, source: Path) -> No
     key = str(pyrage.x25519.Identity.generate().to_public())
     config = settings(source, tmp_path / "out", restricted={"recipients": [key], "picture_days": 0})
     release = run(config, scorer=Unscored(Scores()))
-    report.write_restricted(release, plan.read(release), config, summary(release, plan.read(release)))
-    assert release.sealed_report.exists() and release.quarantine.exists()
+    report.write_restricted(release, plan.read(release), config, summarize_release(release, plan.read(release)))
+    assert release.encrypted_report.exists() and release.quarantine.exists()
     retention.purge(release, config.restricted, published(release))
     assert [name for name in tree(release.restricted.path) if name.endswith(".age")] == []
 
@@ -156,14 +156,19 @@ def test_the_log_says_what_was_purged_and_the_release_still_verifies(release: Re
         assert [finding for finding in found if finding.result == "fail"] == []
     assert tree(release.public.path) == public
     assert any(finding.result == "note" and "purged" in finding.said for finding in found)
-    assert release.plan.exists() and release.config.exists() and release.events.exists() and release.decision.exists()
+    assert (
+        release.plan.exists()
+        and release.config.exists()
+        and release.event_log.exists()
+        and release.decision_log.exists()
+    )
 
 
 @pytest.mark.parametrize("point", ["quarantine", "report.html", "errors"])
 def test_a_purge_that_was_stopped_is_finished_by_the_next(release: Release, point: str) -> None:
     day = published(release) + timedelta(days=30)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, Place, "remove", lambda place: place.name == point)
+        stop_at(patch, StoragePath, "remove", lambda place: place.name == point)
         retention.purge(release, BOTH, day)
     retention.purge(release, BOTH, day)
     assert there(release) == {"ledger", "plan", "audit/found.parquet"}
@@ -232,7 +237,7 @@ def test_an_audit_of_what_was_purged_is_one_line(release: Release, monkeypatch: 
 
 
 def test_status_of_a_release_with_a_damaged_log_says_so(release: Release, cli: Cli) -> None:
-    log = Path(release.events.path)
+    log = Path(release.event_log.path)
     log.write_bytes(log.read_bytes().replace(b"sealed", b"healed"))
     said: Any = cli("status", release.root)
     assert (said.exit_code, said.stderr.count("\n")) == (1, 1) and "does not follow from the one before" in said.stderr

@@ -13,10 +13,10 @@ from anonymizer.errors import GateError, IntegrityError, OutputError
 from anonymizer.records import Reason
 from anonymizer.release import event_log, ledger, plan
 from anonymizer.release.profiling import Profile
-from anonymizer.release.retry import reopen
+from anonymizer.release.retry import reopen_failed
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
     GARBAGE,
@@ -62,7 +62,7 @@ def test_only_failed_records_are_done_again_and_the_release_is_as_if_nothing_had
     release = unwell(config)
     before = {row["record_id"]: row for row in rows(release) if row["status"] == "released"}
 
-    assert reopen(release) == 2
+    assert reopen_failed(release) == 2
     assert not release.is_assembled
     model = IdealGaussian()
     run(config, model)
@@ -74,7 +74,7 @@ def test_only_failed_records_are_done_again_and_the_release_is_as_if_nothing_had
     assert pictures(release) == pictures(whole)
     assert {p.name for p in release.restricted.children()} == {p.name for p in whole.restricted.children()}
     assert event_log.read(release)[-1]["event"] == "published"
-    took = Profile.total(ledger.profiles(release, plan.read(release)))
+    took = Profile.merge(ledger.read_profiles(release, plan.read(release)))
     assert took and (took.shards, took.records) == (plan.read(release).shards, 7 + 2)
     told = next(event for event in event_log.read(release) if event["event"] == "reopened")
     white = {row["shard"] for row in after.values() if row["record_id"].endswith("white.png")}
@@ -90,7 +90,7 @@ def test_what_fails_again_is_accounted_for_as_before(tmp_path: Path, source: Pat
     folder_of(source, {"a/broken.png": GARBAGE})
     config = settings(source, tmp_path / "out", policy=STRICT)
     release = unwell(config)
-    assert reopen(release) == 3
+    assert reopen_failed(release) == 3
     with pytest.raises(GateError):
         run(config)
     ends = {row["record_id"]: row["reason"] for row in rows(release)}
@@ -103,11 +103,11 @@ def test_one_reason_is_chosen_and_the_others_stand(tmp_path: Path, source: Path)
     config = settings(source, tmp_path / "out", policy=STRICT)
     release = unwell(config)
     was = next(row for row in rows(release) if row["reason"] == "not_an_image")
-    assert reopen(release, [Reason.NOT_FINITE]) == 2
+    assert reopen_failed(release, [Reason.NOT_FINITE]) == 2
     with pytest.raises(GateError):
         run(config)
     assert next(row for row in rows(release) if row["reason"]) == was
-    assert reopen(release, [Reason.TOO_CLOSE]) == 0
+    assert reopen_failed(release, [Reason.TOO_CLOSE]) == 0
     assert release.is_assembled  # nothing was touched
 
 
@@ -115,7 +115,7 @@ def test_a_published_release_stays_as_it_was_signed(tmp_path: Path, source: Path
     release = run(settings(source, tmp_path / "out"), NotFinite())
     before = tree(tmp_path / "out")
     with pytest.raises(OutputError, match=r"is published and stays as it was signed: make another one with .*previous"):
-        reopen(release)
+        reopen_failed(release)
     assert tree(tmp_path / "out") == before
 
 
@@ -132,12 +132,12 @@ def test_a_candidate_that_does_not_hold_its_pictures_any_more_is_left_as_it_is(
     with pytest.raises(
         IntegrityError, match=r"candidate: \d pictures are gone or cannot be read: nothing is done again"
     ):
-        reopen(release)
+        reopen_failed(release)
     assert tree(release.candidate.path) == before
     assert not list(release.reopened.children())
     (release.candidate / MANIFEST).write(b"damaged")
     with pytest.raises(IntegrityError, match=r"manifest\.parquet: damaged: nothing is done again"):
-        reopen(release)
+        reopen_failed(release)
     assert release.is_assembled
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_is_not_finished_yet_does_its_failed_records_again_too(tmp_pa
         one_shard(config, shard, NotFinite())
     failed = sum(row["status"] == "failed" for row in rows(release))
     assert failed
-    assert reopen(release) == failed
+    assert reopen_failed(release) == failed
     run(config)
     assert handed_out(release)[0] == handed_out(whole)[0]
 
@@ -168,7 +168,7 @@ def test_a_retry_that_is_stopped_anywhere_loses_nothing(
     for number in range(40):
         config = settings(source, tmp_path / f"out-{number}", policy=STRICT)
         release = unwell(config)
-        calls, real = iter(range(1000)), getattr(Place, method)
+        calls, real = iter(range(1000)), getattr(StoragePath, method)
 
         def stopping(*given: Any, calls: Any = calls, real: Any = real, number: int = number, **named: Any) -> Any:
             at = next(calls)
@@ -181,14 +181,14 @@ def test_a_retry_that_is_stopped_anywhere_loses_nothing(
 
         stopped = False
         with monkeypatch.context() as patch:
-            patch.setattr(Place, method, stopping)
+            patch.setattr(StoragePath, method, stopping)
             try:
-                reopen(release)
+                reopen_failed(release)
                 run(config)
             except Stop:
                 stopped = True
         if not release.is_published:
-            reopen(release)
+            reopen_failed(release)
             run(config)
         assert handed_out(release)[0] == handed_out(whole)[0]
         assert len(rows(release)) == 7
@@ -200,10 +200,10 @@ def test_a_retry_that_is_stopped_anywhere_loses_nothing(
 def test_two_at_one_opened_shard_leave_what_the_first_committed(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "out", policy=STRICT, run={"shard_size": 10})
     release = unwell(config)
-    reopen(release)
+    reopen_failed(release)
     late = ledger.ShardWriter(release, 0, {})
     one_shard(config, 0)
-    (release.staging / late.folder / "late.png").put(b"x")
+    (release.staging / late.staging_folder / "late.png").write_uncommitted(b"x")
     late.commit([], 0, 0.0)
     run(config)
     assert release.is_published
@@ -217,7 +217,7 @@ def test_the_command_finishes_a_release_whose_file_came_back(
     from flows.cli import main
 
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate().private_bytes.decode())
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
     folder_of(tmp_path, {"p/0.png": plain(90), "list.csv": b"image\np/0.png\np/1.png\n"})
     made = ["run", "-q", "--source", str(tmp_path / "list.csv"), "--output", str(tmp_path / "out")]
     made += ["--model", str(tiny_model), "--set", "metrics.lpips=none", "--set", "boomerang.steps=1"]

@@ -105,7 +105,7 @@ def pixels(picture: Any) -> Any:
 
 def published(release: Release) -> dict[str, Any]:
     """Id -> pixels of the picture that lies in the public half."""
-    found = released_images.contents(release.public, manifest(release).to_pylist())
+    found = released_images.read_images(release.public, manifest(release).to_pylist())
     return {row["output_id"]: pixels(Image.open(io.BytesIO(data))) for row, data in found}
 
 
@@ -188,7 +188,7 @@ def test_croissant_speaks_the_vocabulary_and_explains_each_column(tmp_path: Path
         "A level is a setting, not a guarantee" in told["description"] and "publisher's to state" in told["description"]
     )
     for field in told["recordSet"][0]["field"][:-1]:
-        assert field["description"] == glossary.MANIFEST[field["name"]]
+        assert field["description"] == glossary.MANIFEST_COLUMNS[field["name"]]
 
 
 def test_croissant_says_what_was_copied_and_that_it_may_be_personal(tmp_path: Path) -> None:

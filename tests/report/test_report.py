@@ -66,19 +66,19 @@ def release_of(tmp_path: Path, ideal: Any, good: int = 6, **settings: Any) -> tu
         tree.setdefault(section, {}).update(values)
     run = config.build(tree)
     release, key = Release.at(run.output.uri), custodian_key.load_key("NO_SUCH_VARIABLE")
-    the_plan = plan.write(run, ideal, key, release)
+    the_plan = plan.write_or_resume(run, ideal, key, release)
     for shard in range(the_plan.shards):
         writer = ledger.ShardWriter(release, shard, ToyScorer.names)
         anonymize_shard(shard, plan.read_entries(release, shard), run, ideal, ToyScorer(), key, writer)
     assemble.assemble(release, run)
     write_restricted(release, run)
-    publish.settle(release, run, key)
+    publish.decide_and_publish(release, run, key)
     return release, run
 
 
 def write_restricted(release: Release, run: config.RunConfig) -> None:
     the_plan = plan.read(release)
-    report.write_restricted(release, the_plan, run, assemble.summary(release, the_plan))
+    report.write_restricted(release, the_plan, run, assemble.summarize_release(release, the_plan))
 
 
 def text(release: Release, name: str) -> str:
@@ -122,7 +122,7 @@ def test_public_half_says_nothing_of_source_records_or_places(
     made: tuple[Release, config.RunConfig], tmp_path: Path
 ) -> None:
     release, run = made
-    rows = pa.concat_tables([t for _, t in ledger.committed(release, plan.read(release))])
+    rows = pa.concat_tables([t for _, t in ledger.scan_shards(release, plan.read(release))])
     secrets = {str(tmp_path), SECRET_FOLDER, run.source.uri, run.output.uri, "jane_doe", "onerror", "empty_scan"}
     secrets |= set(rows["record_id"].to_pylist()) | set(rows["source_hmac"].drop_null().to_pylist())
     secrets |= {f"{when:%H:%M:%S}" for when in rows["started"].to_pylist()}
@@ -189,7 +189,7 @@ def test_restricted_report_names_what_failed_and_bounds_the_list(
 ) -> None:
     release, run = made
     assert "Failed: empty" in text(release, "restricted/report.html")
-    monkeypatch.setattr("anonymizer.report.ledger_summary.NAMED", 0)
+    monkeypatch.setattr("anonymizer.report.ledger_summary.MAX_NAMED", 0)
     write_restricted(release, run)
     assert "and 1 more" in text(release, "restricted/report.html")
     assert "empty_scan" not in text(release, "restricted/report.html")
@@ -198,9 +198,9 @@ def test_restricted_report_names_what_failed_and_bounds_the_list(
 def test_restricted_report_is_bounded_by_its_samples(
     tmp_path: Path, ideal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anonymizer.report.ledger_summary.CLOSEST", 2)
-    monkeypatch.setattr("anonymizer.report.ledger_summary.SAMPLE", 3)
-    monkeypatch.setattr("anonymizer.report.public.SHEET", 4)
+    monkeypatch.setattr("anonymizer.report.ledger_summary.N_CLOSEST", 2)
+    monkeypatch.setattr("anonymizer.report.ledger_summary.SAMPLE_SIZE", 3)
+    monkeypatch.setattr("anonymizer.report.public.SHEET_SIZE", 4)
     release, _ = release_of(tmp_path, ideal, good=11)
     assert Page(text(release, "restricted/report.html")).pictures == 2 * (2 + 2 + 3)
     assert Page(text(release, "public/report.html")).pictures == 4
@@ -289,13 +289,13 @@ def test_the_code_on_the_card_runs(tmp_path: Path, ideal: Any, monkeypatch: pyte
 def test_columns_are_documented_once_and_completely(tmp_path: Path, ideal: Any, how: str) -> None:
     release, _ = release_of(tmp_path, ideal, output={"public_scores": how})
     names = manifest(release).column_names
-    assert [name for name in names if name not in glossary.MANIFEST] == []
+    assert [name for name in names if name not in glossary.MANIFEST_COLUMNS] == []
     html, card = text(release, "public/report.html"), text(release, "public/README.md")
     for name in names:
         assert f"<code><bdi>{name}</bdi></code>" in html
         assert f"| `{name}` |" in card
-        assert glossary.MANIFEST[name] in card
-    everything = {n for n in glossary.MANIFEST if not n.startswith(("clip", "lpips"))}
+        assert glossary.MANIFEST_COLUMNS[name] in card
+    everything = {n for n in glossary.MANIFEST_COLUMNS if not n.startswith(("clip", "lpips"))}
     assert everything <= set(names)
 
 
@@ -332,7 +332,7 @@ def test_a_column_with_a_value_for_each_picture_is_pointed_out(tmp_path: Path, i
     assert "check that it names nobody" in html
     assert "<b>" not in re.sub(r"(CLIP|LPIPS) <b>", "", html)
     assert "| name&#124;&#96;&lt;b&gt; | text |" in card
-    assert glossary.CARRIED in card
+    assert glossary.PASSTHROUGH_COLUMN in card
     assert "person 1" not in text(release, "public/report.html") + card
 
 
@@ -343,42 +343,42 @@ def test_every_reason_is_explained() -> None:
 def test_histogram_counts_every_value_once() -> None:
     draw = np.random.default_rng(0)
     for values in (draw.normal(0.8, 0.1, 1000), np.full(5, 0.3), np.array([-1.0, 1.0]), np.array([0.1, 250.0])):
-        shape = histograms.of_values(values)
+        shape = histograms.from_values(values)
         assert shape is not None
         assert sum(bar.count for bar in shape.bars) == shape.total == len(values)
-        assert len(shape.bars) <= histograms.MOST_BARS
+        assert len(shape.bars) <= histograms.MAX_BARS
         for bar in shape.bars:
             assert 0 <= bar.x <= bar.x + bar.width <= shape.width
             assert shape.top - 1.5 <= bar.y <= shape.base
 
 
 def test_histogram_says_median_and_quartiles() -> None:
-    shape = histograms.of_values(np.linspace(0, 1, 101))
+    shape = histograms.from_values(np.linspace(0, 1, 101))
     assert shape is not None
-    assert shape.words == "Median 0.500, middle half 0.250 to 0.750, all 0.000 to 1.000."
+    assert shape.summary == "Median 0.500, middle half 0.250 to 0.750, all 0.000 to 1.000."
 
 
 def test_histogram_of_bins_keeps_gaps_and_signs() -> None:
     assert (
-        public_scores.label(1.0) == public_scores.label(1 + 1e-7) == "0.9 to 1.0"
+        public_scores.bin_label(1.0) == public_scores.bin_label(1 + 1e-7) == "0.9 to 1.0"
     )  # else the bin would tell exact copies
-    shape = histograms.of_bins([(public_scores.label(-0.05), 2), (public_scores.label(0.2), 5), (None, 1)])
+    shape = histograms.from_bins([(public_scores.bin_label(-0.05), 2), (public_scores.bin_label(0.2), 5), (None, 1)])
     assert shape is not None
     assert [bar.count for bar in shape.bars] == [2, 0, 0, 5]
-    assert shape.words == "Median between 0.2 and 0.3, middle half between -0.1 and 0.3."
+    assert shape.summary == "Median between 0.2 and 0.3, middle half between -0.1 and 0.3."
 
 
 def test_histogram_of_nothing_is_nothing() -> None:
-    assert histograms.of_values(np.array([float("nan")])) is None
-    assert histograms.of_bins([(None, 3)]) is None
+    assert histograms.from_values(np.array([float("nan")])) is None
+    assert histograms.from_bins([(None, 3)]) is None
 
 
 def test_counts_are_short() -> None:
     counts = {999: "999", 1000: "1.0k", 9_949: "9.9k", 9_999: "10k", 999_999: "1.0M", 1_200_000: "1.2M"}
-    assert {n: histograms.short(n) for n in counts} == counts
+    assert {n: histograms.format_count(n) for n in counts} == counts
 
 
 def test_a_cell_of_a_table_has_no_markup() -> None:
-    assert rendering.cell("a|b\n# c <i> `x` [y](z) *e* _f_ t_boom") == (
+    assert rendering.markdown_cell("a|b\n# c <i> `x` [y](z) *e* _f_ t_boom") == (
         "a&#124;b # c &lt;i&gt; &#96;x&#96; &#91;y](z) &#42;e&#42; &#95;f&#95; t_boom"
     )

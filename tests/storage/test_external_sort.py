@@ -16,13 +16,13 @@ import pyarrow as pa
 import pytest
 
 from anonymizer.attest.verify import check_public
-from anonymizer.data.passthrough_columns import Kinds, to_arrays, to_json
+from anonymizer.data.passthrough_columns import TypeInference, to_arrays, to_json
 from anonymizer.release import assemble
-from anonymizer.release.plan import settings_of
+from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import external_sort, parquet
-from anonymizer.storage.digest_index import Lookup
-from anonymizer.storage.external_sort import Ordered
+from anonymizer.storage.digest_index import DigestIndex
+from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import Release
 from tests.support.releases import GARBAGE, KEY, folder_of, listing, manifest, picture, run, settings, tree
 
@@ -36,30 +36,30 @@ def tables(count: int, size: int = 7, keys: Any = lambda: secrets.token_hex(16))
 
 @pytest.mark.parametrize("piece", [5, 50, 10_000])
 def test_rows_come_in_order_whether_they_fit_into_memory_or_not(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    monkeypatch.setattr(external_sort, "PIECE", piece)
+    monkeypatch.setattr(external_sort, "PARTITION_ROWS", piece)
     parts = tables(60)
     expected = pa.concat_tables(parts).sort_by("key")
-    with Ordered(parts, "key", 420) as rows:
+    with ExternalSort(parts, "key", 420) as rows:
         found = list(rows.tables())
         assert pa.concat_tables(found).equals(expected) and len(rows) == 420
-        assert list(rows.texts()) == expected["key"].to_pylist()  # asked for again
-        assert len(found) == min(external_sort.MOST, -(-420 // piece))
+        assert list(rows.keys()) == expected["key"].to_pylist()  # asked for again
+        assert len(found) == min(external_sort.MAX_PARTITIONS, -(-420 // piece))
 
 
 def test_what_is_told_the_same_number_is_parted_at_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_sort, "PIECE", 50)
+    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 50)
     many = tables(60)
     few = [many[3].slice(2, 2)]  # which never needs a file
-    with Ordered(many, "key", 420) as one, Ordered(few, "key", 420) as other:
+    with ExternalSort(many, "key", 420) as one, ExternalSort(few, "key", 420) as other:
         pairs = list(zip(one.tables(), other.tables(), strict=True))
     assert sum(len(b) for _, b in pairs) == 2
     assert all(set(b["key"].to_pylist()) <= set(a["key"].to_pylist()) for a, b in pairs)
 
 
 def test_keys_that_are_missing_or_alike_lose_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_sort, "PIECE", 10)
+    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 10)
     odd = iter([None, "", "~", "ffff", "0000", None, *["8000"] * 100])
-    with Ordered(tables(10, 10, lambda: next(odd)), "key", 100) as rows:
+    with ExternalSort(tables(10, 10, lambda: next(odd)), "key", 100) as rows:
         found = pa.concat_tables(rows.tables())
     assert sorted(found["n"].to_pylist()) == list(range(100))
     keys = found["key"].to_pylist()
@@ -67,8 +67,8 @@ def test_keys_that_are_missing_or_alike_lose_no_row(monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_of_the_rows_has_a_name_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_sort, "PIECE", 10)
-    with Ordered(tables(10), "key", 70, str(tmp_path)) as rows:
+    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 10)
+    with ExternalSort(tables(10), "key", 70, str(tmp_path)) as rows:
         assert os.listdir(tmp_path) == []
         assert sum(map(len, rows.tables())) == 70
     with pytest.raises(ValueError, match="closed"):
@@ -76,7 +76,7 @@ def test_nothing_of_the_rows_has_a_name_on_the_disk(tmp_path: Path, monkeypatch:
 
 
 def test_an_error_while_rows_come_in_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_sort, "PIECE", 10)
+    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 10)
 
     def broken() -> Iterator[pa.Table]:
         yield from tables(10)
@@ -84,7 +84,7 @@ def test_an_error_while_rows_come_in_leaves_nothing_open(tmp_path: Path, monkeyp
 
     before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
     with pytest.raises(RuntimeError):
-        Ordered(broken(), "key", 70, str(tmp_path))
+        ExternalSort(broken(), "key", 70, str(tmp_path))
     assert not before or len(os.listdir("/proc/self/fd")) == before
 
 
@@ -115,7 +115,7 @@ def test_a_release_in_pieces_is_the_release_as_a_whole(
     pictures = [{n: data for n, data in tree(one.public.path).items() if n not in papers} for one in (pieces, whole)]
     assert pictures[0] == pictures[1] and pictures[0]
     for one in (pieces, whole):
-        found = [*check_public(one.public), *check_restricted(one, settings_of(one), KEY)]
+        found = [*check_public(one.public), *check_restricted(one, resolve_config(one), KEY)]
         assert {f.check for f in found if f.result == "fail"} == {"signature"}  # nobody signed
 
 
@@ -134,17 +134,21 @@ def test_a_process_that_ends_right_after_it_read_a_table_ends_well(tmp_path: Pat
 def test_a_lookup_finds_what_a_dictionary_finds() -> None:
     rng = random.Random(0)
     texts = [f"{rng.randrange(300):064x}" for _ in range(1000)]
-    lookup = Lookup([texts[:300], [], texts[300:]])
+    lookup = DigestIndex([texts[:300], [], texts[300:]])
     first = {text: texts.index(text) for text in texts}
     asked = [f"{n:064x}" for n in range(400)] + ["", "x", "f" * 65]
-    assert lookup.first(asked).tolist() == [first.get(text, -1) for text in asked]
-    assert sorted(lookup.every(texts[0]).tolist()) == [at for at, text in enumerate(texts) if text == texts[0]]
-    assert lookup.firsts().tolist() == sorted(first.values())
+    assert lookup.first_positions(asked).tolist() == [first.get(text, -1) for text in asked]
+    assert sorted(lookup.all_positions(texts[0]).tolist()) == [at for at, text in enumerate(texts) if text == texts[0]]
+    assert lookup.unique_positions().tolist() == sorted(first.values())
 
 
 def test_a_lookup_of_nothing_finds_nothing() -> None:
-    lookup = Lookup([])
-    assert lookup.first(["a"]).tolist() == [-1] and not len(lookup.firsts()) and not len(lookup.every("a"))
+    lookup = DigestIndex([])
+    assert (
+        lookup.first_positions(["a"]).tolist() == [-1]
+        and not len(lookup.unique_positions())
+        and not len(lookup.all_positions("a"))
+    )
 
 
 VALUES: list[list[Any]] = [
@@ -165,9 +169,9 @@ VALUES: list[list[Any]] = [
 @pytest.mark.parametrize("values", VALUES)
 def test_a_column_that_is_seen_in_parts_gets_the_type_that_it_has_as_a_whole(values: list[Any]) -> None:
     texts = [to_json({"x": value}) for value in values]
-    kinds = Kinds(["x"])
+    kinds = TypeInference(["x"])
     for text in texts:
-        kinds.see([text])
+        kinds.update([text])
     try:
         expected = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -180,13 +184,13 @@ def test_a_column_that_is_seen_in_parts_gets_the_type_that_it_has_as_a_whole(val
 
 @pytest.mark.parametrize("values", [[2**63, 1], [True, 1], [1, True], [True, 0.5], [0.5, True]])
 def test_values_that_share_no_type_are_text_in_whatever_order_they_come(values: list[Any]) -> None:
-    kinds = Kinds(["x"])
+    kinds = TypeInference(["x"])
     texts = [to_json({"x": value}) for value in values]
-    kinds.see(texts)
+    kinds.update(texts)
     assert to_arrays(texts, kinds.types())["x"].to_pylist() == [str(v) for v in values]
 
 
 def test_nan_does_not_hide_what_else_there_is() -> None:
-    kinds = Kinds(["x"])
-    kinds.see([to_json({"x": value}) for value in (float("nan"), 1.5, float("nan"))])
+    kinds = TypeInference(["x"])
+    kinds.update([to_json({"x": value}) for value in (float("nan"), 1.5, float("nan"))])
     assert kinds.types() == {"x": pa.float64()} and np.isnan(float("nan"))

@@ -34,11 +34,11 @@ from anonymizer.data.sources import files, open_source
 from anonymizer.errors import ConfigError, ModelError, OutputError, SourceError, UsageError
 from anonymizer.records import Reason, Scores
 from anonymizer.release import event_log, preflight, publish, retention
-from anonymizer.release.plan import settings_of
+from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import download, filesystem, lease, parquet
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import erase as erase_job
 from metrics.models import weights
@@ -85,50 +85,53 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def upload(folder: Path, uri: str) -> str:
     for file in folder.rglob("*"):
         if file.is_file():
-            (Place.of(uri) / str(file.relative_to(folder))).put(file.read_bytes())
+            (StoragePath.from_uri(uri) / str(file.relative_to(folder))).write_uncommitted(file.read_bytes())
     return uri
 
 
 def pictures(release: Release) -> dict[str, bytes]:
-    return {name: (release.public / name).read() for name in release.public.files() if name.startswith("images/")}
+    return {name: (release.public / name).read() for name in release.public.list_files() if name.startswith("images/")}
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT", 0.1)
-    monkeypatch.setattr(lease, "STALE", 0.5)
+    monkeypatch.setattr(lease, "RENEWAL_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.5)
 
 
 # What a store promises
 
 
 def test_of_many_that_create_one_object_one_succeeds(bucket: str) -> None:
-    made = together(lambda number: (Place.of(bucket) / "first").create(b"%d" % number), 8)
+    made = together(lambda number: (StoragePath.from_uri(bucket) / "first").create(b"%d" % number), 8)
     assert sum(made) == 1
-    assert (Place.of(bucket) / "first").read() == b"%d" % made.index(True)
+    assert (StoragePath.from_uri(bucket) / "first").read() == b"%d" % made.index(True)
 
 
 def test_what_was_read_is_replaced_only_while_it_lies_there(bucket: str) -> None:
-    place = Place.of(bucket) / "file"
-    assert place.read_version() == (b"", None)
-    assert place.swap(b"one", None) and not place.swap(b"two", None)
-    _, version = place.read_version()
-    assert place.swap(b"two", version) and not place.swap(b"three", version)
+    place = StoragePath.from_uri(bucket) / "file"
+    assert place.read_with_version() == (b"", None)
+    assert place.compare_and_swap(b"one", None) and not place.compare_and_swap(b"two", None)
+    _, version = place.read_with_version()
+    assert place.compare_and_swap(b"two", version) and not place.compare_and_swap(b"three", version)
     assert place.read() == b"two"
 
 
 def test_what_others_write_is_seen_at_once(bucket: str, server: str) -> None:
-    folder = Place.of(bucket)
-    (folder / "a").put(b"a")
-    assert not (folder / "b").exists() and folder.files() == ["a"] and [c.name for c in folder.children()] == ["a"]
+    folder = StoragePath.from_uri(bucket)
+    (folder / "a").write_uncommitted(b"a")
+    assert not (folder / "b").exists() and folder.list_files() == ["a"] and [c.name for c in folder.children()] == ["a"]
     script = f"from anonymizer.storage.path import Place; (Place.of({bucket!r}) / 'b').put(b'b')"
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert (folder / "b").exists() and folder.files() == ["a", "b"]
+    assert (folder / "b").exists() and folder.list_files() == ["a", "b"]
     assert [child.name for child in folder.children()] == ["a", "b"]
 
 
 def test_a_large_object_goes_up_in_parts_and_leaves_none_behind(bucket: str) -> None:
-    place, data = Place.of(bucket) / "large", os.urandom(2**20) * 101  # the store's client splits at 100 MiB
+    place, data = (
+        StoragePath.from_uri(bucket) / "large",
+        os.urandom(2**20) * 101,
+    )  # the store's client splits at 100 MiB
     assert place.create(data) and not place.create(b"other")
     assert place.read() == data
     assert "-" in place.fs.info(place.path)["ETag"]  # which tells how many parts there were
@@ -158,10 +161,10 @@ def test_a_second_run_on_one_output_is_refused(bucket: str, quick: None) -> None
     assert other.stdin and other.stdout
     with other:
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(OutputError, match="another run is working on it"), preflight.alone(bucket):
+        with pytest.raises(OutputError, match="another run is working on it"), preflight.exclusive_run(bucket):
             pass
         other.kill()  # and renews nothing any more
-    with preflight.alone(bucket), preflight.alone(bucket):
+    with preflight.exclusive_run(bucket), preflight.exclusive_run(bucket):
         assert Release.at(bucket).lock.exists()
     assert not Release.at(bucket).lock.exists()
 
@@ -206,26 +209,26 @@ def test_a_table_is_read_in_pieces(bucket: str, server: str, monkeypatch: pytest
     noise, buffer = np.random.default_rng(0), io.BytesIO()
     pictures = [noise.bytes(2**21) for _ in range(24)]
     pq.write_table(pa.table({"image": pictures}), buffer, row_group_size=2, compression="none")
-    (Place.of(bucket) / "big.parquet").put(buffer.getvalue())
+    (StoragePath.from_uri(bucket) / "big.parquet").write_uncommitted(buffer.getvalue())
     with unreliable(server, every=10**9) as proxy:
         reach(monkeypatch, proxy.url)
         source = open_source(settings(bucket, "out").source)
         entries = list(source.entries())
-        assert proxy.sent < 2 * files.READ_AHEAD + 2**20
+        assert proxy.sent < 2 * files.BLOCK_BYTES + 2**20
         proxy.sent = 0
         assert [record.data for record in source.read(entries[6:8])] == pictures[6:8]
-        assert proxy.sent < 4 * 2**21 + 3 * files.READ_AHEAD
+        assert proxy.sent < 4 * 2**21 + 3 * files.BLOCK_BYTES
 
 
 def test_a_long_listing_comes_in_pages_and_leaves_out_what_is_no_record(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "PAGE", 2)
+    monkeypatch.setattr(files, "PAGE_KEYS", 2)
     names = ["a b/1.png", "a b/2.png", "a.png", "b/.DS_Store", "b/.git/x", "b/ü#?.png", "b/", "c/d/e.png", "z.png"]
-    fs = Place.of(bucket).fs
+    fs = StoragePath.from_uri(bucket).fs
     for name in names:
         fs.call_s3("put_object", Bucket=BUCKET, Key=f"{bucket.removeprefix(f's3://{BUCKET}/')}/{name}", Body=b"x")
-    (Place.of(bucket + "-beside") / "y.png").put(b"x")
+    (StoragePath.from_uri(bucket + "-beside") / "y.png").write_uncommitted(b"x")
     source = open_source(settings(bucket, "out").source)
     assert [entry.record_id for entry in source.entries()] == [
         *("a b/1.png", "a b/2.png", "a.png", "b/ü#?.png", "c/d/e.png", "z.png")
@@ -234,11 +237,11 @@ def test_a_long_listing_comes_in_pages_and_leaves_out_what_is_no_record(
 
 
 def test_a_source_that_changes_between_plan_and_read_is_noticed(bucket: str) -> None:
-    place = Place.of(bucket) / "in"
-    (place / "a.png").put(picture(0))
+    place = StoragePath.from_uri(bucket) / "in"
+    (place / "a.png").write_uncommitted(picture(0))
     source = open_source(settings(str(place), "out").source)
     entries = list(source.entries())
-    (place / "a.png").put(picture(0) + b"more")
+    (place / "a.png").write_uncommitted(picture(0) + b"more")
     assert [record.problem for record in source.read(entries)] == [Reason.CHANGED]
 
 
@@ -305,7 +308,10 @@ def test_a_store_that_nobody_answers_for_is_told(bucket: str, monkeypatch: pytes
 def test_without_its_package_the_extra_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
-    for work, error in ((lambda: Place.of(bucket), OutputError), (lambda: files.locate(bucket), SourceError)):
+    for work, error in (
+        (lambda: StoragePath.from_uri(bucket), OutputError),
+        (lambda: files.locate(bucket), SourceError),
+    ):
         with pytest.raises(error, match=r"not installed: pip install 'anonymizer\[s3\]'"):
             work()
 
@@ -328,8 +334,8 @@ def test_without_its_package_the_extra_is_named(bucket: str, monkeypatch: pytest
 def test_what_a_store_answers_is_never_repeated(code: str, said: str) -> None:
     answer = {"Error": {"Code": code, "Message": "The key people/ada.png of someone is a secret"}}
     error = translate_boto_error(ClientError(answer, "GetObject"))
-    assert re.search(said, filesystem.why(error))
-    assert not re.search("ada|people|someone|secret is", filesystem.why(error))
+    assert re.search(said, filesystem.explain(error))
+    assert not re.search("ada|people|someone|secret is", filesystem.explain(error))
 
 
 # Models and configurations
@@ -338,9 +344,9 @@ def test_what_a_store_answers_is_never_repeated(code: str, said: str) -> None:
 def test_a_model_in_a_store_is_the_one_on_a_disk_and_is_fetched_once(
     bucket: str, server: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(download.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
     uri = upload(tiny_model, f"{bucket}/model")
-    (Place.of(uri) / "unet/other.ckpt").put(GARBAGE)
+    (StoragePath.from_uri(uri) / "unet/other.ckpt").write_uncommitted(GARBAGE)
     config = ModelConfig(id=uri)
     with unreliable(server, every=10) as proxy:
         reach(monkeypatch, proxy.url)
@@ -350,14 +356,14 @@ def test_a_model_in_a_store_is_the_one_on_a_disk_and_is_fetched_once(
         load_backbone(config)
         assert proxy.sent < 10_000  # a listing, no weights
     assert not list((tmp_path / "cache").rglob("*.ckpt"))
-    (Place.of(uri) / "scheduler/scheduler_config.json").put(b"{}")
+    (StoragePath.from_uri(uri) / "scheduler/scheduler_config.json").write_uncommitted(b"{}")
     assert resolve(config) != resolve(ModelConfig(id=str(tiny_model))) and len(cached(tmp_path)) == 2
 
 
 def test_several_processes_fetch_a_model_once(bucket: str, tiny_model: Path, tmp_path: Path) -> None:
     config = ModelConfig(id=upload(tiny_model, f"{bucket}/model"))
     script = f"from anonymizer.storage import download; download.folder('model.id', {config.id!r}, list)"
-    env = os.environ | {download.CACHE: str(tmp_path / "cache")}
+    env = os.environ | {download.CACHE_VARIABLE: str(tmp_path / "cache")}
     running = [subprocess.Popen([sys.executable, "-c", script], env=env) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
     (folder,) = cached(tmp_path)
@@ -367,32 +373,32 @@ def test_several_processes_fetch_a_model_once(bucket: str, tiny_model: Path, tmp
 @pytest.mark.parametrize("name", ["../../outside.json", "unet/..\\outside.json", "/outside.json"])
 def test_no_object_leads_out_of_the_cache(bucket: str, tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="leads out"):
-        download._inside(tmp_path, name)
+        download._path_inside(tmp_path, name)
 
 
 def test_pickled_weights_in_a_store_are_refused_as_anywhere(
     bucket: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(download.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
     uri = upload(tiny_model, f"{bucket}/model")
-    weights = Place.of(uri) / "unet/diffusion_pytorch_model.safetensors"
-    (Place.of(uri) / "unet/diffusion_pytorch_model.bin").put(weights.read())
+    weights = StoragePath.from_uri(uri) / "unet/diffusion_pytorch_model.safetensors"
+    (StoragePath.from_uri(uri) / "unet/diffusion_pytorch_model.bin").write_uncommitted(weights.read())
     weights.remove()
     with pytest.raises(ModelError, match="safetensors"):
         load_backbone(ModelConfig(id=uri))
 
 
 def test_weights_of_a_score_come_from_a_store_too(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(download.CACHE, str(tmp_path / "cache"))
-    (Place.of(bucket) / "face.onnx").put(b"weights")
-    assert weights.given("metrics.identity", f"{bucket}/face.onnx").read_bytes() == b"weights"
+    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
+    (StoragePath.from_uri(bucket) / "face.onnx").write_uncommitted(b"weights")
+    assert weights.resolve_file("metrics.identity", f"{bucket}/face.onnx").read_bytes() == b"weights"
     with pytest.raises(ModelError, match="no file of a model lies there"):
-        weights.given("metrics.identity", f"{bucket}/none.onnx")
+        weights.resolve_file("metrics.identity", f"{bucket}/none.onnx")
 
 
 def test_a_configuration_may_lie_in_a_store(bucket: str) -> None:
     config = settings(f"{bucket}/in", f"{bucket}/out")
-    (Place.of(bucket) / "release.yaml").put(dump(config).encode())
+    (StoragePath.from_uri(bucket) / "release.yaml").write_uncommitted(dump(config).encode())
     assert load(f"{bucket}/release.yaml") == config
     with pytest.raises(ConfigError, match="no file"):
         load(f"{bucket}/none.yaml")
@@ -424,19 +430,19 @@ def test_a_release_in_a_store_is_the_one_on_a_disk(bucket: str, tmp_path: Path) 
 def test_months_approvals_erasures_and_purges_work_in_a_store(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publisher, ada = signing.generate(), signing.generate()
+    publisher, ada = signing.generate_key_pair(), signing.generate_key_pair()
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", publisher.private_bytes.decode())
     source = upload(
         folder_of(people(tmp_path / "in", 3), {"c/bad.png": GARBAGE, "c/black.png": plain(0)}), f"{bucket}/in"
     )
-    policy = {"approvals": 1, "approvers": {"ada": signing.public_text(ada.public_key)}}
+    policy = {"approvals": 1, "approvers": {"ada": signing.format_public_key(ada.public_key)}}
     sections = {"source": {"subject": "folder"}, "restricted": {"picture_days": 30}, "policy": policy}
     sections["run"] = {"shard_size": 8}
 
     january = run(settings(source, f"{bucket}/january", **sections), scorer=Unscored(Scores()))
     assert not january.is_published and january.candidate.exists()
-    assert publish.approve(january, ada).published
+    assert publish.approve(january, ada).is_published
     assert problems(january) == []
 
     february = run(settings(source, f"{bucket}/february", f"previous={bucket}/january", **sections))
@@ -448,26 +454,26 @@ def test_months_approvals_erasures_and_purges_work_in_a_store(
     erased = Release.at(f"{bucket}/erased")
     publish.approve(erased, ada)
     assert erase_job.run(f"{bucket}/february", file, f"{bucket}/erased").published
-    assert february.root.files() == ["restricted/events.jsonl"]
+    assert february.root.list_files() == ["restricted/events.jsonl"]
     assert set(released(erased)) == {name for name in released(january) if not name.startswith("b/")} | {"c/black.png"}
     assert problems(erased) == []
 
     assert january.quarantine.exists()
-    retention.purge(january, settings_of(january).restricted, datetime.now(UTC) + timedelta(days=31))
+    retention.purge(january, resolve_config(january).restricted, datetime.now(UTC) + timedelta(days=31))
     assert not january.quarantine.exists() and problems(january) == []
 
 
 def problems(release: Release) -> list[str]:
-    found = [*check_public(release.public), *check_restricted(release, settings_of(release), KEY)]
+    found = [*check_public(release.public), *check_restricted(release, resolve_config(release), KEY)]
     assert {"signature", "pictures", "ledger", "materials", "events"} <= {finding.check for finding in found}
     return [str(finding) for finding in found if finding.result == "fail"]
 
 
 def test_what_is_removed_is_gone_or_said_to_be_left(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3 answers to a list of deletions as a whole, and its client does not look at the answer for each."""
-    folder = Place.of(bucket)
+    folder = StoragePath.from_uri(bucket)
     for name in ("a", "b/c"):
-        (folder / name).put(b"x")
+        (folder / name).write_uncommitted(b"x")
     monkeypatch.setattr(type(folder.fs), "_bulk_delete", nothing_deleted)
     with pytest.raises(OutputError, match=r"could not be deleted: check that the credentials may delete"):
         folder.remove()
@@ -480,26 +486,26 @@ async def nothing_deleted(self: Any, paths: list[str], **more: Any) -> list[str]
 
 def test_a_store_that_ignores_conditions_is_cautioned_about(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(f"{bucket}/in", f"{bucket}/out")
-    assert preflight.cautions(config) == []
-    fs = Place.of(bucket).fs
+    assert preflight.list_cautions(config) == []
+    fs = StoragePath.from_uri(bucket).fs
     put = fs.pipe_file
     monkeypatch.setattr(fs, "pipe_file", lambda path, data, mode="", **more: put(path, data))
-    (caution,) = preflight.cautions(config)
-    assert "ignores conditions" in caution and not Place.of(f"{bucket}/out").exists()
+    (caution,) = preflight.list_cautions(config)
+    assert "ignores conditions" in caution and not StoragePath.from_uri(f"{bucket}/out").exists()
 
 
 def test_a_bucket_that_keeps_what_is_erased_is_cautioned_about(bucket: str) -> None:
-    fs = Place.of(bucket).fs
+    fs = StoragePath.from_uri(bucket).fs
     fs.makedirs("versioned")
     fs.make_bucket_versioned("versioned")
-    (caution,) = preflight.cautions(settings("in", "s3://versioned/out"))
+    (caution,) = preflight.list_cautions(settings("in", "s3://versioned/out"))
     assert "keeps old versions" in caution
 
 
 def test_an_output_that_may_not_be_deleted_is_refused_before_the_work(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(Place.of(bucket).fs), "_bulk_delete", nothing_deleted)
+    monkeypatch.setattr(type(StoragePath.from_uri(bucket).fs), "_bulk_delete", nothing_deleted)
     with pytest.raises(OutputError, match=r"output\.uri 's3://.*': something could not be deleted"):
         preflight.check_output(settings(f"{bucket}/in", f"{bucket}/out"))
 
@@ -510,8 +516,8 @@ def test_the_commands_work_on_a_store(
 ) -> None:
     """A configuration, a source, a model and a release, all in a store, through Prefect, as on a disk."""
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate().private_bytes.decode())
-    monkeypatch.setenv(download.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
+    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path / "cache"))
     source = people(tmp_path / "in", 4)
     more: dict[str, Any] = {"metrics": {"clip": "none", "lpips": "none"}}
     here = settings(source, tmp_path / "out", model={"id": str(tiny_model)}, **more)
@@ -519,10 +525,10 @@ def test_the_commands_work_on_a_store(
         upload(source, f"{bucket}/in"), f"{bucket}/out", model={"id": upload(tiny_model, f"{bucket}/m")}, **more
     )
     (tmp_path / "here.yaml").write_text(dump(here))
-    (Place.of(bucket) / "there.yaml").put(dump(there).encode())
+    (StoragePath.from_uri(bucket) / "there.yaml").write_uncommitted(dump(there).encode())
 
     assert json.loads(cli("plan", f"{bucket}/there.yaml", "--json"))["records"] == 4
-    assert not Place.of(f"{bucket}/out").exists()
+    assert not StoragePath.from_uri(f"{bucket}/out").exists()
     for config in (tmp_path / "here.yaml", f"{bucket}/there.yaml"):
         assert json.loads(cli("run", config, "--json"))["released"] == 4
     on_disk, in_store = Release.at(str(tmp_path / "out")), Release.at(f"{bucket}/out")
@@ -554,7 +560,7 @@ def test_a_store_that_fails_one_request_in_ten_changes_nothing(
     with unreliable(server, every=10) as proxy:
         reach(monkeypatch, proxy.url)
         preflight.check(config)
-        with preflight.alone(config.output.uri):
+        with preflight.exclusive_run(config.output.uri):
             disturbed = run(config)
         assert proxy.failed > 20
         assert [row["status"] for row in rows(disturbed)] == ["released"] * 4
@@ -571,9 +577,9 @@ def test_an_answer_that_was_lost_is_no_sign_of_somebody_else(
         proxy.faults = ("lost",)
         reach(monkeypatch, proxy.url)
         for number in range(6):
-            place = Place.of(bucket) / f"file {number}"
+            place = StoragePath.from_uri(bucket) / f"file {number}"
             assert place.create(b"mine") and not place.create(b"other")
-            assert place.swap(b"mine again", place.read_version()[1])
+            assert place.compare_and_swap(b"mine again", place.read_with_version()[1])
         assert proxy.failed > 6
 
 

@@ -10,7 +10,7 @@ from time import sleep
 
 import pytest
 
-from anonymizer.storage.prefetch import ahead
+from anonymizer.storage.prefetch import prefetch_map
 
 
 def readers() -> list[threading.Thread]:
@@ -19,7 +19,7 @@ def readers() -> list[threading.Thread]:
 
 def test_items_come_in_order_whatever_each_takes() -> None:
     with ThreadPoolExecutor(4) as pool:
-        slow_first = ahead(lambda i: (sleep(0.02 / (1 + i)), i * i)[1], range(20), pool, depth=5)
+        slow_first = prefetch_map(lambda i: (sleep(0.02 / (1 + i)), i * i)[1], range(20), pool, depth=5)
         assert list(slow_first) == [i * i for i in range(20)]
     assert not readers()
 
@@ -35,7 +35,7 @@ def test_items_are_read_while_nobody_asks_and_never_more_than_the_depth() -> Non
                 full.set()
             yield i
 
-    with ThreadPoolExecutor(2) as pool, closing(ahead(str, items(), pool, depth=4)) as found:
+    with ThreadPoolExecutor(2) as pool, closing(prefetch_map(str, items(), pool, depth=4)) as found:
         assert next(found) == "0"
         assert full.wait(5)  # the fifth is read although only one was asked for
         for asked in range(2, 12):
@@ -50,7 +50,7 @@ def test_an_error_comes_to_whoever_asks_after_what_was_read_before_it() -> None:
         raise OSError("gone")
 
     with ThreadPoolExecutor(2) as pool:
-        found = ahead(str, items(), pool, depth=3)
+        found = prefetch_map(str, items(), pool, depth=3)
         assert (next(found), next(found)) == ("1", "2")
         with pytest.raises(OSError, match="gone"):
             next(found)
@@ -67,7 +67,7 @@ def test_stopping_early_closes_what_is_read() -> None:
             closed.set()
 
     with ThreadPoolExecutor(2) as pool:
-        with closing(ahead(str, items(), pool, depth=3)) as found:
+        with closing(prefetch_map(str, items(), pool, depth=3)) as found:
             next(found)
         assert closed.is_set()
     assert not readers()

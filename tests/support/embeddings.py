@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metrics.attacks.reidentification import Faces
-from metrics.stats.risk import Trials, as_subjects, wilson
+from metrics.stats.risk import Trials, as_subjects, wilson_interval
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -38,5 +38,5 @@ def people(rng: np.random.Generator, count: int, photos: int, spread: float, siz
 
 def includes(trials: Trials, chance: float, confidence: float = 0.999) -> bool:
     """Whether a rate agrees with ``chance``; the interval is wide, for the many tests that ask."""
-    found = wilson(int(trials.hits.sum()), len(trials), confidence)
+    found = wilson_interval(int(trials.hits.sum()), len(trials), confidence)
     return found.low <= chance <= found.high

@@ -11,7 +11,7 @@ import torch
 
 from anonymizer.backbones import Denoised
 from anonymizer.backbones.prediction_type import from_noise
-from anonymizer.pipeline.device_overlap import Beside
+from anonymizer.pipeline.device_overlap import Concurrent
 
 
 class IdealGaussian:
@@ -26,7 +26,7 @@ class IdealGaussian:
         betas = torch.linspace(1e-4 * 1000 / T, 0.02 * 1000 / T, T, dtype=torch.float64).clamp(max=0.999)
         self.alphas_cumprod = torch.cumprod(1 - betas, 0)
         self.device, self.name = torch.device("cpu"), "ideal"
-        self.multiple, self.scale, self.asks = 1, 1, "nothing"
+        self.multiple, self.scale, self.condition_kind = 1, 1, "nothing"
         self.digest = hashlib.sha256(b"ideal").hexdigest()
         self.calls: list[int] = []
 
@@ -36,10 +36,10 @@ class IdealGaussian:
     def decode(self, z0: torch.Tensor) -> torch.Tensor:
         return z0
 
-    def condition(self, told: Sequence[str]) -> object:
+    def condition(self, texts: Sequence[str]) -> object:
         raise AssertionError("it knows neither prompts nor classes")
 
-    def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+    def flag_unsafe(self, images: torch.Tensor) -> Sequence[bool]:
         return [False] * len(images)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
@@ -50,7 +50,7 @@ class IdealGaussian:
 
 
 @contextmanager
-def beside(device: torch.device, threads: int) -> Iterator[Beside]:
+def beside(device: torch.device, threads: int) -> Iterator[Concurrent]:
     """What a GPU gets."""
     with ThreadPoolExecutor(1, "scorer") as scoring, ThreadPoolExecutor(threads, "noise") as drawing:
-        yield Beside(device, scoring, drawing, threads)
+        yield Concurrent(device, scoring, drawing, threads)

@@ -126,8 +126,8 @@ def begin(config: RunConfig, backbone: Any = None, key: CustodianKey = KEY) -> R
     """Write, or take up, the plan of a run."""
     release = Release.at(config.output.uri)
     history.check(config, key, PlainScorer.names)
-    plan.write(config, backbone or IdealGaussian(), key, release)
-    history.take_over(config, release)
+    plan.write_or_resume(config, backbone or IdealGaussian(), key, release)
+    history.carry_forward(config, release)
     return release
 
 
@@ -141,7 +141,7 @@ def one_shard(
 ) -> ShardSummary:
     release, scorer = Release.at(config.output.uri), scorer or PlainScorer()
     writer = ShardWriter(release, shard, scorer.names)
-    entries = [entry for entry in plan.read_entries(release, shard) if writer.is_left(entry)]
+    entries = [entry for entry in plan.read_entries(release, shard) if writer.is_pending(entry)]
     before = history.load(release)
     return anonymize_shard(shard, entries, config, backbone or IdealGaussian(), scorer, key, writer, progress, before)
 
@@ -153,13 +153,13 @@ def run(config: RunConfig, backbone: Any = None, scorer: Scorer | None = None, k
         if ledger.read_shard(release, shard) is None:
             one_shard(config, shard, backbone, scorer, key)
     assemble.assemble(release, config)
-    publish.settle(release, config, key)
+    publish.decide_and_publish(release, config, key)
     return release
 
 
 def rows(release: Release) -> list[dict[str, Any]]:
     """All rows of the ledger."""
-    return [row for _, table in ledger.committed(release, plan.read(release)) for row in table.to_pylist()]
+    return [row for _, table in ledger.scan_shards(release, plan.read(release)) for row in table.to_pylist()]
 
 
 def released(release: Release) -> dict[str, str]:

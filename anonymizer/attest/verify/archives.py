@@ -16,25 +16,27 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anonymizer.attest.verify.image import COLUMNS, Row
-from anonymizer.attest.verify.inventory import opened
-from anonymizer.attest.verify.manifest import SUFFIXES, carried
-from anonymizer.data.sinks.parquet import IMAGE, OWN
-from anonymizer.storage.path import Place
+from anonymizer.attest.verify.image import IMAGE_COLUMNS, ManifestRow
+from anonymizer.attest.verify.inventory import open_file
+from anonymizer.attest.verify.manifest import SUFFIXES, passthrough_types
+from anonymizer.data.sinks.parquet import BASE_COLUMNS, IMAGE_TYPE
+from anonymizer.storage.path import StoragePath
 
-BLOCK = 2**20
-METADATA = {b"huggingface"}  # which says the types of the columns
+BLOCK_SIZE = 2**20
+ALLOWED_METADATA = {b"huggingface"}  # which says the types of the columns
 SIDE_FILES = (".json", ".cls", ".txt")
-NOT_SIGNED = "is not what was signed"
-Found = tuple[Row, bytes] | str  # a picture with its row of the manifest, or what is wrong with the part
+DIGEST_MISMATCH = "is not what was signed"
+ImageOrProblem = (
+    tuple[ManifestRow, bytes] | str
+)  # a picture with its row of the manifest, or what is wrong with the part
 
 
-def open_part(folder: Place, name: str, signed: str, rows: pa.Table) -> Iterator[Found]:
+def read_part(folder: StoragePath, name: str, signed: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
     """What lies in a part. ``signed``: its SHA-256; ``rows``: those of the manifest whose pictures it should hold."""
     seen = 0
     try:
-        with opened(folder, name) as raw:
-            found = _from_tar(raw, signed, rows) if name.endswith(".tar") else _from_parquet(raw, signed, rows)
+        with open_file(folder, name) as raw:
+            found = _read_tar(raw, signed, rows) if name.endswith(".tar") else _read_parquet(raw, signed, rows)
             for one in found:
                 seen += not isinstance(one, str)
                 yield one if not isinstance(one, str) else f"{name}: {one}"
@@ -44,48 +46,48 @@ def open_part(folder: Place, name: str, signed: str, rows: pa.Table) -> Iterator
         yield f"{name}: {len(rows) - seen:,} pictures of the manifest could not be looked at"
 
 
-class Hashed:
+class HashingReader:
     """A file that is read once, from its beginning to its end, and what that comes to."""
 
     def __init__(self, raw: IO[bytes]) -> None:
-        self.left = raw.seek(0, os.SEEK_END)
+        self.remaining = raw.seek(0, os.SEEK_END)
         self.raw, self.sha256 = raw, hashlib.sha256()
         raw.seek(0)
 
     def read(self, count: int) -> bytes:
         """Just as many bytes. ValueError where there are no more than fewer."""
-        if not 0 <= count <= self.left:
+        if not 0 <= count <= self.remaining:
             raise ValueError("ends early")
         data = self.raw.read(count)
         self.sha256.update(data)
-        self.left -= count
+        self.remaining -= count
         return data
 
-    def rest(self) -> Iterator[bytes]:
-        while self.left:
-            yield self.read(min(BLOCK, self.left))
+    def read_rest(self) -> Iterator[bytes]:
+        while self.remaining:
+            yield self.read(min(BLOCK_SIZE, self.remaining))
 
 
-def _from_tar(raw: IO[bytes], signed: str, rows: pa.Table) -> Iterator[Found]:
+def _read_tar(raw: IO[bytes], signed: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
     """Read once: the digest is known when all has been looked at."""
-    file = Hashed(raw)
-    pictures = {row["member"]: row for row in rows.select(COLUMNS).to_pylist()}
+    file = HashingReader(raw)
+    pictures = {row["member"]: row for row in rows.select(IMAGE_COLUMNS).to_pylist()}
     beside = {row["output_id"]: row for row in rows.select(["output_id", "label", "caption"]).to_pylist()}
-    columns, seen = {"label", *carried(rows)}, set[str]()
-    for name, data in _members(file):
+    columns, seen = {"label", *passthrough_types(rows)}, set[str]()
+    for name, data in _read_members(file):
         stem, suffix = os.path.splitext(name)
         if name in seen:
             yield "holds two members of one name"
         elif name in pictures:
             yield pictures[name], data
-        elif stem not in beside or not _belongs(suffix, data, beside[stem], columns):
+        elif stem not in beside or not _matches_row(suffix, data, beside[stem], columns):
             yield "holds a member that the manifest does not speak of"
         seen.add(name)
     if file.sha256.hexdigest() != signed:
-        yield NOT_SIGNED
+        yield DIGEST_MISMATCH
 
 
-def _members(file: Hashed) -> Iterator[tuple[str, bytes]]:
+def _read_members(file: HashingReader) -> Iterator[tuple[str, bytes]]:
     """Names and contents, in headers that say nothing else. ValueError or tarfile.HeaderError for any other tar."""
     while any(header := file.read(tarfile.BLOCKSIZE)):
         told = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
@@ -95,11 +97,11 @@ def _members(file: Hashed) -> Iterator[tuple[str, bytes]]:
         if header != plain.tobuf(tarfile.USTAR_FORMAT) or any(padding):
             raise ValueError("says more than names")
         yield told.name, data
-    if any(any(block) for block in file.rest()):
+    if any(any(block) for block in file.read_rest()):
         raise ValueError("goes on after its end")
 
 
-def _belongs(suffix: str, data: bytes, row: Row, columns: set[str]) -> bool:
+def _matches_row(suffix: str, data: bytes, row: ManifestRow, columns: set[str]) -> bool:
     """Whether what stands beside a picture says what the manifest says, and no more."""
     if suffix == ".json":
         told = json.loads(data)
@@ -107,43 +109,43 @@ def _belongs(suffix: str, data: bytes, row: Row, columns: set[str]) -> bool:
     return suffix in SIDE_FILES and data.decode() == row["label" if suffix == ".cls" else "caption"]
 
 
-def _from_parquet(raw: IO[bytes], signed: str, rows: pa.Table) -> Iterator[Found]:
-    file = Hashed(raw)
-    for _ in file.rest():
+def _read_parquet(raw: IO[bytes], signed: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
+    file = HashingReader(raw)
+    for _ in file.read_rest():
         pass
     if file.sha256.hexdigest() != signed:
-        yield NOT_SIGNED
+        yield DIGEST_MISMATCH
         return
     part = pq.ParquetFile(raw, pre_buffer=False)
     if part.metadata.num_rows != len(rows):
         yield f"has {part.metadata.num_rows:,} rows, and the manifest speaks of {len(rows):,}"
         return
-    if problem := _other_columns(part.schema_arrow, carried(rows)):
+    if problem := _schema_problem(part.schema_arrow, passthrough_types(rows)):
         yield problem
         return
     begin = 0
     for number in range(part.num_row_groups):
         group = part.read_row_group(number, use_threads=False)
-        yield from _from_group(group, rows.slice(begin, len(group)))
+        yield from _read_row_group(group, rows.slice(begin, len(group)))
         begin += len(group)
 
 
-def _other_columns(schema: pa.Schema, columns: Mapping[str, pa.DataType]) -> str | None:
-    texts = dict.fromkeys(OWN, pa.string())
-    expected = texts | {"image": IMAGE} | dict(columns)
+def _schema_problem(schema: pa.Schema, columns: Mapping[str, pa.DataType]) -> str | None:
+    texts = dict.fromkeys(BASE_COLUMNS, pa.string())
+    expected = texts | {"image": IMAGE_TYPE} | dict(columns)
     if [(field.name, field.type) for field in schema] != list(expected.items()):
         return "has other columns than the manifest speaks of"
-    more = set(schema.metadata or {}) - METADATA
+    more = set(schema.metadata or {}) - ALLOWED_METADATA
     return f"holds more than its rows: {', '.join(sorted(map(repr, more)))}" if more else None
 
 
-def _from_group(group: pa.Table, rows: pa.Table) -> Iterator[Found]:
+def _read_row_group(group: pa.Table, rows: pa.Table) -> Iterator[ImageOrProblem]:
     for name in ("output_id", "label", "caption"):
         if not group[name].combine_chunks().equals(rows[name].combine_chunks()):
             yield f"has another {name} than the manifest in some rows"
     image = group["image"].combine_chunks()
     paths, pictures = image.field("path").to_pylist(), image.field("bytes").to_pylist()
-    told = rows.select(COLUMNS).to_pylist()
+    told = rows.select(IMAGE_COLUMNS).to_pylist()
     if paths != [f"{row['output_id']}{SUFFIXES.get(row['format'])}" for row in told]:
         yield "has names of pictures that are not their ids"
     yield from ((row, data or b"") for row, data in zip(told, pictures, strict=True))

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from anonymizer.data.sources.files import printable
+from anonymizer.data.sources.files import to_printable
 
-MOST = 5  # lines of one check
-LONGEST = 500  # characters of one line
+MAX_LINES = 5  # lines of one check
+MAX_LENGTH = 500  # characters of one line
 
 
 @dataclass(frozen=True)
@@ -21,29 +21,29 @@ class Finding:
     said: str
 
 
-def passed(check: str, said: str) -> Finding:
-    return Finding(check, "pass", _line(said))
+def passed(check: str, message: str) -> Finding:
+    return Finding(check, "pass", _printable_line(message))
 
 
-def failed(check: str, said: str) -> Finding:
-    return Finding(check, "fail", _line(said))
+def failed(check: str, message: str) -> Finding:
+    return Finding(check, "fail", _printable_line(message))
 
 
-def noted(check: str, said: str) -> Finding:
-    return Finding(check, "note", _line(said))
+def noted(check: str, message: str) -> Finding:
+    return Finding(check, "note", _printable_line(message))
 
 
-def verdict(check: str, problems: Sequence[str], otherwise: str) -> Iterator[Finding]:
+def pass_or_fail(check: str, problems: Sequence[str], success: str) -> Iterator[Finding]:
     """A line for each problem, up to a few, or one line where there is none."""
-    for problem in problems[:MOST]:
+    for problem in problems[:MAX_LINES]:
         yield failed(check, problem)
-    if len(problems) > MOST:
-        yield failed(check, f"and {len(problems) - MOST:,} more")
+    if len(problems) > MAX_LINES:
+        yield failed(check, f"and {len(problems) - MAX_LINES:,} more")
     if not problems:
-        yield passed(check, otherwise)
+        yield passed(check, success)
 
 
-def _line(said: str) -> str:
+def _printable_line(said: str) -> str:
     """Names in it may be a stranger's: what would steer a terminal, or break the line, is percent-encoded."""
-    text = printable(said, keep="%")
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    text = to_printable(said, safe="%")
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}…"

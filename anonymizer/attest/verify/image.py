@@ -9,24 +9,24 @@ from typing import Any
 
 from PIL import Image
 
-from anonymizer.data.metadata import has_metadata
+from anonymizer.data.metadata import find_metadata
 
-COLUMNS = ["output_id", "file", "member", "sha256", "bytes", "width", "height", "format"]
-FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}  # no other: Pillow's readers of some are programs
-Row = Mapping[str, Any]
+IMAGE_COLUMNS = ["output_id", "file", "member", "sha256", "bytes", "width", "height", "format"]
+PILLOW_FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}  # no other: Pillow's readers of some are programs
+ManifestRow = Mapping[str, Any]
 
 
-def problem(row: Row, data: bytes, *, decode: bool) -> str | None:
+def find_problem(row: ManifestRow, data: bytes, *, decode: bool) -> str | None:
     """What is wrong with a picture, or nothing. ``row``: what the manifest says of it, in ``COLUMNS``.
 
     Without ``decode`` its pixels are not looked at, only its digest and its structure.
     """
     if len(data) != row["bytes"] or hashlib.sha256(data).hexdigest() != row["sha256"]:
         return "is not what was signed"
-    if found := has_metadata(data):
+    if found := find_metadata(data):
         return f"carries {', '.join(found)}"
     try:
-        with Image.open(io.BytesIO(data), formats=[FORMATS[row["format"]]]) as image:
+        with Image.open(io.BytesIO(data), formats=[PILLOW_FORMATS[row["format"]]]) as image:
             if image.size != (row["width"], row["height"]):
                 return "has another size than the manifest says"
             if image.mode != "RGB" or getattr(image, "n_frames", 1) != 1:

@@ -8,25 +8,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 
 
 @dataclass(frozen=True)
-class Listing:
+class Inventory:
     """Names of plain files and of empty folders; and a line on each link, pipe, device, and folder that is closed.
 
     Nothing else than a plain file is ever opened: a link may lead out of the release, and a pipe has no end.
     """
 
     files: frozenset[str]
-    empty: frozenset[str]
-    odd: Sequence[str]
+    empty_folders: frozenset[str]
+    irregular: Sequence[str]
 
 
-def listing(folder: Place) -> Listing:
+def take_inventory(folder: StoragePath) -> Inventory:
     """Everything below a folder, no link being followed; nothing where there is no such folder."""
     if not folder.is_local:
-        return Listing(frozenset(folder.files() if folder.exists() else ()), frozenset(), [])
+        return Inventory(frozenset(folder.list_files() if folder.exists() else ()), frozenset(), [])
     files: set[str] = set()
     empty: set[str] = set()
     odd: list[str] = []
@@ -49,11 +49,11 @@ def listing(folder: Place) -> Listing:
                 files.add(name)
             else:
                 odd.append(f"{name}: {'is a link' if entry.is_symlink() else 'is no file'}")
-    return Listing(frozenset(files), frozenset(empty), sorted(odd))
+    return Inventory(frozenset(files), frozenset(empty), sorted(odd))
 
 
 @contextmanager
-def opened(folder: Place, name: str) -> Iterator[IO[bytes]]:
+def open_file(folder: StoragePath, name: str) -> Iterator[IO[bytes]]:
     """A file of the listing, to be read; on a disk without fsspec, which takes longer than a small file itself."""
     place = folder / name
     with open(place.path, "rb") if place.is_local else place.fs.open(place.path, "rb") as file:

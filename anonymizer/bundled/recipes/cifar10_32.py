@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DModel
 
-from anonymizer.bundled.recipes.training import Recipe, arguments, load_split, train
+from anonymizer.bundled.recipes.training import Recipe, load_split, parse_arguments, train
 
 SIZE, PATCH = 32, 2
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -35,13 +35,13 @@ def new_unet() -> UNet2DModel:
 
 
 def main() -> None:
-    args = arguments(__doc__, batch=64, rate=8e-4, ema=0.999)
+    args = parse_arguments(__doc__, batch=64, rate=8e-4, ema=0.999)
     unet = (
         UNet2DModel.from_pretrained(args.start, subfolder="unet", torch_dtype=torch.float32)
         if args.start
         else new_unet()
     )
-    recipe = Recipe(unet, PATCH, NAMES, drop=1 / 7, batch=args.batch, rate=args.rate, ema=args.ema)
+    recipe = Recipe(unet, PATCH, NAMES, label_dropout=1 / 7, batch=args.batch, rate=args.rate, ema=args.ema)
     data, test = (load_split(args.data, split, SIZE, NAMES) for split in ("train", "test"))
     train(recipe, data, test, args.work, args.minutes, from_scratch=args.start is None)
 

@@ -27,7 +27,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from anonymizer.bundled.recipes.clip_mini_data import SIZE, Pictures, caption, load_cifar, load_faces, truth, views
+from anonymizer.bundled.recipes.clip_mini_data import (
+    SIZE,
+    AttributedImages,
+    augment_views,
+    draw_caption,
+    load_cifar,
+    load_faces,
+    match_captions,
+)
 
 LONGEST_STEP = 5.0  # seconds; a longer one means that the process was paused, and a pause is not training time
 TEMPERATURE = 0.15  # of the instance term
@@ -60,13 +68,15 @@ def new_clip() -> tuple[torch.nn.Module, Any]:
     return model.to(memory_format=torch.channels_last), open_clip.get_tokenizer("clip-mini")
 
 
-def caption_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def caption_loss(
+    images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, is_match: torch.Tensor
+) -> torch.Tensor:
     """CLIP's symmetric cross-entropy with all true pairs as targets in equal parts.
 
     ``images`` (N, D) and ``texts`` (M, D) of unit norm, ``true`` bool (N, M) with a true entry in each row and column.
     """
     logits = scale * images @ texts.T  # (N, M)
-    rows, columns = true / true.sum(1, keepdim=True), true / true.sum(0, keepdim=True)
+    rows, columns = is_match / is_match.sum(1, keepdim=True), is_match / is_match.sum(0, keepdim=True)
     to_text = -(rows * logits.log_softmax(1)).sum(1).mean()
     to_image = -(columns * logits.log_softmax(0)).sum(0).mean()
     return (to_text + to_image) / 2
@@ -105,13 +115,19 @@ def save_model(model: torch.nn.Module, folder: Path) -> None:
 
 
 def step_loss(
-    model: Any, tokenizer: Any, batches: list[tuple[Pictures, torch.Tensor]], gen: torch.Generator, rng: random.Random
+    model: Any,
+    tokenizer: Any,
+    batches: list[tuple[AttributedImages, torch.Tensor]],
+    gen: torch.Generator,
+    rng: random.Random,
 ) -> torch.Tensor:
     """Both terms on one batch, given as pictures and rows of them; the first two thirds get a second view."""
     attributes = torch.cat([pictures.attributes[rows] for pictures, rows in batches])
-    captions, said = zip(*(caption(row, rng) for row in attributes.tolist()), strict=True)
-    true = truth(attributes, torch.tensor(said))
-    first, second = (torch.cat([views(pictures.pixels[rows], gen) for pictures, rows in batches]) for _ in range(2))
+    captions, said = zip(*(draw_caption(row, rng) for row in attributes.tolist()), strict=True)
+    true = match_captions(attributes, torch.tensor(said))
+    first, second = (
+        torch.cat([augment_views(pictures.pixels[rows], gen) for pictures, rows in batches]) for _ in range(2)
+    )
     paired = len(first) * 2 // 3
     pixels = torch.cat([first, second[:paired]]).contiguous(memory_format=torch.channels_last)  # (5/3 B, 3, 64, 64)
     with torch.autocast("cpu", torch.bfloat16):

@@ -23,7 +23,7 @@ ANY = -1  # in an attribute row: does not apply, or has no name; in a caption's 
 
 
 @dataclass(frozen=True)
-class Pictures:
+class AttributedImages:
     """Pixels uint8 (N, 3, S, S) and attributes int64 (N, 4): age group, gender, ethnicity, object."""
 
     pixels: torch.Tensor
@@ -33,7 +33,7 @@ class Pictures:
         return len(self.pixels)
 
 
-def load_faces(path: str, split: str) -> Pictures:
+def load_faces(path: str, split: str) -> AttributedImages:
     """Faces of one split at 64 x 64."""
     table = pq.read_table(path, columns=["image", "age", "gender", "ethnicity"], filters=[("split", "==", split)])
     rows = table.to_pylist()
@@ -47,14 +47,14 @@ def load_faces(path: str, split: str) -> Pictures:
         )
         for row in rows
     ]
-    return Pictures(_pixels([row["image"] for row in rows], SIZE), torch.tensor(attributes))
+    return AttributedImages(_pixels([row["image"] for row in rows], SIZE), torch.tensor(attributes))
 
 
-def load_cifar(path: str, split: str) -> Pictures:
+def load_cifar(path: str, split: str) -> AttributedImages:
     """CIFAR-10 of one split at its native 32 x 32."""
     rows = pq.read_table(path, columns=["image", "label"], filters=[("split", "==", split)]).to_pylist()
     attributes = [(ANY, ANY, ANY, OBJECTS.index(row["label"])) for row in rows]
-    return Pictures(_pixels([row["image"] for row in rows], 32), torch.tensor(attributes))
+    return AttributedImages(_pixels([row["image"] for row in rows], 32), torch.tensor(attributes))
 
 
 def _pixels(encoded: Sequence[bytes], size: int) -> torch.Tensor:
@@ -65,9 +65,9 @@ def _pixels(encoded: Sequence[bytes], size: int) -> torch.Tensor:
     return out
 
 
-def wording(said: Sequence[int], template: str) -> str:
+def format_caption(mentions: Sequence[int], template: str) -> str:
     """One caption from four codes; ``ANY`` leaves an attribute out."""
-    age, gender, ethnicity, thing = said
+    age, gender, ethnicity, thing = mentions
     if thing != ANY:
         words = [OBJECTS[thing]]
     else:
@@ -78,29 +78,29 @@ def wording(said: Sequence[int], template: str) -> str:
     return template.format(" ".join([article, *words]))
 
 
-def caption(attributes: Sequence[int], rng: random.Random) -> tuple[str, list[int]]:
+def draw_caption(attributes: Sequence[int], rng: random.Random) -> tuple[str, list[int]]:
     """A caption that is true of a picture with these attributes, and what it mentions (4 codes, or ``ANY``)."""
     age, gender, ethnicity, thing = attributes
     if thing != ANY:
         said = [ANY, ANY, ANY, thing]
-        return wording(said, rng.choice(OBJECT_TEMPLATES)), said
+        return format_caption(said, rng.choice(OBJECT_TEMPLATES)), said
     said = [
         age if rng.random() < 0.5 else ANY,
         gender if rng.random() < 0.8 else ANY,
         ethnicity if rng.random() < 0.6 else ANY,
         ANY,
     ]
-    return wording(said, rng.choice(FACE_TEMPLATES)), said
+    return format_caption(said, rng.choice(FACE_TEMPLATES)), said
 
 
-def truth(attributes: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+def match_captions(attributes: torch.Tensor, mentions: torch.Tensor) -> torch.Tensor:
     """Whether caption j is true of picture i: bool (N, M) from codes (N, 4) and mentions (M, 4)."""
-    agrees = (said[None] == ANY) | (said[None] == attributes[:, None])
-    same_kind = (attributes[:, None, 3] == ANY) == (said[None, :, 3] == ANY)
+    agrees = (mentions[None] == ANY) | (mentions[None] == attributes[:, None])
+    same_kind = (attributes[:, None, 3] == ANY) == (mentions[None, :, 3] == ANY)
     return agrees.all(-1) & same_kind
 
 
-def views(pixels: torch.Tensor, gen: torch.Generator) -> torch.Tensor:
+def augment_views(pixels: torch.Tensor, gen: torch.Generator) -> torch.Tensor:
     """One augmented view of each picture: uint8 (B, 3, S, S) to (B, 3, 64, 64) in [-1, 1].
 
     A random crop of 55 to 100 % of the area, a flip, brightness, contrast and saturation, and now and then a slight

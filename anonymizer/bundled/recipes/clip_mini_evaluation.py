@@ -23,14 +23,14 @@ from anonymizer.bundled.recipes import clip_mini_data as data
 Z = 1.96  # 95 %
 
 
-def wilson(hits: int, n: int) -> str:
+def format_share(hits: int, n: int) -> str:
     """A share with its 95 % Wilson interval."""
     p, centre = hits / n, (hits + Z**2 / 2) / (n + Z**2)
     half = Z / (n + Z**2) * math.sqrt(n * p * (1 - p) + Z**2 / 4)
     return f"{p:.3f} | {centre - half:.3f} to {centre + half:.3f} | {n}"
 
 
-def spread(values: torch.Tensor) -> str:
+def format_mean(values: torch.Tensor) -> str:
     """A mean with its 95 % interval (normal), then the middle 90 % of the values."""
     half = Z * values.std() / len(values) ** 0.5
     low, high = values.quantile(torch.tensor([0.05, 0.95])).tolist()
@@ -45,16 +45,18 @@ def embed(model: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def prompts(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], templates: Sequence[str]) -> torch.Tensor:
+def embed_classes(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], templates: Sequence[str]) -> torch.Tensor:
     """One text embedding (D,) for each row of codes: the mean over templates."""
-    parts = [model.encode_text(tokenizer([data.wording(row, t) for t in templates]), normalize=True) for row in rows]
+    parts = [
+        model.encode_text(tokenizer([data.format_caption(row, t) for t in templates]), normalize=True) for row in rows
+    ]
     return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
 
 
 def zero_shot(images: torch.Tensor, texts: torch.Tensor, codes: torch.Tensor) -> str:
     known = codes != data.ANY
     found = (images[known] @ texts.T).argmax(1)
-    return wilson(int((found == codes[known]).sum()), int(known.sum()))
+    return format_share(int((found == codes[known]).sum()), int(known.sum()))
 
 
 def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -64,7 +66,7 @@ def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     return F.conv2d(F.pad(x, (radius,) * 4, mode="reflect"), kernel, groups=3)
 
 
-def strangers(attributes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_strangers(attributes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Disjoint pairs of rows with equal attributes."""
     left: list[int] = []
     right: list[int] = []
@@ -75,7 +77,7 @@ def strangers(attributes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(left), torch.tensor(right)
 
 
-def people(model: Any, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def compare_people(model: Any, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean similarity of each person's first photo to that person's others, and to other first photos; (P,) each."""
     same, first = [], []
     for person in sorted(p for p in folder.iterdir() if p.is_dir()):
@@ -114,38 +116,50 @@ def main() -> None:
     no = data.ANY
 
     print("| held out | share right | 95 % interval | n |\n|---|---|---|---|")
-    texts = prompts(model, tokenizer, [(no, no, no, i) for i in range(len(data.OBJECTS))], data.OBJECT_TEMPLATES)
+    texts = embed_classes(model, tokenizer, [(no, no, no, i) for i in range(len(data.OBJECTS))], data.OBJECT_TEMPLATES)
     print("| zero-shot class, CIFAR-10 test (10 classes) |", zero_shot(fy, texts, objects.attributes[:, 3]), "|")
-    texts = prompts(model, tokenizer, [(no, i, no, no) for i in range(len(data.GENDERS))], data.FACE_TEMPLATES)
+    texts = embed_classes(model, tokenizer, [(no, i, no, no) for i in range(len(data.GENDERS))], data.FACE_TEMPLATES)
     print("| zero-shot gender, faces test (2 classes) |", zero_shot(fx, texts, faces.attributes[:, 1]), "|")
-    texts = prompts(model, tokenizer, [(no, no, i, no) for i in range(len(data.ETHNICITIES))], data.FACE_TEMPLATES)
+    texts = embed_classes(
+        model, tokenizer, [(no, no, i, no) for i in range(len(data.ETHNICITIES))], data.FACE_TEMPLATES
+    )
     print("| zero-shot ethnicity, faces test (4 named classes) |", zero_shot(fx, texts, faces.attributes[:, 2]), "|")
     for name, pixels, gallery in (("faces", faces.pixels, fx), ("CIFAR-10", objects.pixels[:1500], fy[:1500])):
-        queries = torch.cat([embed(model, data.views(part, gen)) for part in pixels.split(250)])
+        queries = torch.cat([embed(model, data.augment_views(part, gen)) for part in pixels.split(250)])
         hits = int(((queries @ gallery.T).argmax(1) == torch.arange(len(gallery))).sum())
         print(
             f"| an augmented picture finds its original among {len(gallery)}, {name} test |",
-            wilson(hits, len(gallery)),
+            format_share(hits, len(gallery)),
             "|",
         )
 
     print("\n| faces test, original and | mean similarity | 95 % interval | middle 90 % | n |\n|---|---|---|---|---|")
-    print("| its mirror image |", spread((fx * embed(model, x.flip(-1))).sum(1)), "|")
+    print("| its mirror image |", format_mean((fx * embed(model, x.flip(-1))).sum(1)), "|")
     for sigma in (1.0, 2.0, 4.0):
-        print(f"| itself blurred, sigma {sigma:g} pixels |", spread((fx * embed(model, blur(x, sigma))).sum(1)), "|")
+        print(
+            f"| itself blurred, sigma {sigma:g} pixels |", format_mean((fx * embed(model, blur(x, sigma))).sum(1)), "|"
+        )
     for strength in (0.1, 0.2, 0.4, 0.8):
         spoilt = (x + strength * torch.randn(x.shape, generator=gen)).clamp(-1, 1)
-        print(f"| itself with noise, sigma {strength:g} on [-1, 1] |", spread((fx * embed(model, spoilt)).sum(1)), "|")
-    left, right = strangers(faces.attributes)
-    print("| another person of the same age group, gender, ethnicity |", spread((fx[left] * fx[right]).sum(1)), "|")
+        print(
+            f"| itself with noise, sigma {strength:g} on [-1, 1] |",
+            format_mean((fx * embed(model, spoilt)).sum(1)),
+            "|",
+        )
+    left, right = pair_strangers(faces.attributes)
+    print(
+        "| another person of the same age group, gender, ethnicity |", format_mean((fx[left] * fx[right]).sum(1)), "|"
+    )
     half = len(fx) // 2
     order = torch.randperm(len(fx), generator=gen)
-    print("| another person |", spread((fx[order[:half]] * fx[order[half : 2 * half]]).sum(1)), "|")
-    print("| a CIFAR-10 picture |", spread((fx * fy[torch.randperm(len(fy), generator=gen)[: len(fx)]]).sum(1)), "|")
+    print("| another person |", format_mean((fx[order[:half]] * fx[order[half : 2 * half]]).sum(1)), "|")
+    print(
+        "| a CIFAR-10 picture |", format_mean((fx * fy[torch.randperm(len(fy), generator=gen)[: len(fx)]]).sum(1)), "|"
+    )
     if args.people:
-        same, others = people(model, args.people)
-        print("| (grey photos, one value a person) another photo of the same person |", spread(same), "|")
-        print("| (grey photos, one value a person) other persons |", spread(others), "|")
+        same, others = compare_people(model, args.people)
+        print("| (grey photos, one value a person) another photo of the same person |", format_mean(same), "|")
+        print("| (grey photos, one value a person) other persons |", format_mean(others), "|")
 
 
 if __name__ == "__main__":

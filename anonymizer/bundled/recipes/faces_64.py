@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DModel
 
-from anonymizer.bundled.recipes.training import Recipe, arguments, load_split, train
+from anonymizer.bundled.recipes.training import Recipe, load_split, parse_arguments, train
 
 SIZE, PATCH = 64, 2
 
@@ -32,7 +32,7 @@ def new_unet() -> UNet2DModel:
 
 
 def main() -> None:
-    args = arguments(__doc__, batch=32, rate=6e-4, ema=0.9995)
+    args = parse_arguments(__doc__, batch=32, rate=6e-4, ema=0.9995)
     unet = (
         UNet2DModel.from_pretrained(args.start, subfolder="unet", torch_dtype=torch.float32)
         if args.start

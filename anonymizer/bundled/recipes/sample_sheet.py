@@ -22,10 +22,10 @@ LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MARGIN = 110  # pixels, for the names of the rows
 
 
-def rows(model: str, columns: int, steps: int, guidance: float) -> dict[str, torch.Tensor]:
+def sample_rows(model: str, columns: int, steps: int, guidance: float) -> dict[str, torch.Tensor]:
     """Name of each row -> pictures (columns, 3, H, W) in [-1, 1]."""
     backbone = load_backbone(ModelConfig(id=model, guidance=guidance))
-    told = backbone.condition([str(i) for i in range(columns)]) if backbone.asks == "class" else None
+    told = backbone.condition([str(i) for i in range(columns)]) if backbone.condition_kind == "class" else None
     boomerang = Boomerang(backbone, "sde-dpm++", steps)
     inventions = KeyedNoise([i.to_bytes(16, "big") for i in range(columns)])
     blank = torch.zeros(columns, 3, backbone.size, backbone.size)
@@ -36,7 +36,7 @@ def rows(model: str, columns: int, steps: int, guidance: float) -> dict[str, tor
     return sheet
 
 
-def draw(sheet: dict[str, torch.Tensor], scale: int = 2) -> Image.Image:
+def draw_sheet(sheet: dict[str, torch.Tensor], scale: int = 2) -> Image.Image:
     """One picture: a row for each entry, its name on the left."""
     columns, size = len(next(iter(sheet.values()))), next(iter(sheet.values())).shape[-1] * scale
     out = Image.new("RGB", (MARGIN + columns * size, len(sheet) * size), "white")
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)
     args = parser.parse_args()
-    draw(rows(args.model, args.columns, args.steps, args.guidance), args.scale).save(args.out)
+    draw_sheet(sample_rows(args.model, args.columns, args.steps, args.guidance), args.scale).save(args.out)
 
 
 if __name__ == "__main__":

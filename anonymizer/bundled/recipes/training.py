@@ -24,7 +24,7 @@ LONGEST_STEP = 2.0  # seconds; a longer one means that the process was paused, a
 
 
 @dataclass(frozen=True)
-class Data:
+class ImageSplit:
     """Pictures of one split, uint8 (N, 3, size, size), and, for a model that knows classes, their labels (N,)."""
 
     pictures: torch.Tensor
@@ -45,13 +45,13 @@ class Recipe:
     unet: UNet2DModel
     patch: int
     names: tuple[str, ...] = ()
-    drop: float = 0.0
+    label_dropout: float = 0.0
     batch: int = 32
     rate: float = 6e-4
     ema: float = 0.9995
 
 
-def load_split(path: str, split: str, size: int, names: tuple[str, ...] = ()) -> Data:
+def load_split(path: str, split: str, size: int, names: tuple[str, ...] = ()) -> ImageSplit:
     """Pictures of a Parquet file with the columns ``image`` (encoded bytes) and ``split``, resized with Lanczos.
 
     With ``names``, the column ``label`` holds one of them for each.
@@ -63,7 +63,7 @@ def load_split(path: str, split: str, size: int, names: tuple[str, ...] = ()) ->
         data = row["bytes"] if isinstance(row, dict) else row
         picture = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
         out[i] = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)
-    return Data(out, torch.tensor([names.index(name) for name in table["label"].to_pylist()]) if names else None)
+    return ImageSplit(out, torch.tensor([names.index(name) for name in table["label"].to_pylist()]) if names else None)
 
 
 def new_scheduler() -> DDPMScheduler:
@@ -93,7 +93,7 @@ def learning_rate(done: float, step: int, peak: float) -> float:
 
 
 @torch.no_grad()
-def held_out_loss(unet: UNet2DModel, scheduler: DDPMScheduler, patch: int, data: Data) -> float:
+def held_out_loss(unet: UNet2DModel, scheduler: DDPMScheduler, patch: int, data: ImageSplit) -> float:
     """Mean squared error of v over a split, one draw of t and noise for each picture, always the same."""
     gen = torch.Generator().manual_seed(0)
     total = 0.0
@@ -119,7 +119,7 @@ def save_model(unet: UNet2DModel, scheduler: DDPMScheduler, names: tuple[str, ..
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def arguments(about: str | None, **defaults: Any) -> argparse.Namespace:
+def parse_arguments(about: str | None, **defaults: Any) -> argparse.Namespace:
     """The command line of a recipe; ``defaults`` are those of the options --batch, --rate and --ema."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -131,7 +131,7 @@ def arguments(about: str | None, **defaults: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(recipe: Recipe, data: Data, test: Data, work: Path, minutes: float, from_scratch: bool) -> None:
+def train(recipe: Recipe, data: ImageSplit, test: ImageSplit, work: Path, minutes: float, from_scratch: bool) -> None:
     """Write ``work/model`` (fp16 safetensors, EMA weights) and ``work/training.json``."""
     work.mkdir(parents=True, exist_ok=True)
     unet, scheduler = recipe.unet, new_scheduler()
@@ -165,7 +165,7 @@ def train(recipe: Recipe, data: Data, test: Data, work: Path, minutes: float, fr
         labels = None
         if data.labels is not None:
             labels = data.labels[rows]
-            labels[torch.rand(recipe.batch, generator=gen) < recipe.drop] = len(recipe.names)
+            labels[torch.rand(recipe.batch, generator=gen) < recipe.label_dropout] = len(recipe.names)
         loss = v_loss(unet, scheduler, recipe.patch, x0, labels, gen)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

@@ -11,14 +11,14 @@ from anonymizer.config import OutputConfig
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["PART_BYTES", "PART_ROWS", "Placed", "ReleasedPicture", "Sink", "open_sink"]
+__all__ = ["PART_BYTES", "PART_ROWS", "ImageLocation", "ReleasedImage", "Sink", "open_sink"]
 
 PART_ROWS = 10_000  # pictures in one tar or Parquet file, at most
 PART_BYTES = 256 * 2**20  # encoded bytes in one tar or Parquet file, unless one picture is larger
 
 
 @dataclass(frozen=True)
-class ReleasedPicture:
+class ReleasedImage:
     """One picture of a release: its new id, its encoded bytes, and what the configuration asked to carry."""
 
     output_id: str
@@ -30,7 +30,7 @@ class ReleasedPicture:
 
 
 @dataclass(frozen=True)
-class Placed:
+class ImageLocation:
     """Where a picture was put: a path relative to the public folder, and the member (tar) or row (Parquet) in it."""
 
     output_id: str
@@ -41,7 +41,7 @@ class Placed:
 class Sink(Protocol):
     """A format of the public pictures."""
 
-    def write(self, pictures: Iterable[ReleasedPicture], fs: Any, folder: str) -> Iterator[Placed]:
+    def write(self, images: Iterable[ReleasedImage], fs: Any, folder: str) -> Iterator[ImageLocation]:
         """Write pictures, already in output order, under ``folder`` of an fsspec file system; one ``Placed`` for each.
 
         Streams: the last file is whole when the iterator is exhausted. The same pictures give the same bytes.

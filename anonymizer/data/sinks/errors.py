@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from anonymizer.storage.path import output_errors
+from anonymizer.storage.path import translate_storage_errors
 
-__all__ = ["make_folder", "output_errors"]
+__all__ = ["make_folder", "translate_storage_errors"]
 
 
 def make_folder(fs: Any, path: str) -> None:
-    with output_errors(fs):
+    with translate_storage_errors(fs):
         fs.makedirs(path, exist_ok=True)

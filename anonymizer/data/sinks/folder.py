@@ -8,36 +8,36 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
-from anonymizer.data.sinks import Placed, ReleasedPicture
-from anonymizer.data.sinks.errors import make_folder, output_errors
+from anonymizer.data.sinks import ImageLocation, ReleasedImage
+from anonymizer.data.sinks.errors import make_folder, translate_storage_errors
 from anonymizer.storage import filesystem
-from anonymizer.storage.prefetch import ahead
+from anonymizer.storage.prefetch import prefetch_map
 
 
 class FolderSink:
     """One file for each picture."""
 
-    def write(self, pictures: Iterable[ReleasedPicture], fs: Any, folder: str) -> Iterator[Placed]:
+    def write(self, images: Iterable[ReleasedImage], fs: Any, folder: str) -> Iterator[ImageLocation]:
         made: set[str] = set()
 
-        def put(picture: ReleasedPicture) -> Placed:
-            group = folder_name(picture.label) if picture.label else picture.output_id[:2]
+        def put(picture: ReleasedImage) -> ImageLocation:
+            group = label_folder(picture.label) if picture.label else picture.output_id[:2]
             if group not in made:
                 make_folder(fs, f"{folder}/images/{group}")
                 made.add(group)
             file = f"images/{group}/{picture.output_id}{picture.suffix}"
-            with output_errors(fs):
-                filesystem.patiently(lambda: fs.pipe_file(f"{folder}/{file}", picture.data))
-            return Placed(picture.output_id, file)
+            with translate_storage_errors(fs):
+                filesystem.with_retries(lambda: fs.pipe_file(f"{folder}/{file}", picture.data))
+            return ImageLocation(picture.output_id, file)
 
         if filesystem.is_local(fs):
-            yield from map(put, pictures)
+            yield from map(put, images)
             return
-        with ThreadPoolExecutor(filesystem.AT_ONCE, "sink") as pool:  # each takes a request
-            yield from ahead(put, pictures, pool, 2 * filesystem.AT_ONCE)
+        with ThreadPoolExecutor(filesystem.MAX_PARALLEL_REQUESTS, "sink") as pool:  # each takes a request
+            yield from prefetch_map(put, images, pool, 2 * filesystem.MAX_PARALLEL_REQUESTS)
 
 
-def folder_name(label: str) -> str:
+def label_folder(label: str) -> str:
     """A label as the name of one folder: percent-encoded; cut, with a digest, where file systems would refuse it."""
     name = quote(label, safe="")
     if not name.strip("."):

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anonymizer.data import sinks
-from anonymizer.data.sinks import Placed, ReleasedPicture
-from anonymizer.data.sinks.errors import make_folder, output_errors
+from anonymizer.data.sinks import ImageLocation, ReleasedImage
+from anonymizer.data.sinks.errors import make_folder, translate_storage_errors
 from anonymizer.errors import OutputError
 
 GROUP_ROWS = 256
 GROUP_BYTES = 32 * 2**20
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-OWN = ("output_id", "image", "label", "caption")
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+BASE_COLUMNS = ("output_id", "image", "label", "caption")
 
 
 class ParquetSink:
@@ -27,30 +27,34 @@ class ParquetSink:
     def __init__(self, columns: Mapping[str, pa.DataType] | None = None) -> None:
         self.columns = columns
 
-    def write(self, pictures: Iterable[ReleasedPicture], fs: Any, folder: str) -> Iterator[Placed]:
+    def write(self, images: Iterable[ReleasedImage], fs: Any, folder: str) -> Iterator[ImageLocation]:
         make_folder(fs, f"{folder}/data")
-        waiting = iter(pictures)
+        waiting = iter(images)
         head = list(islice(waiting, 1000)) if self.columns is None else []
-        schema = _schema(_guess(head) if self.columns is None else self.columns)
+        schema = _schema(_infer_types(head) if self.columns is None else self.columns)
         groups = _groups(waiting, head)
         group = next(groups, None)
         part = 0
         while group is not None:
             file = f"data/part-{part:05d}.parquet"
             rows = size = 0
-            with output_errors(fs), fs.open(f"{folder}/{file}", "wb") as raw, _writer(raw, schema) as writer:
+            with (
+                translate_storage_errors(fs),
+                fs.open(f"{folder}/{file}", "wb") as raw,
+                _open_writer(raw, schema) as writer,
+            ):
                 while group is not None and (not rows or _fits(rows, size, group)):
                     writer.write_table(_table(group, schema))
                     for picture in group:
-                        yield Placed(picture.output_id, file, str(rows))
+                        yield ImageLocation(picture.output_id, file, str(rows))
                         rows, size = rows + 1, size + len(picture.data)
                     group = next(groups, None)
             part += 1
 
 
-def _groups(waiting: Iterator[ReleasedPicture], head: list[ReleasedPicture]) -> Iterator[list[ReleasedPicture]]:
+def _groups(waiting: Iterator[ReleasedImage], head: list[ReleasedImage]) -> Iterator[list[ReleasedImage]]:
     head.reverse()
-    group: list[ReleasedPicture] = []
+    group: list[ReleasedImage] = []
     size = 0
     while (picture := head.pop() if head else next(waiting, None)) is not None:
         if group and (len(group) >= GROUP_ROWS or size + len(picture.data) > GROUP_BYTES):
@@ -62,17 +66,17 @@ def _groups(waiting: Iterator[ReleasedPicture], head: list[ReleasedPicture]) -> 
         yield group
 
 
-def _fits(rows: int, size: int, group: list[ReleasedPicture]) -> bool:
+def _fits(rows: int, size: int, group: list[ReleasedImage]) -> bool:
     more = sum(len(picture.data) for picture in group)
     return rows + len(group) <= sinks.PART_ROWS and size + more <= sinks.PART_BYTES
 
 
-def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
+def _open_writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
     texts = [name for name in schema.names if name != "image"]  # statistics of pictures are of no use, and large
     return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=texts, write_statistics=texts)
 
 
-def _guess(pictures: list[ReleasedPicture]) -> dict[str, pa.DataType]:
+def _infer_types(pictures: list[ReleasedImage]) -> dict[str, pa.DataType]:
     """One type for each carried column: the values' own where they agree, else text."""
     names = sorted({name for picture in pictures for name in picture.columns})
     types: dict[str, pa.DataType] = {}
@@ -86,7 +90,7 @@ def _guess(pictures: list[ReleasedPicture]) -> dict[str, pa.DataType]:
 
 
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    own = {"output_id": pa.string(), "image": IMAGE, "label": pa.string(), "caption": pa.string()}
+    own = {"output_id": pa.string(), "image": IMAGE_TYPE, "label": pa.string(), "caption": pa.string()}
     taken = sorted(set(own) & set(columns))
     if taken:
         raise OutputError(f"source.carry: {taken[0]!r} is a column of the release itself: rename it in the source")
@@ -101,14 +105,14 @@ def _feature(kind: pa.DataType) -> dict[str, str]:
     return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}
 
 
-def _table(pictures: list[ReleasedPicture], schema: pa.Schema) -> pa.Table:
+def _table(pictures: list[ReleasedImage], schema: pa.Schema) -> pa.Table:
     arrays: list[pa.Array] = [
         pa.array([p.output_id for p in pictures], pa.string()),
-        pa.array([{"bytes": p.data, "path": f"{p.output_id}{p.suffix}"} for p in pictures], IMAGE),
+        pa.array([{"bytes": p.data, "path": f"{p.output_id}{p.suffix}"} for p in pictures], IMAGE_TYPE),
         pa.array([p.label for p in pictures], pa.string()),
         pa.array([p.caption for p in pictures], pa.string()),
     ]
-    for field in list(schema)[len(OWN) :]:
+    for field in list(schema)[len(BASE_COLUMNS) :]:
         values = [p.columns.get(field.name) for p in pictures]
         if pa.types.is_string(field.type):
             values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]

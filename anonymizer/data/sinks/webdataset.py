@@ -9,40 +9,40 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from anonymizer.data import sinks
-from anonymizer.data.sinks import Placed, ReleasedPicture
-from anonymizer.data.sinks.errors import make_folder, output_errors
+from anonymizer.data.sinks import ImageLocation, ReleasedImage
+from anonymizer.data.sinks.errors import make_folder, translate_storage_errors
 
 
 class WebDatasetSink:
     """``data/part-00000.tar`` and so on; no times, owners or names in the headers."""
 
-    def write(self, pictures: Iterable[ReleasedPicture], fs: Any, folder: str) -> Iterator[Placed]:
+    def write(self, images: Iterable[ReleasedImage], fs: Any, folder: str) -> Iterator[ImageLocation]:
         make_folder(fs, f"{folder}/data")
-        waiting = iter(pictures)
+        waiting = iter(images)
         first = next(waiting, None)
         part = 0
         while first is not None:
             file = f"data/part-{part:05d}.tar"
             rows = size = 0
-            with output_errors(fs), fs.open(f"{folder}/{file}", "wb") as raw, _tar(raw) as tar:
+            with translate_storage_errors(fs), fs.open(f"{folder}/{file}", "wb") as raw, _open_tar(raw) as tar:
                 while first is not None and (not rows or _fits(rows, size, first)):
                     for name, data in _members(first):
-                        _add(tar, name, data)
-                    yield Placed(first.output_id, file, f"{first.output_id}{first.suffix}")
+                        _add_member(tar, name, data)
+                    yield ImageLocation(first.output_id, file, f"{first.output_id}{first.suffix}")
                     rows, size = rows + 1, size + len(first.data)
                     first = next(waiting, None)
             part += 1
 
 
-def _fits(rows: int, size: int, picture: ReleasedPicture) -> bool:
+def _fits(rows: int, size: int, picture: ReleasedImage) -> bool:
     return rows < sinks.PART_ROWS and size + len(picture.data) <= sinks.PART_BYTES
 
 
-def _tar(file: Any) -> tarfile.TarFile:
+def _open_tar(file: Any) -> tarfile.TarFile:
     return tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
 
 
-def _members(picture: ReleasedPicture) -> Iterator[tuple[str, bytes]]:
+def _members(picture: ReleasedImage) -> Iterator[tuple[str, bytes]]:
     """Names and contents. ``.cls`` is a number to WebDataset's decoders, so other labels stand in ``.json`` only."""
     yield f"{picture.output_id}{picture.suffix}", picture.data
     known = {**picture.columns} | ({} if picture.label is None else {"label": picture.label})
@@ -54,7 +54,7 @@ def _members(picture: ReleasedPicture) -> Iterator[tuple[str, bytes]]:
         yield f"{picture.output_id}.json", json.dumps(known, ensure_ascii=False, sort_keys=True).encode()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     header = tarfile.TarInfo(name)  # its defaults: time 0, owner 0, no names
     header.size = len(data)
     tar.addfile(header, io.BytesIO(data))

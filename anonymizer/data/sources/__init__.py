@@ -8,7 +8,7 @@ from typing import Protocol
 
 from anonymizer.config import SourceConfig
 from anonymizer.data.sources.coercion import check_carry
-from anonymizer.data.sources.column_policy import Field, embedded
+from anonymizer.data.sources.column_policy import Field, sample_metadata
 from anonymizer.data.sources.files import (
     IGNORED_NAMES,
     PARQUET_SUFFIXES,
@@ -16,12 +16,12 @@ from anonymizer.data.sources.files import (
     Location,
     is_side_file,
     locate,
-    printable,
+    to_printable,
 )
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Record
 
-__all__ = ["IGNORED_NAMES", "Field", "Source", "detect_format", "embedded", "open_source", "printable"]
+__all__ = ["IGNORED_NAMES", "Field", "Source", "detect_format", "open_source", "sample_metadata", "to_printable"]
 
 LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.metadata import has_metadata
-from anonymizer.data.sources.files import printable
+from anonymizer.data.metadata import find_metadata
+from anonymizer.data.sources.files import to_printable
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry
 
 if TYPE_CHECKING:
     from anonymizer.data.sources import Source
 
-REST = "*"  # in source.drop: every column that is not named
+ALL_OTHERS = "*"  # in source.drop: every column that is not named
 PICTURE, DROPPED, RESTRICTED = "the picture", "dropped", "restricted (ledger)"
-BECOMES = {  # setting -> what becomes of a column that it names
+TREATMENTS = {  # setting -> what becomes of a column that it names
     "image": PICTURE,
     "id": "the record's id (ledger)",
     "label": "label (published)",
@@ -30,14 +30,14 @@ BECOMES = {  # setting -> what becomes of a column that it names
     "drop": DROPPED,
 }
 # What is kept is not dropped, and what stays in the ledger is not published.
-CONTRADICTIONS = [("drop", other) for other in BECOMES if other not in ("drop", "where")]
-CONTRADICTIONS += [("restricted", other) for other in ("label", "caption", "carry")]
-AFRESH = "dropped: pictures are encoded afresh from pixels"
-EMBEDDED = {
+CONFLICTS = [("drop", other) for other in TREATMENTS if other not in ("drop", "where")]
+CONFLICTS += [("restricted", other) for other in ("label", "caption", "carry")]
+REENCODED = "dropped: pictures are encoded afresh from pixels"
+METADATA_TREATMENTS = {
     "exif": "dropped, after its orientation is applied: pictures are encoded afresh from pixels",
     "icc": "used to convert colours, then dropped",
 }
-MOST_NAMED, MOST_LETTERS = 10, 60  # of an error: columns, and letters of each
+MAX_NAMED, MAX_NAME_LENGTH = 10, 60  # of an error: columns, and letters of each
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Field:
     found: str
 
     @classmethod
-    def of(cls, column: str, becomes: str, found: str) -> Field:
+    def for_column(cls, column: str, becomes: str, location: str) -> Field:
         """With a name from the source, as it may be printed."""
-        return cls(_shown(column) or "(no name)", becomes, found)
+        return cls(_printable_name(column) or "(no name)", becomes, location)
 
 
-FILES = Field("file name, path, size and time", RESTRICTED, "each file")
+FILE_ATTRIBUTES = Field("file name, path, size and time", RESTRICTED, "each file")
 
 
-class Columns:
+class ColumnPolicy:
     """What becomes of each column: ``named`` are (setting, column), and ``rest`` says that all others are dropped.
 
     SourceError for a column that two settings contradict each other about.
@@ -69,76 +69,84 @@ class Columns:
         for setting, column in named:
             self._settings.setdefault(column, {})[setting] = None
         for column, settings in self._settings.items():
-            for one, other in CONTRADICTIONS:
+            for one, other in CONFLICTS:
                 if one in settings and other in settings:
                     raise SourceError(
-                        f"source.{one}: column {_shown(column)!r} is named in source.{other} too: name it in one"
+                        f"source.{one}: column {_printable_name(column)!r} is named in source.{other} too: name it in one"
                     )
 
-    def becomes(self, column: str) -> str | None:
+    def treatment(self, column: str) -> str | None:
         """What becomes of a column; None where nobody has said."""
         if settings := self._settings.get(column):
-            return " and ".join(BECOMES[setting] for setting in settings)
+            return " and ".join(TREATMENTS[setting] for setting in settings)
         return DROPPED if self.rest else None
 
-    def unclassified(self, columns: Iterable[str]) -> list[str]:
+    def find_unclassified(self, columns: Iterable[str]) -> list[str]:
         """Those that nobody has classified; looks at none of them where the rest is dropped."""
-        return [] if self.rest else [column for column in dict.fromkeys(columns) if self.becomes(column) is None]
+        return [] if self.rest else [column for column in dict.fromkeys(columns) if self.treatment(column) is None]
 
-    def fields(self, columns: Iterable[str], found: str) -> list[Field]:
+    def describe(self, columns: Iterable[str], location: str) -> list[Field]:
         """What becomes of these columns, all of which are classified; ``found`` says where they are."""
-        return [Field.of(column, self.becomes(column) or DROPPED, found) for column in dict.fromkeys(columns)]
+        return [
+            Field.for_column(column, self.treatment(column) or DROPPED, location) for column in dict.fromkeys(columns)
+        ]
 
 
-def named(config: SourceConfig) -> list[tuple[str, str]]:
+def configured_columns(config: SourceConfig) -> list[tuple[str, str]]:
     """(setting, column) of each column that the configuration names."""
-    if REST in config.carry or REST in config.restricted:
-        raise SourceError(f"source: {REST!r} works in source.drop only: name each column to carry or to restrict")
+    if ALL_OTHERS in config.carry or ALL_OTHERS in config.restricted:
+        raise SourceError(f"source: {ALL_OTHERS!r} works in source.drop only: name each column to carry or to restrict")
     one = ((name, getattr(config, name)) for name in ("image", "id", "label", "caption", "subject"))
     many = ((name, column) for name in ("carry", "restricted", "where", "drop") for column in getattr(config, name))
-    return [(name, column) for name, column in (*one, *many) if column is not None and (name, column) != ("drop", REST)]
+    return [
+        (name, column)
+        for name, column in (*one, *many)
+        if column is not None and (name, column) != ("drop", ALL_OTHERS)
+    ]
 
 
-def refuse(unclassified: Iterable[str]) -> None:
+def refuse_unclassified(columns: Iterable[str]) -> None:
     """SourceError where there are columns that nobody has classified."""
-    if columns := list(dict.fromkeys(unclassified)):
-        names = ", ".join(repr(_shown(column)) for column in columns[:MOST_NAMED])
-        more = f" and {len(columns) - MOST_NAMED} more" if len(columns) > MOST_NAMED else ""
+    if columns := list(dict.fromkeys(columns)):
+        names = ", ".join(repr(_printable_name(column)) for column in columns[:MAX_NAMED])
+        more = f" and {len(columns) - MAX_NAMED} more" if len(columns) > MAX_NAMED else ""
         raise SourceError(
             f"source: columns that nobody has classified, {names}{more}: name each in source.carry, source.drop or "
-            f"source.restricted (drop: ['{REST}'] drops all others)"
+            f"source.restricted (drop: ['{ALL_OTHERS}'] drops all others)"
         )
 
 
-def embedded(source: Source, most: int = 200) -> list[Field]:
+def sample_metadata(source: Source, limit: int = 200) -> list[Field]:
     """Kinds of metadata inside up to ``most`` pictures from all over the source, and in how many of them."""
     kinds: Counter[str] = Counter()
     looked = 0
-    for record in source.read(_spread(source.entries(), most)):
-        found = has_metadata(record.data) if record.problem is None else ["unreadable"]
+    for record in source.read(sample_evenly(source.entries(), limit)):
+        found = find_metadata(record.data) if record.problem is None else ["unreadable"]
         if found != ["unreadable"]:
             looked += 1
             kinds.update(found)
     fields = [
-        Field.of(f"{kind} of pictures", EMBEDDED.get(kind, AFRESH), f"{kinds[kind]} of {looked} pictures")
+        Field.for_column(
+            f"{kind} of pictures", METADATA_TREATMENTS.get(kind, REENCODED), f"{kinds[kind]} of {looked} pictures"
+        )
         for kind in sorted(kinds)
     ]
-    return [*fields, Field("other metadata of pictures", AFRESH, f"0 of {looked} pictures")]
+    return [*fields, Field("other metadata of pictures", REENCODED, f"0 of {looked} pictures")]
 
 
-def _spread(entries: Iterable[Entry], most: int) -> list[Entry]:
+def sample_evenly(entries: Iterable[Entry], limit: int) -> list[Entry]:
     """At most ``most`` usable entries, and half as many at least where there are so many, at equal distances."""
     kept: list[Entry] = []
     step = 1
     for number, entry in enumerate(entry for entry in entries if entry.problem is None):
         if number % step == 0:
             kept.append(entry)
-        if len(kept) > most:
+        if len(kept) > limit:
             kept, step = kept[::2], 2 * step
     return kept
 
 
-def _shown(column: str) -> str:
+def _printable_name(column: str) -> str:
     """A column's name as it may be printed: visible, and not too long; half a character, as JSON can spell it, too."""
-    name = printable(column.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape"), keep="%")
-    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 3]}..."
+    name = to_printable(column.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape"), safe="%")
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3]}..."

@@ -21,17 +21,28 @@ from anonymizer.storage import filesystem
 IGNORED_NAMES = frozenset(
     {".DS_Store", ".localized", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", ".gitkeep"}
 )
-PAGE = 1000  # keys of a store that are listed at once
-READ_AHEAD = 4 * 2**20  # bytes that are fetched from a store at once, where a file is read piece by piece
+PAGE_KEYS = 1000  # keys of a store that are listed at once
+BLOCK_BYTES = 4 * 2**20  # bytes that are fetched from a store at once, where a file is read piece by piece
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 # What may stand beside tar and Parquet files without being data: how a name may end.
-SIDE_FILES = (".md", ".txt", ".json", ".yaml", ".yml", ".gitattributes", ".gitignore", ".crc", "_success", "_metadata")
+SIDE_FILE_SUFFIXES = (
+    ".md",
+    ".txt",
+    ".json",
+    ".yaml",
+    ".yml",
+    ".gitattributes",
+    ".gitignore",
+    ".crc",
+    "_success",
+    "_metadata",
+)
 IGNORED_FOLDERS = frozenset({".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trashes", ".Spotlight-V100"})
 
 
 @dataclass(frozen=True)
-class File:
+class SourceFile:
     """A file below a source: where it is, its path relative to the source, its size where the listing knows it."""
 
     path: str
@@ -54,15 +65,15 @@ class Location:
         return filesystem.is_local(self.fs)
 
     @property
-    def ahead(self) -> int:
+    def concurrent_reads(self) -> int:
         """How many files to read at a time."""
         return 0 if self.is_local else 8
 
-    def files(self) -> Iterator[File]:
+    def files(self) -> Iterator[SourceFile]:
         """All files, in a stable order: the file itself, or what lies below the folder."""
-        with self._told():
+        with self._source_errors():
             if self.is_file:
-                yield File(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
+                yield SourceFile(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
             else:
                 walk = _walk_s3 if filesystem.is_s3(self.fs) else _walk_remote
                 yield from _walk_local(self.path, self.uri) if self.is_local else walk(self.fs, self.path)
@@ -79,34 +90,34 @@ class Location:
         if self.is_local:
             info = os.stat(path)
             return f"{info.st_size} {info.st_mtime_ns}"
-        known = filesystem.patiently(lambda: self.fs.info(path))
-        return f"{known.get('size')} {filesystem.version(known)}"
+        known = filesystem.with_retries(lambda: self.fs.info(path))
+        return f"{known.get('size')} {filesystem.version_of(known)}"
 
     def open(self, path: str) -> Any:
         """The file, opened for reading bytes; may seek. SourceError if a store refuses it."""
         if self.is_local:
             return open(path, "rb")
-        with self._told():
-            return filesystem.patiently(lambda: self.fs.open(path, "rb", block_size=READ_AHEAD))
+        with self._source_errors():
+            return filesystem.with_retries(lambda: self.fs.open(path, "rb", block_size=BLOCK_BYTES))
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _source_errors(self) -> Iterator[None]:
         """What a store says of itself, as a SourceError; nothing of what it says of an object."""
         try:
             yield
         except Exception as error:
-            if self.is_local or not filesystem.is_storage(error):
+            if self.is_local or not filesystem.is_storage_error(error):
                 raise
-            raise SourceError(f"source.uri {self.uri!r}: {filesystem.why(error)}") from None
+            raise SourceError(f"source.uri {self.uri!r}: {filesystem.explain(error)}") from None
 
-    def read(self, path: str, most: int, size: int | None = None) -> bytes:
+    def read(self, path: str, max_bytes: int, size: int | None = None) -> bytes:
         """All bytes of a file; RecordError when it is larger than ``most``, or not ``size`` bytes as it was listed."""
-        if size is not None and size > most:
+        if size is not None and size > max_bytes:
             raise RecordError(Reason.TOO_MANY_BYTES)
         if self.is_local:
             root = os.path.dirname(self.path) if self.is_file else self.path
-            return _read_local(path, most, size, os.path.realpath(root))
-        return _read_remote(self.fs, path, most, size)
+            return _read_local(path, max_bytes, size, os.path.realpath(root))
+        return _read_remote(self.fs, path, max_bytes, size)
 
 
 def locate(uri: str) -> Location:
@@ -117,11 +128,11 @@ def locate(uri: str) -> Location:
     except ImportError as error:
         raise SourceError(f"source.uri {uri!r}: {error}, or name a local folder") from None
     except FileNotFoundError as error:
-        what = "no such file or folder: check the path" if filesystem.is_missing(error) else filesystem.why(error)
+        what = "no such file or folder: check the path" if filesystem.is_not_found(error) else filesystem.explain(error)
         raise SourceError(f"source.uri {uri!r}: {what}") from None
     except Exception as error:  # each file system has errors of its own
-        if filesystem.is_storage(error) and "://" in uri:
-            raise SourceError(f"source.uri {uri!r}: {filesystem.why(error)}") from None
+        if filesystem.is_storage_error(error) and "://" in uri:
+            raise SourceError(f"source.uri {uri!r}: {filesystem.explain(error)}") from None
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(f"source.uri {uri!r}: cannot be opened ({text}): check the address and your access") from None
 
@@ -131,7 +142,7 @@ def _is_file(fs: Any, path: str) -> bool:
     if filesystem.is_local(fs):
         kind = "file" if fs.isfile(path) else "directory" if fs.isdir(path) else None
     else:  # whose isfile and isdir say no where they were refused
-        kind = filesystem.patiently(lambda: fs.info(path))["type"]
+        kind = filesystem.with_retries(lambda: fs.info(path))["type"]
     if kind not in ("file", "directory"):
         raise FileNotFoundError
     return kind == "file"
@@ -142,10 +153,10 @@ def is_ignored(name: str) -> bool:
 
 
 def is_side_file(name: str) -> bool:
-    return name.lower().endswith(SIDE_FILES)
+    return name.lower().endswith(SIDE_FILE_SUFFIXES)
 
 
-def data_files(location: Location, suffixes: tuple[str, ...]) -> Iterator[File]:
+def list_data_files(location: Location, suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
     """The file itself, or the files of a folder that end so; any other, side files apart, is marked NOT_AN_IMAGE."""
     for file in location.files():
         if location.is_file or file.relative.lower().endswith(suffixes):
@@ -154,7 +165,7 @@ def data_files(location: Location, suffixes: tuple[str, ...]) -> Iterator[File]:
             yield replace(file, problem=Reason.NOT_AN_IMAGE)
 
 
-def _walk_local(root: str, uri: str) -> Iterator[File]:
+def _walk_local(root: str, uri: str) -> Iterator[SourceFile]:
     """Depth first, names sorted. Links are followed inside the root only; a link that leads in a circle is left out."""
     real_root = os.path.realpath(root)
     try:
@@ -174,21 +185,21 @@ def _walk_local(root: str, uri: str) -> Iterator[File]:
             if os.path.islink(path):
                 real = os.path.realpath(path)
                 if not _is_inside(real, real_root):
-                    yield File(path, relative, problem=Reason.OUTSIDE_SOURCE)
+                    yield SourceFile(path, relative, problem=Reason.OUTSIDE_SOURCE)
                     continue
             info = os.stat(path)
             if stat.S_ISDIR(info.st_mode):
                 if name not in IGNORED_FOLDERS and all(real != open_folder[2] for open_folder in stack):
                     stack.append((path, relative + "/", real, iter(sorted(os.listdir(path)))))
             elif stat.S_ISREG(info.st_mode):
-                yield File(path, relative, info.st_size)
+                yield SourceFile(path, relative, info.st_size)
             else:  # a pipe, a socket, a device: never opened
-                yield File(path, relative, problem=Reason.UNREADABLE)
+                yield SourceFile(path, relative, problem=Reason.UNREADABLE)
         except OSError:
-            yield File(path, relative, problem=Reason.UNREADABLE)
+            yield SourceFile(path, relative, problem=Reason.UNREADABLE)
 
 
-def _walk_remote(fs: Any, root: str) -> Iterator[File]:
+def _walk_remote(fs: Any, root: str) -> Iterator[SourceFile]:
     base = root.rstrip("/")
     stack: list[Iterator[dict[str, Any]]] = [iter([{"name": root, "type": "directory"}])]
     while stack:
@@ -200,40 +211,44 @@ def _walk_remote(fs: Any, root: str) -> Iterator[File]:
         name = path.rpartition("/")[2]
         if item["type"] != "directory":
             if not is_ignored(name):
-                yield File(path, path.removeprefix(base).lstrip("/"), item.get("size"))
+                yield SourceFile(path, path.removeprefix(base).lstrip("/"), item.get("size"))
         elif name not in IGNORED_FOLDERS:
-            found = filesystem.patiently(partial(fs.ls, path, detail=True))
+            found = filesystem.with_retries(partial(fs.ls, path, detail=True))
             inside = (i for i in found if str(i["name"]).rstrip("/") != path)  # not its own marker
             stack.append(iter(sorted(inside, key=lambda i: str(i["name"]))))
 
 
-def _walk_s3(fs: Any, root: str) -> Iterator[File]:
+def _walk_s3(fs: Any, root: str) -> Iterator[SourceFile]:
     """Keys in their own order, a page at a time: there may be more than fit into memory."""
     bucket, prefix, _ = fs.split_path(root.rstrip("/"))
     prefix = f"{prefix}/" if prefix else ""
     page: dict[str, Any] = {"NextContinuationToken": None}
     while "NextContinuationToken" in page:
         token = page["NextContinuationToken"]
-        asked = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE} | ({"ContinuationToken": token} if token else {})
-        page = filesystem.patiently(partial(fs.call_s3, "list_objects_v2", **asked))
+        asked = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS} | (
+            {"ContinuationToken": token} if token else {}
+        )
+        page = filesystem.with_retries(partial(fs.call_s3, "list_objects_v2", **asked))
         for item in page.get("Contents", ()):
             relative = str(item["Key"]).removeprefix(prefix)
             *folders, name = relative.split("/")
             if name and not is_ignored(name) and IGNORED_FOLDERS.isdisjoint(folders):
-                yield File(f"{bucket}/{item['Key']}", relative, item["Size"])
+                yield SourceFile(f"{bucket}/{item['Key']}", relative, item["Size"])
 
 
-def read_anywhere(uri: str, most: int) -> bytes:
+def read_uri(uri: str, max_bytes: int) -> bytes:
     """All bytes of the file that a URI or an absolute path names; RecordError as ``Location.read``."""
     fs, path = filesystem.open_fs(uri)
-    return _read_local(path, most, None, "/") if filesystem.is_local(fs) else _read_remote(fs, path, most, None)
+    return (
+        _read_local(path, max_bytes, None, "/") if filesystem.is_local(fs) else _read_remote(fs, path, max_bytes, None)
+    )
 
 
 def _is_inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
-def _read_local(path: str, most: int, size: int | None, root: str) -> bytes:
+def _read_local(path: str, max_bytes: int, size: int | None, root: str) -> bytes:
     if not _is_inside(os.path.realpath(path), root):
         raise RecordError(Reason.OUTSIDE_SOURCE)
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
@@ -242,7 +257,7 @@ def _read_local(path: str, most: int, size: int | None, root: str) -> bytes:
             raise RecordError(Reason.UNREADABLE)
         if size is not None and info.st_size != size:
             raise RecordError(Reason.CHANGED)
-        if info.st_size > most:
+        if info.st_size > max_bytes:
             raise RecordError(Reason.TOO_MANY_BYTES)
         data = file.read(info.st_size)
     if len(data) != info.st_size:
@@ -250,18 +265,18 @@ def _read_local(path: str, most: int, size: int | None, root: str) -> bytes:
     return data
 
 
-def _read_remote(fs: Any, path: str, most: int, size: int | None) -> bytes:
-    return filesystem.patiently(lambda: _read_once(fs, path, most, size))
+def _read_remote(fs: Any, path: str, max_bytes: int, size: int | None) -> bytes:
+    return filesystem.with_retries(lambda: _read_once(fs, path, max_bytes, size))
 
 
-def _read_once(fs: Any, path: str, most: int, size: int | None) -> bytes:
+def _read_once(fs: Any, path: str, max_bytes: int, size: int | None) -> bytes:
     planned = size
     if size is None:
         size = fs.info(path).get("size")
     if size is None:  # a server that does not say: read no more than is allowed
         with fs.open(path, "rb") as file:
-            data = bytes(file.read(most + 1))
-    elif size > most:
+            data = bytes(file.read(max_bytes + 1))
+    elif size > max_bytes:
         raise RecordError(Reason.TOO_MANY_BYTES)
     elif size == 0:  # a range of nothing is an error to some stores
         data = b"" if fs.size(path) == 0 else b"?"
@@ -269,25 +284,25 @@ def _read_once(fs: Any, path: str, most: int, size: int | None) -> bytes:
         data = bytes(fs.cat_file(path, end=size + 1))
     if planned is not None and len(data) != planned:
         raise RecordError(Reason.CHANGED)
-    if len(data) > most:
+    if len(data) > max_bytes:
         raise RecordError(Reason.TOO_MANY_BYTES)
     return data
 
 
-def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], ahead: int = 0) -> Iterator[Record]:
+def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], concurrency: int = 0) -> Iterator[Record]:
     """``read`` of each entry, in order; what it raises becomes the record's problem.
 
     With ``ahead``, as many are read at a time in threads, which hides the latency of a store far away.
     """
-    if ahead == 0:
-        yield from (_attempt(entry, read) for entry in entries)
+    if concurrency == 0:
+        yield from (_read_or_fail(entry, read) for entry in entries)
         return
-    with ThreadPoolExecutor(ahead, "reader") as pool:
+    with ThreadPoolExecutor(concurrency, "reader") as pool:
         waiting: deque[Future[Record]] = deque()
         try:
             for entry in entries:
-                waiting.append(pool.submit(_attempt, entry, read))
-                if len(waiting) > ahead:
+                waiting.append(pool.submit(_read_or_fail, entry, read))
+                if len(waiting) > concurrency:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -296,23 +311,23 @@ def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], ahead: 
                 future.cancel()
 
 
-def unusable(entry: Entry, problem: Reason | None = None) -> Record:
+def failed_record(entry: Entry, problem: Reason | None = None) -> Record:
     """The record of an entry that cannot be used: for the reason known at planning, or else for this one."""
     return Record(entry, label=entry.label, subject=entry.subject, problem=entry.problem or problem)
 
 
-def _attempt(entry: Entry, read: Callable[[Entry], Record]) -> Record:
+def _read_or_fail(entry: Entry, read: Callable[[Entry], Record]) -> Record:
     if entry.problem is not None:
-        return unusable(entry)
+        return failed_record(entry)
     try:
         return read(entry)
     except RecordError as error:
-        return unusable(entry, error.reason)
+        return failed_record(entry, error.reason)
     except Exception:  # storage libraries raise errors of their own; one record that cannot be had is a row
-        return unusable(entry, Reason.UNREADABLE)
+        return failed_record(entry, Reason.UNREADABLE)
 
 
-class Ids:
+class RecordIds:
     """Gives each record an id of its own; a second claim to the same id gets '%#2' behind it, and a problem.
 
     ``printable`` never leaves a '%#' in a text, so the id that a duplicate gets is one that no record can have.
@@ -321,21 +336,21 @@ class Ids:
     def __init__(self) -> None:
         self._claims: dict[str, int] = {}
 
-    def claim(self, wanted: str) -> tuple[str, Reason | None]:
-        count = self._claims[wanted] = self._claims.get(wanted, 0) + 1
-        return (wanted, None) if count == 1 else (f"{wanted}%#{count}", Reason.DUPLICATE_ID)
+    def claim(self, record_id: str) -> tuple[str, Reason | None]:
+        count = self._claims[record_id] = self._claims.get(record_id, 0) + 1
+        return (record_id, None) if count == 1 else (f"{record_id}%#{count}", Reason.DUPLICATE_ID)
 
     def __len__(self) -> int:
         return len(self._claims)
 
 
-def printable(text: str, keep: str = "") -> str:
+def to_printable(text: str, safe: str = "") -> str:
     """Valid, visible UTF-8 for any path or URI: other bytes, control characters and '%' are percent-encoded.
 
     Two different texts stay different; with ``keep="%"`` texts without odd characters also stay as they are.
     """
-    return "".join(c if (c.isprintable() and c != "%") or c in keep else _percent(c) for c in text)
+    return "".join(c if (c.isprintable() and c != "%") or c in safe else _percent_encode(c) for c in text)
 
 
-def _percent(character: str) -> str:
+def _percent_encode(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))

@@ -10,14 +10,43 @@ from threading import Lock
 from typing import Any
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.coercion import check_columns, mark, plain, subject, text, text_or_none
-from anonymizer.data.sources.column_policy import FILES, REST, Columns, Field, named, refuse
-from anonymizer.data.sources.files import Ids, Location, printable, read_anywhere, read_each, unusable
+from anonymizer.data.sources.coercion import (
+    check_columns,
+    parse_subject,
+    row_digest,
+    to_json_value,
+    to_text,
+    to_text_or_none,
+)
+from anonymizer.data.sources.column_policy import (
+    ALL_OTHERS,
+    FILE_ATTRIBUTES,
+    ColumnPolicy,
+    Field,
+    configured_columns,
+    refuse_unclassified,
+)
+from anonymizer.data.sources.files import Location, RecordIds, failed_record, read_each, read_uri, to_printable
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
 
 # File systems that a row may name; others (archives, caches, references) could lead anywhere.
-PROTOCOLS = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "http", "https"}
+ALLOWED_PROTOCOLS = {
+    "file",
+    "local",
+    "memory",
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "adl",
+    "hdfs",
+    "http",
+    "https",
+}
 
 
 class ListingSource:
@@ -31,31 +60,31 @@ class ListingSource:
         if not location.is_file:
             raise SourceError(f"source.uri {location.uri!r}: a folder: name the CSV or JSONL file in it")
         self.config, self.location = config, location
-        self.columns = Columns(named(config), REST in config.drop)
-        self.name = printable(location.path.rpartition("/")[2])
+        self.columns = ColumnPolicy(configured_columns(config), ALL_OTHERS in config.drop)
+        self.name = to_printable(location.path.rpartition("/")[2])
         self.folder = location.path.rpartition("/")[0]
         self._header: list[str] = []
         self._lock = Lock()  # one thread at a time reads a row; their pictures are read side by side
         self.is_json = not location.path.lower().endswith((".csv", ".tsv"))
 
     def entries(self) -> Iterator[Entry]:
-        ids = Ids()
+        ids = RecordIds()
         config = self.config
         row, keys = -1, dict[str, None]()
-        refuse(self.columns.unclassified(self._names()))
+        refuse_unclassified(self.columns.find_unclassified(self._column_names()))
         with self.location.open(self.location.path) as file:
             for row, (offset, values) in enumerate(self._rows(file)):
                 keys.update(dict.fromkeys(values))
-                if any(text_or_none(values.get(column)) != wanted for column, wanted in config.where.items()):
+                if any(to_text_or_none(values.get(column)) != wanted for column, wanted in config.where.items()):
                     continue
-                own = text_or_none(values.get(config.id)) if config.id else f"{self.name}/{row}"
-                image = text_or_none(values.get(config.image))
+                own = to_text_or_none(values.get(config.id)) if config.id else f"{self.name}/{row}"
+                image = to_text_or_none(values.get(config.image))
                 problem = Reason.BAD_METADATA if not own else Reason.EMPTY if not image else None
-                record_id, duplicate = ids.claim(printable(own) if own else f"{self.name}/{row}")
+                record_id, duplicate = ids.claim(to_printable(own) if own else f"{self.name}/{row}")
                 uri, outside = self._resolve(image or "")
-                who, unreadable = subject(values.get(config.subject)) if config.subject else (None, None)
+                who, unreadable = parse_subject(values.get(config.subject)) if config.subject else (None, None)
                 problem = problem or outside or duplicate or unreadable
-                yield Entry(record_id, uri, str(row), offset, problem=problem, mark=mark(values), subject=who)
+                yield Entry(record_id, uri, str(row), offset, problem=problem, mark=row_digest(values), subject=who)
         if row >= 0:
             check_columns(config, list(keys), repr(self.name))
         if not len(ids):
@@ -68,18 +97,18 @@ class ListingSource:
         try:
             file = self.location.open(self.location.path)
         except Exception:  # storage libraries raise errors of their own
-            yield from (unusable(entry, Reason.UNREADABLE) for entry in entries)
+            yield from (failed_record(entry, Reason.UNREADABLE) for entry in entries)
             return
         self._header = []  # as it is now
         with file:
-            yield from read_each(entries, lambda entry: self._record(file, entry), self.location.ahead)
+            yield from read_each(entries, lambda entry: self._read_record(file, entry), self.location.concurrent_reads)
 
     def fields(self) -> list[Field]:
-        names = list(dict.fromkeys(self._names()))
-        refuse(self.columns.unclassified(names))
-        return [FILES, *self.columns.fields(names, "column")]
+        names = list(dict.fromkeys(self._column_names()))
+        refuse_unclassified(self.columns.find_unclassified(names))
+        return [FILE_ATTRIBUTES, *self.columns.describe(names, "column")]
 
-    def _names(self) -> Iterator[str]:
+    def _column_names(self) -> Iterator[str]:
         """The columns of the header, or the keys of every row."""
         with self.location.open(self.location.path) as file:
             for _, values in self._rows(file):
@@ -87,14 +116,14 @@ class ListingSource:
                 if not self.is_json:
                     return
 
-    def _record(self, file: Any, entry: Entry) -> Record:
+    def _read_record(self, file: Any, entry: Entry) -> Record:
         config, values = self.config, self._planned_row(file, entry)
-        label = text(values.get(config.label)) if config.label else None
-        caption = text(values.get(config.caption)) if config.caption else None
+        label = to_text(values.get(config.label)) if config.label else None
+        caption = to_text(values.get(config.caption)) if config.caption else None
         columns, restricted = (
-            {name: plain(values.get(name)) for name in names} for names in (config.carry, config.restricted)
+            {name: to_json_value(values.get(name)) for name in names} for names in (config.carry, config.restricted)
         )
-        return Record(entry, self._data(entry), label, caption, columns, restricted, entry.subject)
+        return Record(entry, self._read_image(entry), label, caption, columns, restricted, entry.subject)
 
     def _planned_row(self, file: Any, entry: Entry) -> dict[str, Any]:
         """The row of an entry; RecordError CHANGED if another one stands there now."""
@@ -103,21 +132,21 @@ class ListingSource:
                 _, values = next(self._rows(file, entry.offset or 0), (0, None))
         except SourceError:
             values = None
-        if values is None or mark(values) != entry.mark:
+        if values is None or row_digest(values) != entry.mark:
             raise RecordError(Reason.CHANGED)
         return values
 
-    def _data(self, entry: Entry) -> bytes:
+    def _read_image(self, entry: Entry) -> bytes:
         most = self.config.limits.max_bytes
         if entry.uri.startswith(self.location.to_uri(self.folder).rstrip("/") + "/"):
             return self.location.read(self.location.to_path(entry.uri), most)
-        return read_anywhere(entry.uri, most)
+        return read_uri(entry.uri, most)
 
     def _resolve(self, image: str) -> tuple[str, Reason | None]:
         """Where a row's picture lies, and whether it may be read."""
         protocol, separator, _ = image.partition("://")
         if separator:
-            known = protocol.lower() in PROTOCOLS and "::" not in image
+            known = protocol.lower() in ALLOWED_PROTOCOLS and "::" not in image
             return image, None if known else Reason.OUTSIDE_SOURCE
         path = posixpath.normpath(posixpath.join(self.folder, image))
         inside = posixpath.isabs(image) or path.startswith(self.folder.rstrip("/") + "/")

@@ -16,8 +16,10 @@ from anonymizer.data.sources.files import Location
 from anonymizer.errors import RecordError
 from anonymizer.records import Reason
 
-HEADER_BYTES = 2**20  # a member's headers, with its long name and its attributes, that are larger than this are damage
-HEADER_READS = 200  # and so are those that take more reads; tarfile goes one call deeper for each header of a chain
+MAX_HEADER_BYTES = (
+    2**20
+)  # a member's headers, with its long name and its attributes, that are larger than this are damage
+MAX_HEADER_READS = 200  # and so are those that take more reads; tarfile goes one call deeper for each header of a chain
 
 
 def open_archive(location: Location, path: str, stack: ExitStack) -> Any:
@@ -28,7 +30,7 @@ def open_archive(location: Location, path: str, stack: ExitStack) -> Any:
     return stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
 
 
-class _Window:
+class _BoundedReader:
     """A file as tarfile may read it for the headers of one member, which begin at ``start``."""
 
     def __init__(self, file: Any) -> None:
@@ -41,7 +43,7 @@ class _Window:
 
     def read(self, size: int) -> Any:
         self.reads += 1
-        if size < 0 or self.tell() + size > self.start + HEADER_BYTES or self.reads > HEADER_READS:
+        if size < 0 or self.tell() + size > self.start + MAX_HEADER_BYTES or self.reads > MAX_HEADER_READS:
             raise tarfile.ReadError("the headers of a member are too large")
         return self.file.read(size)
 
@@ -56,7 +58,7 @@ class Archive(tarfile.TarFile):
     pax_headers: dict[str, str]
 
     def __init__(self, file: Any, ignore_zeros: bool = False) -> None:
-        self.window = _Window(file)
+        self.window = _BoundedReader(file)
         super().__init__(fileobj=self.window, mode="r", ignore_zeros=ignore_zeros)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
@@ -87,7 +89,7 @@ class Archive(tarfile.TarFile):
                 return member
 
 
-def members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
+def iter_members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
     """Headers of an archive; TRUNCATED wherever something that is not a header stands where one belongs.
 
     Damage is skipped block by block until a header follows; so are the end marks inside archives that were joined.
@@ -120,14 +122,14 @@ def _is_zero(file: Any, start: int, end: int | None) -> bool:
     return seen >= tarfile.BLOCKSIZE
 
 
-def problem_of(member: tarfile.TarInfo) -> Reason | None:
+def member_problem(member: tarfile.TarInfo) -> Reason | None:
     """Why a member cannot be read as a file, if so."""
     if member.issym() or member.islnk():
         return Reason.OUTSIDE_SOURCE
     return None if member.isreg() and not member.issparse() else Reason.UNREADABLE
 
 
-def content(file: Any, member: tarfile.TarInfo) -> bytes:
+def read_member(file: Any, member: tarfile.TarInfo) -> bytes:
     """The bytes of a member; RecordError TRUNCATED if they are not all there."""
     file.seek(member.offset_data)
     data = bytes(file.read(member.size))

@@ -15,29 +15,39 @@ from typing import Any
 
 from anonymizer.config import SourceConfig
 from anonymizer.data.sources import tar
-from anonymizer.data.sources.coercion import plain, text, wanted_columns
-from anonymizer.data.sources.column_policy import BECOMES, DROPPED, FILES, PICTURE, REST, Columns, Field, named, refuse
+from anonymizer.data.sources.coercion import requested_columns, to_json_value, to_text
+from anonymizer.data.sources.column_policy import (
+    ALL_OTHERS,
+    DROPPED,
+    FILE_ATTRIBUTES,
+    PICTURE,
+    TREATMENTS,
+    ColumnPolicy,
+    Field,
+    configured_columns,
+    refuse_unclassified,
+)
 from anonymizer.data.sources.files import (
     TAR_SUFFIXES,
-    Ids,
     Location,
-    data_files,
+    RecordIds,
+    failed_record,
     is_ignored,
-    printable,
+    list_data_files,
     read_each,
-    unusable,
+    to_printable,
 )
-from anonymizer.data.sources.folder import parent
+from anonymizer.data.sources.folder import parent_label
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
 
 IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"]
 )
-SIDE_BYTES = 2**20  # a label, caption or json member larger than this is not one
-OTHER_NAMES = {"label": "cls", "caption": "txt"}  # WebDataset's own names for them
-LOOKED_INTO = 1000  # samples, the first ones, whose json members are read for their keys before any work begins
-ATTRIBUTES = Field("owner, time and attributes", DROPPED, "each member")
+MAX_SIDE_BYTES = 2**20  # a label, caption or json member larger than this is not one
+EXTENSION_ALIASES = {"label": "cls", "caption": "txt"}  # WebDataset's own names for them
+PROBED_SAMPLES = 1000  # samples, the first ones, whose json members are read for their keys before any work begins
+MEMBER_ATTRIBUTES = Field("owner, time and attributes", DROPPED, "each member")
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Sample:
     key: str
     offset: int
     images: list[tuple[str, int, Reason | None]] = field(default_factory=list)
-    sides: list[str] = field(default_factory=list)
+    side_extensions: list[str] = field(default_factory=list)
 
 
 class WebDatasetSource:
@@ -76,29 +86,29 @@ class WebDatasetSource:
                 raise SourceError(f"source.{name}: works with Parquet and listings, not with tar: leave it out")
         self.config, self.location = config, location
         self.chosen = None if config.image == "image" else config.image.lower()
-        uses = [(name, column) for name, column in named(config) if name != "image"]
+        uses = [(name, column) for name, column in configured_columns(config) if name != "image"]
         uses = [use for use in uses if use not in (("label", "folder"), ("subject", "folder"))]
         for name, column in uses:
             if column == "json" and name != "drop":
                 raise SourceError(f"source.{name}: 'json' is a whole member: name the keys in it that are meant")
         # A member that is dropped or restricted by its own name does not stand in for another name.
-        self.others = {n: o for n, o in OTHER_NAMES.items() if o not in (*config.drop, *config.restricted)}
+        self.others = {n: o for n, o in EXTENSION_ALIASES.items() if o not in (*config.drop, *config.restricted)}
         others = [(name, self.others[column]) for name, column in uses if column in self.others]
         picture = [("image", self.chosen)] if self.chosen else []
-        rest = REST in config.drop
-        self.members = Columns([*uses, *others, *picture, ("drop", "json"), ("drop", "")], rest)
-        self.keys = Columns(uses, rest or "json" in config.drop)
-        self.wanted = bool(wanted_columns(config)) or config.subject is not None
+        rest = ALL_OTHERS in config.drop
+        self.members = ColumnPolicy([*uses, *others, *picture, ("drop", "json"), ("drop", "")], rest)
+        self.keys = ColumnPolicy(uses, rest or "json" in config.drop)
+        self.wanted = bool(requested_columns(config)) or config.subject is not None
 
     def entries(self) -> Iterator[Entry]:
-        if REST not in self.config.drop:
-            self._refuse(*self._columns())
-        ids = Ids()
+        if ALL_OTHERS not in self.config.drop:
+            self._refuse_unclassified(*self._probe_columns())
+        ids = RecordIds()
         held: list[Entry] = []  # damage and files that are no archives, until one archive has proved to be one
         unclassified = dict[str, None]()
         healthy = False
-        for file in data_files(self.location, TAR_SUFFIXES):
-            uri, name = self.location.to_uri(file.path), printable(file.relative)
+        for file in list_data_files(self.location, TAR_SUFFIXES):
+            uri, name = self.location.to_uri(file.path), to_printable(file.relative)
             for sample in self._samples(file.path) if file.problem is None else [file.problem]:
                 if isinstance(sample, Reason):
                     bad = f"{name}/(damaged)" if file.problem is None else name
@@ -109,38 +119,38 @@ class WebDatasetSource:
                     yield from held
                     held = []
                 if isinstance(sample, Sample):
-                    unclassified.update(dict.fromkeys(self.members.unclassified(sample.sides)))
+                    unclassified.update(dict.fromkeys(self.members.find_unclassified(sample.side_extensions)))
                     yield from self._entries(sample, uri, ids.claim, name)
-        refuse(unclassified)
+        refuse_unclassified(unclassified)
         if not healthy:
             raise SourceError(
                 f"source.uri {self.location.uri!r}: no readable tar archive with members in it: check it with tar -t"
             )
 
     def _entries(self, sample: Sample, uri: str, claim: Any, archive: str) -> Iterator[Entry]:
-        name, folder = f"{archive}/{printable(sample.key)}", parent(sample.key)
+        name, folder = f"{archive}/{to_printable(sample.key)}", parent_label(sample.key)
         label = folder if self.config.label == "folder" else None
         subject = folder if self.config.subject == "folder" else None
-        nothing = [(printable(sample.key), None, Reason.NOT_AN_IMAGE)]
+        nothing = [(to_printable(sample.key), None, Reason.NOT_AN_IMAGE)]
         for member, size, problem in sample.images or nothing:
             record_id, duplicate = claim(name)
             reason = problem or duplicate
             yield Entry(record_id, uri, member, sample.offset, size, label, reason, subject=subject)
 
     def fields(self) -> list[Field]:
-        extensions, keys = self._columns()
-        self._refuse(extensions, keys)
-        found, folder = f"members of the first {LOOKED_INTO} keys", []
-        if uses := [BECOMES[name] for name in ("label", "subject") if getattr(self.config, name) == "folder"]:
+        extensions, keys = self._probe_columns()
+        self._refuse_unclassified(extensions, keys)
+        found, folder = f"members of the first {PROBED_SAMPLES} keys", []
+        if uses := [TREATMENTS[name] for name in ("label", "subject") if getattr(self.config, name) == "folder"]:
             folder = [Field("folder", " and ".join(uses), "each key")]
         pictures = {extension: PICTURE if self._is_picture(extension) else DROPPED for extension in extensions}
         return [
-            FILES,
-            ATTRIBUTES,
+            FILE_ATTRIBUTES,
+            MEMBER_ATTRIBUTES,
             *folder,
-            *(Field.of(name, what, found) for name, what in pictures.items() if not self._is_column(name)),
-            *self.members.fields((name for name in extensions if self._is_column(name) and name != "json"), found),
-            *self.keys.fields(keys, f"json {found}"),
+            *(Field.for_column(name, what, found) for name, what in pictures.items() if not self._is_column(name)),
+            *self.members.describe((name for name in extensions if self._is_column(name) and name != "json"), found),
+            *self.keys.describe(keys, f"json {found}"),
         ]
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
@@ -149,13 +159,13 @@ class WebDatasetSource:
 
     def _read_archive(self, path: str, entries: list[Entry]) -> Iterator[Record]:
         if all(entry.problem for entry in entries):  # not an archive, it may be
-            yield from map(unusable, entries)
+            yield from map(failed_record, entries)
             return
         with ExitStack() as stack:
             try:
                 file = tar.open_archive(self.location, path, stack)
             except Exception:  # storage libraries raise errors of their own
-                yield from (unusable(entry, Reason.UNREADABLE) for entry in entries)
+                yield from (failed_record(entry, Reason.UNREADABLE) for entry in entries)
                 return
             yield from read_each(entries, lambda entry: self._read(file, entry))
 
@@ -167,32 +177,34 @@ class WebDatasetSource:
         file.seek(entry.offset)
         data: bytes | None = None
         sides: dict[str, bytes | None] = {}
-        key = _key(entry.member or "")[0]
+        key = _split_name(entry.member or "")[0]
         for member in tar.Archive(file):
-            name = _clean(member.name)
-            member_key, extension = _key(name)
+            name = _strip_dot_slash(member.name)
+            member_key, extension = _split_name(name)
             if member_key != key:
                 break
             if name == entry.member and data is None:
                 if not member.isreg() or member.size != entry.size:
                     raise RecordError(Reason.CHANGED)
-                data = tar.content(file, member)
+                data = tar.read_member(file, member)
             elif self._is_column(extension):
-                if self.members.becomes(extension) is None:
+                if self.members.treatment(extension) is None:
                     raise RecordError(Reason.UNCLASSIFIED)
                 if member.isreg() and (self.wanted or (extension == "json" and not self.keys.rest)):
-                    sides[extension] = tar.content(file, member) if member.size <= SIDE_BYTES else None
+                    sides[extension] = tar.read_member(file, member) if member.size <= MAX_SIDE_BYTES else None
             if data is not None and not self.wanted and self.keys.rest:
                 break
         if data is None:
             raise RecordError(Reason.CHANGED)
         values = _Values(sides, self.others)
-        if self.keys.unclassified(values.json):
+        if self.keys.find_unclassified(values.json):
             raise RecordError(Reason.UNCLASSIFIED)
-        label = entry.label if config.label in (None, "folder") else text(values[config.label])
-        caption = None if config.caption is None else text(values[config.caption])
-        columns, restricted = ({n: plain(values[n]) for n in asked} for asked in (config.carry, config.restricted))
-        subject = entry.subject if config.subject in (None, "folder") else text(values[config.subject])
+        label = entry.label if config.label in (None, "folder") else to_text(values[config.label])
+        caption = None if config.caption is None else to_text(values[config.caption])
+        columns, restricted = (
+            {n: to_json_value(values[n]) for n in asked} for asked in (config.carry, config.restricted)
+        )
+        subject = entry.subject if config.subject in (None, "folder") else to_text(values[config.subject])
         return Record(entry, data, label, caption, columns, restricted, subject)
 
     def _samples(self, path: str) -> Iterator[Sample | Reason]:
@@ -210,22 +222,22 @@ class WebDatasetSource:
                     yield sample
                 sample = Sample(member.key, member.info.offset)
             if self._is_picture(member.extension):
-                sample.images.append((member.name, member.info.size, tar.problem_of(member.info)))
+                sample.images.append((member.name, member.info.size, tar.member_problem(member.info)))
             elif self._is_column(member.extension):
-                sample.sides.append(member.extension)
+                sample.side_extensions.append(member.extension)
         if sample:
             yield sample
 
-    def _columns(self) -> tuple[dict[str, None], dict[str, None]]:
+    def _probe_columns(self) -> tuple[dict[str, None], dict[str, None]]:
         """Extensions of the members of the first keys, and the keys that are in their json members."""
         extensions, keys = dict[str, None](), dict[str, None]()
         samples, last = 0, None
-        for file in data_files(self.location, TAR_SUFFIXES):
+        for file in list_data_files(self.location, TAR_SUFFIXES):
             for member in self._walk(file.path) if file.problem is None else []:
                 if isinstance(member, Reason):
                     continue
                 samples += last != (file.path, member.key)
-                if samples > LOOKED_INTO:
+                if samples > PROBED_SAMPLES:
                     return extensions, keys
                 last = file.path, member.key
                 extensions[member.extension] = None
@@ -233,9 +245,9 @@ class WebDatasetSource:
                     keys.update(dict.fromkeys(_json_keys(member)))
         return extensions, keys
 
-    def _refuse(self, extensions: Iterable[str], keys: Iterable[str]) -> None:
+    def _refuse_unclassified(self, extensions: Iterable[str], keys: Iterable[str]) -> None:
         columns = [extension for extension in extensions if self._is_column(extension)]
-        refuse(self.members.unclassified(columns) + self.keys.unclassified(keys))
+        refuse_unclassified(self.members.find_unclassified(columns) + self.keys.find_unclassified(keys))
 
     def _walk(self, path: str) -> Iterator[Member | Reason]:
         """The files of one archive, what is damaged in it, and UNREADABLE if it cannot be opened."""
@@ -245,13 +257,13 @@ class WebDatasetSource:
             except Exception:  # storage libraries raise errors of their own
                 yield Reason.UNREADABLE
                 return
-            for member in tar.members(file):
+            for member in tar.iter_members(file):
                 if isinstance(member, Reason):
                     yield member
                     continue
-                name = _clean(member.name)
+                name = _strip_dot_slash(member.name)
                 if not member.isdir() and not is_ignored(name.rpartition("/")[2]):
-                    yield Member(file, member, name, *_key(name))
+                    yield Member(file, member, name, *_split_name(name))
 
     def _is_picture(self, extension: str) -> bool:
         if self.chosen:
@@ -291,22 +303,22 @@ class _Values:
 
 def _json_keys(member: Member) -> Sequence[str]:
     """Keys of a json member; none of one that cannot be read, which is told when its record is read."""
-    if not member.info.isreg() or member.info.size > SIDE_BYTES:
+    if not member.info.isreg() or member.info.size > MAX_SIDE_BYTES:
         return ()
     try:
-        found = json.loads(tar.content(member.file, member.info))
+        found = json.loads(tar.read_member(member.file, member.info))
     except Exception:  # a damaged archive raises anything at all
         return ()
     return tuple(found) if isinstance(found, dict) else ()
 
 
-def _clean(name: str) -> str:
+def _strip_dot_slash(name: str) -> str:
     while name.startswith("./"):
         name = name[2:]
     return name
 
 
-def _key(name: str) -> tuple[str, str]:
+def _split_name(name: str) -> tuple[str, str]:
     """WebDataset's convention: ('a/b', 'seg.png') for 'a/b.seg.png'."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".") if not base.startswith(".") else base.rpartition(".")

@@ -37,19 +37,19 @@ from securesystemslib.signer import CryptoSigner
 from anonymizer import config as configuration
 from anonymizer.attest import dsse, merkle, revocation, statement, verify
 from anonymizer.attest.verify import Finding
-from anonymizer.attest.verify.findings import LONGEST
-from anonymizer.attest.verify.manifest import PRIVATE, SUFFIXES, TYPES
+from anonymizer.attest.verify.findings import MAX_LENGTH
+from anonymizer.attest.verify.manifest import COLUMN_TYPES, PRIVATE_COLUMNS, SUFFIXES
 from anonymizer.boomerang import Boomerang
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import image_codec as codec
-from anonymizer.data.sinks.parquet import IMAGE
+from anonymizer.data.sinks.parquet import IMAGE_TYPE
 from anonymizer.records import Scores
 from anonymizer.release import event_log, ledger, publish
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, REVOCATIONS, STATEMENT, Release
-from anonymizer.storage.path import Place
+from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import replay as replay_job
 from tests.support.ideal_gaussian import IdealGaussian
@@ -68,14 +68,14 @@ from tests.support.releases import (
     settings,
 )
 
-PUBLISHER, ADA, BOB, EVE = (signing.generate() for _ in range(4))
+PUBLISHER, ADA, BOB, EVE = (signing.generate_key_pair() for _ in range(4))
 ALL = (PUBLISHER, ADA, BOB)
 LAYOUTS = ["folder", "webdataset", "parquet"]
 Change = Callable[[dict[str, Any]], object]
 
 
 def public(signer: CryptoSigner) -> str:
-    return signing.public_text(signer.public_key)
+    return signing.format_public_key(signer.public_key)
 
 
 def publish_one(root: Path, layout: str) -> Path:
@@ -121,8 +121,8 @@ def whole(published: Mapping[str, Path], tmp_path: Path) -> Release:
 
 
 def check(folder: Path, trust: Sequence[str] = ()) -> list[Finding]:
-    found = list(verify.check_public(Place.of(str(folder)), trust))
-    assert all(len(f.said.splitlines()) == 1 and f.said.isprintable() and len(f.said) <= LONGEST + 1 for f in found)
+    found = list(verify.check_public(StoragePath.from_uri(str(folder)), trust))
+    assert all(len(f.said.splitlines()) == 1 and f.said.isprintable() and len(f.said) <= MAX_LENGTH + 1 for f in found)
     return found
 
 
@@ -136,11 +136,11 @@ def bad(folder: Path) -> set[str]:
 
 
 def is_found(folder: Path) -> bool:
-    return any(finding.result == "fail" for finding in verify.check_public(Place.of(str(folder))))
+    return any(finding.result == "fail" for finding in verify.check_public(StoragePath.from_uri(str(folder))))
 
 
 def said_by(folder: Path) -> dict[str, Any]:
-    return copy.deepcopy(dict(statement.read(Place.of(str(folder))).predicate))
+    return copy.deepcopy(dict(statement.read(StoragePath.from_uri(str(folder))).predicate))
 
 
 def sign_anew(
@@ -150,14 +150,14 @@ def sign_anew(
     by: Sequence[CryptoSigner] = ALL,
 ) -> None:
     """The statement about what lies there now, changed, and signed by all who had signed it, or by others."""
-    place = Place.of(str(folder))
+    place = StoragePath.from_uri(str(folder))
     said, manifest = said_by(folder), parquet.read(place / MANIFEST)
     said["manifest"] |= {
         "rows": len(manifest),
         "columns": manifest.column_names,
-        "merkle_root": merkle.root(merkle.rows(manifest)).hex(),
+        "merkle_root": merkle.root(merkle.encode_rows(manifest)).hex(),
     }
-    subjects = statement.subjects(place)
+    subjects = statement.subject_digests(place)
     change(said)
     digests(subjects)
     write_statement(folder, said, subjects, by)
@@ -165,16 +165,16 @@ def sign_anew(
 
 def write_statement(
     folder: Path, said: Any, subjects: Mapping[str, str], by: Sequence[CryptoSigner] = ALL
-) -> dsse.Signed:
-    made = dsse.make(statement.PREDICATE, subjects, said, None)
+) -> dsse.SignedStatement:
+    made = dsse.build(statement.PREDICATE_TYPE, subjects, said, None)
     for signer in by:
-        made = made.signed_by(signer)
-    (folder / STATEMENT).write_bytes(dsse.write([made]))
+        made = made.with_signature(signer)
+    (folder / STATEMENT).write_bytes(dsse.dumps([made]))
     return made
 
 
 def manifest_of(folder: Path) -> pa.Table:
-    return parquet.read(Place.of(str(folder)) / MANIFEST)
+    return parquet.read(StoragePath.from_uri(str(folder)) / MANIFEST)
 
 
 def write_manifest(folder: Path, table: pa.Table) -> None:
@@ -261,12 +261,12 @@ def test_a_release_that_nobody_signed_is_said_to_be_answered_for_by_nobody(
 
 
 def test_it_can_be_verified_where_it_lies_in_an_object_store(folder: Path) -> None:
-    fs = Place.of("memory://handout").fs
+    fs = StoragePath.from_uri("memory://handout").fs
     fs.put(str(folder), "/handout", recursive=True)
     try:
-        assert failing(list(verify.check_public(Place.of("memory://handout")))) == set()
+        assert failing(list(verify.check_public(StoragePath.from_uri("memory://handout")))) == set()
         fs.pipe_file("/handout/more.txt", b"more")
-        assert failing(list(verify.check_public(Place.of("memory://handout")))) == {"strays"}
+        assert failing(list(verify.check_public(StoragePath.from_uri("memory://handout")))) == {"strays"}
     finally:
         fs.rm("/handout", recursive=True)
 
@@ -462,7 +462,7 @@ def test_the_merkle_root_stands_for_the_rows_whatever_the_file_says(images: Path
 COLUMNS: Mapping[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     **{
         name: (lambda t, name=name: with_column(t, name, pa.array(["x"] * len(t))), f"has private columns: {name}")
-        for name in sorted(PRIVATE)
+        for name in sorted(PRIVATE_COLUMNS)
     },
     "exact scores": (
         lambda t: with_column(t, "lpips", pa.array([0.5] * len(t), pa.float32())), "scores that it was not meant to",
@@ -482,8 +482,8 @@ def test_columns_that_should_not_be_there_are_found_though_all_was_signed_anew(i
     change, said = COLUMNS[what]
     write_manifest(images, change(manifest_of(images)))
     if what == "two of one name":  # of which no statement can be made with our own tools
-        place = Place.of(str(images))
-        digests = {**statement.read(place).digests, MANIFEST: statement.digest(place / MANIFEST)}
+        place = StoragePath.from_uri(str(images))
+        digests = {**statement.read(place).digests, MANIFEST: statement.file_digest(place / MANIFEST)}
         write_statement(images, said_by(images), digests)
     else:
         sign_anew(images)
@@ -492,9 +492,9 @@ def test_columns_that_should_not_be_there_are_found_though_all_was_signed_anew(i
 
 
 def test_every_column_of_the_ledger_is_private_or_known_to_the_manifest() -> None:
-    public_ones = {*TYPES, "clip_similarity", "lpips"}
-    assert {field.name for field in dataclasses.fields(ledger.Row)} <= public_ones | PRIVATE
-    assert not PRIVATE & public_ones
+    public_ones = {*COLUMN_TYPES, "clip_similarity", "lpips"}
+    assert {field.name for field in dataclasses.fields(ledger.LedgerRow)} <= public_ones | PRIVATE_COLUMNS
+    assert not PRIVATE_COLUMNS & public_ones
 
 
 # -- the statement -----------------------------------------------------------------------------------------------------
@@ -579,10 +579,10 @@ def test_a_payload_in_any_other_spelling_is_found_though_it_is_signed(images: Pa
         "one more": told.replace('"predicateType"', '"note":"x","predicateType"'),
         "another order": backwards(told).decode(),
     }[how]
-    made = dsse.Signed({}, {}, Envelope(other.encode(), dsse.PAYLOAD_TYPE, {}))
+    made = dsse.SignedStatement({}, {}, Envelope(other.encode(), dsse.PAYLOAD_TYPE, {}))
     for signer in ALL:
-        made = made.signed_by(signer)
-    (images / STATEMENT).write_bytes(dsse.write([made]))
+        made = made.with_signature(signer)
+    (images / STATEMENT).write_bytes(dsse.dumps([made]))
     assert bad(images) == {"statement"}
 
 
@@ -594,10 +594,10 @@ def test_a_signature_that_is_stripped_is_missed(images: Path, missing: int) -> N
 
 @pytest.mark.parametrize("forger", range(3))
 def test_a_signature_by_a_wrong_key_under_the_name_of_another_is_found(images: Path, forger: int) -> None:
-    signed = statement.read(Place.of(str(images)))
-    forged = signed.signed_by(EVE).envelope.signatures[EVE.public_key.keyid].signature
+    signed = statement.read(StoragePath.from_uri(str(images)))
+    forged = signed.with_signature(EVE).envelope.signatures[EVE.public_key.keyid].signature
     signed.envelope.signatures[ALL[forger].public_key.keyid].signature = forged
-    (images / STATEMENT).write_bytes(dsse.write([signed]))
+    (images / STATEMENT).write_bytes(dsse.dumps([signed]))
     assert bad(images) == ({"signature"} if forger == 0 else {"approvals"})
 
 
@@ -631,7 +631,7 @@ def test_a_changed_statement_that_its_approvers_sign_and_its_publisher_does_not_
 
 def test_a_forged_publisher_is_found_with_trust_and_only_noted_without(images: Path) -> None:
     approvers = {"ada": public(BOB), "bob": public(EVE)}
-    forger = signing.generate()
+    forger = signing.generate_key_pair()
 
     def forge(said: dict[str, Any]) -> None:
         said.update(publisher=public(forger))
@@ -684,7 +684,7 @@ def test_a_manifest_that_was_not_signed_is_not_believed(images: Path) -> None:
 
 def test_a_name_that_leads_out_of_the_release_is_not_followed(images: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
-    digest = statement.digest(Place.of(str(tmp_path / "secret")))
+    digest = statement.file_digest(StoragePath.from_uri(str(tmp_path / "secret")))
     for name in ("../secret", str(tmp_path / "secret"), "images/../../secret"):
         sign_anew(images, digests=lambda digests, name=name: digests.update({name: digest}))
         assert {f.said for f in check(images) if f.result == "fail"} == {f"{name}: is missing"}
@@ -694,7 +694,7 @@ def test_a_name_that_leads_out_of_the_release_is_not_followed(images: Path, tmp_
 
 
 def revoke(folder: Path, revoked: Mapping[str, str], signer: CryptoSigner = PUBLISHER) -> None:
-    (folder / REVOCATIONS).write_bytes(dsse.write([revocation.make(revoked, signer)]))
+    (folder / REVOCATIONS).write_bytes(dsse.dumps([revocation.build(revoked, signer)]))
     sign_anew(folder)
 
 
@@ -858,7 +858,7 @@ def test_what_a_tar_holds_besides_is_found_though_all_was_signed_anew(
 def an_image(table: pa.Table, **more: Any) -> pa.Table:
     """The table with its pictures' structs changed."""
     values = [row | {k: v(row) if callable(v) else v for k, v in more.items()} for row in table["image"].to_pylist()]
-    kind = pa.array(values).type if set(more) - {"bytes", "path"} else IMAGE
+    kind = pa.array(values).type if set(more) - {"bytes", "path"} else IMAGE_TYPE
     return table.set_column(1, pa.field("image", kind), pa.array(values, kind))
 
 
@@ -920,9 +920,9 @@ def test_random_bytes_in_the_place_of_the_statement_are_one_line(images: Path, d
 @many
 @given(data=st.binary(max_size=200))
 def test_random_bytes_in_the_place_of_the_manifest_are_found_though_they_were_signed(images: Path, data: bytes) -> None:
-    signed = statement.read(Place.of(str(images)))
+    signed = statement.read(StoragePath.from_uri(str(images)))
     (images / MANIFEST).write_bytes(data)
-    digest = statement.digest(Place.of(str(images)) / MANIFEST)
+    digest = statement.file_digest(StoragePath.from_uri(str(images)) / MANIFEST)
     write_statement(images, signed.predicate, {**signed.digests, MANIFEST: digest})
     assert bad(images) == {"schema"}
 
@@ -930,11 +930,11 @@ def test_random_bytes_in_the_place_of_the_manifest_are_found_though_they_were_si
 @many
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_a_damaged_manifest_never_raises_though_it_was_signed(images: Path, at: float, other: int) -> None:
-    signed, before = statement.read(Place.of(str(images))), (images / MANIFEST).read_bytes()
+    signed, before = statement.read(StoragePath.from_uri(str(images))), (images / MANIFEST).read_bytes()
     data = bytearray(before)
     data[int(at * len(data))] ^= other
     (images / MANIFEST).write_bytes(data)
-    digest = statement.digest(Place.of(str(images)) / MANIFEST)
+    digest = statement.file_digest(StoragePath.from_uri(str(images)) / MANIFEST)
     write_statement(images, signed.predicate, {**signed.digests, MANIFEST: digest})
     check(images)
     (images / MANIFEST).write_bytes(before)
@@ -945,7 +945,7 @@ def test_a_damaged_part_never_raises_though_it_was_signed(published: Mapping[str
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(shutil.copytree(published[layout] / "public", Path(scratch) / "public"))
         (part,) = pictures(folder)
-        signed, before = statement.read(Place.of(str(folder))), part.read_bytes()
+        signed, before = statement.read(StoragePath.from_uri(str(folder))), part.read_bytes()
         name = str(part.relative_to(folder))
 
         @many
@@ -954,7 +954,7 @@ def test_a_damaged_part_never_raises_though_it_was_signed(published: Mapping[str
             data = bytearray(before)
             data[int(at * len(data))] ^= other
             part.write_bytes(data)
-            digest = statement.digest(Place.of(str(part)))
+            digest = statement.file_digest(StoragePath.from_uri(str(part)))
             write_statement(folder, signed.predicate, {**signed.digests, name: digest})
             assert bad(folder) <= {"pictures"}
 
@@ -977,7 +977,7 @@ def at(tree: Any, path: Sequence[Any]) -> Any:
 
 
 def test_a_statement_with_anything_missing_or_more_is_found_though_it_is_signed(images: Path) -> None:
-    signed, said = statement.read(Place.of(str(images))), said_by(images)
+    signed, said = statement.read(StoragePath.from_uri(str(images))), said_by(images)
     everywhere = [path for path in places(said) if isinstance(path[-1], str)]
     assert len(everywhere) > 50
     named_freely = {("code", "libraries"), ("approvals", "approvers")}
@@ -997,7 +997,7 @@ def test_a_statement_with_anything_missing_or_more_is_found_though_it_is_signed(
 @many
 @given(data=st.data())
 def test_a_statement_with_anything_else_in_any_place_never_raises(images: Path, data: st.DataObject) -> None:
-    signed, said = statement.read(Place.of(str(images))), said_by(images)
+    signed, said = statement.read(StoragePath.from_uri(str(images))), said_by(images)
     before = (images / STATEMENT).read_bytes()
     path = data.draw(st.sampled_from(list(places(said))))
     at(said, path[:-1])[path[-1]] = data.draw(JSON)
@@ -1009,7 +1009,7 @@ def test_a_statement_with_anything_else_in_any_place_never_raises(images: Path, 
 @many
 @given(said=JSON)
 def test_a_statement_that_says_anything_at_all_never_raises(images: Path, said: Any) -> None:
-    signed, before = statement.read(Place.of(str(images))), (images / STATEMENT).read_bytes()
+    signed, before = statement.read(StoragePath.from_uri(str(images))), (images / STATEMENT).read_bytes()
     write_statement(images, said, signed.digests)
     assert bad(images) == {"statement"}
     (images / STATEMENT).write_bytes(before)
@@ -1018,7 +1018,7 @@ def test_a_statement_that_says_anything_at_all_never_raises(images: Path, said: 
 @many
 @given(names=st.dictionaries(st.text(), st.sampled_from(["0" * 64, "", "0" * 63 + "G", "0" * 65]), min_size=1))
 def test_subjects_of_any_name_never_raise(images: Path, names: dict[str, str]) -> None:
-    signed, before = statement.read(Place.of(str(images))), (images / STATEMENT).read_bytes()
+    signed, before = statement.read(StoragePath.from_uri(str(images))), (images / STATEMENT).read_bytes()
     write_statement(images, signed.predicate, {**signed.digests, **names})
     assert bad(images)
     (images / STATEMENT).write_bytes(before)
@@ -1044,27 +1044,27 @@ def test_both_halves_of_an_untouched_release_agree(whole: Release) -> None:
 
 
 def change_shard(release: Release, change: Callable[[pa.Table], pa.Table], shard: int = 0) -> None:
-    table = parquet.read(release.shard(shard))
-    release.shard(shard).write(parquet.to_bytes(change(table)))
+    table = parquet.read(release.shard_ledger(shard))
+    release.shard_ledger(shard).write(parquet.to_bytes(change(table)))
 
 
 def swap_shards(release: Release) -> None:
-    first, second = release.shard(0).read(), release.shard(1).read()
-    release.shard(0).write(second)
-    release.shard(1).write(first)
+    first, second = release.shard_ledger(0).read(), release.shard_ledger(1).read()
+    release.shard_ledger(0).write(second)
+    release.shard_ledger(1).write(first)
 
 
 def other_log(release: Release) -> None:
-    release.events.remove()
+    release.event_log.remove()
     for _ in range(20):
         event_log.record(release, "planned", records=8)
 
 
 def opened(release: Release) -> None:
-    os.chmod(release.shard(0).path, 0o644)
+    os.chmod(release.shard_ledger(0).path, 0o644)
 
 
-def held_back(release: Release) -> Place:
+def held_back(release: Release) -> StoragePath:
     (place,) = release.quarantine.children()
     return place
 
@@ -1080,27 +1080,27 @@ RESTRICTED: Mapping[str, tuple[Callable[[Release], object], set[str]]] = {
     ),
     "other columns": (lambda r: change_shard(r, lambda t: t.drop_columns(["kept"])), {"ledger"}),
     "shards swapped": (swap_shards, {"ledger"}),
-    "a shard missing": (lambda r: r.shard(1).remove(), {"ledger"}),
-    "a shard of garbage": (lambda r: r.shard(1).write(b"garbage"), {"ledger"}),
+    "a shard missing": (lambda r: r.shard_ledger(1).remove(), {"ledger"}),
+    "a shard of garbage": (lambda r: r.shard_ledger(1).write(b"garbage"), {"ledger"}),
     "no ledger": (lambda r: r.ledger.remove(), {"ledger"}),
     "garbage on what was purged": (lambda r: (r.ledger.remove(), r.purged.write(b"records")), {"ledger"}),
     "a plan of garbage": (lambda r: r.plan.write(b"[]"), {"ledger"}),
     "a plan of other types": (
         lambda r: r.plan.write(json.dumps(json.loads(r.plan.read()) | {"shards": "many"}).encode()), {"ledger"},
     ),
-    "entries of garbage": (lambda r: r.entries(0).write(b"{"), {"ledger"}),
+    "entries of garbage": (lambda r: r.shard_plan(0).write(b"{"), {"ledger"}),
     "the log of another release": (other_log, {"events", "ledger"}),
-    "no log": (lambda r: r.events.remove(), {"events", "ledger"}),
+    "no log": (lambda r: r.event_log.remove(), {"events", "ledger"}),
     "a log that is cut": (
-        lambda r: r.events.write(b"".join(r.events.read().splitlines(keepends=True)[:2])), {"events", "ledger"},
+        lambda r: r.event_log.write(b"".join(r.event_log.read().splitlines(keepends=True)[:2])), {"events", "ledger"},
     ),
     "a log with a line changed": (
-        lambda r: r.events.write(r.events.read().replace(b'"records": 8', b'"records": 9')), {"events", "ledger"},
+        lambda r: r.event_log.write(r.event_log.read().replace(b'"records": 8', b'"records": 9')), {"events", "ledger"},
     ),
     "open to others": (opened, {"modes"}),
-    "a strange file in quarantine": (lambda r: (r.quarantine / "more.png").put(b"more"), {"quarantine"}),
+    "a strange file in quarantine": (lambda r: (r.quarantine / "more.png").write_uncommitted(b"more"), {"quarantine"}),
     "quarantine emptied": (lambda r: held_back(r).remove(), {"quarantine"}),
-    "another file in quarantine": (lambda r: held_back(r).put(b"other"), {"quarantine"}),
+    "another file in quarantine": (lambda r: held_back(r).write_uncommitted(b"other"), {"quarantine"}),
     "another statement": (lambda r: r.statement.write(b"{}"), {"ledger"}),
 }  # fmt: skip
 
@@ -1113,7 +1113,7 @@ def test_what_is_done_to_the_restricted_half_is_found(whole: Release, what: str)
 
 
 def test_a_wrong_key_of_the_custodian_is_told_from_none_at_all(whole: Release) -> None:
-    wrong, none = CustodianKey(bytes(range(1, 33))), CustodianKey(bytes(range(32)), lasting=False)
+    wrong, none = CustodianKey(bytes(range(1, 33))), CustodianKey(bytes(range(32)), is_persistent=False)
     assert failing(both(whole, wrong)) == {"materials"}
     assert [(f.check, f.result) for f in both(whole, none) if f.result != "pass"] == [("materials", "note")]
 
@@ -1128,14 +1128,14 @@ def test_records_that_were_purged_are_not_missed(whole: Release) -> None:
 
 @pytest.mark.parametrize("change", ["missing", "another policy", "garbage", "not signed"])
 def test_a_decision_that_is_not_the_publishers_is_told(whole: Release, change: str) -> None:
-    (last,) = dsse.read(whole.decision.read(), publish.DECISION)
+    (last,) = dsse.loads(whole.decision_log.read(), publish.DECISION_PREDICATE)
     if change == "missing":
-        whole.decision.remove()
+        whole.decision_log.remove()
     elif change == "garbage":
-        whole.decision.write(b"garbage")
+        whole.decision_log.write(b"garbage")
     elif change == "not signed":
-        bare = dsse.make(publish.DECISION, last.digests, last.predicate, None)
-        whole.decision.write(dsse.write([bare]))
+        bare = dsse.build(publish.DECISION_PREDICATE, last.digests, last.predicate, None)
+        whole.decision_log.write(dsse.dumps([bare]))
     else:
         text = whole.config.read().decode()
         whole.config.write(re.sub(r"min_released: \d+", "min_released: 7", text).encode())
@@ -1171,7 +1171,7 @@ def at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
 
 def again(release: Release) -> dict[str, tuple[str, str]]:
     """What is said of scores and pictures that are made again; one line on each."""
-    found = list(replay_job.check(release, rescore=4, replay=3))
+    found = list(replay_job.verify_release(release, rescore=4, replay=3))
     assert len([f for f in found if f.check == "replay"]) <= 1
     return {f.check: (f.result, f.said) for f in found if f.check in ("scores", "replay", "originals", "ledger")}
 
@@ -1211,7 +1211,7 @@ class Another(IdealGaussian):
 
 
 def test_nothing_is_made_again_of_a_ledger_that_does_not_hold(at_hand: Release) -> None:
-    at_hand.shard(0).write(b"garbage")
+    at_hand.shard_ledger(0).write(b"garbage")
     assert set(again(at_hand)) == {"ledger"}
 
 

@@ -22,23 +22,23 @@ from hypothesis import strategies as st
 from anonymizer.config import OutputConfig, SourceConfig
 from anonymizer.data import sinks
 from anonymizer.data.image_codec import decode, encode
-from anonymizer.data.sinks import Placed, ReleasedPicture, open_sink
-from anonymizer.data.sinks.folder import folder_name
+from anonymizer.data.sinks import ImageLocation, ReleasedImage, open_sink
+from anonymizer.data.sinks.folder import label_folder
 from anonymizer.data.sources import open_source
 from anonymizer.errors import OutputError
 
 FORMATS = ["folder", "webdataset", "parquet"]
 
 
-def pictures(count: int = 5, size: int = 100) -> Iterator[ReleasedPicture]:
+def pictures(count: int = 5, size: int = 100) -> Iterator[ReleasedImage]:
     chance = random.Random(0)
     for number in range(count):
         output_id = hashlib.sha256(b"%d" % number).hexdigest()[:32]
         columns = {"age": number or None, "yes": True, "word": f"w{number}"}
-        yield ReleasedPicture(output_id, chance.randbytes(size), ".png", str(number % 2), f"caption {number}", columns)
+        yield ReleasedImage(output_id, chance.randbytes(size), ".png", str(number % 2), f"caption {number}", columns)
 
 
-def written(form: str, rows: Iterator[ReleasedPicture], fs: Any, folder: str, **options: Any) -> list[Placed]:
+def written(form: str, rows: Iterator[ReleasedImage], fs: Any, folder: str, **options: Any) -> list[ImageLocation]:
     return list(open_sink(OutputConfig.model_validate({"uri": "x", "format": form}), **options).write(rows, fs, folder))
 
 
@@ -92,7 +92,7 @@ def test_nothing_released_is_nothing_written_and_no_error(form: str, memory: Any
 
 def test_a_folder_is_grouped_by_label_or_else_by_id(memory: Any) -> None:
     rows = [
-        ReleasedPicture(f"{n:032x}", b"x", ".jpg", label) for n, label in enumerate(["a/b", "", None, "..", "é" * 80])
+        ReleasedImage(f"{n:032x}", b"x", ".jpg", label) for n, label in enumerate(["a/b", "", None, "..", "é" * 80])
     ]
     found = [place.file for place in written("folder", iter(rows), memory, "/out")]
     assert found[:4] == [
@@ -108,9 +108,9 @@ def test_a_folder_is_grouped_by_label_or_else_by_id(memory: Any) -> None:
 @given(st.text(min_size=1, max_size=100), st.text(min_size=1, max_size=100))
 def test_any_label_is_the_name_of_one_folder_and_of_no_other_labels(one: str, other: str) -> None:
     one, other = (text.encode("utf-8", "replace").decode() for text in (one, other))
-    name = folder_name(one)
+    name = label_folder(one)
     assert name not in (".", "..") and "/" not in name and "\0" not in name and 0 < len(name.encode()) < 255
-    assert (name == folder_name(other)) == (one == other)
+    assert (name == label_folder(other)) == (one == other)
 
 
 def test_tar_headers_say_nothing_about_when_where_or_by_whom(memory: Any) -> None:
@@ -126,7 +126,7 @@ def test_webdataset_reads_its_tars(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     image = encode(pytest.importorskip("torch").zeros(3, 8, 8)).data
     rows = [
-        ReleasedPicture(f"{n:032x}", image, ".png", label, "words", {"age": n}) for n, label in enumerate(["3", "cat"])
+        ReleasedImage(f"{n:032x}", image, ".png", label, "words", {"age": n}) for n, label in enumerate(["3", "cat"])
     ]
     written("webdataset", iter(rows), fsspec.filesystem("file"), str(tmp_path))
     path = str(tmp_path / "data" / "part-00000.tar")
@@ -159,7 +159,7 @@ def test_parts_are_cut_by_rows_and_by_bytes(form: str, memory: Any, monkeypatch:
 def test_all_parquet_parts_have_one_schema(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "PART_ROWS", 2)
     monkeypatch.setattr("anonymizer.data.sinks.parquet.GROUP_ROWS", 1)
-    rows = [ReleasedPicture(str(n), b"x", ".png", None, None, {"age": n if n > 3 else None}) for n in range(6)]
+    rows = [ReleasedImage(str(n), b"x", ".png", None, None, {"age": n if n > 3 else None}) for n in range(6)]
     written("parquet", iter(rows), memory, "/guessed")
     written("parquet", iter(rows), memory, "/told", columns={"age": pa.float64()})
     for folder, kind in (("/guessed", "int64"), ("/told", "double")):
@@ -169,7 +169,7 @@ def test_all_parquet_parts_have_one_schema(memory: Any, monkeypatch: pytest.Monk
 
 
 def test_values_that_do_not_agree_are_written_as_text_or_refused_by_name(memory: Any) -> None:
-    rows = [ReleasedPicture(str(n), b"x", ".png", columns={"age": age}) for n, age in enumerate([1, "two", None, True])]
+    rows = [ReleasedImage(str(n), b"x", ".png", columns={"age": age}) for n, age in enumerate([1, "two", None, True])]
     written("parquet", iter(rows), memory, "/out")
     table = pq.read_table(pa.BufferReader(memory.cat_file("/out/data/part-00000.parquet")))
     assert table["age"].to_pylist() == ["1", "two", None, "true"]
@@ -206,7 +206,7 @@ def test_memory_stays_flat_as_a_release_grows(form: str, tmp_path: Path, monkeyp
 def test_what_a_sink_writes_a_source_reads(form: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     image = encode(torch.rand(3, 8, 8) * 2 - 1).data
-    rows = [ReleasedPicture(f"{n:032x}", image, ".png", f"class {n % 2}", f"words {n}", {"age": n}) for n in range(4)]
+    rows = [ReleasedImage(f"{n:032x}", image, ".png", f"class {n % 2}", f"words {n}", {"age": n}) for n in range(4)]
     written(form, iter(rows), fsspec.filesystem("file"), str(tmp_path))
     options: dict[str, Any] = {"label": "folder"}
     if form != "folder":

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources import Source, embedded, open_source, webdataset
-from anonymizer.data.sources.column_policy import _spread
+from anonymizer.data.sources import Source, open_source, sample_metadata, webdataset
+from anonymizer.data.sources.column_policy import sample_evenly
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Reason, Record
 from anonymizer.release import preflight
@@ -325,7 +325,7 @@ def test_keys_of_json_members_are_columns_whatever_their_names(tmp_path: Path) -
 def test_a_key_that_is_met_later_fails_its_record_and_an_extension_stops_the_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webdataset, "LOOKED_INTO", 2)
+    monkeypatch.setattr(webdataset, "PROBED_SAMPLES", 2)
     members = [(f"{n}.{ext}", data) for n in range(3) for ext, data in (("png", b"x"), ("json", side(age=n)))]
     path = tar(tmp_path / "a.tar", *members, ("3.json", side(name="Ada")), ("3.png", b"x"))
     for options in ({"carry": ["age"]}, {"drop": ["age"]}):
@@ -422,7 +422,7 @@ def test_metadata_inside_pictures_is_counted_and_dropped(tmp_path: Path) -> None
     exif[0x010E] = "Ada"
     files = {f"{n}.jpg": photo(n, comment="hello", **({"exif": exif} if n < 2 else {})) for n in range(5)}
     folder_of(tmp_path, files | {"bare.jpg": photo(9), "broken.jpg": photo(9)[:50], "notes.txt": b"no picture"})
-    found = {field.name: (field.found, field.becomes) for field in embedded(source(tmp_path))}
+    found = {field.name: (field.found, field.becomes) for field in sample_metadata(source(tmp_path))}
     afresh = "dropped: pictures are encoded afresh from pixels"
     assert found.pop("exif of pictures") == (
         "2 of 6 pictures",
@@ -436,7 +436,7 @@ def test_metadata_inside_pictures_is_counted_and_dropped(tmp_path: Path) -> None
 
 @given(st.integers(0, 300), st.integers(1, 40))
 def test_pictures_that_are_looked_into_are_spread_over_the_source(count: int, most: int) -> None:
-    numbers = [int(entry.record_id) for entry in _spread((Entry(str(n), "") for n in range(count)), most)]
+    numbers = [int(entry.record_id) for entry in sample_evenly((Entry(str(n), "") for n in range(count)), most)]
     assert min(count, most) / 2 <= len(numbers) <= most
     steps = {b - a for a, b in pairwise(numbers)}
     assert len(steps) <= 1 and (not count or numbers[0] == 0)

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources import IGNORED_NAMES, Source, open_source, printable
-from anonymizer.data.sources.files import Ids
+from anonymizer.data.sources import IGNORED_NAMES, Source, open_source, to_printable
+from anonymizer.data.sources.files import RecordIds
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Reason, Record
 
@@ -100,7 +100,7 @@ def test_names_with_newlines_and_bytes_that_are_no_text_work(tmp_path: Path) -> 
     assert set(records) == {"new%0Aline.png", "latin%E9.png", "50%25.png", "föhn.png", "a::b c'\".png", "50%2525.png"}
     for record in records.values():
         assert json.loads(json.dumps(record.entry.uri)) == record.entry.uri
-        assert printable(record.entry.uri).isprintable() and printable(record.entry.uri).encode()
+        assert to_printable(record.entry.uri).isprintable() and to_printable(record.entry.uri).encode()
 
 
 def test_a_folder_named_in_another_encoding_is_a_label_of_valid_text(tmp_path: Path) -> None:
@@ -841,22 +841,22 @@ def test_only_a_second_claim_to_an_id_is_a_duplicate(pictures: Path, ids: list[s
     path.write_text("".join(json.dumps({"image": "a", "id": own}) + "\n" for own in ids))
     records = taken(path, id="id")
     assert problems(records) == {"a%#2": Reason.DUPLICATE_ID}
-    assert {printable(own) for own in ids} <= set(records), "each record keeps its own id"
+    assert {to_printable(own) for own in ids} <= set(records), "each record keeps its own id"
 
 
 @given(st.lists(st.text("a#%23", max_size=6), max_size=30))
 def test_ids_stay_apart_and_first_claims_are_kept(wanted: list[str]) -> None:
-    ids, seen = Ids(), set[str]()
-    given_out = [ids.claim(printable(own)) for own in wanted]
+    ids, seen = RecordIds(), set[str]()
+    given_out = [ids.claim(to_printable(own)) for own in wanted]
     assert len({record_id for record_id, _ in given_out}) == len(wanted)
     for own, (record_id, problem) in zip(wanted, given_out, strict=True):
         assert problem is (Reason.DUPLICATE_ID if own in seen else None)
-        assert own in seen or record_id == printable(own)
+        assert own in seen or record_id == to_printable(own)
         seen.add(own)
 
 
 def test_very_many_duplicates_take_no_longer_than_others() -> None:
-    ids = Ids()
+    ids = RecordIds()
     assert len({ids.claim("a") for _ in range(100_000)}) == 100_000
 
 
@@ -879,9 +879,9 @@ def test_wild_tables_are_records_or_a_clear_error(name: str, data: bytes) -> Non
 @given(st.text(st.characters(codec=None), max_size=20), st.text(st.characters(codec=None), max_size=20))
 def test_printable_names_are_visible_valid_and_distinct(one: str, other: str) -> None:
     one, other = (os.fsdecode(text.encode("utf-8", "surrogatepass")) for text in (one, other))
-    assert printable(one).isprintable()
-    printable(one).encode()
-    assert (printable(one) == printable(other)) == (one == other)
+    assert to_printable(one).isprintable()
+    to_printable(one).encode()
+    assert (to_printable(one) == to_printable(other)) == (one == other)
 
 
 def test_a_broken_entry_costs_that_entry_only(tmp_path: Path) -> None:
@@ -899,5 +899,7 @@ def test_sources_need_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, anonymizer.data.sources.folder, anonymizer.data.sources.webdataset; print('torch' in sys.modules)"
+    code = (
+        "import sys, anonymizer.data.sources.folder, anonymizer.data.sources.webdataset; print('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -196,7 +196,7 @@ def test_status_says_how_far_a_release_is(tmp_path: Path, source: Path, cli: Cli
         3,
         False,
     )
-    with preflight.alone(config.output.uri):  # in this process; a lock is the same to any other
+    with preflight.exclusive_run(config.output.uri):  # in this process; a lock is the same to any other
         assert "a run is working on it" in cli("status", tmp_path / "out").stdout
     one_shard(config, 1)
     one_shard(config, 2)

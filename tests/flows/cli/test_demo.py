@@ -10,30 +10,30 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from anonymizer.bundled.demo_data import PLACE, leaky_jpeg
+from anonymizer.bundled.demo_data import ADDRESS, encode_leaky_jpeg
 from anonymizer.data import image_codec
 from anonymizer.storage.layout import Release
 from flows.cli import main
-from flows.cli.demo_run import MARK, _leaks
+from flows.cli.demo_run import MARKER_FILE, _leak_table
 from tests.support.releases import folder_of, tree
 
 NAME = "Ada Almqvist"
 
 
 def test_a_demo_picture_has_every_leak_that_is_looked_for() -> None:
-    data = leaky_jpeg(torch.zeros(3, 64, 64), NAME)
-    assert set(image_codec.has_metadata(data)) >= {"exif", "gps", "xmp", "icc", "comment", "thumbnail"}
+    data = encode_leaky_jpeg(torch.zeros(3, 64, 64), NAME)
+    assert set(image_codec.find_metadata(data)) >= {"exif", "gps", "xmp", "icc", "comment", "thumbnail"}
     assert NAME.encode() in data
-    assert PLACE.encode() in data
+    assert ADDRESS.encode() in data
     Image.open(io.BytesIO(data)).load()
     assert image_codec.decode(data, 64).tensor.shape == (3, 64, 64)
 
 
 def test_the_table_counts_leaks_where_they_are(tmp_path: Path) -> None:
-    leaky = leaky_jpeg(torch.zeros(3, 64, 64), NAME)
+    leaky = encode_leaky_jpeg(torch.zeros(3, 64, 64), NAME)
     source = folder_of(tmp_path / "source", {"Ada_Almqvist_000.jpg": leaky, "b.jpg": leaky})
     public = folder_of(Path(Release.at(str(tmp_path / "release")).public.path), {"images/x.png": b"", "y.jpg": leaky})
-    table = _leaks(source, public.parent, [NAME])
+    table = _leak_table(source, public.parent, [NAME])
     counts = {row[0]: row[1:] for row in zip(*(list(column.cells) for column in table.columns), strict=True)}
     assert counts["a name in the file name"] == ("1", "0")
     assert all(found == ("2", "1") for leak, found in counts.items() if leak != "a name in the file name")
@@ -43,11 +43,11 @@ def test_a_demo_replaces_its_own_folder_and_no_other(tmp_path: Path) -> None:
     folder_of(tmp_path / "mine", {"diary.txt": b"dear"})
     refused = CliRunner().invoke(main, ["demo", "--output", str(tmp_path / "mine")])
     assert refused.exit_code == 2
-    earlier = folder_of(tmp_path / "earlier", {MARK: b"", "release/public/x": b""})
+    earlier = folder_of(tmp_path / "earlier", {MARKER_FILE: b"", "release/public/x": b""})
     bad = CliRunner().invoke(main, ["demo", "--output", str(earlier), "--level", "2"])
     assert bad.exit_code == 2  # and nothing is removed before the settings are known to be good
     assert set(tree(earlier)) == {
-        MARK,
+        MARKER_FILE,
         "release/public/x",
     }
 
@@ -60,6 +60,6 @@ def test_the_demo_shows_each_leak_gone(tmp_path: Path, prefect_home: Path, monke
     assert "Released 4 of 6 pictures" in done.stdout
     assert "empty: 1, truncated: 1" in done.stdout
     assert "an ICC profile" in done.stdout
-    table = _leaks(tmp_path / "demo/source", tmp_path / "demo/release", [NAME])
+    table = _leak_table(tmp_path / "demo/source", tmp_path / "demo/release", [NAME])
     assert set(table.columns[2].cells) == {"0"}
     assert "0" not in set(table.columns[1].cells)

@@ -29,7 +29,7 @@ from anonymizer.release import plan
 from anonymizer.report import audit as audit_report
 from anonymizer.storage.layout import AUDIT, Release
 from flows.lineage import openlineage
-from flows.lineage.emit import Told, emitting
+from flows.lineage.emit import RunOutcome, emit_run_events
 from tests.support import ROOT
 from tests.support.http_listener import Quiet, listening
 from tests.support.releases import GARBAGE, HEX, Unscored, folder_of, manifest, picture, plain, rows, run, settings
@@ -95,7 +95,7 @@ def check(event: Event) -> None:
 
 
 def test_a_release_begins_and_completes_with_what_came_of_it(config: RunConfig) -> None:
-    with emitting(config, "release") as told:
+    with emit_run_events(config, "release") as told:
         release = released(config)
         told.gate = "pass"
     assert told.problems == []
@@ -129,7 +129,7 @@ def test_no_event_speaks_of_a_record_or_holds_a_secret(config: RunConfig, monkey
     others = {"facets": {"environment_variables": ["ANONYMIZER_KEY"], "source_code_location": {"disabled": False}}}
     others["facets"]["source_code_location"]["repo_url"] = "https://example.invalid/secret"
     Path("openlineage.yml").write_text(json.dumps(others | {"transport": {"type": "console"}}))
-    with emitting(config, "release"):
+    with emit_run_events(config, "release"):
         release = released(config)
     text = Path(config.lineage.to or "").read_text()
     assert len(events(config)) == 2
@@ -148,10 +148,10 @@ def test_risk_is_what_the_audit_lets_be_said_in_public(config: RunConfig, job: A
     line = {"attack": "linkage", "risk_high": 0.31, "risk": 0.2}
     answers = [audit_report.Answer(q, [line] if "linkage" in q.attacks else []) for q in audit_report.QUESTIONS]
     told = {"manifest": "0" * 64, "audited": 120, "certificate": {"sentence": "A formal guarantee: because"}}
-    summary = audit_report.public_summary(plan.read(release), told, answers)
+    summary = audit_report.build_public_summary(plan.read(release), told, answers)
     place = release.audit_summary if job == "audit" else release.public / AUDIT
     place.write(json.dumps(summary).encode())
-    with emitting(config, job):
+    with emit_run_events(config, job):
         pass
     risk = risk_of(events(config)[-1])
     assert (risk["result"], risk["pictures_attacked"]) == ("measured", 120)
@@ -169,7 +169,7 @@ def test_each_job_names_what_it_reads_and_what_it_writes(
     tmp_path: Path, config: RunConfig, job: Any, reads: str, writes: bool
 ) -> None:
     released(config)
-    with emitting(config.model_copy(update={"previous": f"{tmp_path}/before/"}), job):
+    with emit_run_events(config.model_copy(update={"previous": f"{tmp_path}/before/"}), job):
         pass
     _, complete = events(config)
     assert complete["job"]["name"] == job
@@ -179,7 +179,7 @@ def test_each_job_names_what_it_reads_and_what_it_writes(
 
 def test_a_release_that_was_moved_is_named_where_it_lies(tmp_path: Path, config: RunConfig) -> None:
     Path(released(config).root.path).rename(tmp_path / "moved")
-    with emitting(config, "audit", str(tmp_path / "moved")) as told:
+    with emit_run_events(config, "audit", str(tmp_path / "moved")) as told:
         pass
     assert told.problems == []
     assert events(config)[-1]["outputs"][0]["name"] == str(tmp_path / "moved" / "public")
@@ -188,7 +188,7 @@ def test_a_release_that_was_moved_is_named_where_it_lies(tmp_path: Path, config:
 def test_a_second_run_is_appended_under_another_id(config: RunConfig) -> None:
     released(config)
     for _ in range(2):
-        with emitting(config, "release"):
+        with emit_run_events(config, "release"):
             pass
     assert [event["eventType"] for event in events(config)] == ["START", "COMPLETE"] * 2
     assert len({event["run"]["runId"] for event in events(config)}) == 2
@@ -206,16 +206,16 @@ def test_a_second_run_is_appended_under_another_id(config: RunConfig) -> None:
     ],
 )
 def test_datasets_are_named_as_openlineage_names_them(uri: str, expected: Any) -> None:
-    assert openlineage._dataset(uri) == (expected.get_namespace(), expected.get_name())
+    assert openlineage._dataset_name(uri) == (expected.get_namespace(), expected.get_name())
 
 
 def test_a_relative_path_is_named_by_the_whole_one(tmp_path: Path) -> None:
-    assert openlineage._dataset("photos") == ("file", str(tmp_path / "photos"))
+    assert openlineage._dataset_name("photos") == ("file", str(tmp_path / "photos"))
 
 
 @pytest.mark.parametrize("uri", ["https://host/set.tar?sig=s3cret", "https://s3cret@host/set.tar"])
 def test_what_may_be_a_secret_in_an_address_is_left_out(uri: str) -> None:
-    assert openlineage._dataset(uri) == ("https://host", "set.tar")
+    assert openlineage._dataset_name(uri) == ("https://host", "set.tar")
 
 
 # -- runs that end badly ----------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_what_may_be_a_secret_in_an_address_is_left_out(uri: str) -> None:
 
 def failed(config: RunConfig, error: BaseException, gate: Any = "none") -> Event:
     """The last event of a run that ended so, with the error unchanged."""
-    with pytest.raises(type(error)) as caught, emitting(config, "release") as told:
+    with pytest.raises(type(error)) as caught, emit_run_events(config, "release") as told:
         told.gate = gate
         raise error
     assert caught.value is error and not hasattr(error, "__notes__")
@@ -282,8 +282,8 @@ def server(answer: Answer = lambda number: (201, {})) -> Iterator[tuple[str, lis
         yield url, seen
 
 
-def emitted(config: RunConfig) -> Told:
-    with emitting(config, "release") as told:
+def emitted(config: RunConfig) -> RunOutcome:
+    with emit_run_events(config, "release") as told:
         pass
     return told
 
@@ -372,7 +372,7 @@ def test_a_server_that_never_answers_is_not_waited_for(config: RunConfig, monkey
 
 
 def test_a_failed_run_whose_event_is_lost_still_fails_with_its_own_error(tmp_path: Path, config: RunConfig) -> None:
-    with pytest.raises(OutputError, match="mine") as caught, emitting(to(config, str(tmp_path)), "release"):
+    with pytest.raises(OutputError, match="mine") as caught, emit_run_events(to(config, str(tmp_path)), "release"):
         raise OutputError("mine")
     assert str(caught.value) == "mine"
     assert [line.partition(", ")[0] for line in caught.value.__notes__] == [
@@ -381,7 +381,7 @@ def test_a_failed_run_whose_event_is_lost_still_fails_with_its_own_error(tmp_pat
 
 
 def test_a_release_that_cannot_be_read_completes_all_the_same(config: RunConfig) -> None:
-    with emitting(config, "release") as told:
+    with emit_run_events(config, "release") as told:
         pass
     assert told.problems == ["lineage: the last event says nothing of the release (OutputError)"]
     assert [event["eventType"] for event in events(config)] == ["START", "COMPLETE"]

@@ -95,10 +95,14 @@ def test_work_is_spread_in_one_way_only(tmp_path: Path) -> None:
 def test_a_gpu_that_no_node_of_a_cluster_has_is_not_waited_for(tmp_path: Path) -> None:
     asked = settings(tmp_path / "in", tmp_path / "out", "model.device=cuda:0")
     with pytest.raises(ConfigError, match=r"model\.device cuda:0: no node of the Ray cluster has a GPU"):
-        task_runners._gpus(asked, 0)
+        task_runners._gpus_per_task(asked, 0)
     found = settings(tmp_path / "in", tmp_path / "out")
-    assert [task_runners._gpus(asked, 8), task_runners._gpus(found, 8), task_runners._gpus(found, 0)] == [1, 1, 0]
-    assert task_runners._gpus(settings(tmp_path / "in", tmp_path / "out", "model.device=cpu"), 8) == 0
+    assert [
+        task_runners._gpus_per_task(asked, 8),
+        task_runners._gpus_per_task(found, 8),
+        task_runners._gpus_per_task(found, 0),
+    ] == [1, 1, 0]
+    assert task_runners._gpus_per_task(settings(tmp_path / "in", tmp_path / "out", "model.device=cpu"), 8) == 0
 
 
 # -- ranges -----------------------------------------------------------------------------------------------------------
@@ -111,7 +115,7 @@ def test_a_gpu_that_no_node_of_a_cluster_has_is_not_waited_for(tmp_path: Path) -
 def test_ranges_are_as_many_as_keep_all_workers_busy_and_no_more(shards: int, workers: int, count: int) -> None:
     from flows.runtime import worker_ranges
 
-    found = list(worker_ranges.cut(range(3, 3 + shards), workers))
+    found = list(worker_ranges.split_into_ranges(range(3, 3 + shards), workers))
     assert len(found) == count
     assert [shard for one in found for shard in one.shards] == list(range(3, 3 + shards))
     assert {len(one.shards) for one in found} <= {shards // count, -(-shards // count)} if count else True
@@ -124,21 +128,21 @@ def test_what_a_worker_said_that_may_be_repeated_is_what_the_release_says() -> N
     from flows.runtime import range_runs
 
     prefix = "Flow run encountered an exception: "
-    said = range_runs.problem(Failed(message=prefix + "CustodianKeyError: ANONYMIZER_KEY: not the key"), [3, 4])
+    said = range_runs.error_of(Failed(message=prefix + "CustodianKeyError: ANONYMIZER_KEY: not the key"), [3, 4])
     assert (type(said), str(said)) == (CustodianKeyError, "ANONYMIZER_KEY: not the key")
     for state in (Failed(message=prefix + "ValueError: /home/alice/7.png"), Crashed(message="exit code -9"), Crashed()):
-        other = range_runs.problem(state, [3, 4])
+        other = range_runs.error_of(state, [3, 4])
         assert str(other) == f"shards 3 to 4: {state.type.value.lower()} in a worker"
 
 
 @pytest.mark.usefixtures("prefect_home")
 def test_what_stays_as_it_is_stands_still_and_what_nobody_can_see_does_not() -> None:
-    from flows.runtime.range_runs import Still
+    from flows.runtime.range_runs import StallTimer
 
-    still, stuck = Still(), list[bool]()
+    still, stuck = StallTimer(), list[bool]()
     for seen in [None, None, [], [], [10], [10], None, [10], [20], [20]]:
         time.sleep(0.002)
-        stuck.append(still.stands(seen, 0.001))
+        stuck.append(still.is_stalled(seen, 0.001))
     assert stuck == [False, False, False, True, False, True, False, False, False, True]
 
 
@@ -153,23 +157,25 @@ def test_a_range_whose_process_says_nothing_more_is_taken_from_it_and_one_that_o
 
     from flows.runtime import progress_artifact, range_runs
 
-    monkeypatch.setattr(progress_artifact, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(range_runs, "GONE_SECONDS", 1.0)
+    monkeypatch.setattr(progress_artifact, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(range_runs, "LOST_SECONDS", 1.0)
 
     @flow
     def range_of_a_test() -> None:
-        told = progress_artifact.Share(0, 10, "pictures of these shards")
+        told = progress_artifact.ProgressArtifact(0, 10, "pictures of these shards")
         with get_client(sync_client=True) as client:
-            one = range_runs.Out(range_runs.Range([0]), UUID(flow_run.id))
+            one = range_runs.RangeRun(range_runs.ShardRange([0]), UUID(flow_run.id))
 
             def looked(seconds: float, timeout: float) -> str | None:
                 until = time.monotonic() + seconds
-                while (found := range_runs.hangs(client, one, Running(), timeout)) is None and time.monotonic() < until:
+                while (
+                    found := range_runs.stop_if_stalled(client, one, Running(), timeout)
+                ) is None and time.monotonic() < until:
                     time.sleep(0.1)
                 return found.message if found else None
 
-            monkeypatch.setattr(range_runs, "stop", lambda client, one: None)
-            with told.repeated():
+            monkeypatch.setattr(range_runs, "cancel", lambda client, one: None)
+            with told.heartbeat():
                 assert looked(2, 60) is None  # alive, and in time
                 assert looked(5, 1.5) == "no picture was finished in 1.5 s (run.timeout)"
             assert looked(5, 60) == "nothing was heard of its process for 1 s"
@@ -227,7 +233,7 @@ def test_a_shard_that_was_killed_between_commit_and_event_is_in_the_log(tmp_path
     release_job.prepare(config)
     release_job.run_shard(config, 0, lambda done: None)
     release(config)
-    assert release_job.logged_shards(config) == {0, 1}
+    assert release_job.read_logged_shards(config) == {0, 1}
 
 
 @pytest.mark.usefixtures("in_closed_form")
@@ -247,9 +253,9 @@ def test_a_schedule_that_finds_its_release_complete_fails(
     with pytest.raises(
         OutputError, match=r"is complete already, and a schedule asks for another release: put \{month\}"
     ):
-        module._refuse_done(config)
+        module._refuse_completed(config)
     Scheduled.flow_run.run_count = 2  # a retry
-    module._refuse_done(config)
+    module._refuse_completed(config)
 
 
 @pytest.mark.slow
@@ -272,7 +278,7 @@ def test_many_shards_are_few_tasks_at_once_and_few_artifacts(
             most = max(most, open_now)
         return future
 
-    original = dispatch._outcome
+    original = dispatch._result_of
 
     def outcome(future: Any) -> Any:
         nonlocal open_now
@@ -282,7 +288,7 @@ def test_many_shards_are_few_tasks_at_once_and_few_artifacts(
         return found
 
     monkeypatch.setattr(ThreadPoolTaskRunner, "submit", counted)
-    monkeypatch.setattr(dispatch, "_outcome", outcome)
+    monkeypatch.setattr(dispatch, "_result_of", outcome)
     monkeypatch.setattr(release_job, "backbone_of", lambda model: backbone)
     monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: scorer)
     assert release(config)["released"] == 150
@@ -300,14 +306,14 @@ def test_a_gpu_has_a_limit_of_its_own_name_and_a_cpu_none(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(gpu_limit.socket, "gethostname", lambda: "node7")
     monkeypatch.setattr(gpu_limit.torch.cuda, "is_available", lambda: False)
-    assert gpu_limit.limit_of("auto") is None
+    assert gpu_limit.limit_name("auto") is None
     monkeypatch.setattr(gpu_limit.torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [gpu_limit.limit_of(name) for name in ("cpu", "auto", "cuda:1")] == [
+    assert [gpu_limit.limit_name(name) for name in ("cpu", "auto", "cuda:1")] == [
         None, "anonymizer-gpu-node7-0", "anonymizer-gpu-node7-1",
     ]  # fmt: skip
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert [gpu_limit.limit_of(name) for name in ("auto", "cuda:1")] == [
+    assert [gpu_limit.limit_name(name) for name in ("auto", "cuda:1")] == [
         "anonymizer-gpu-node7-2",
         "anonymizer-gpu-node7-5",
     ]
@@ -320,7 +326,7 @@ def test_shards_take_turns_on_a_gpu_that_has_a_limit_and_do_not_without_one(monk
 
     from flows.runtime import gpu_limit
 
-    monkeypatch.setattr(gpu_limit, "limit_of", lambda device: "anonymizer-gpu-test-0")
+    monkeypatch.setattr(gpu_limit, "limit_name", lambda device: "anonymizer-gpu-test-0")
 
     def together() -> int:
         """How many of three have the GPU at the same time, at most."""
@@ -328,7 +334,7 @@ def test_shards_take_turns_on_a_gpu_that_has_a_limit_and_do_not_without_one(monk
 
         def shard() -> None:
             nonlocal now, most
-            with gpu_limit.alone("auto"):
+            with gpu_limit.gpu_slot("auto"):
                 with lock:
                     now += 1
                     most = max(most, now)
@@ -447,13 +453,13 @@ def test_a_range_is_asked_for_once_and_ranges_that_nobody_waits_for_are_stopped(
 
     with get_client(sync_client=True) as client:
         client.create_deployment(client.create_flow(shards), "ranges", enforce_parameter_schema=False)
-        own = [range_runs.hand_out(of("out"), range_runs.Range([0, 1])) for _ in range(2)]
+        own = [range_runs.start_range(of("out"), range_runs.ShardRange([0, 1])) for _ in range(2)]
         client.set_flow_run_state(own[1].flow_run, Running(), force=True)
-        other, some = range_runs.hand_out(of("other"), range_runs.Range([0])), range_runs.Range([2])
-        assert range_runs.hand_out(of("other"), some).flow_run == range_runs.hand_out(of("other"), some).flow_run
+        other, some = range_runs.start_range(of("other"), range_runs.ShardRange([0])), range_runs.ShardRange([2])
+        assert range_runs.start_range(of("other"), some).flow_run == range_runs.start_range(of("other"), some).flow_run
         deployment = client.read_deployment_by_name("shards-of-a-test/ranges").id
         by_hand = client.create_flow_run_from_deployment(deployment, parameters={"config": "release.yaml"})
-        range_runs.stop_forgotten(client, of("out"))
+        range_runs.cancel_orphans(client, of("out"))
         assert client.read_flow_run(by_hand.id).state.is_scheduled()
         found = [client.read_flow_run(one.flow_run).state for one in (*own, other)]
     assert [state and state.type.value for state in found] == ["CANCELLED", "CANCELLING", "SCHEDULED"]

@@ -33,19 +33,19 @@ WHEN = datetime(2026, 12, 1, 3, 0, 7, tzinfo=UTC)
     ],
 )
 def test_an_address_is_dated_by_when_the_run_was_to_start(uri: str, expected: str) -> None:
-    assert run_templates.dated("output.uri", uri, WHEN) == expected
+    assert run_templates.fill_date("output.uri", uri, WHEN) == expected
 
 
 @pytest.mark.parametrize("uri", ["r/{mnoth}", "r/{}", "r/{newest}"])
 def test_an_unknown_name_in_braces_is_refused(uri: str) -> None:
     with pytest.raises(ConfigError, match=r"output\.uri: \{\w*\} stands for nothing there: known: \{month\}"):
-        run_templates.dated("output.uri", uri, WHEN)
+        run_templates.fill_date("output.uri", uri, WHEN)
 
 
 def placed(tmp_path: Path, when: datetime = WHEN) -> RunConfig:
     tree: dict[str, Any] = {"source": {"uri": str(tmp_path / "in")}, "previous": "{newest}"}
     asked = config.build(tree | {"output": {"uri": str(tmp_path / "releases/{month}")}})
-    return run_templates.placed(asked, when)
+    return run_templates.fill_templates(asked, when)
 
 
 def published(tmp_path: Path, name: str, earlier: str | None = None) -> Release:
@@ -72,7 +72,7 @@ def test_a_release_that_was_begun_keeps_its_previous_whatever_is_published_meanw
 
 def test_an_unpublished_month_is_passed_over(tmp_path: Path) -> None:
     published(tmp_path, "2026-10")
-    Release.at(str(tmp_path / "releases/2026-11")).restricted.make_private()
+    Release.at(str(tmp_path / "releases/2026-11")).restricted.make_private_folder()
     assert placed(tmp_path).previous == str(tmp_path / "releases/2026-10")
 
 
@@ -103,13 +103,18 @@ def test_settings_may_lie_at_any_address(tmp_path: Path, store: Any) -> None:
     store.pipe_file("/settings/release.yaml", text)
     (tmp_path / "release.yaml").write_bytes(text)
     expected = config.build(yaml.safe_load(text))
-    assert run_templates.read(RunConfig, "memory://settings/release.yaml") == expected
-    assert run_templates.read(RunConfig, str(tmp_path / "release.yaml")) == expected
-    assert run_templates.read(RunConfig, yaml.safe_load(text)) == expected
+    assert run_templates.read_config(RunConfig, "memory://settings/release.yaml") == expected
+    assert run_templates.read_config(RunConfig, str(tmp_path / "release.yaml")) == expected
+    assert run_templates.read_config(RunConfig, yaml.safe_load(text)) == expected
     with pytest.raises(ConfigError, match=r"config: no file 'memory://settings/other\.yaml'"):
-        run_templates.read(RunConfig, "memory://settings/other.yaml")
+        run_templates.read_config(RunConfig, "memory://settings/other.yaml")
 
 
 def test_examples_of_deployments_are_settings() -> None:
-    assert run_templates.read(AuditConfig, str(EXAMPLES / "audit.yaml")).identity == "folder"
-    assert run_templates.read(CalibrationConfig, str(EXAMPLES / "calibration.yaml")).levels == (0.2, 0.4, 0.6, 0.8)
+    assert run_templates.read_config(AuditConfig, str(EXAMPLES / "audit.yaml")).identity == "folder"
+    assert run_templates.read_config(CalibrationConfig, str(EXAMPLES / "calibration.yaml")).levels == (
+        0.2,
+        0.4,
+        0.6,
+        0.8,
+    )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metrics.attacks import attributes
-from metrics.attacks.attributes import deal, groups, groups_or_unknown, read
+from metrics.attacks.attributes import group_known_values, group_values, permute_labels, predict_attribute
 from metrics.stats.risk import as_subjects
 from tests.support.embeddings import directions, includes, names, unit
 
@@ -24,7 +24,7 @@ def planted(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarra
 
 def test_a_release_of_originals_is_read_as_they_are() -> None:
     originals, labels = planted(RNG(0), 200)
-    found = read(originals, originals, labels, names(200), RNG(1))
+    found = predict_attribute(originals, originals, labels, names(200), RNG(1))
     assert [found.trials(reader).rate for reader in READERS] == [1, 1, 1]
     assert found.chance == 0.6 and found.trials("trained_control").rate < 0.75
 
@@ -34,14 +34,14 @@ def test_independent_outputs_are_read_by_chance() -> None:
     originals, _ = planted(rng, 600)
     labels = np.where(np.arange(600) % 2 == 0, "a", "b")
     outputs = directions(rng, 600, 16)
-    found = read(originals, outputs, labels, names(600), rng)
+    found = predict_attribute(originals, outputs, labels, names(600), rng)
     for reader in ("unaware", "trained", "unaware_control", "trained_control"):
         assert includes(found.trials(reader), 0.5)
 
 
 def test_outputs_that_turn_an_attribute_around_fool_only_the_unaware() -> None:
     originals, labels = planted(RNG(3), 200)
-    found = read(originals, -originals, labels, names(200), RNG(4))
+    found = predict_attribute(originals, -originals, labels, names(200), RNG(4))
     assert found.trials("unaware").rate == 0 and found.trials("trained").rate == 1
 
 
@@ -50,7 +50,7 @@ def test_nobody_is_learnt_from_and_read() -> None:
     rng = RNG(5)
     centres, coin = directions(rng, 80, 64), rng.integers(0, 2, 80)
     photos = np.repeat(centres, 5, axis=0) + 0.01 * directions(rng, 400, 64)
-    found = read(photos, photos, np.where(coin, "a", "b").repeat(5), names(80, 5), rng)
+    found = predict_attribute(photos, photos, np.where(coin, "a", "b").repeat(5), names(80, 5), rng)
     assert 0.2 < found.trials("trained").rate < 0.8
 
 
@@ -58,24 +58,24 @@ def test_pictures_without_a_face_are_read_as_the_most_frequent() -> None:
     originals, labels = planted(RNG(6), 100)
     outputs = originals.copy()
     outputs[::2] = np.nan
-    found = read(originals, outputs, labels, names(100), RNG(7))
+    found = predict_attribute(originals, outputs, labels, names(100), RNG(7))
     assert (found.unaware[::2] == "a").all() and (found.unaware[1::2] == labels[1::2]).all()
     assert found.seen.tolist() == [False, True] * 50
-    nothing = read(originals, np.full_like(originals, np.nan), labels, names(100), RNG(7))
+    nothing = predict_attribute(originals, np.full_like(originals, np.nan), labels, names(100), RNG(7))
     assert nothing.trials("trained").rate == nothing.chance == 0.6
 
 
 def test_dealing_moves_labels_between_people_and_keeps_their_counts() -> None:
     labels, subjects = np.array(["a", "b", "c", "d"] * 25), names(100)
-    dealt = deal(labels, subjects, RNG(8))
+    dealt = permute_labels(labels, subjects, RNG(8))
     assert Counter(dealt.tolist()) == Counter(labels.tolist()) and (dealt != labels).any()
-    several = deal(as_subjects(range(40)).repeat(3), names(40, 3), RNG(9)).reshape(40, 3)
+    several = permute_labels(as_subjects(range(40)).repeat(3), names(40, 3), RNG(9)).reshape(40, 3)
     assert (several == several[:, :1]).all()  # all photos of a person take one and the same person's label
 
 
 def test_subgroups_and_readers_have_figures() -> None:
     originals, labels = planted(RNG(10), 200)
-    found = read(originals, originals, labels, names(200), RNG(11))
+    found = predict_attribute(originals, originals, labels, names(200), RNG(11))
     lines = attributes.figures(
         found, "trained", "gender", RNG(12), attack="attributes", attacker="trained", feature="planted"
     )
@@ -85,20 +85,20 @@ def test_subgroups_and_readers_have_figures() -> None:
 
 
 def test_text_and_few_numbers_stay_as_they_are() -> None:
-    assert groups(["f", "m", "f"]).tolist() == ["f", "m", "f"]
-    assert groups([1, 0, 1]).tolist() == ["1", "0", "1"]
-    assert groups([1.0, 0.5]).tolist() == ["1", "0.5"]
-    assert groups([True, False]).tolist() == ["True", "False"]
+    assert group_values(["f", "m", "f"]).tolist() == ["f", "m", "f"]
+    assert group_values([1, 0, 1]).tolist() == ["1", "0", "1"]
+    assert group_values([1.0, 0.5]).tolist() == ["1", "0.5"]
+    assert group_values([True, False]).tolist() == ["True", "False"]
 
 
 def test_many_numbers_are_cut_into_quarters() -> None:
-    found = groups(range(20, 60))
+    found = group_values(range(20, 60))
     assert Counter(found.tolist()) == {"20 to 29": 10, "30 to 39": 10, "40 to 49": 10, "50 to 59": 10}
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=60))
 def test_every_number_lies_in_the_group_that_it_is_put_in(values: list[int]) -> None:
-    for value, group in zip(values, groups(values, most=0), strict=True):
+    for value, group in zip(values, group_values(values, max_groups=0), strict=True):
         low, high = map(float, group.split(" to "))
         assert low <= value <= high
 
@@ -106,26 +106,26 @@ def test_every_number_lies_in_the_group_that_it_is_put_in(values: list[int]) -> 
 @pytest.mark.parametrize("values", (["f", None], [1.0, float("nan")], [float(i) for i in range(20)] + [float("nan")]))
 def test_a_missing_value_is_an_error(values: list[object]) -> None:
     with pytest.raises(ValueError, match="leave its rows out"):
-        groups(values)
+        group_values(values)
 
 
 def test_missing_values_are_unknown_and_leave_the_others_bins_alone() -> None:
     ages = [*range(20, 60), None, float("nan")]
-    found = groups_or_unknown(ages)
-    assert found[:40].tolist() == groups(range(20, 60)).tolist() and found[40:].tolist() == ["unknown"] * 2
-    assert groups_or_unknown(["f", None, "m"]).tolist() == ["f", "unknown", "m"]
-    assert groups_or_unknown([None, None]).tolist() == ["unknown"] * 2
-    assert groups_or_unknown([1, 0]).tolist() == groups([1, 0]).tolist()
+    found = group_known_values(ages)
+    assert found[:40].tolist() == group_values(range(20, 60)).tolist() and found[40:].tolist() == ["unknown"] * 2
+    assert group_known_values(["f", None, "m"]).tolist() == ["f", "unknown", "m"]
+    assert group_known_values([None, None]).tolist() == ["unknown"] * 2
+    assert group_known_values([1, 0]).tolist() == group_values([1, 0]).tolist()
 
 
 def test_columns_of_different_length_are_an_error() -> None:
     with pytest.raises(ValueError, match="one length, got 3, 3, 2 and 3"):
-        read(np.zeros((3, 2)), np.zeros((3, 2)), names(2), names(3), RNG(0))
+        predict_attribute(np.zeros((3, 2)), np.zeros((3, 2)), names(2), names(3), RNG(0))
 
 
 def test_halves_merge() -> None:
     originals, labels = planted(RNG(13), 100)
-    half = read(originals, originals, labels, names(100), RNG(14))
+    half = predict_attribute(originals, originals, labels, names(100), RNG(14))
     assert len(half + half) == 200 and (half + half).trials("unaware").rate == 1
 
 
@@ -135,6 +135,6 @@ def test_labels_of_any_length_are_read_whole(values: tuple[str, str]) -> None:
     rng = np.random.default_rng(3)
     labels = np.array([values[i % 3 == 0] for i in range(90)])
     rows = unit(np.where(labels == values[0], 1.0, -1.0)[:, None] * np.ones(8) + 0.3 * rng.standard_normal((90, 8)))
-    found = attributes.read(rows, rows, labels, as_subjects(range(90)), rng)
+    found = attributes.predict_attribute(rows, rows, labels, as_subjects(range(90)), rng)
     assert found.trials("originals").rate == found.trials("trained").rate == 1
     assert set(found.unaware_control) <= set(values)

@@ -8,7 +8,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from metrics.attacks import averaging as module
-from metrics.attacks.averaging import average, averaging
+from metrics.attacks.averaging import attack_averages, average
 from metrics.attacks.linkage import link
 from tests.support.embeddings import directions, includes, names
 
@@ -41,7 +41,7 @@ def test_a_gaussian_channel_gives_the_hit_rate_of_its_closed_form() -> None:
     truth = np.arange(1500) % M
     outputs = np.eye(M)[truth][:, None] + s * rng.standard_normal((1500, 16, M))
     attack = partial(link, gallery=np.eye(M), truth=truth, subjects=names(M)[truth], rng=rng)
-    found = averaging(outputs, attack)
+    found = attack_averages(outputs, attack)
     assert list(found.rankings) == [1, 2, 4, 8, 16]
     for k, ranking in found.rankings.items():
 
@@ -57,7 +57,7 @@ def test_halves_merge_and_figures_say_how_many_outputs() -> None:
     rng = np.random.default_rng(1)
     outputs, photos = directions(rng, 60, 2, 16), directions(rng, 60, 16)
     halves = [
-        averaging(outputs[h], lambda x, h=h: link(x, photos, np.arange(60)[h], names(60)[h], rng))
+        attack_averages(outputs[h], lambda x, h=h: link(x, photos, np.arange(60)[h], names(60)[h], rng))
         for h in (slice(0, 30), slice(30, 60))
     ]
     merged = halves[0] + halves[1]

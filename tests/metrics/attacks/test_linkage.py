@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metrics.attacks import linkage
-from metrics.attacks.linkage import Ranking, distribution, link, link_by_similarity, link_by_value, ranks, strangers
+from metrics.attacks.linkage import (
+    Ranking,
+    draw_other_people,
+    link,
+    link_by_similarity,
+    link_by_value,
+    rank_distribution,
+    ranks,
+)
 from tests.support.embeddings import directions, includes, names, unit
 
 RNG = np.random.default_rng
@@ -125,19 +133,19 @@ def test_a_stranger_is_never_oneself(people: list[str], seed: int) -> None:
     subjects = np.array(people)
     if len(set(people)) < 2:
         with pytest.raises(ValueError, match="two persons"):
-            strangers(subjects, RNG(seed))
+            draw_other_people(subjects, RNG(seed))
     else:
-        assert (subjects[strangers(subjects, RNG(seed))] != subjects).all()
+        assert (subjects[draw_other_people(subjects, RNG(seed))] != subjects).all()
 
 
 def test_every_stranger_is_drawn_as_often() -> None:
     subjects = np.array(["a", "b", "a", "c", "c"])
-    drawn = strangers(subjects, RNG(12), np.zeros(3000, dtype=np.int64))
+    drawn = draw_other_people(subjects, RNG(12), np.zeros(3000, dtype=np.int64))
     assert all(abs(np.mean(drawn == row) - 1 / 3) < 0.04 for row in (1, 3, 4))
 
 
 def test_the_distribution_ends_at_one() -> None:
-    found = distribution(Ranking(*np.array([[1, 3, 12], [2, 12, 7], [12, 12, 12]]), np.ones(3, bool), names(3)))
+    found = rank_distribution(Ranking(*np.array([[1, 3, 12], [2, 12, 7], [12, 12, 12]]), np.ones(3, bool), names(3)))
     assert found.rank.tolist() == [1, 2, 5, 10, 12]
     np.testing.assert_allclose(found.share, np.array([1, 1, 2, 2, 3]) / 3)
     np.testing.assert_allclose(found.control, np.array([0, 1, 1, 2, 3]) / 3)

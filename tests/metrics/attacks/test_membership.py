@@ -6,14 +6,14 @@ import torch
 
 from metrics.attacks import membership
 from metrics.attacks.membership import (
-    LOWEST,
+    UNDETECTED_SCORE,
     Candidates,
-    Scores,
-    closeness,
+    MembershipScores,
     denoising_losses,
-    nearest,
-    released_set,
-    training_set,
+    nearest_similarity,
+    score_closeness,
+    score_release,
+    score_training_set,
 )
 from metrics.stats.roc import auc
 from tests.support.embeddings import Floats, directions, names, unit
@@ -22,22 +22,22 @@ from tests.support.ideal_gaussian import IdealGaussian
 RNG = np.random.default_rng
 
 
-def area(scores: Scores) -> float:
+def area(scores: MembershipScores) -> float:
     return auc(scores.members, scores.others).value
 
 
 def test_the_nearest_of_three_solved_by_hand() -> None:
     targets = np.array([[1.0, 0.0], [0.0, 1.0], [np.nan, 0.0]])
-    found = nearest(np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [np.nan, 1.0]]), targets)
-    np.testing.assert_allclose(found, [1, 0.8, 0, LOWEST])
+    found = nearest_similarity(np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [np.nan, 1.0]]), targets)
+    np.testing.assert_allclose(found, [1, 0.8, 0, UNDETECTED_SCORE])
     with pytest.raises(ValueError, match="targets are empty"):
-        nearest(targets, targets[2:])
+        nearest_similarity(targets, targets[2:])
 
 
 def test_a_release_of_originals_betrays_all_its_members() -> None:
     photos = directions(RNG(0), 200, 64)
     members, others = Candidates(photos[:100], names(100)), Candidates(photos[100:], names(100, prefix="q"))
-    found = released_set(members, others, photos[:100])
+    found = score_release(members, others, photos[:100])
     assert area(found) == 1
     first, *rates = membership.figures(found, RNG(1), attack="membership", attacker="unaware", feature="pixels")
     assert first.measure == "AUC" and first.value == 1 and [line.value for line in rates] == [1, None]
@@ -46,7 +46,7 @@ def test_a_release_of_originals_betrays_all_its_members() -> None:
 def test_an_unrelated_release_betrays_nobody() -> None:
     photos = directions(RNG(2), 900, 32)
     members, others = Candidates(photos[:300], names(300)), Candidates(photos[300:600], names(300, prefix="q"))
-    found = auc(*(lambda s: (s.members, s.others))(released_set(members, others, photos[600:])))
+    found = auc(*(lambda s: (s.members, s.others))(score_release(members, others, photos[600:])))
     assert found.low <= 0.5 <= found.high
 
 
@@ -62,8 +62,8 @@ def test_calibration_forgives_faces_that_resemble_everything() -> None:
 
     members, others = Candidates(pictures(), names(600)), Candidates(pictures(), names(600, prefix="q"))
     outputs = released(members.embeddings)
-    plain = released_set(members, others, outputs)
-    calibrated = released_set(members, others, outputs, released(pictures()))
+    plain = score_release(members, others, outputs)
+    calibrated = score_release(members, others, outputs, released(pictures()))
     assert 0.5 < area(plain) < area(calibrated) - 0.03
 
 
@@ -72,8 +72,8 @@ def test_a_photo_that_was_not_detected_scores_lowest() -> None:
     lost = np.full((1, 8), np.nan)
     sides = Candidates(np.concatenate([photos[:1], lost]), names(2)), Candidates(lost, names(1))
     for reference in (None, photos):
-        found = released_set(*sides, photos, reference)
-        assert found.members[1] == found.others[0] == LOWEST < found.members[0]
+        found = score_release(*sides, photos, reference)
+        assert found.members[1] == found.others[0] == UNDETECTED_SCORE < found.members[0]
 
 
 def test_copies_of_training_pictures_are_closer_than_new_ones() -> None:
@@ -81,8 +81,8 @@ def test_copies_of_training_pictures_are_closer_than_new_ones() -> None:
     training, fresh = directions(rng, 300, 32), directions(rng, 200, 32)
     copies = unit(training[:100] + 0.2 * directions(rng, 100, 32))
     new = Candidates(fresh[:100], names(100, prefix="q"))
-    assert area(closeness(Candidates(copies, names(100)), new, training)) == 1
-    usual = closeness(Candidates(fresh[100:], names(100)), new, training)
+    assert area(score_closeness(Candidates(copies, names(100)), new, training)) == 1
+    usual = score_closeness(Candidates(fresh[100:], names(100)), new, training)
     found = auc(usual.members, usual.others)
     assert found.low <= 0.5 <= found.high
 
@@ -113,7 +113,7 @@ def test_what_a_model_knows_well_is_taken_for_a_member(ideal: IdealGaussian) -> 
     near = ideal.mean + ideal.spread * torch.randn(60, 3, 8, 8, generator=generator)
     far = ideal.mean + 1.3 * ideal.spread * torch.randn(60, 3, 8, 8, generator=generator)
     losses = (denoising_losses(ideal, images, RNG(8)) for images in (near, far))
-    assert area(training_set(*losses, names(60), names(60, prefix="q"))) > 0.95
+    assert area(score_training_set(*losses, names(60), names(60, prefix="q"))) > 0.95
 
 
 def test_levels_outside_the_schedule_are_an_error(ideal: IdealGaussian) -> None:
@@ -123,9 +123,9 @@ def test_levels_outside_the_schedule_are_an_error(ideal: IdealGaussian) -> None:
 
 def test_halves_merge_to_the_whole() -> None:
     photos = directions(RNG(9), 40, 8)
-    whole = released_set(Candidates(photos[:20], names(20)), Candidates(photos[20:], names(20)), photos[:20])
+    whole = score_release(Candidates(photos[:20], names(20)), Candidates(photos[20:], names(20)), photos[:20])
     halves = [
-        released_set(Candidates(photos[m], names(20)[m]), Candidates(photos[20:][m], names(20)[m]), photos[:20])
+        score_release(Candidates(photos[m], names(20)[m]), Candidates(photos[20:][m], names(20)[m]), photos[:20])
         for m in (slice(0, 10), slice(10, 20))
     ]
     merged = halves[0] + halves[1]

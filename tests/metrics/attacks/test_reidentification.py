@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from metrics.attacks import linkage, reidentification
-from metrics.attacks.linkage import blocks
+from metrics.attacks.linkage import row_blocks
 from metrics.attacks.reidentification import (
-    Accepted,
+    Decisions,
     Faces,
     closed_set,
     enrol,
     open_set,
     person_scores,
-    thresholds,
+    set_thresholds,
     verification,
 )
 from metrics.stats.risk import as_subjects
@@ -69,15 +69,15 @@ def test_enrolment_takes_detected_photos_first() -> None:
 
 def test_thresholds_solved_by_hand() -> None:
     scores = np.array([0.4, 0.1, 0.3, 0.2, 0.9, 0.5, 0.5, 0.7, 0.8, 0.6])
-    assert thresholds(scores, (0.1, 0.2, 0.3, 0.05)).tolist() == [0.8, 0.7, 0.6, np.inf]
+    assert set_thresholds(scores, (0.1, 0.2, 0.3, 0.05)).tolist() == [0.8, 0.7, 0.6, np.inf]
     assert np.mean(scores > 0.8) == 0.1
     with pytest.raises(ValueError, match="impostors are empty"):
-        thresholds(np.array([]), (0.1,))
+        set_thresholds(np.array([]), (0.1,))
 
 
 def test_a_tie_at_the_threshold_lets_no_more_impostors_through() -> None:
     scores = np.array([0.5, 0.5, 0.5, 0.1])
-    (limit,) = thresholds(scores, (0.5,))
+    (limit,) = set_thresholds(scores, (0.5,))
     assert np.mean(scores > limit) <= 0.5
 
 
@@ -85,7 +85,7 @@ def test_verification_solved_by_hand() -> None:
     """The two impostor pairs lie 40 and 50 degrees apart; at FMR 1/2 one may pass: what is nearer than 50 does."""
     unmodified, gallery = faces([0, 80], "ab"), faces([30, 40], "ab")
     pairs = np.cos(np.radians([40, 50]))  # 0 with b's 40, 80 with a's 30
-    assert thresholds(pairs, (0.5,)) == pytest.approx(pairs[1])
+    assert set_thresholds(pairs, (0.5,)) == pytest.approx(pairs[1])
     probes = faces([75, 85, np.nan, 39], "aabb")  # 45 and 55 from a's photo; lost; 1 from b's
     found = verification(probes, unmodified, gallery, RNG(0), at=(0.5,))
     assert found.impostors == 2
@@ -154,7 +154,7 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, probes = everything[np.arange(40) % 4 < 2], everything[np.arange(40) % 4 >= 2]
     closed, opened = closed_set(probes, gallery, RNG(6)), open_set(probes, probes, gallery, RNG(6), at=(0.1,))
     monkeypatch.setattr(linkage, "BLOCK", 50)
-    assert len(list(blocks(20, 20))) == 10
+    assert len(list(row_blocks(20, 20))) == 10
     assert (closed_set(probes, gallery, RNG(6)).ranks == closed.ranks).all()
     assert (open_set(probes, probes, gallery, RNG(6), at=(0.1,)).hits == opened.hits).all()
 
@@ -162,7 +162,7 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_impostor_pairs_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     everything, _ = people(RNG(7), 20, 5, 3.0)
     whole = verification(everything, everything, everything, RNG(8), at=(0.1,))
-    monkeypatch.setattr(reidentification, "MOST_IMPOSTORS", 5000)
+    monkeypatch.setattr(reidentification, "MAX_IMPOSTOR_PAIRS", 5000)
     part = verification(everything, everything, everything, RNG(8), at=(0.1,))
     assert whole.impostors == 100 * 95 and part.impostors < 5000
     assert part.trials(0.1).rate == pytest.approx(whole.trials(0.1).rate, abs=0.05)
@@ -178,7 +178,7 @@ def test_halves_merge_to_the_whole() -> None:
         _ = whole + verification(everything, everything, everything, RNG(0), at=(0.2,))
 
 
-def sum_of(parts: list[Accepted]) -> Accepted:
+def sum_of(parts: list[Decisions]) -> Decisions:
     return parts[0] + parts[1]
 
 

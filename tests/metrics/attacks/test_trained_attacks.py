@@ -12,8 +12,8 @@ import torch
 from anonymizer.boomerang import Boomerang
 from metrics.attacks import inversion, parrot
 from metrics.attacks.linkage import link
-from metrics.attacks.training_pairs import Pairs, hold_out, whole
-from metrics.audit.mechanisms import LocalSampling, Method, applied, invented
+from metrics.attacks.training_pairs import Pairs, finite_pairs, hold_out
+from metrics.audit.mechanisms import LocalSampling, Mechanism, apply, generate_people
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.pictures import pictures
 
@@ -47,13 +47,13 @@ def rotation(rng: np.random.Generator, dimensions: int = 16) -> Rows:
 # The attacker's own pairs
 
 
-def paired(method: Method, x: torch.Tensor, rng: np.random.Generator, **more: Any) -> Pairs:
-    return whole(Pairs(x, applied(method, x, rng, **more)))
+def paired(method: Mechanism, x: torch.Tensor, rng: np.random.Generator, **more: Any) -> Pairs:
+    return finite_pairs(Pairs(x, apply(method, x, rng, **more)))
 
 
 def test_invented_pairs_follow_the_method_and_the_level(ideal: IdealGaussian, rng: np.random.Generator) -> None:
     heard: list[int] = []
-    strangers = invented(ideal, 50, rng, batch=20)
+    strangers = generate_people(ideal, 50, rng, batch=20)
     pairs = paired(LocalSampling(Boomerang(ideal), 0.1), strangers, rng, batch=20, progress=heard.append)
     assert pairs.originals.shape == pairs.outputs.shape == (50, 3, 8, 8) and heard == [20, 20, 10]
     assert pairs.outputs.dtype == torch.float32 and pairs.outputs.abs().max() <= 1
@@ -117,8 +117,8 @@ def test_the_loss_alone_learns_the_rotation_too(rng: np.random.Generator) -> Non
     """InfoNCE from the centred start, without canonical correlation's help."""
     turn = rotation(rng, 8)
     learn, judge = (tuple({"f": side} for side in turned(rng, n, turn)) for n in (120, 40))
-    start = parrot._aligned(*learn)
-    a, b = parrot._trained(start, learn, judge)
+    start = parrot._principal_towers(*learn)
+    a, b = parrot._train_towers(start, learn, judge)
     assert parrot._score(start, judge) < 0.3 and rank_1(a(judge[0]), b(judge[1])) > 0.9
 
 
@@ -206,7 +206,7 @@ def test_exchanged_colours_are_put_back() -> None:
     inverter = inversion.train(Pairs(x, x[:, [1, 2, 0]]), np.random.default_rng(0), steps=100, progress=heard.append)
     outputs = new[:, [1, 2, 0]]
     restored = inverter.restore(outputs)
-    assert inverter.helps and sum(heard) == 100
+    assert inverter.has_improved and sum(heard) == 100
     assert (restored - new).square().mean() < 0.1 * (outputs - new).square().mean()
     assert rank_1(*(unit(p.flatten(1).double().numpy()) for p in (new, restored))) > 0.95
 
@@ -220,7 +220,7 @@ def test_an_untrained_restorer_changes_nothing() -> None:
 def test_where_nothing_is_to_be_undone_nothing_is_changed() -> None:
     x = pictures(16, 8)
     inverter = inversion.train(Pairs(x, x.clone()), np.random.default_rng(0), steps=3)
-    assert not inverter.helps and torch.equal(inverter.restore(x), x) and inverter.losses[0] == 0
+    assert not inverter.has_improved and torch.equal(inverter.restore(x), x) and inverter.losses[0] == 0
 
 
 def test_inverting_twice_gives_the_same_and_leaves_global_seeds_alone() -> None:

@@ -35,10 +35,10 @@ Seen = Callable[..., list[Figure]]
 class EveryFace:
     """A recogniser that works by pixels, and finds no face in a picture that is grey all over."""
 
-    name, reported, is_face = "toy", "toy faces", True
+    name, versioned_name, is_face = "toy", "toy faces", True
 
     def embed(self, images: torch.Tensor) -> Any:
-        found = features.load(["pixels"])[0].embed(images)
+        found = features.load_embedders(["pixels"])[0].embed(images)
         found[images.flatten(1).std(1).numpy() < 1e-3] = np.nan
         return found
 
@@ -52,14 +52,14 @@ def people(rng: np.random.Generator, noise: float = 0.15) -> tuple[torch.Tensor,
 
 
 def attacked(outputs: torch.Tensor, originals: torch.Tensor, names: Any, *attacks: str, **more: Any) -> audit.Findings:
-    return audit.examine(bench_of(outputs, originals, names, **more), attacks)
+    return audit.run_attacks(bench_of(outputs, originals, names, **more), attacks)
 
 
 def bench_of(outputs: torch.Tensor, originals: torch.Tensor, names: Any, **more: Any) -> Workbench:
     ideal = IdealGaussian(size=16)
     method = LocalSampling(Boomerang(ideal, "ddim", 4), 0.6)
-    evidence = Evidence(originals, outputs, names, identified=True, method=method, model=ideal, **more)
-    embedders = [*features.load(["pixels"]), EveryFace()]
+    evidence = Evidence(originals, outputs, names, has_identities=True, mechanism=method, model=ideal, **more)
+    embedders = [*features.load_embedders(["pixels"]), EveryFace()]
     return Workbench(evidence, embedders, Effort(pairs=40, outputs=4, averaged=24), seed=1)
 
 
@@ -188,7 +188,9 @@ def test_what_an_attack_fails_with_takes_no_other_with_it(monkeypatch: pytest.Mo
     originals, names = people(np.random.default_rng(11))
     found = attacked(originals, originals, names, "linkage", "reidentification")
     (failed,) = [f for f in found.figures if f.attack == "linkage"]
-    assert (failed.attacker, failed.measure) == (audit.EVERY, "not run") and "no such luck" in (failed.note or "")
+    assert (failed.attacker, failed.measure) == (audit.ALL_ATTACKERS, "not run") and "no such luck" in (
+        failed.note or ""
+    )
     assert any(f.attack == "reidentification" and f.value for f in found.figures)
 
 

@@ -18,11 +18,11 @@ from metrics.audit.gaussian_bound import (
     QUANTILES,
     Certificate,
     advantage,
-    certificate,
-    information,
+    compute_certificate,
+    describe_advantages,
+    information_bound,
     mu,
     renyi,
-    sentence,
 )
 from metrics.stats.roc import threshold_at
 
@@ -104,65 +104,67 @@ def test_information_bounds_the_exact_information(snr: float) -> None:
     """Six points on a line; the exact value by quadrature, and the simpler bounds above."""
     points = rng(3).normal(size=6)
     abar, exact = snr / (1 + snr), bits_by_quadrature(points, snr)
-    found = information(points[:, None], abar)
+    found = information_bound(points[:, None], abar)
     pairwise = np.mean([renyi(mu(abs(a - b), abar), 1) for a in points for b in points]) / math.log(2)
     assert exact <= found + 1e-6 and found <= math.log2(6) and found <= pairwise / 2 + 1e-9
 
 
 def test_information_is_exact_to_first_order_in_the_signal() -> None:
     points = rng(4).normal(size=8)
-    assert information(points[:, None], 1e-4) == pytest.approx(bits_by_quadrature(points, 1e-4), rel=1e-2)
+    assert information_bound(points[:, None], 1e-4) == pytest.approx(bits_by_quadrature(points, 1e-4), rel=1e-2)
 
 
 def test_information_of_far_pictures_is_all_there_is() -> None:
-    assert information(np.eye(16) * 1e4, 0.9) == math.log2(16) == 4
+    assert information_bound(np.eye(16) * 1e4, 0.9) == math.log2(16) == 4
 
 
 def test_k_outputs_are_one_output_with_k_times_the_signal() -> None:
     rows = rng(5).normal(size=(10, 3))
-    assert information(rows, 0.1, 5) == pytest.approx(information(rows, 5 / 14))  # 5 * .1 / .9 = (5/14) / (9/14)
+    assert information_bound(rows, 0.1, 5) == pytest.approx(
+        information_bound(rows, 5 / 14)
+    )  # 5 * .1 / .9 = (5/14) / (9/14)
 
 
 def test_a_certificate_of_three_pictures_solved_by_hand() -> None:
     """A triangle of sides 3, 4, 5 at abar = .5, where mu is the distance: the neighbours are 3, 3 and 4 away."""
     latents = torch.zeros(3, 1, 2, 2)
     latents[1, 0, 0, 0], latents[2, 0, 1, 1] = 3, 4
-    found = certificate(latents, 0.5, rng())
+    found = compute_certificate(latents, 0.5, rng())
     assert found.pair_distances == found.pair_mu == pytest.approx(np.quantile([3, 4, 5], QUANTILES))
     assert found.nearest_distances == pytest.approx(np.quantile([3, 3, 4], QUANTILES))
     assert found.advantage_nearest == pytest.approx(advantage(3)) and found.renyi_nearest == pytest.approx(9)
     assert found.advantage_median == pytest.approx(advantage(4)) and found.renyi_median == pytest.approx(16)
     assert found.advantage_farthest == pytest.approx(advantage(5)) and found.renyi_farthest == pytest.approx(25)
     assert found.n == 3 and found.k == 1 and found.most_bits == pytest.approx(math.log2(3))
-    assert found.information_bits == pytest.approx(information(latents, 0.5))
+    assert found.information_bits == pytest.approx(information_bound(latents, 0.5))
 
 
 def test_copies_of_a_picture_are_no_neighbours() -> None:
     rows = rng(6).normal(size=(5, 12)) + 100
-    found = certificate(np.concatenate([rows, rows[:2] + 1e-9]), 0.5, rng())  # copies but for rounding
+    found = compute_certificate(np.concatenate([rows, rows[:2] + 1e-9]), 0.5, rng())  # copies but for rounding
     assert found.pair_distances[0] > 1 and found.nearest_distances[0] == pytest.approx(found.pair_distances[0])
 
 
 def test_distances_are_those_of_numpy() -> None:
     rows = rng(7).normal(size=(20, 300))
     gaps = [np.linalg.norm(rows[i] - rows[j]) for i in range(20) for j in range(i)]
-    assert certificate(rows, 0.5, rng()).pair_distances == pytest.approx(np.quantile(gaps, QUANTILES))
+    assert compute_certificate(rows, 0.5, rng()).pair_distances == pytest.approx(np.quantile(gaps, QUANTILES))
 
 
 def test_of_many_pictures_a_sample_is_taken_that_the_generator_alone_decides() -> None:
     rows = torch.from_numpy(rng(8).normal(size=(50, 6))).half()
-    first, again, other = (certificate(rows, 0.2, rng(seed), most=20) for seed in (1, 1, 2))
+    first, again, other = (compute_certificate(rows, 0.2, rng(seed), max_images=20) for seed in (1, 1, 2))
     assert first == again != other and first.n == 20 and first.most_bits == math.log2(20)
 
 
 @pytest.mark.parametrize("bad", [np.ones((1, 4)), np.array([[1.0], [np.nan]]), np.ones((3, 4))])
 def test_pictures_that_have_no_distance_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="latents must"):
-        certificate(bad, 0.5, rng())
+        compute_certificate(bad, 0.5, rng())
 
 
 def scaled(scale: float, k: int = 1) -> Certificate:
-    return certificate(rng(9).normal(size=(30, 64)) * scale, 0.5, rng(), k=k)
+    return compute_certificate(rng(9).normal(size=(30, 64)) * scale, 0.5, rng(), k=k)
 
 
 def test_at_useful_levels_the_sentence_says_that_nothing_is_guaranteed() -> None:
@@ -183,13 +185,13 @@ def test_more_outputs_undo_a_guarantee() -> None:
 
 
 def test_a_guarantee_for_some_pairs_only_is_not_sold_as_one() -> None:
-    assert sentence(0.1, 0.3, 0.9, 1).startswith("No formal guarantee for all originals")
+    assert describe_advantages(0.1, 0.3, 0.9, 1).startswith("No formal guarantee for all originals")
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.integers(1, 99))
 def test_sentences_round_bounds_up_and_speak_of_no_epsilon(advantages: list[float], k: int) -> None:
     nearest, median, farthest = sorted(advantages)
-    text = sentence(nearest, median, farthest, k)
+    text = describe_advantages(nearest, median, farthest, k)
     stated = sorted(float(number) for number in re.findall(r"\b[01]\.\d\d\b", text))
     meant = (
         [nearest, median] if nearest > 0.5 else [nearest, median, farthest] if farthest > 0.5 else [median, farthest]

@@ -11,13 +11,13 @@ from metrics.audit import baselines
 from metrics.audit.mechanisms import (
     Blur,
     LocalSampling,
-    Method,
+    Mechanism,
     Pixelate,
     RoundTrip,
     Unrelated,
-    applied,
-    encoded,
-    invented,
+    apply,
+    generate_people,
+    reencode,
 )
 from metrics.audit.workbench import Evidence
 from tests.support.ideal_gaussian import IdealGaussian
@@ -75,19 +75,19 @@ def test_unrelated_pictures_are_drawn_from_others_without_repetition(rng: np.ran
 
 def test_several_runs_of_a_random_method_differ_and_of_any_other_do_not(rng: np.random.Generator) -> None:
     x, local = pictures(2, 8), LocalSampling(Boomerang(IdealGaussian(), "ddim", 4), 0.5)
-    methods: list[Method] = [local, RoundTrip(), Blur(1), Pixelate(4)]
+    methods: list[Mechanism] = [local, RoundTrip(), Blur(1), Pixelate(4)]
     for method in methods:
         assert torch.equal(method(x, rng), method(x, rng)) is not method.is_random
 
 
 def test_batches_do_not_matter(rng: np.random.Generator) -> None:
     x, local = pictures(5, 8), LocalSampling(Boomerang(IdealGaussian(), "ddim", 4), 0.5)
-    a, b = (applied(local, x, np.random.default_rng(1), batch=batch) for batch in (2, 5))
+    a, b = (apply(local, x, np.random.default_rng(1), batch=batch) for batch in (2, 5))
     torch.testing.assert_close(a, b)
 
 
 def test_invented_people_have_the_models_mean_and_spread(ideal: IdealGaussian, rng: np.random.Generator) -> None:
-    made = invented(ideal, 40, rng)
+    made = generate_people(ideal, 40, rng)
     assert made.mean().item() == pytest.approx(ideal.mean, abs=0.03)
     assert made.std().item() == pytest.approx(ideal.spread, rel=0.2)
 
@@ -95,7 +95,7 @@ def test_invented_people_have_the_models_mean_and_spread(ideal: IdealGaussian, r
 def test_a_picture_that_is_not_finite_stays_so() -> None:
     x = pictures(2, 8)
     x[1, 0, 0, 0] = torch.nan
-    assert not encoded(x)[1].isfinite().all() and encoded(x)[0].isfinite().all()
+    assert not reencode(x)[1].isfinite().all() and reencode(x)[0].isfinite().all()
 
 
 def test_attackers_make_outputs_in_the_releases_encoding() -> None:
@@ -104,7 +104,7 @@ def test_attackers_make_outputs_in_the_releases_encoding() -> None:
         LocalSampling(boomerang, 0.3, image, 30)(x, np.random.default_rng(1))
         for image in ("png", "jpeg")  # type: ignore[arg-type]
     )
-    assert torch.equal(encoded(plain), plain) and 0.01 < (plain - rough).abs().mean() < 0.3
+    assert torch.equal(reencode(plain), plain) and 0.01 < (plain - rough).abs().mean() < 0.3
 
 
 @pytest.mark.parametrize("name", ["blur", "pixelation"])
@@ -112,12 +112,12 @@ def test_blur_and_pixelation_are_set_to_change_as_much_as_the_release(
     name: str, ideal: IdealGaussian, rng: np.random.Generator
 ) -> None:
     originals = pictures(12, 32)
-    outputs = encoded(Blur(3.0)(originals, rng))
-    found = baselines.baseline(name, evidence(outputs, originals, ideal), apart, rng)
-    target = baselines.median(originals, outputs, apart)
+    outputs = reencode(Blur(3.0)(originals, rng))
+    found = baselines.apply_baseline(name, evidence(outputs, originals, ideal), apart, rng)
+    target = baselines.median_distance(originals, outputs, apart)
     assert found.distance == pytest.approx(target, rel=0.15)
     if name == "blur":
-        assert isinstance(found.method, Blur) and found.method.sigma == pytest.approx(3.0, rel=0.1)
+        assert isinstance(found.mechanism, Blur) and found.mechanism.sigma == pytest.approx(3.0, rel=0.1)
 
 
 def test_a_release_that_is_out_of_reach_takes_the_end_of_the_ladder(
@@ -125,22 +125,22 @@ def test_a_release_that_is_out_of_reach_takes_the_end_of_the_ladder(
 ) -> None:
     originals = pictures(6, 16)
     far = evidence(-originals.sign(), originals, ideal)
-    found = baselines.baseline("pixelation", far, apart, rng)
-    assert isinstance(found.method, Pixelate) and found.method.cells == 1
+    found = baselines.apply_baseline("pixelation", far, apart, rng)
+    assert isinstance(found.mechanism, Pixelate) and found.mechanism.cells == 1
 
 
 def test_the_ends_keep_all_and_nothing(ideal: IdealGaussian, rng: np.random.Generator) -> None:
     originals, strangers = pictures(30, 8) * 0.25 + 0.1, pictures(30, 8, seed=9)
     of = evidence(originals, originals, ideal, outsiders=(strangers, np.arange(30).astype(np.str_)))
-    assert baselines.baseline("round-trip", of, apart, rng).distance < 0.01
-    pure = baselines.baseline("global", of, apart, rng)
-    assert isinstance(pure.method, LocalSampling) and pure.method.level == 1
+    assert baselines.apply_baseline("round-trip", of, apart, rng).distance < 0.01
+    pure = baselines.apply_baseline("global", of, apart, rng)
+    assert isinstance(pure.mechanism, LocalSampling) and pure.mechanism.level == 1
     assert abs(np.corrcoef(pure.outputs.flatten(), originals.flatten())[0, 1]) < 0.2
-    unrelated = baselines.baseline("unrelated", of, apart, rng)
+    unrelated = baselines.apply_baseline("unrelated", of, apart, rng)
     assert unrelated.outputs.shape == originals.shape and unrelated.distance > 0.1
 
 
 def test_unrelated_pictures_need_other_people(ideal: IdealGaussian, rng: np.random.Generator) -> None:
     x = pictures(4, 8)
     with pytest.raises(ValueError, match=r"audit\.outsiders"):
-        baselines.baseline("unrelated", evidence(x, x, ideal), apart, rng)
+        baselines.apply_baseline("unrelated", evidence(x, x, ideal), apart, rng)

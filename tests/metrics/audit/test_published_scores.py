@@ -11,7 +11,7 @@ import torch
 from anonymizer.policy import public_scores
 from metrics.attacks import leaks
 from metrics.audit import side_channels
-from metrics.audit.published_scores import MOST, Column, Published, recompute
+from metrics.audit.published_scores import MAX_RECORDS, PublishedColumn, PublishedScores, recompute_scores
 from tests.support.releases import PlainScorer
 
 N = 60
@@ -31,18 +31,20 @@ def pictures(count: int, seed: int) -> torch.Tensor:
     ).clamp(-1, 1)
 
 
-def published(originals: torch.Tensor, outputs: torch.Tensor, how: str = "exact") -> dict[str, Column]:
+def published(originals: torch.Tensor, outputs: torch.Tensor, how: str = "exact") -> dict[str, PublishedColumn]:
     exact = PlainScorer().score(originals, outputs)
     found = {name: np.array([getattr(one, name) for one in exact]) for name in ("clip_similarity", "lpips")}
     if how == "exact":
-        return {name: Column(name, values) for name, values in found.items()}
+        return {name: PublishedColumn(name, values) for name, values in found.items()}
     return {
-        f"{name}_bin": Column(name, np.array([public_scores.binned(v) for v in values]), public_scores.binned)
+        f"{name}_bin": PublishedColumn(
+            name, np.array([public_scores.bin_center(v) for v in values]), public_scores.bin_center
+        )
         for name, values in found.items()
     }
 
 
-def released(count: int, how: str) -> tuple[dict[str, Column], torch.Tensor, torch.Tensor]:
+def released(count: int, how: str) -> tuple[dict[str, PublishedColumn], torch.Tensor, torch.Tensor]:
     """Published columns, originals, and outputs that share half of their light with them."""
     originals = pictures(count, 1)
     outputs = 0.5 * originals + 0.5 * pictures(count, 2)
@@ -50,7 +52,7 @@ def released(count: int, how: str) -> tuple[dict[str, Column], torch.Tensor, tor
 
 
 def test_exact_scores_name_the_original() -> None:
-    found = recompute(*released(N, "exact"), PlainScorer(), rng())
+    found = recompute_scores(*released(N, "exact"), PlainScorer(), rng())
     for told, recomputed in found.scores.values():
         assert np.allclose(told, np.diagonal(recomputed), atol=1e-6)
     lines = figures(found)
@@ -61,10 +63,10 @@ def test_exact_scores_name_the_original() -> None:
 
 
 def test_bins_are_bins_on_both_sides_and_tell_little() -> None:
-    found = recompute(*released(N, "binned"), PlainScorer(), rng())
+    found = recompute_scores(*released(N, "binned"), PlainScorer(), rng())
     for told, recomputed in found.scores.values():
         assert (told == np.diagonal(recomputed)).all()
-        middles = [public_scores.binned(value) for value in told]
+        middles = [public_scores.bin_center(value) for value in told]
         assert (told == middles).all() and len(np.unique(recomputed)) < 20
     lines = figures(found)
     assert "published lpips_bin" in lines
@@ -75,36 +77,36 @@ def test_bins_are_bins_on_both_sides_and_tell_little() -> None:
 def test_scores_of_other_outputs_are_a_guess() -> None:
     columns, originals, outputs = released(N, "exact")
     moved = {name: replace(column, values=np.roll(column.values, 1)) for name, column in columns.items()}
-    found = recompute(moved, originals, outputs, PlainScorer(), rng())
+    found = recompute_scores(moved, originals, outputs, PlainScorer(), rng())
     for line in figures(found).values():
         assert line.low is not None and line.low <= 1 / N + 0.02
 
 
 def test_many_records_are_tried_by_a_sample_and_a_missing_score_is_a_blind_guess() -> None:
-    columns, originals, outputs = released(MOST + 20, "exact")
-    columns["lpips"] = replace(columns["lpips"], values=np.full(MOST + 20, np.nan))
-    found = recompute(columns, originals, outputs, PlainScorer(), rng())
-    assert found.rows.shape == (MOST,) and len(np.unique(found.rows)) == MOST
-    assert np.isnan(found.scores["lpips"][0]).all() and found.scores["lpips"][1].shape == (MOST, MOST)
-    low = figures(found, MOST + 20)["published lpips"]
-    assert low.value is not None and low.value < 0.1 and low.gallery == MOST
+    columns, originals, outputs = released(MAX_RECORDS + 20, "exact")
+    columns["lpips"] = replace(columns["lpips"], values=np.full(MAX_RECORDS + 20, np.nan))
+    found = recompute_scores(columns, originals, outputs, PlainScorer(), rng())
+    assert found.rows.shape == (MAX_RECORDS,) and len(np.unique(found.rows)) == MAX_RECORDS
+    assert np.isnan(found.scores["lpips"][0]).all() and found.scores["lpips"][1].shape == (MAX_RECORDS, MAX_RECORDS)
+    low = figures(found, MAX_RECORDS + 20)["published lpips"]
+    assert low.value is not None and low.value < 0.1 and low.gallery == MAX_RECORDS
 
 
 def test_a_bin_is_read_back_as_its_middle() -> None:
     for value in np.linspace(-0.3, 1.4, 171).tolist():
-        assert abs(public_scores.binned(value) - value) <= 0.05 + 1e-9
-        assert public_scores.label(public_scores.binned(value)) == public_scores.label(value)
-    assert public_scores.number("0.6 to 0.7") == pytest.approx(0.65) and public_scores.number(0.61) == 0.61
-    assert np.isnan([public_scores.binned(float("nan")), public_scores.number(None)]).all()
-    assert public_scores.columns(["file", "lpips_bin", "clip_similarity"]) == {
+        assert abs(public_scores.bin_center(value) - value) <= 0.05 + 1e-9
+        assert public_scores.bin_label(public_scores.bin_center(value)) == public_scores.bin_label(value)
+    assert public_scores.to_number("0.6 to 0.7") == pytest.approx(0.65) and public_scores.to_number(0.61) == 0.61
+    assert np.isnan([public_scores.bin_center(float("nan")), public_scores.to_number(None)]).all()
+    assert public_scores.find_score_columns(["file", "lpips_bin", "clip_similarity"]) == {
         "lpips_bin": "lpips",
         "clip_similarity": "clip_similarity",
     }
 
 
 def test_one_person_alone_cannot_be_told_from_anybody() -> None:
-    found = recompute(*released(4, "exact"), PlainScorer(), rng())
-    (line,) = side_channels.by_published_scores(found, np.array(["one"] * 4), rng())
+    found = recompute_scores(*released(4, "exact"), PlainScorer(), rng())
+    (line,) = side_channels.published_score_figures(found, np.array(["one"] * 4), rng())
     assert line.measure == "not run" and line.note == "one person alone: there is nobody to be told from"
 
 
@@ -113,7 +115,7 @@ def test_what_pictures_give_away_by_themselves_is_not_put_down_to_the_score() ->
     originals = pictures(N, 1)
     outputs = originals + 0.001
     columns = {"lpips": published(originals, outputs)["lpips"]}
-    found = recompute(columns, originals, outputs, PlainScorer(), rng())
+    found = recompute_scores(columns, originals, outputs, PlainScorer(), rng())
     (whole,), (alone,) = figures(found).values(), figures(found, measure=ALONE).values()
     assert whole.value == 1.0 and alone.value == 0 and alone.control == 0
     assert alone.note is not None and "with it 100.0%, without it 100.0%" in alone.note
@@ -123,11 +125,11 @@ def test_of_originals_in_one_bin_the_most_alike_comes_first() -> None:
     likeness = rng().random((N, N))
     likeness[np.arange(N), np.arange(N)] = 1.0
     pair, names = (np.zeros(N), np.zeros((N, N))), np.array([f"person {i}" for i in range(N)])
-    assert leaks.by_scores([pair], np.arange(N), names, rng(), likeness).within(1).rate == 1
-    assert leaks.by_scores([pair], np.arange(N), names, rng()).within(1).rate < 0.15
+    assert leaks.link_by_scores([pair], np.arange(N), names, rng(), likeness).within(1).rate == 1
+    assert leaks.link_by_scores([pair], np.arange(N), names, rng()).within(1).rate < 0.15
 
 
-def figures(found: Published, count: int = N, measure: str = WHOLE) -> dict[str, side_channels.Figure]:
+def figures(found: PublishedScores, count: int = N, measure: str = WHOLE) -> dict[str, side_channels.Figure]:
     names = np.array([f"person {i}" for i in range(count)])
-    lines = side_channels.by_published_scores(found, names, rng())
+    lines = side_channels.published_score_figures(found, names, rng())
     return {line.feature: line for line in lines if line.measure == measure}

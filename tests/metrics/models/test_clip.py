@@ -93,7 +93,7 @@ def test_preprocessing_agrees_with_open_clips_pil_transform(size: tuple[int, int
     import open_clip
 
     _, _, reference = open_clip.create_model_and_transforms(f"local-dir:{BUNDLED}")
-    ours = Preprocess.of(json.loads((BUNDLED / "open_clip_config.json").read_text())["preprocess_cfg"])
+    ours = Preprocess.from_config(json.loads((BUNDLED / "open_clip_config.json").read_text())["preprocess_cfg"])
     x = ((pictures(1, 256)[0, :, : size[0], : size[1]] + 1) * 127.5).round().byte()
     theirs = reference(Image.fromarray(x.permute(1, 2, 0).numpy()))
     torch.testing.assert_close(ours(x[None] / 127.5 - 1)[0], theirs, atol=tolerance, rtol=0)
@@ -129,7 +129,7 @@ def test_a_local_file_of_a_known_architecture_is_loaded(tiny: dict[str, Path]) -
     found = ClipEmbedder.load(f"tiny-test-clip/{tiny['safe']}")
     assert found.embed(pictures(2, 48)).shape == (2, 16)
     assert found.preprocess.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
-    assert found.reported.startswith("tiny-test-clip sha256:") and "secret" not in found.reported
+    assert found.versioned_name.startswith("tiny-test-clip sha256:") and "secret" not in found.versioned_name
 
 
 def test_a_pickle_file_is_refused_unless_allowed(tiny: dict[str, Path]) -> None:
@@ -181,7 +181,7 @@ def test_without_network_the_error_says_which_file_to_place_where(
 
 def test_a_model_whose_input_is_not_square_is_refused() -> None:
     with pytest.raises(ModelError, match="square"):
-        Preprocess.of({"size": (64, 32), "mean": (0, 0, 0), "std": (1, 1, 1)})
+        Preprocess.from_config({"size": (64, 32), "mean": (0, 0, 0), "std": (1, 1, 1)})
 
 
 def test_loading_leaves_logging_and_warnings_alone(recwarn: pytest.WarningsRecorder) -> None:

@@ -48,13 +48,13 @@ def test_every_picture_against_every_other_is_what_pairs_give(
 ) -> None:
     a, b = pictures(12, 32).split([5, 7])
     pairs = torch.stack([tolerant(a[i : i + 1].expand(7, -1, -1, -1), b) for i in range(5)])
-    assert torch.allclose(tolerant.across(a, b), pairs, atol=1e-5)
-    assert torch.allclose(tolerant.across(a, a).diagonal(), torch.zeros(5), atol=1e-5)
-    monkeypatch.setattr("metrics.models.lpips.KEPT_BYTES", 1)
+    assert torch.allclose(tolerant.pairwise(a, b), pairs, atol=1e-5)
+    assert torch.allclose(tolerant.pairwise(a, a).diagonal(), torch.zeros(5), atol=1e-5)
+    monkeypatch.setattr("metrics.models.lpips.MAX_CANDIDATE_BYTES", 1)
     monkeypatch.setattr("metrics.models.lpips.CHUNK_PIXELS", 2 * 32 * 32)
-    assert torch.allclose(tolerant.across(a, b), pairs, atol=1e-5)
+    assert torch.allclose(tolerant.pairwise(a, b), pairs, atol=1e-5)
     with pytest.raises(ValueError, match="equal shapes"):
-        tolerant.across(a, b[..., :16])
+        tolerant.pairwise(a, b[..., :16])
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_plain_lpips_agrees_with_the_lpips_package_on_random_backbones(kind: str
         expected = theirs(a, b).flatten()
     assert expected.min() > 1e-4
     torch.testing.assert_close(ours(a, b), expected, atol=1e-6, rtol=1e-4)
-    assert ours.reported.startswith(f"lpips-{kind} sha256:") and "backbone" not in ours.reported
+    assert ours.versioned_name.startswith(f"lpips-{kind} sha256:") and "backbone" not in ours.versioned_name
 
 
 def test_the_two_kinds_have_different_names(tolerant: PerceptualDistance) -> None:
-    assert tolerant.reported.startswith("st-lpips-alex sha256:")
+    assert tolerant.versioned_name.startswith("st-lpips-alex sha256:")
 
 
 @pytest.mark.parametrize("kind", sorted(BACKBONES))

@@ -22,8 +22,8 @@ from anonymizer.config import MetricsConfig
 from anonymizer.errors import ModelError
 from anonymizer.records import Scores
 from metrics.features import Rows
-from metrics.features.dlib_faces import LANDMARKS, NETWORK, FaceFinder, model_file
-from metrics.scores.identity import Identity, distance
+from metrics.features.dlib_faces import LANDMARKS, NETWORK, FaceFinder, find_model_file
+from metrics.scores.identity import FaceIdentity, identity_distance
 from metrics.scores.scorer import ReleaseScorer, build_scorer
 from tests.metrics.features.test_features import save_network
 from tests.support.embeddings import unit
@@ -97,8 +97,8 @@ def test_a_face_is_at_no_distance_from_itself_and_at_some_from_another(
 def test_the_distance_is_that_of_dlib_s_own_descriptors(by_dlib: ReleaseScorer, people: torch.Tensor) -> None:
     import dlib
 
-    detector, landmarks = dlib.get_frontal_face_detector(), dlib.shape_predictor(str(model_file(LANDMARKS)))
-    describe = dlib.face_recognition_model_v1(str(model_file(NETWORK))).compute_face_descriptor
+    detector, landmarks = dlib.get_frontal_face_detector(), dlib.shape_predictor(str(find_model_file(LANDMARKS)))
+    describe = dlib.face_recognition_model_v1(str(find_model_file(NETWORK))).compute_face_descriptor
 
     def described(image: torch.Tensor) -> Any:
         pixels = enlarged(image)
@@ -173,7 +173,7 @@ def test_a_score_names_what_made_it_and_not_where_that_lies(by_dlib: ReleaseScor
 
 @needs_faces
 def test_what_is_never_published_is_not_compared_across(by_dlib: ReleaseScorer, people: torch.Tensor) -> None:
-    assert by_dlib.across(people, people) == {}
+    assert by_dlib.score_pairwise(people, people) == {}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def rows(*values: list[float]) -> Rows:
     ],
 )
 def test_distances_by_hand(some: Rows, others: Rows, expected: float) -> None:
-    assert distance(some, others) == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert identity_distance(some, others) == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
 directions = hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.just(3)), elements=st.floats(-1, 1)).map(
@@ -223,9 +223,9 @@ directions = hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.just(3)), el
 
 @given(directions, directions)
 def test_a_distance_has_no_direction_and_more_faces_only_lessen_it(some: Rows, others: Rows) -> None:
-    found = distance(some, others)
-    assert 0 <= found <= 2 and found == pytest.approx(distance(others[::-1], some), abs=1e-6)
-    assert found <= distance(some[:1], others) + 1e-6
+    found = identity_distance(some, others)
+    assert 0 <= found <= 2 and found == pytest.approx(identity_distance(others[::-1], some), abs=1e-6)
+    assert found <= identity_distance(some[:1], others) + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_file_that_is_no_recogniser_is_named_in_one_line(tmp_path: Path) -> No
     file = tmp_path / "wrong.onnx"
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match=r"^metrics.identity: 'wrong.onnx' is no face recogniser .*: check the file$"):
-        Identity.load(f"arcface:{file}")
+        FaceIdentity.load(f"arcface:{file}")
 
 
 @pytest.mark.parametrize(("spec", "module"), [("dlib", "dlib"), ("arcface", "dlib"), ("arcface", "onnxruntime")])
@@ -260,11 +260,11 @@ def test_a_missing_extra_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, module, None)
     expected = rf"^metrics.identity: {module} is not installed: pip install 'anonymizer\[faces\]'$"
     with pytest.raises(ModelError, match=expected):
-        Identity.load(spec if spec == "dlib" else f"arcface:{file}")
+        FaceIdentity.load(spec if spec == "dlib" else f"arcface:{file}")
 
 
 def test_missing_weights_of_dlib_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dlib", SimpleNamespace())
     monkeypatch.setattr("metrics.features.dlib_faces.PACKAGE", "no-such-package")
     with pytest.raises(ModelError, match=r"^metrics.identity: no-such-package is not .*'anonymizer\[faces\]'$"):
-        Identity.load("dlib")
+        FaceIdentity.load("dlib")

@@ -50,7 +50,7 @@ def test_how_a_batch_is_split_does_not_matter(scorer: ReleaseScorer, monkeypatch
     split = [row for i in range(5) for row in scorer.score(scorer.embed(x[i : i + 1]), y[i : i + 1])]
     monkeypatch.setattr("metrics.models.lpips.CHUNK_PIXELS", 2 * 64 * 64)
     chunked = scorer.score(scorer.embed(x), y)
-    monkeypatch.setattr("metrics.scores.scorer.KEPT_BYTES", 0)
+    monkeypatch.setattr("metrics.scores.scorer.MAX_FEATURE_BYTES", 0)
     without_kept_features = scorer.score(scorer.embed(x), y)
     for other in (split, chunked, without_kept_features):
         for a, b in zip(whole, other, strict=True):
@@ -79,12 +79,12 @@ def test_what_an_encoder_would_clip_is_clipped_before_it_is_scored(scorer: Relea
 def test_every_output_against_every_original_has_the_score_of_its_pair(scorer: ReleaseScorer) -> None:
     originals, outputs = pictures(6)[:3].clone(), pictures(6)[3:] * 1.5
     originals[2, 0, 0, 0] = float("nan")
-    across, pairs = scorer.across(originals, outputs), scorer.score(scorer.embed(originals), outputs)
+    across, pairs = scorer.score_pairwise(originals, outputs), scorer.score(scorer.embed(originals), outputs)
     assert set(across) == {"clip_similarity", "lpips"}
     for name, values in across.items():
         assert values.shape == (3, 3) and values[:, 2].isnan().all() and values[:, :2].isfinite().all()
         assert values.diagonal().tolist() == pytest.approx([getattr(p, name) for p in pairs], abs=1e-5, nan_ok=True)
-    fewer = scorer.across(originals[:2], outputs)
+    fewer = scorer.score_pairwise(originals[:2], outputs)
     assert torch.allclose(fewer["lpips"], across["lpips"][:, :2], atol=1e-5)
 
 

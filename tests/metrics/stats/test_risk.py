@@ -8,10 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from metrics.stats.intervals import cluster_bootstrap, few_people, interval, rule_of_three, wilson
-from metrics.stats.risk import Described, Figure, Trials, as_subjects, figure, risk
+from metrics.stats.intervals import (
+    cluster_bootstrap,
+    rate_interval,
+    rule_of_three,
+    small_sample_factor,
+    wilson_interval,
+)
+from metrics.stats.risk import Figure, FigureContext, Trials, as_subjects, make_figure, risk_above_control
 
-LINKAGE = Described(attack="linkage", attacker="unaware", feature="pixels")
+LINKAGE = FigureContext(attack="linkage", attacker="unaware", feature="pixels")
 
 
 def rng(seed: int | list[int] = 0) -> np.random.Generator:
@@ -27,7 +33,7 @@ def trials(hits: int, n: int, each: int = 1) -> Trials:
 def test_wilson_agrees_with_scipy(case: tuple[int, int]) -> None:
     hits, n = case
     reference = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    found = wilson(hits, n)
+    found = wilson_interval(hits, n)
     assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
     assert found.low <= hits / n <= found.high and found.low < found.high
 
@@ -35,7 +41,7 @@ def test_wilson_agrees_with_scipy(case: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("hits", "n"), [(0, 0), (3, 2), (-1, 4)])
 def test_counts_that_cannot_be_are_refused(hits: int, n: int) -> None:
     with pytest.raises(ValueError, match=f"got {hits} of {n}"):
-        wilson(hits, n)
+        wilson_interval(hits, n)
 
 
 @pytest.mark.parametrize("n", [1, 20, 300, 100_000])
@@ -53,29 +59,29 @@ def test_the_rule_of_three_needs_a_trial() -> None:
 def test_trials_of_shards_merge() -> None:
     whole = trials(7, 40)
     first, second = (Trials(whole.hits[part], whole.subjects[part]) for part in (slice(0, 13), slice(13, 40)))
-    assert interval(first + second, rng()) == interval(whole, rng())
+    assert rate_interval(first + second, rng()) == rate_interval(whole, rng())
     assert (first + second).people == 40
 
 
 def test_one_trial_a_person_is_wilsons() -> None:
-    assert interval(trials(7, 40), rng()) == wilson(7, 40)
+    assert rate_interval(trials(7, 40), rng()) == wilson_interval(7, 40)
 
 
 def test_several_trials_a_person_widen_the_interval() -> None:
     """Ten trials a person that always agree count as one: 60 persons of whom 15 are hit."""
-    found, one_each = interval(trials(150, 600, each=10), rng()), wilson(15, 60)
+    found, one_each = rate_interval(trials(150, 600, each=10), rng()), wilson_interval(15, 60)
     assert (found.low, found.high) == pytest.approx((one_each.low, one_each.high), abs=0.02)
 
 
 def test_one_person_who_is_always_hit_is_one_of_thirty_not_ten_of_three_hundred() -> None:
-    found, one = interval(trials(10, 300, each=10), rng()), wilson(1, 30)
+    found, one = rate_interval(trials(10, 300, each=10), rng()), wilson_interval(1, 30)
     assert found.low <= one.low + 0.001 and found.high == pytest.approx(one.high, abs=0.02)
-    assert found.high > 2 * wilson(10, 300).high
+    assert found.high > 2 * wilson_interval(10, 300).high
 
 
 def test_without_variance_between_people_the_interval_is_not_a_point() -> None:
     halves = Trials(np.arange(80) % 2 == 0, as_subjects(np.arange(80) // 2))
-    assert cluster_bootstrap(halves, rng()) == wilson(40, 80)
+    assert cluster_bootstrap(halves, rng()) == wilson_interval(40, 80)
 
 
 @pytest.mark.parametrize("each", [1, 5])
@@ -108,7 +114,7 @@ def test_the_bootstrap_depends_on_its_generator_alone() -> None:
 def test_intervals_hold_the_rate_and_are_never_points(rows: list[tuple[bool, int]]) -> None:
     hits, subjects = zip(*rows, strict=True)
     some = Trials(np.array(hits), as_subjects(subjects))
-    found = interval(some, rng())
+    found = rate_interval(some, rng())
     assert 0 <= found.low <= some.rate + 1e-12 and some.rate - 1e-12 <= found.high <= 1
     assert found.low < found.high
 
@@ -153,7 +159,7 @@ def test_risk_covers_the_truth_with_few_people(people: int) -> None:
         return Trials(source.random(people * 5) < np.repeat(own, 5), subjects)
 
     for _ in range(rounds):
-        found = risk(tried(0.3), tried(0.1), source)
+        found = risk_above_control(tried(0.3), tried(0.1), source)
         assert found is not None
         covered += found.low <= truth <= found.high
     assert covered / rounds > 0.93
@@ -172,45 +178,45 @@ def test_a_hit_more_never_promises_less_than_none(people: int, each: int, hits: 
 
 @pytest.mark.parametrize(("people", "t"), [(2, 12.7062), (10, 2.2622), (31, 2.0423)])
 def test_few_people_widen_by_students_t(people: int, t: float) -> None:
-    assert few_people(people) == pytest.approx(t / 1.959964, abs=1e-4)
+    assert small_sample_factor(people) == pytest.approx(t / 1.959964, abs=1e-4)
     with pytest.raises(ValueError, match="got 1"):
-        few_people(1)
+        small_sample_factor(1)
 
 
 def test_risk_is_the_part_that_the_control_leaves() -> None:
     """Half against a quarter, solved by hand; the error as anonymeter propagates it, with Wilson's halves."""
-    found = risk(trials(50, 100), trials(25, 100), rng())
+    found = risk_above_control(trials(50, 100), trials(25, 100), rng())
     assert found is not None and found.value == pytest.approx((0.5 - 0.25) / 0.75)
-    a, c = wilson(50, 100), wilson(25, 100)
+    a, c = wilson_interval(50, 100), wilson_interval(25, 100)
     down = np.hypot((0.5 - a.low) / 0.75, (c.high - 0.25) * 0.5 / 0.75**2)
     up = np.hypot((a.high - 0.5) / 0.75, (0.25 - c.low) * 0.5 / 0.75**2)
     assert (found.low, found.high) == pytest.approx((found.value - down, found.value + up))
 
 
 def test_without_a_control_hit_the_risk_is_the_rate() -> None:
-    found = risk(trials(30, 100), trials(0, 10_000), rng())
+    found = risk_above_control(trials(30, 100), trials(0, 10_000), rng())
     assert found is not None and (found.value, found.low, found.high) == pytest.approx((0.3, 0.2189, 0.3958), abs=1e-3)
 
 
 def test_an_attack_that_always_hits_has_risk_one() -> None:
-    found = risk(trials(100, 100), trials(10, 100), rng())
+    found = risk_above_control(trials(100, 100), trials(10, 100), rng())
     assert found is not None and found.value == found.high == 1 and 0.9 < found.low < 1
 
 
 def test_a_control_above_the_attack_gives_no_negative_risk_and_no_certainty() -> None:
-    found = risk(trials(2, 100), trials(20, 100), rng())
+    found = risk_above_control(trials(2, 100), trials(20, 100), rng())
     assert found is not None and found.value == found.low == 0 and 0.03 < found.high < 0.15
 
 
 def test_a_control_that_always_hits_leaves_nothing_to_measure() -> None:
-    assert risk(trials(100, 100), trials(100, 100), rng()) is None
+    assert risk_above_control(trials(100, 100), trials(100, 100), rng()) is None
 
 
 @pytest.mark.parametrize(("a", "c"), [(0.06, 0.02), (0.5, 0.3), (0.9, 0.6)])
 def test_risk_covers_the_truth_as_often_as_it_says(a: float, c: float) -> None:
     source, covered, rounds, truth = rng(2), 0, 400, (a - c) / (1 - c)
     for _ in range(rounds):
-        found = risk(trials(source.binomial(150, a), 150), trials(source.binomial(150, c), 150), source)
+        found = risk_above_control(trials(source.binomial(150, a), 150), trials(source.binomial(150, c), 150), source)
         assert found is not None
         covered += found.low <= truth <= found.high
     assert covered / rounds > 0.93
@@ -220,14 +226,14 @@ def test_chance_on_both_sides_shows_no_risk() -> None:
     """Attack and control alike: the lower bound is above 0 in no more than the 2.5 % that a 95 % interval allows."""
     source = rng(3)
     pairs = [(trials(source.binomial(200, 0.1), 200), trials(source.binomial(200, 0.1), 200)) for _ in range(300)]
-    above = [found.low > 0 for attack, control in pairs if (found := risk(attack, control, source))]
+    above = [found.low > 0 for attack, control in pairs if (found := risk_above_control(attack, control, source))]
     assert np.mean(above) < 0.04
 
 
 def test_a_figure_holds_rate_control_chance_and_risk() -> None:
     attack, control = trials(60, 100), trials(10, 100)
-    line = figure(attack, rng(), measure="rank-1", control=control, chance=0.01, gallery=100, **LINKAGE)
-    rate, base, above = wilson(60, 100), wilson(10, 100), risk(attack, control, rng())
+    line = make_figure(attack, rng(), measure="rank-1", control=control, chance=0.01, gallery=100, **LINKAGE)
+    rate, base, above = wilson_interval(60, 100), wilson_interval(10, 100), risk_above_control(attack, control, rng())
     assert above is not None
     assert line == Figure(
         "linkage", "unaware", "rank-1", "pixels", 100, 100, 0.6, rate.low, rate.high, 0.01,
@@ -238,25 +244,25 @@ def test_a_figure_holds_rate_control_chance_and_risk() -> None:
 @pytest.mark.parametrize(("n", "each"), [(19, 1), (90, 10), (0, 1)])
 def test_a_figure_of_too_few_says_so_instead_of_appearing(n: int, each: int) -> None:
     few = trials(n // 2, n, each)
-    line = figure(few, rng(), measure="rank-1", control=trials(5, 100), chance=0.1, **LINKAGE)
+    line = make_figure(few, rng(), measure="rank-1", control=trials(5, 100), chance=0.1, **LINKAGE)
     assert line.value is line.low is line.high is line.control is line.risk is None
     assert line.note == f"too few: {n} trials of {n // each} people, at least 20 trials of 10 people are needed"
     assert (line.n, line.subjects, line.chance) == (n, n // each, 0.1)
 
 
 def test_a_control_of_too_few_leaves_the_rate_without_a_risk() -> None:
-    line = figure(trials(50, 100), rng(), measure="rank-1", control=trials(1, 5), **LINKAGE)
+    line = make_figure(trials(50, 100), rng(), measure="rank-1", control=trials(1, 5), **LINKAGE)
     assert line.value == 0.5 and line.control is line.risk is None
     assert line.note == "control: too few: 5 trials of 5 people, at least 20 trials of 10 people are needed"
 
 
 def test_a_count_of_zero_is_noted_with_what_it_allows() -> None:
-    line = figure(trials(0, 300, each=3), rng(), measure="rank-1", **LINKAGE)
+    line = make_figure(trials(0, 300, each=3), rng(), measure="rank-1", **LINKAGE)
     assert line.value == line.low == 0 and line.high == pytest.approx(rule_of_three(100))
     assert line.note == "no hit with 100 people: at most 2.95% (rule of three)"
 
 
 def test_a_control_that_always_hits_is_noted() -> None:
-    line = figure(trials(50, 50), rng(), measure="rank-1", control=trials(50, 50), **LINKAGE)
+    line = make_figure(trials(50, 50), rng(), measure="rank-1", control=trials(50, 50), **LINKAGE)
     assert line.value == line.control == 1 and line.risk is None
     assert line.note is not None and "the control always hits" in line.note

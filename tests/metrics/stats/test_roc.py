@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
 from scipy import stats
 
-from metrics.stats.risk import Described, wilson
-from metrics.stats.roc import auc, auc_figure, curve_figures, threshold_at, tpr_figure
+from metrics.stats.risk import FigureContext, wilson_interval
+from metrics.stats.roc import auc, auc_figure, roc_figures, threshold_at, tpr_figure
 
-MEMBERSHIP = Described(attack="membership", attacker="unaware", feature="denoising loss")
+MEMBERSHIP = FigureContext(attack="membership", attacker="unaware", feature="denoising loss")
 SCORES = numbers.arrays(np.float64, st.integers(2, 30), elements=st.integers(-3, 3).map(float))
 
 
@@ -144,13 +144,13 @@ def test_tpr_of_normal_scores_is_the_closed_form() -> None:
     assert found.value is not None and found.low is not None and found.high is not None
     assert found.low <= truth <= found.high and found.high - found.low < 0.03
     hits = round(found.value * 5000)
-    assert (found.low, found.high) == (wilson(hits, 5000).low, wilson(hits, 5000).high)
+    assert (found.low, found.high) == (wilson_interval(hits, 5000).low, wilson_interval(hits, 5000).high)
 
 
 def test_a_planted_member_signal_is_found_and_noise_is_chance() -> None:
     others = rng(9).normal(size=1000)
-    planted = curve_figures(rng(10).normal(3, 1, 200), others, rng(), **MEMBERSHIP)
-    nothing = curve_figures(rng(11).normal(0, 1, 200), others, rng(), **MEMBERSHIP)
+    planted = roc_figures(rng(10).normal(3, 1, 200), others, rng(), **MEMBERSHIP)
+    nothing = roc_figures(rng(11).normal(0, 1, 200), others, rng(), **MEMBERSHIP)
     assert [line.measure for line in planted] == ["AUC", "TPR at FPR 0.01", "TPR at FPR 0.001"]
     assert [line.chance for line in planted] == [0.5, 0.01, 0.001]
     for found, chance in zip(planted, nothing, strict=True):
@@ -161,7 +161,7 @@ def test_a_planted_member_signal_is_found_and_noise_is_chance() -> None:
 
 
 def test_curves_of_too_few_others_say_so_instead_of_appearing() -> None:
-    area, rare, rarer = curve_figures(np.arange(50.0), np.arange(200.0), rng(), **MEMBERSHIP)
+    area, rare, rarer = roc_figures(np.arange(50.0), np.arange(200.0), rng(), **MEMBERSHIP)
     assert area.value is not None and rare.value is not None and rarer.value is None
     assert rarer.note == "too few: 200 others, at least 1000 are needed to see one false alarm at FPR 0.001"
     assert (area.n, area.subjects, rare.n) == (250, 250, 50)
@@ -178,7 +178,7 @@ def test_curves_of_too_few_members_say_so_instead_of_appearing() -> None:
 
 def test_people_are_counted_not_pictures() -> None:
     members_of = np.repeat(np.arange(9), 5).astype(np.str_)
-    area, rate = curve_figures(np.arange(45.0), np.arange(200.0), rng(), members_of, fprs=[0.01], **MEMBERSHIP)
+    area, rate = roc_figures(np.arange(45.0), np.arange(200.0), rng(), members_of, fprs=[0.01], **MEMBERSHIP)
     assert area.value is None and rate.value is None and rate.subjects == 9
     with pytest.raises(ValueError, match="names"):
         auc(np.arange(50.0), np.arange(200.0), members_of[:3])

@@ -8,11 +8,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from anonymizer.policy.risk_figures import Line, strongest
-from metrics.stats.risk import Described, Figure, Trials, as_subjects, figure, wilson
-from metrics.stats.subgroups import by_subgroup, split
+from anonymizer.policy.risk_figures import FigureRow, select_strongest
+from metrics.stats.risk import Figure, FigureContext, Trials, as_subjects, make_figure, wilson_interval
+from metrics.stats.subgroups import split_by_group, subgroup_figures
 
-LINKAGE = Described(attack="linkage", attacker="unaware", feature="pixels")
+LINKAGE = FigureContext(attack="linkage", attacker="unaware", feature="pixels")
 
 
 def rng() -> np.random.Generator:
@@ -24,13 +24,13 @@ def trials(hits: int, n: int) -> Trials:
 
 
 def line(hits: int, n: int, feature: str = "pixels", control: Trials | None = None) -> Figure:
-    return figure(
+    return make_figure(
         trials(hits, n), rng(), measure="rank-1", control=control, attack="linkage", attacker="unaware", feature=feature
     )
 
 
-def best(lines: Sequence[Figure]) -> Line:
-    (found,) = strongest([asdict(one) for one in lines], ("linkage",))
+def best(lines: Sequence[Figure]) -> FigureRow:
+    (found,) = select_strongest([asdict(one) for one in lines], ("linkage",))
     return found
 
 
@@ -44,29 +44,29 @@ def grouped(**groups: tuple[int, int]) -> tuple[Trials, np.ndarray]:
 
 def test_groups_must_be_as_many_as_trials() -> None:
     with pytest.raises(ValueError, match="groups"):
-        split(trials(1, 3), np.array(["a", "b"]))
+        split_by_group(trials(1, 3), np.array(["a", "b"]))
 
 
 def test_each_subgroup_has_its_rate_and_a_planted_one_is_noted_as_worst() -> None:
     some, names = grouped(old=(30, 60), young=(6, 200), few=(5, 9))
-    few, old, young = by_subgroup(some, names, rng(), column="age", measure="rank-1", **LINKAGE)
+    few, old, young = subgroup_figures(some, names, rng(), column="age", measure="rank-1", **LINKAGE)
     assert [one.subgroup for one in (few, old, young)] == ["age = few", "age = old", "age = young"]
     assert few.value is None and few.note == "too few: 9 trials of 9 people, at least 20 trials of 10 people are needed"
-    assert (old.value, old.high) == (0.5, wilson(30, 60).high) and young.note is None
-    assert old.note == f"of 2 subgroups the one that could be worst: at most {wilson(30, 60).high:.1%}"
+    assert (old.value, old.high) == (0.5, wilson_interval(30, 60).high) and young.note is None
+    assert old.note == f"of 2 subgroups the one that could be worst: at most {wilson_interval(30, 60).high:.1%}"
 
 
 def test_a_subgroup_may_have_its_own_control() -> None:
     some, names = grouped(a=(30, 60), b=(20, 60))
-    controls = split(*grouped(a=(30, 60), b=(0, 60)))
-    a, b = by_subgroup(some, names, rng(), column="g", measure="rank-1", controls=controls, **LINKAGE)
+    controls = split_by_group(*grouped(a=(30, 60), b=(0, 60)))
+    a, b = subgroup_figures(some, names, rng(), column="g", measure="rank-1", controls=controls, **LINKAGE)
     assert a.risk == 0 and b.risk == pytest.approx(1 / 3)
     assert a.note is None and b.note is not None and f"at most {b.risk_high:.1%}" in b.note
 
 
 def test_one_subgroup_is_not_called_the_worst() -> None:
     some, names = grouped(a=(30, 60))
-    (only,) = by_subgroup(some, names, rng(), column="g", measure="rank-1", **LINKAGE)
+    (only,) = subgroup_figures(some, names, rng(), column="g", measure="rank-1", **LINKAGE)
     assert only.note is None
 
 
@@ -83,7 +83,7 @@ def test_the_best_attacker_is_chosen_by_risk_where_all_have_one() -> None:
 def test_figures_without_a_value_never_win() -> None:
     few, none = line(12, 12, "a"), line(0, 100, "c")
     assert best([few, none])["feature"] == "c"
-    assert strongest([asdict(few)], ("linkage",)) == []
+    assert select_strongest([asdict(few)], ("linkage",)) == []
 
 
 def test_a_control_that_always_hits_leaves_no_headline() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from metrics.utility.fidelity import Distance, distances, frechet, kernel
+from metrics.utility.fidelity import FidelityDistance, frechet_distance, kernel_distance, measure_distances
 from tests.support.embeddings import Floats, directions, names, unit
 
 RNG = np.random.default_rng
@@ -32,8 +32,8 @@ def rotation(rng: np.random.Generator, size: int) -> Floats:
     return turn
 
 
-def measured(originals: Floats, outputs: Floats, seed: int = 0) -> tuple[Distance, Distance]:
-    first, second = distances(originals, outputs, RNG(seed))
+def measured(originals: Floats, outputs: Floats, seed: int = 0) -> tuple[FidelityDistance, FidelityDistance]:
+    first, second = measure_distances(originals, outputs, RNG(seed))
     return first, second
 
 
@@ -44,33 +44,33 @@ def test_gaussians_of_known_means_and_variances_are_as_far_apart_as_the_formula_
     rng, deviations, shift = RNG(0), np.array([[1, 2, 0.5, 1], [2, 1, 0.5, 3]]), np.array([1, 0, -1, 0.5])
     a, b = rng.standard_normal((2, 100_000, 4)) * deviations[:, None]
     truth = (shift**2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()  # 2.25 + 6
-    assert frechet(a, b + shift) == pytest.approx(truth, abs=0.1)
+    assert frechet_distance(a, b + shift) == pytest.approx(truth, abs=0.1)
 
 
 @pytest.mark.parametrize("rows", (10, 200))  # fewer than the 32 dimensions, and more
 def test_a_shift_is_as_far_as_its_square(rows: int) -> None:
     a = RNG(1).standard_normal((rows, 32))
-    assert frechet(a, a + 0.25) == pytest.approx(32 * 0.25**2, abs=1e-9)
+    assert frechet_distance(a, a + 0.25) == pytest.approx(32 * 0.25**2, abs=1e-9)
 
 
 @pytest.mark.parametrize("rows", (10, 200))
 def test_a_set_is_nowhere_from_itself_and_either_side_may_come_first(rows: int) -> None:
     a, b = RNG(2).standard_normal((2, rows, 32))
-    assert 0 <= frechet(a, a) < 1e-9
-    assert frechet(a, b) == pytest.approx(frechet(b, a), abs=1e-9)
+    assert 0 <= frechet_distance(a, a) < 1e-9
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), abs=1e-9)
 
 
 def test_a_scaled_set_is_known_where_covariances_are_singular_too() -> None:
     """S_b = 4 S_a: the trace of S_a + S_b - 2 (S_a S_b)^(1/2) is that of S_a."""
     a = RNG(3).standard_normal((10, 64))
     a = a - a.mean(0)
-    assert frechet(a, 2 * a) == pytest.approx(float((a**2).sum() / 9), rel=1e-9)
+    assert frechet_distance(a, 2 * a) == pytest.approx(float((a**2).sum() / 9), rel=1e-9)
 
 
 def test_the_square_root_of_a_matrix_agrees() -> None:
     rng = RNG(4)
     a, b = rng.standard_normal((100, 12)) @ rotation(rng, 12), rng.gamma(2, size=(80, 12))
-    assert frechet(a, b) == pytest.approx(by_square_root(a, b), rel=1e-8)
+    assert frechet_distance(a, b) == pytest.approx(by_square_root(a, b), rel=1e-8)
 
 
 # Kernel
@@ -78,18 +78,18 @@ def test_the_square_root_of_a_matrix_agrees() -> None:
 
 def test_the_kernel_distance_is_that_of_all_pairs() -> None:
     a, b = RNG(5).standard_normal((12, 6)), RNG(6).standard_normal((9, 6)) + 0.3
-    assert kernel(a, b, scale=6) == pytest.approx(by_pairs(a, b, 6), rel=1e-9)
+    assert kernel_distance(a, b, scale=6) == pytest.approx(by_pairs(a, b, 6), rel=1e-9)
 
 
 def test_two_pictures_a_side_are_solved_by_hand() -> None:
     """Within a side the pairs are orthogonal, (0 + 1)^3; across sides half are equal, 2^3, and half orthogonal, 1."""
     a = np.eye(2)
-    assert kernel(a, a) == pytest.approx(1 + 1 - 2 * (8 + 1) / 2)
+    assert kernel_distance(a, a) == pytest.approx(1 + 1 - 2 * (8 + 1) / 2)
 
 
 def test_the_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
     rng = RNG(7)
-    drawn = np.array([kernel(*directions(rng, 2, 20, 8)) for _ in range(400)])
+    drawn = np.array([kernel_distance(*directions(rng, 2, 20, 8)) for _ in range(400)])
     assert abs(drawn.mean()) < 4 * drawn.std() / 20 and (drawn < 0).any()
 
 
@@ -97,22 +97,24 @@ def test_the_kernel_distance_sees_what_means_do_not_tell() -> None:
     rng = RNG(8)
     flat = rng.standard_normal((300, 16)) * np.linspace(2, 0.1, 16)
     a, b = directions(rng, 300, 16), unit(flat)
-    assert kernel(a, b) > 5 * abs(kernel(a[::2], a[1::2]))
-    assert kernel(a, b) > 100 * kernel(a, b, scale=16), "a scale of D flattens the kernel for rows of unit norm"
+    assert kernel_distance(a, b) > 5 * abs(kernel_distance(a[::2], a[1::2]))
+    assert kernel_distance(a, b) > 100 * kernel_distance(a, b, scale=16), (
+        "a scale of D flattens the kernel for rows of unit norm"
+    )
 
 
 def test_pairs_of_one_person_are_left_out() -> None:
     rng = RNG(21)
     a, of = directions(rng, 30, 8), names(30)
-    assert kernel(a, a, of, of) == pytest.approx(0, abs=1e-12), "each picture beside itself says nothing"
-    several = kernel(a.repeat(3, axis=0), a.repeat(2, axis=0), names(30, 3), names(30, 2))
+    assert kernel_distance(a, a, of, of) == pytest.approx(0, abs=1e-12), "each picture beside itself says nothing"
+    several = kernel_distance(a.repeat(3, axis=0), a.repeat(2, axis=0), names(30, 3), names(30, 2))
     assert several == pytest.approx(0, abs=1e-12)
 
 
 def test_turning_both_sides_changes_nothing() -> None:
     rng = RNG(9)
     a, b, turn = directions(rng, 40, 16), unit(directions(rng, 50, 16) + 0.1), rotation(rng, 16)
-    for measure in (frechet, kernel):
+    for measure in (frechet_distance, kernel_distance):
         assert measure(a @ turn, b @ turn) == pytest.approx(measure(a, b), abs=1e-9)
 
 
@@ -166,7 +168,7 @@ def test_photos_of_one_person_count_as_one_person() -> None:
     """Five photos each, all but the same; outputs are of one distribution with them, but no two are alike."""
     rng = RNG(16)
     originals, outputs = directions(rng, 60, 8).repeat(5, axis=0), directions(rng, 300, 8)
-    alone, together = (distances(originals, outputs, RNG(0), of)[1] for of in (None, names(60, 5)))
+    alone, together = (measure_distances(originals, outputs, RNG(0), of)[1] for of in (None, names(60, 5)))
     assert together.size == alone.size == 150
     assert together.low < 0 < together.high and alone.low > 0, "twins are alike, which is no distance"
     assert together.high - together.low > 1.3 * (alone.high - alone.low)
@@ -191,14 +193,20 @@ def test_what_cannot_be_compared_is_refused() -> None:
     rows = directions(RNG(20), 40, 8)
     missing = np.where(np.arange(40)[:, None] < 30, np.nan, rows)
     for call, says in (
-        (lambda: frechet(rows, rows[:, :4]), r"got \(40, 8\) and \(40, 4\): embed"),
-        (lambda: kernel(rows, rows[:1]), "two finite rows or more"),
-        (lambda: frechet(rows, missing), "finite"),
-        (lambda: kernel(rows, rows, names(1, 40), names(1, 40)), "two people or more, got one"),
-        (lambda: distances(rows, rows[:, :4], RNG(0)), "both alike"),
-        (lambda: distances(rows, missing, RNG(0)), "outputs must be .* 20 people or more.* 30 of them not finite"),
-        (lambda: distances(rows, rows, RNG(0), names(10, 4)), "originals must be .* 40 names of 10 people"),
-        (lambda: distances(rows, rows, RNG(0), names(40), names(39)), r"outputs must .* got \(40, 8\).* 39 names"),
+        (lambda: frechet_distance(rows, rows[:, :4]), r"got \(40, 8\) and \(40, 4\): embed"),
+        (lambda: kernel_distance(rows, rows[:1]), "two finite rows or more"),
+        (lambda: frechet_distance(rows, missing), "finite"),
+        (lambda: kernel_distance(rows, rows, names(1, 40), names(1, 40)), "two people or more, got one"),
+        (lambda: measure_distances(rows, rows[:, :4], RNG(0)), "both alike"),
+        (
+            lambda: measure_distances(rows, missing, RNG(0)),
+            "outputs must be .* 20 people or more.* 30 of them not finite",
+        ),
+        (lambda: measure_distances(rows, rows, RNG(0), names(10, 4)), "originals must be .* 40 names of 10 people"),
+        (
+            lambda: measure_distances(rows, rows, RNG(0), names(40), names(39)),
+            r"outputs must .* got \(40, 8\).* 39 names",
+        ),
     ):
         with pytest.raises(ValueError, match=says):
             call()

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from metrics.models.lpips import PerceptualDistance
 from metrics.utility import image_quality
-from metrics.utility.image_quality import mean, psnr, scored, ssim
+from metrics.utility.image_quality import mean_with_interval, psnr, score_images, ssim
 
 
 def pictures(seed: int, count: int = 2, height: int = 14, width: int = 17) -> torch.Tensor:
@@ -136,19 +136,19 @@ class Flat:
 
 def test_all_measures_of_a_batch() -> None:
     a, b = pictures(0), pictures(1)
-    found = scored(a, b, Flat())  # type: ignore[arg-type]
+    found = score_images(a, b, Flat())  # type: ignore[arg-type]
     assert list(found) == ["lpips", "psnr", "ssim"]
     assert found["psnr"] == psnr(a, b).tolist() and found["ssim"] == ssim(a, b).tolist()
-    assert list(scored(a, b, None)) == ["psnr", "ssim"]
+    assert list(score_images(a, b, None)) == ["psnr", "ssim"]
 
 
 def test_what_a_measure_cannot_look_at_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     lpips = PerceptualDistance.load("st-alex")
-    small = scored(pictures(0, height=4, width=4), pictures(1, height=4, width=4), lpips)
+    small = score_images(pictures(0, height=4, width=4), pictures(1, height=4, width=4), lpips)
     assert small["lpips"] == small["ssim"] == [None, None]
     assert all(value is not None and math.isfinite(value) for value in small["psnr"])
-    monkeypatch.setattr(image_quality, "MOST_PIXELS", 14 * 17 - 1)
-    assert scored(pictures(0), pictures(1), lpips)["lpips"] == [None, None]
+    monkeypatch.setattr(image_quality, "MAX_LPIPS_PIXELS", 14 * 17 - 1)
+    assert score_images(pictures(0), pictures(1), lpips)["lpips"] == [None, None]
 
 
 # -- means ------------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_what_a_measure_cannot_look_at_has_none(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_mean_of_many_has_students_interval() -> None:
     x = np.random.default_rng(0).normal(3, 2, 200)
-    found = mean(x, np.random.default_rng(1))
+    found = mean_with_interval(x, np.random.default_rng(1))
     half = student.ppf(0.975, 199) * x.std(ddof=1) / math.sqrt(200)
     assert (found.value, found.n) == (pytest.approx(x.mean()), 200)
     assert (found.low, found.high) == (
@@ -169,7 +169,7 @@ def test_the_interval_of_a_few_covers_as_often_as_it_says() -> None:
     draws = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
-        found = mean(draws.normal(size=5), draws)
+        found = mean_with_interval(draws.normal(size=5), draws)
         assert found.low is not None and found.high is not None
         hits += found.low <= 0 <= found.high
     assert 0.9 <= hits / 200 <= 0.99
@@ -177,17 +177,17 @@ def test_the_interval_of_a_few_covers_as_often_as_it_says() -> None:
 
 def test_a_single_picture_has_no_interval_and_equal_ones_have_no_width() -> None:
     rng = np.random.default_rng(0)
-    assert mean([2.5], rng).low is None
-    same = mean([2.5] * 4, rng)
+    assert mean_with_interval([2.5], rng).low is None
+    same = mean_with_interval([2.5] * 4, rng)
     assert (same.low, same.value, same.high) == (2.5, 2.5, 2.5)
 
 
 def test_an_interval_ends_where_its_measure_does() -> None:
-    found = mean([0.0, 0.3], np.random.default_rng(0), (0.0, 1.0))
+    found = mean_with_interval([0.0, 0.3], np.random.default_rng(0), (0.0, 1.0))
     assert (found.low, found.high) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [1.0, math.inf]])
 def test_what_was_not_measured_has_no_mean(values: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
-        mean(values, np.random.default_rng(0))
+        mean_with_interval(values, np.random.default_rng(0))

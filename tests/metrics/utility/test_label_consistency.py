@@ -14,7 +14,7 @@ from PIL import Image
 
 from anonymizer.config import FilterConfig
 from anonymizer.errors import ConfigError, ModelError
-from metrics.utility.label_consistency import Classifier, ZeroShot, load_filter, reader_of
+from metrics.utility.label_consistency import Classifier, ZeroShot, build_reader, load_filter
 from tests.support.pictures import pictures
 
 NAMES = ("dark", "light, bright")
@@ -56,7 +56,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_picture_agrees_if_the_largest_logit_is_that_of_its_label() -> None:
-    reader = Classifier(brightness, NAMES).reader(["dark", "light"])
+    reader = Classifier(brightness, NAMES).reader_for(["dark", "light"])
     found = reader.read(greys(-0.5, -0.5, 0.5, 0.5), ["dark", "light", "dark", "light"])
     assert [one.agrees for one in found] == [True, False, False, True]
     assert [one.predicted for one in found] == ["dark", "dark", "light", "light"]
@@ -64,40 +64,40 @@ def test_a_picture_agrees_if_the_largest_logit_is_that_of_its_label() -> None:
 
 @pytest.mark.parametrize("label", ["light, bright", "light", "BRIGHT", " bright ", "1"])
 def test_a_class_is_found_by_name_synonym_or_number(label: str) -> None:
-    (found,) = Classifier(brightness, NAMES).reader([label]).read(greys(0.5), [label])
+    (found,) = Classifier(brightness, NAMES).reader_for([label]).read(greys(0.5), [label])
     assert (found.predicted, found.agrees) == (label, True)
 
 
 def test_labels_may_be_called_something_else_than_the_classes() -> None:
-    reader = Classifier(brightness, NAMES).reader(["night", "noon"], {"night": "dark", "noon": "light"})
+    reader = Classifier(brightness, NAMES).reader_for(["night", "noon"], {"night": "dark", "noon": "light"})
     assert [one.agrees for one in reader.read(greys(-0.5, -0.5), ["night", "noon"])] == [True, False]
 
 
 def test_a_class_that_happens_to_have_the_name_of_a_label_is_not_that_label() -> None:
-    reader = Classifier(brightness, NAMES).reader(["dark"], {"dark": "light"})
+    reader = Classifier(brightness, NAMES).reader_for(["dark"], {"dark": "light"})
     assert [one.agrees for one in reader.read(greys(-0.5, 0.5), ["dark", "dark"])] == [False, True]
 
 
 def test_two_labels_may_be_one_class() -> None:
-    reader = Classifier(brightness, NAMES).reader(["noon", "morning"], {"noon": "light", "morning": "light"})
+    reader = Classifier(brightness, NAMES).reader_for(["noon", "morning"], {"noon": "light", "morning": "light"})
     found = reader.read(greys(0.5, 0.5), ["noon", "morning"])
     assert [(one.predicted, one.agrees) for one in found] == [("noon", True), ("morning", True)]
 
 
 def test_a_label_that_is_no_class_is_refused_without_naming_it() -> None:
     with pytest.raises(ConfigError, match=r"1 of 2 labels .* no classes of the classifier \('dark', ") as caught:
-        Classifier(brightness, NAMES).reader(["dark", "Ada Lovelace"])
+        Classifier(brightness, NAMES).reader_for(["dark", "Ada Lovelace"])
     assert "Ada" not in str(caught.value)
 
 
 @pytest.mark.parametrize("label", ["2", "-1", "", "dusk"])
 def test_what_is_neither_name_nor_number_of_a_class_is_refused(label: str) -> None:
     with pytest.raises(ConfigError, match="1 of 1 labels"):
-        Classifier(brightness, NAMES).reader([label])
+        Classifier(brightness, NAMES).reader_for([label])
 
 
 def test_logits_of_another_shape_are_refused() -> None:
-    reader = Classifier(lambda x: x.mean((1, 2, 3)), NAMES).reader(["dark"])
+    reader = Classifier(lambda x: x.mean((1, 2, 3)), NAMES).reader_for(["dark"])
     with pytest.raises(ValueError, match=r"logits must be \(1, 2\), got \(1,\)"):
         reader.read(greys(0.5), ["dark"])
 
@@ -109,7 +109,7 @@ def test_a_classifier_reads_pictures_as_transformers_pipeline_reads_the_files(cl
     from transformers import pipeline
 
     x = pictures(12, 8)
-    reader = Classifier.load(str(classifier)).reader(["cat", "dog", "ship"])
+    reader = Classifier.load(str(classifier)).reader_for(["cat", "dog", "ship"])
     found = [one.predicted for one in reader.read(x, ["cat"] * 12)]
     pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     theirs = pipeline("image-classification", str(classifier), top_k=1)([Image.fromarray(p) for p in pixels])
@@ -119,7 +119,7 @@ def test_a_classifier_reads_pictures_as_transformers_pipeline_reads_the_files(cl
 
 def test_a_classifier_is_known_by_a_digest_and_not_by_its_place(classifier: Path, tmp_path: Path) -> None:
     one, other = (Classifier.load(str(p)) for p in (classifier, folder_of_a_classifier(tmp_path / "b", seed=1)))
-    assert one.reported.startswith("a classifier sha256:") and one.reported != other.reported
+    assert one.versioned_name.startswith("a classifier sha256:") and one.versioned_name != other.versioned_name
     assert one.names == ["cat", "dog, puppy", "ship"]
 
 
@@ -183,7 +183,7 @@ def test_zero_shot_agrees_with_open_clips_own(zero_shot: ZeroShot) -> None:
     with torch.inference_mode():
         texts = open_clip.get_tokenizer(folder)([f"a picture of a {word}" for word in words])
         image, text = model.eval().encode_image(x, normalize=True), model.encode_text(texts, normalize=True)
-    reader = zero_shot.reader(words, prompt="a picture of a {label}")
+    reader = zero_shot.reader_for(words, prompt="a picture of a {label}")
     found = [one.predicted for one in reader.read(x, ["cat"] * 24)]
     assert found == [words[at] for at in (image @ text.T).argmax(1)]
     assert len(set(found)) > 1
@@ -192,13 +192,13 @@ def test_zero_shot_agrees_with_open_clips_own(zero_shot: ZeroShot) -> None:
 def test_a_face_is_a_person_and_no_truck(zero_shot: ZeroShot) -> None:
     sheet = np.asarray(Image.open(str(files("anonymizer.bundled") / "faces-64/sheet.png")).convert("RGB"))
     faces = torch.from_numpy(np.stack(np.split(sheet[:128, -12 * 128 :], 12, axis=1))).permute(0, 3, 1, 2)
-    reader = zero_shot.reader(["S1", "S2"], {"S1": "person", "S2": "truck"})
+    reader = zero_shot.reader_for(["S1", "S2"], {"S1": "person", "S2": "truck"})
     assert np.mean([one.agrees for one in reader.read(faces / 127.5 - 1, ["S1"] * len(faces))]) > 0.8
 
 
 def test_underscores_are_spaces_and_two_labels_may_have_one_name(zero_shot: ZeroShot) -> None:
-    plain = zero_shot.reader(["young man", "truck"]).read(pictures(8), ["truck"] * 8)
-    other = zero_shot.reader(["young_man", "truck", "lorry"], {"lorry": "truck"})
+    plain = zero_shot.reader_for(["young man", "truck"]).read(pictures(8), ["truck"] * 8)
+    other = zero_shot.reader_for(["young_man", "truck", "lorry"], {"lorry": "truck"})
     assert [one.agrees for one in other.read(pictures(8), ["truck"] * 8)] == [one.agrees for one in plain]
     assert [one.agrees for one in other.read(pictures(8), ["lorry"] * 8)] == [one.agrees for one in plain]
 
@@ -206,7 +206,7 @@ def test_underscores_are_spaces_and_two_labels_may_have_one_name(zero_shot: Zero
 @pytest.mark.parametrize(("labels", "names"), [(["cat"], {}), (["a", "b"], {"a": "cat", "b": "cat"})])
 def test_without_a_choice_zero_shot_is_refused(zero_shot: ZeroShot, labels: list[str], names: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="one name, which every picture fits"):
-        zero_shot.reader(labels, names)
+        zero_shot.reader_for(labels, names)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -216,8 +216,8 @@ def test_the_settings_name_the_filter(classifier: Path, zero_shot: ZeroShot) -> 
     assert load_filter(FilterConfig(), "cpu") is None
     own = FilterConfig(kind="classifier", classifier=str(classifier), names={"kitten": "cat"})
     model = load_filter(own, "cpu")
-    assert isinstance(model, Classifier) and reader_of(model, own, ["kitten"]).columns == {"kitten": 0}
+    assert isinstance(model, Classifier) and build_reader(model, own, ["kitten"]).columns == {"kitten": 0}
     clip = FilterConfig(kind="clip", prompt="{label}", names={"kitten": "cat"})
-    assert reader_of(zero_shot, clip, ["kitten", "dog"]).columns.keys() == {"kitten", "dog"}
+    assert build_reader(zero_shot, clip, ["kitten", "dog"]).columns.keys() == {"kitten", "dog"}
     with pytest.raises(ModelError, match="unknown bundled model"):
         load_filter(FilterConfig(kind="clip", clip="bundled:none"), "cpu")

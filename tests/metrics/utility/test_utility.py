@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metrics.attacks.linkage import Names
-from metrics.utility.utility import teach, utility
+from metrics.utility.utility import measure_utility, predict_by_transfer
 from tests.support.embeddings import Floats, directions, includes, names
 
 RNG = np.random.default_rng
@@ -23,17 +23,17 @@ def test_a_reader_of_a_few_rows_is_solved_by_hand() -> None:
     Outputs moved by ten teach a line at 10, and all originals are read as a; outputs turned around teach all wrong.
     """
     originals, labels, subjects = np.tile([[-1.0], [1.0]], (4, 1)), np.tile(["a", "b"], 4), names(4, 2)
-    moved = teach(originals, originals + 10, labels, subjects, RNG(0))
+    moved = predict_by_transfer(originals, originals + 10, labels, subjects, RNG(0))
     assert (moved.originals == labels).all() and (moved.outputs == "a").all() and moved.chance == 0.5
-    turned = teach(originals, -originals, labels, subjects, RNG(0))
+    turned = predict_by_transfer(originals, -originals, labels, subjects, RNG(0))
     assert turned.trials("originals").rate == 1 and turned.trials("outputs").rate == 0
 
 
 def test_outputs_that_are_their_originals_teach_the_same() -> None:
     originals, labels = planted(RNG(1), 200)
-    found = teach(originals, originals, labels, names(200), RNG(2))
+    found = predict_by_transfer(originals, originals, labels, names(200), RNG(2))
     assert (found.outputs == found.originals).all() and found.trials("outputs").rate > 0.9
-    told = utility(found, RNG(3))
+    told = measure_utility(found, RNG(3))
     assert told.outputs == told.originals and told.chance == 0.6 and told.note is None
     assert told.control is not None and told.outputs is not None and told.control.high < told.outputs.low
 
@@ -42,16 +42,16 @@ def test_outputs_without_a_signal_teach_chance() -> None:
     rng = RNG(4)
     originals, labels = planted(rng, 600)
     labels = np.where(np.arange(600) % 2 == 0, "a", "b")
-    found = teach(originals, directions(rng, 600, 16), labels, names(600), rng)
+    found = predict_by_transfer(originals, directions(rng, 600, 16), labels, names(600), rng)
     assert includes(found.trials("outputs"), 0.5) and includes(found.trials("control"), 0.5)
-    told = utility(found, RNG(5))
+    told = measure_utility(found, RNG(5))
     assert told.outputs is not None and told.outputs.low <= told.chance <= told.outputs.high
 
 
 def test_labels_that_are_lost_on_the_way_teach_chance_though_originals_teach_well() -> None:
     rng = RNG(6)
     originals, labels = planted(rng, 400, 2)
-    found = teach(originals, originals[rng.permutation(400)], labels, names(400), rng)
+    found = predict_by_transfer(originals, originals[rng.permutation(400)], labels, names(400), rng)
     assert found.trials("originals").rate == 1 and found.trials("outputs").rate < 0.75
 
 
@@ -60,15 +60,15 @@ def test_nobody_teaches_and_is_judged() -> None:
     rng = RNG(7)
     centres, coin = directions(rng, 80, 64), rng.integers(0, 2, 80)
     photos = np.repeat(centres, 5, axis=0) + 0.01 * directions(rng, 400, 64)
-    found = teach(photos, photos, np.where(coin, "a", "b").repeat(5), names(80, 5), rng)
+    found = predict_by_transfer(photos, photos, np.where(coin, "a", "b").repeat(5), names(80, 5), rng)
     assert 0.2 < found.trials("outputs").rate < 0.8
 
 
 def test_several_pictures_of_a_person_widen_the_interval() -> None:
     originals, labels = planted(RNG(8), 100, 0.3)
-    found = teach(originals, originals, labels, names(100), RNG(9))
-    twice = utility(found + found, RNG(10))
-    once = utility(found, RNG(10))
+    found = predict_by_transfer(originals, originals, labels, names(100), RNG(9))
+    twice = measure_utility(found + found, RNG(10))
+    once = measure_utility(found, RNG(10))
     assert (twice.n, twice.subjects, once.n) == (200, 100, 100)
     assert once.outputs is not None and twice.outputs is not None and twice.outputs.value == once.outputs.value
     width = once.outputs.high - once.outputs.low
@@ -78,14 +78,14 @@ def test_several_pictures_of_a_person_widen_the_interval() -> None:
 def test_outputs_that_were_not_detected_teach_nothing() -> None:
     originals, labels = planted(RNG(11), 200, 2)
     half = np.where(np.arange(200)[:, None] % 2 == 0, np.nan, originals)
-    assert teach(originals, half, labels, names(200), RNG(12)).trials("outputs").rate == 1
-    nothing = teach(originals, np.full_like(originals, np.nan), labels, names(200), RNG(12))
+    assert predict_by_transfer(originals, half, labels, names(200), RNG(12)).trials("outputs").rate == 1
+    nothing = predict_by_transfer(originals, np.full_like(originals, np.nan), labels, names(200), RNG(12))
     assert (nothing.outputs == "a").all() and nothing.trials("outputs").rate == nothing.chance
 
 
 def test_too_few_people_say_so() -> None:
     originals, labels = planted(RNG(13), 27)
-    told = utility(teach(originals, originals, labels, names(9, 3), RNG(14)), RNG(15))
+    told = measure_utility(predict_by_transfer(originals, originals, labels, names(9, 3), RNG(14)), RNG(15))
     assert told.note == "too few: 27 trials of 9 people, at least 20 trials of 10 people are needed"
     assert told.originals is told.outputs is told.control is None
 
@@ -93,10 +93,13 @@ def test_too_few_people_say_so() -> None:
 def test_what_cannot_teach_is_refused() -> None:
     rows, labels = planted(RNG(16), 20)
     for call, says in (
-        (lambda: teach(rows, rows[:5], labels, names(20), RNG(0)), "pair them row by row"),
-        (lambda: teach(rows, rows, labels[:5], names(20), RNG(0)), "one length, got 20, 5 and 20"),
-        (lambda: teach(rows, rows, labels, names(1, 20), RNG(0)), "got 1 and 5: give pictures of more people"),
-        (lambda: teach(rows, rows, labels, names(20), RNG(0), folds=1), "got 20 and 1"),
+        (lambda: predict_by_transfer(rows, rows[:5], labels, names(20), RNG(0)), "pair them row by row"),
+        (lambda: predict_by_transfer(rows, rows, labels[:5], names(20), RNG(0)), "one length, got 20, 5 and 20"),
+        (
+            lambda: predict_by_transfer(rows, rows, labels, names(1, 20), RNG(0)),
+            "got 1 and 5: give pictures of more people",
+        ),
+        (lambda: predict_by_transfer(rows, rows, labels, names(20), RNG(0), folds=1), "got 20 and 1"),
     ):
         with pytest.raises(ValueError, match=says):
             call()
