@@ -38,7 +38,7 @@ from anonymizer.release import assemble, plan
 from anonymizer.storage.layout import Release
 from flows.cli import release as release_commands
 from flows.jobs import release as release_job
-from flows.runtime.progress import report_progress_to
+from flows.jobs.progress import report_progress_to
 
 T = TypeVar("T")
 

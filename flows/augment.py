@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import AugmentConfig
 from flows.jobs import augment as augment_job
-from flows.runtime.progress import current_progress
+from flows.jobs.progress import current_progress
 from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "augmentation"]

@@ -10,8 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import CalibrationConfig
 from flows.jobs import calibrate as calibrate_job
+from flows.jobs.progress import current_progress
 from flows.runtime import run_templates
-from flows.runtime.progress import current_progress
 from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "calibration"]

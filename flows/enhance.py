@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import EnhanceConfig
 from flows.jobs import enhance as enhance_job
-from flows.runtime.progress import current_progress
+from flows.jobs.progress import current_progress
 from flows.runtime.tags import tag_run
 
 TAGS = ["anonymizer", "enhancement"]

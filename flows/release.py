@@ -14,9 +14,9 @@ from anonymizer.errors import GateError, OutputError
 from anonymizer.release import preflight
 from anonymizer.storage.layout import Release
 from flows.jobs import release as release_job
+from flows.jobs.progress import current_progress
 from flows.lineage.emit import emit_run_events
 from flows.runtime import dispatch, run_templates
-from flows.runtime.progress import current_progress
 from flows.runtime.progress_artifact import ProgressArtifact
 from flows.runtime.tags import tag_run
 

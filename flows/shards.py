@@ -8,8 +8,8 @@ from prefect import flow
 
 from anonymizer.config import build
 from flows.jobs import release as release_job
+from flows.jobs.progress import report_progress_to
 from flows.runtime import dispatch
-from flows.runtime.progress import report_progress_to
 from flows.runtime.progress_artifact import ProgressArtifact
 from flows.runtime.tags import tag_run
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anonymizer.release.profiling import STAGES
-from flows.runtime.progress import report_progress_to
+from flows.jobs.progress import report_progress_to
 
 if TYPE_CHECKING:
     from anonymizer.attest.verify import Finding

@@ -16,8 +16,8 @@ from anonymizer.storage.layout import Release
 from flows.cli import console, governance_reports
 from flows.cli import release as release_commands
 from flows.jobs import release as release_job
+from flows.jobs.progress import current_progress
 from flows.runtime.prefect_settings import override_environment
-from flows.runtime.progress import current_progress
 
 MARKER_FILE = ".made-by-anonymizer-demo"
 

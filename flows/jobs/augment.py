@@ -42,8 +42,8 @@ from anonymizer.storage.path import StoragePath
 from anonymizer.storage.prefetch import prefetch_map
 from flows.jobs import augment_manifest
 from flows.jobs.augment_manifest import AugmentSummary, Row, source_order
+from flows.jobs.progress import NO_PROGRESS, ProgressReporter
 from flows.jobs.release import backbone_of, in_fresh_thread, redact_errors
-from flows.runtime.progress import NO_PROGRESS, ProgressReporter
 from metrics.utility.label_consistency import Classifier, ZeroShot, build_reader, load_filter
 
 PURPOSE = usage_marker.marker_text("augmentation")

@@ -24,8 +24,8 @@ from anonymizer.release import audit_sample, preflight
 from anonymizer.storage import parquet
 from anonymizer.storage.path import StoragePath
 from flows.jobs import attack_evidence
+from flows.jobs.progress import NO_PROGRESS, ProgressReporter
 from flows.jobs.release import backbone_of, in_fresh_thread, redact_errors
-from flows.runtime.progress import NO_PROGRESS, ProgressReporter
 from metrics.attacks.linkage import Bools
 from metrics.audit.audit import ALL_ATTACKERS
 from metrics.audit.calibration_curve import CHOOSING, CONFIRMING, CalibrationCurve, CurvePoint, ImageScore, split_halves

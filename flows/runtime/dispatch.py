@@ -13,9 +13,9 @@ from prefect.futures import PrefectFuture
 from anonymizer.config import RunConfig
 from anonymizer.errors import ShardError
 from flows.jobs import release as release_job
+from flows.jobs.progress import current_progress
 from flows.jobs.release import REPORTABLE_ERRORS
 from flows.runtime import gpu_limit, task_runners, worker_ranges
-from flows.runtime.progress import current_progress
 
 TAGS = ["anonymizer", "release", "shard"]
 WINDOW = 128  # tasks handed over and not done: enough for as many processes, and 10,000 shards are not 10,000 futures

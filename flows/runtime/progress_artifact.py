@@ -13,7 +13,7 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.runtime.progress import NoProgress
+from flows.jobs.progress import NoProgress
 
 UPDATE_SECONDS = 5.0  # between two updates while it grows
 HEARTBEAT_SECONDS = 20.0  # between two updates in any case

@@ -22,8 +22,8 @@ from anonymizer.release import ledger
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.jobs import release as release_job
+from flows.jobs.progress import report_progress_to
 from flows.runtime import prefect_settings, server_database, temporary_server
-from flows.runtime.progress import report_progress_to
 from tests.support.http_listener import Quiet, listening
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.prefect_database import answers, query, wait_for

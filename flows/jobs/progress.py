@@ -1,4 +1,4 @@
-"""Where a run's progress goes: to whoever watches this process. Counts only."""
+"""Progress of a job: counts that this process reports to the console or to Prefect."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Protocol
 
 class ProgressReporter(Protocol):
     def begin(self, records: int, done: int) -> None:
-        """A run of ``records`` starts, ``done`` of which were finished earlier."""
+        """Start a run of ``records``, ``done`` of which were finished earlier."""
         ...
 
     def advance(self, records: int) -> None: ...
 
     def stage(self, name: str) -> None:
-        """The run enters another stage."""
+        """Enter another stage of the run."""
         ...
 
 
@@ -37,10 +37,10 @@ def current_progress() -> ProgressReporter:
 
 @contextmanager
 def report_progress_to(reporter: ProgressReporter) -> Iterator[None]:
-    """Progress of runs in this process goes to ``new``. Tasks run in threads, so this is one place for all of them."""
+    """Send the progress of runs in this process to ``reporter``; global, because tasks run in threads of their own."""
     global _current
-    old, _current = _current, reporter
+    previous, _current = _current, reporter
     try:
         yield
     finally:
-        _current = old
+        _current = previous
