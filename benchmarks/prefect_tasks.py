@@ -44,7 +44,7 @@ def main() -> None:
             seconds, own = time.monotonic() - begun, time.process_time() - own
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{done} tasks in {seconds:.1f} s: {done / seconds:.0f} a second, {1000 * own / done:.1f} ms of CPU for each")
-    print(f"memory here: {before} MiB before, {peak_memory()} MiB peak; the server: {usage.ru_maxrss // 1024} MiB peak, "
+    print(f"memory here: {before} MiB before, {peak_memory()} MiB peak; the server: {usage.ru_maxrss // 1024} MiB peak, "  # noqa: E501
           f"{1000 * (usage.ru_utime + usage.ru_stime) / done:.1f} ms of CPU for each task")  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def measure(folder: StoragePath, repeats: int) -> dict[str, float]:
     """Median MB/s of each."""
     size = sum(os.path.getsize(f"{folder.path}/{name}") for name in folder.list_files())
     ways: dict[str, Callable[[StoragePath], None]] = {
-        "sha256sum": sha256sum, "digests": compute_digests, "verify": verify, SAMPLED: lambda folder: verify(folder, 100),
+        "sha256sum": sha256sum, "digests": compute_digests, "verify": verify, SAMPLED: lambda folder: verify(folder, 100),  # noqa: E501
     }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):

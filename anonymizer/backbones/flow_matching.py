@@ -68,7 +68,7 @@ class FlowBackbone(ABC):
     condition_kind: ConditionKind = "prompt"
 
     def __init__(
-        self, parts: PipelineFolder, transformer: Any, encoder: PromptEncoder, *, channels: int, latent_size: int, patch_size: int,
+        self, parts: PipelineFolder, transformer: Any, encoder: PromptEncoder, *, channels: int, latent_size: int, patch_size: int,  # noqa: E501
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
@@ -124,7 +124,7 @@ def require_parts(parts: PipelineFolder, *names: str) -> None:
     """ModelError where the pipeline lacks a part that its family cannot do without."""
     if missing := [name for name in names if not parts.has_part(name)]:
         raise ModelError(
-            f"model.id {parts.config.id!r}: a {parts.pipeline_class} without {' and '.join(missing)}: save it with what it "
+            f"model.id {parts.config.id!r}: a {parts.pipeline_class} without {' and '.join(missing)}: save it with what it "  # noqa: E501
             "was trained with"
         )
 

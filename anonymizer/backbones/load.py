@@ -42,7 +42,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
         raise ModelError("model.dtype: float16 is not usable on a CPU: choose float32 or bfloat16")
     if parts.pipeline_class not in FAMILIES:
         raise ModelError(
-            f"model.id {config.id!r}: {parts.pipeline_class} is not supported, nor are inpainting, ONNX and other tasks: use "
+            f"model.id {config.id!r}: {parts.pipeline_class} is not supported, nor are inpainting, ONNX and other tasks: use "  # noqa: E501
             f"a folder of one of {', '.join(FAMILIES)}"
         )
     module, _, name = FAMILIES[parts.pipeline_class].partition(":")
@@ -130,5 +130,5 @@ def _from_hub(config: ModelConfig) -> Path:
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
             f"model.id {config.id!r} at {config.revision!r}: neither on the hub nor in its cache "
-            f"({type(error).__name__}): put model_index.json, {REQUIRED_FILES} in a folder and set model.id to that folder"
+            f"({type(error).__name__}): put model_index.json, {REQUIRED_FILES} in a folder and set model.id to that folder"  # noqa: E501
         ) from None

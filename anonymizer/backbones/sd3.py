@@ -30,7 +30,7 @@ class SD3Backbone(FlowBackbone):
         encoder = _Encoder(_pipeline(parts, transformer, dtype), device)
         own, config = transformer.config, parts.config
         super().__init__(
-            parts, transformer, encoder, channels=own.in_channels, latent_size=own.sample_size, patch_size=own.patch_size,
+            parts, transformer, encoder, channels=own.in_channels, latent_size=own.sample_size, patch_size=own.patch_size,  # noqa: E501
             dtype=dtype,
         )  # fmt: skip
         self.negative_embeddings = encoder.encode_negative(config.negative_prompt) if config.guidance != 1 else None

@@ -172,7 +172,7 @@ def _refuse_missing_parts(parts: PipelineFolder, encoders: Sequence[str]) -> Non
     if missing:
         hint = " (a refiner goes on where a base model ends)" if missing[0] in encoders else ""
         raise ModelError(
-            f"model.id {parts.config.id!r}: a {parts.pipeline_class} without {' and '.join(missing)}{hint}: choose a model "
+            f"model.id {parts.config.id!r}: a {parts.pipeline_class} without {' and '.join(missing)}{hint}: choose a model "  # noqa: E501
             "that makes pictures of text by itself"
         )
 

@@ -88,5 +88,5 @@ def _private_key(line: str) -> Any:
         return pyrage.x25519.Identity.from_str(line)
     except (pyrage.IdentityError, UnicodeError):
         raise UsageError(
-            f"identity: a line is no private key: lines are {PRIVATE_KEY_PREFIX}1..., as `age-keygen` prints them, or comments"
+            f"identity: a line is no private key: lines are {PRIVATE_KEY_PREFIX}1..., as `age-keygen` prints them, or comments"  # noqa: E501
         ) from None

@@ -111,7 +111,7 @@ class BatchSampler:
     """
 
     def __init__(
-        self, shard: int, config: RunConfig, backbone: Backbone, scorer: Scorer, key: CustodianKey, overlap: DeviceOverlap,
+        self, shard: int, config: RunConfig, backbone: Backbone, scorer: Scorer, key: CustodianKey, overlap: DeviceOverlap,  # noqa: E501
         watch: Stopwatch,
     ) -> None:  # fmt: skip
         self.config, self.scorer, self.key, self.overlap, self.watch = config, scorer, key, overlap, watch

@@ -210,7 +210,7 @@ def _check_assembled(release: Release, rows: ExternalSort) -> None:
     )
     if _digest(shown) != _digest(rows.tables()):
         raise IntegrityError(
-            f"release: {release.public_or_candidate.name}/ does not hold what the ledger speaks of: restore both from one copy, or "
+            f"release: {release.public_or_candidate.name}/ does not hold what the ledger speaks of: restore both from one copy, or "  # noqa: E501
             "choose another output"
         )
 

@@ -116,7 +116,7 @@ def check_same_request(new: Release, wanted: ErasureRequest) -> None:
     records, subjects = _find_named(new, wanted)
     if records or subjects:
         raise UsageError(
-            f"--records: {wanted.format_lines(records, subjects)}: not among those whose erasure was begun here: finish that "
+            f"--records: {wanted.format_lines(records, subjects)}: not among those whose erasure was begun here: finish that "  # noqa: E501
             "one with its own file, then erase the others from the new release"
         )
 
@@ -225,7 +225,7 @@ def _is_in(column: pa.ChunkedArray, names: Iterable[str]) -> pa.ChunkedArray:
 def _refuse_unknown(wanted: ErasureRequest, records: set[str], subjects: set[str]) -> None:
     if records or subjects:
         raise UsageError(
-            f"--records: {wanted.format_lines(records, subjects)}: no such record or subject in the release: see record_id "
+            f"--records: {wanted.format_lines(records, subjects)}: no such record or subject in the release: see record_id "  # noqa: E501
             "and subject in its ledger; subjects need source.subject"
         )
 

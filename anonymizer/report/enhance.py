@@ -179,7 +179,7 @@ def _describe_run(told: Mapping[str, Any]) -> list[Setting]:
         Setting(
             f"Pass {at}" if several else "Boomerang",
             f"level {one['level']:g}",
-            f"t_boom {format_number(one['t_boom'])} of {format_number(one['T'])}, log-SNR {_format_signed(one['log_snr'])} there",
+            f"t_boom {format_number(one['t_boom'])} of {format_number(one['T'])}, log-SNR {_format_signed(one['log_snr'])} there",  # noqa: E501
         )
         for at, one in enumerate(told["passes"], 1)
     ]

@@ -76,7 +76,7 @@ def from_bins(labels: Iterable[tuple[str | None, int]]) -> Histogram | None:
     counts = [found.get(i, 0) for i in range(first, last + 1)]
     passed = np.cumsum(counts) / sum(counts)
     low, median, high = ((first + int(np.searchsorted(passed, q))) * BIN_WIDTH for q in (0.25, 0.5, 0.75))
-    words = f"Median between {median:.1f} and {median + BIN_WIDTH:.1f}, middle half between {low:.1f} and {high + BIN_WIDTH:.1f}."
+    words = f"Median between {median:.1f} and {median + BIN_WIDTH:.1f}, middle half between {low:.1f} and {high + BIN_WIDTH:.1f}."  # noqa: E501
     return _lay_out(counts, first * BIN_WIDTH, BIN_WIDTH, words, None)
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from anonymizer.release.assemble import Summary
 
 SHEET_SIZE = 48  # pictures
-SIZE_CATEGORIES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
+SIZE_CATEGORIES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),  # noqa: E501
               (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 DATA_FILES = {"folder": "images/**", "webdataset": "data/*.tar", "parquet": "data/*.parquet"}
 TYPE_NAMES = {"string": "text", "double": "number", "float": "number", "bool": "true or false", "null": "empty"}

@@ -87,7 +87,7 @@ def _check_reachable() -> None:
         problem = error
     if problem is not None:
         raise ConfigError(
-            f"{API_URL_SETTING}: no Prefect server answers there ({type(problem).__name__}): start it, or unset {API_URL_SETTING} to have one "
+            f"{API_URL_SETTING}: no Prefect server answers there ({type(problem).__name__}): start it, or unset {API_URL_SETTING} to have one "  # noqa: E501
             "for the length of a run"
         )
 

@@ -137,20 +137,20 @@ def describe_advantages(nearest: float, median: float, farthest: float, k: int) 
     seen = "one output" if k == 1 else f"{k} outputs of one original"
     if nearest > VACUOUS_ADVANTAGE:
         return (
-            f"No formal guarantee: the noise allows an attacker who sees {seen} an advantage of {_round_up(nearest)} in "
-            f"telling even the two most alike originals apart, {_round_up(median)} for a typical pair. "
+            f"No formal guarantee: the noise allows an attacker who sees {seen} an advantage of {_round_up(nearest)} "
+            f"in telling even the two most alike originals apart, {_round_up(median)} for a typical pair. "
             "Only the measured risk speaks for this level."
         )
     if farthest > VACUOUS_ADVANTAGE:
         return (
             f"No formal guarantee for all originals: from {seen} an attacker tells the two most alike apart with an "
-            f"advantage of at most {_round_up(nearest)}, but the noise allows {_round_up(median)} for a typical pair and "
-            f"{_round_up(farthest)} for the two least alike. Only the measured risk speaks for this level."
+            f"advantage of at most {_round_up(nearest)}, but the noise allows {_round_up(median)} for a typical pair "
+            f"and {_round_up(farthest)} for the two least alike. Only the measured risk speaks for this level."
         )
     return (
         f"A formal guarantee: whatever an attacker does with {seen}, his advantage in telling two of these originals "
-        f"apart is at most {_round_up(farthest)}, and {_round_up(median)} for a typical pair, as long as the noise is secret "
-        "and nothing else depends on the original."
+        f"apart is at most {_round_up(farthest)}, and {_round_up(median)} for a typical pair, as long as the noise is "
+        "secret and nothing else depends on the original."
     )
 
 

@@ -147,8 +147,8 @@ def _finite_side(side: str, rows: Rows, of: Names | None) -> tuple[Bools, Names]
     names = np.arange(len(rows)).astype(np.str_) if of is None else of
     if names.shape != seen.shape or len(np.unique(names[seen])) < MIN_TRIALS:
         raise ValueError(
-            f"{side} must be (N, D) of {MIN_TRIALS} people or more, each row named, got {rows.shape}, {(~seen).sum()} of "
-            f"them not finite, and {len(names)} names of {len(np.unique(names))} people: give more pictures"
+            f"{side} must be (N, D) of {MIN_TRIALS} people or more, each row named, got {rows.shape}, {(~seen).sum()} "
+            f"of them not finite, and {len(names)} names of {len(np.unique(names))} people: give more pictures"
         )
     return seen, names
 

@@ -77,7 +77,8 @@ class Classifier:
             processor, model, missing = _load_classifier(path)
         except Exception as error:  # transformers raises whatever a wrong file causes
             raise ModelError(
-                f"filter.classifier {folder!r}: not a usable classifier ({type(error).__name__}): it needs {REQUIRED_FILES}"
+                f"filter.classifier {folder!r}: not a usable classifier ({type(error).__name__}): it needs "
+                f"{REQUIRED_FILES}"
             ) from None
         if missing:
             raise ModelError(

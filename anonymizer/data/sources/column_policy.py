@@ -72,7 +72,7 @@ class ColumnPolicy:
             for one, other in CONFLICTS:
                 if one in settings and other in settings:
                     raise SourceError(
-                        f"source.{one}: column {_printable_name(column)!r} is named in source.{other} too: name it in one"
+                        f"source.{one}: column {_printable_name(column)!r} is named in source.{other} too: name it in one"  # noqa: E501
                     )
 
     def treatment(self, column: str) -> str | None:
