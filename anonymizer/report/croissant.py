@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES
+from anonymizer.report.facts import PublicFacts
 from anonymizer.storage.layout import MANIFEST
-
-if TYPE_CHECKING:
-    from anonymizer.report.public import PublicFacts
 
 PAPER = "https://arxiv.org/abs/2210.12100"
 KEYWORDS = ("image", "synthetic", "diffusion", "boomerang")
@@ -59,7 +57,7 @@ def build_croissant(facts: PublicFacts) -> bytes:
         "description": _describe(facts),
         "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
         "citation": PAPER,
-        "datePublished": facts.day,
+        "datePublished": facts.date.isoformat(),
         "keywords": [*KEYWORDS],
         "isLiveDataset": False,
         **{f"rai:{name}": value for name, value in _rai_fields(facts).items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 
 import pyarrow.compute as pc
 
@@ -171,7 +171,7 @@ def describe_sizes(pictures: TableLike) -> str:
     )
 
 
-def format_date(when: datetime) -> str:
+def format_date(when: date) -> str:
     return f"{when.day} {when:%B %Y}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from anonymizer.report.glossary import format_number
+from anonymizer.report.glossary import format_date, format_number
 
 
 def render(name: str, **context: Any) -> bytes:
@@ -26,6 +26,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["number"] = format_number
+    environment.filters["date"] = format_date
     environment.filters["cell"] = markdown_cell
     environment.filters["code"] = markdown_code
     return environment

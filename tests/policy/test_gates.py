@@ -302,7 +302,7 @@ def test_a_figure_of_the_audit_is_held_against_its_bound(found: AuditResult | No
 def test_figures_of_attackers_who_lacked_something_hold_no_bound() -> None:
     policy = {"risk": {"max_linkage_rank1": {"upper": 0.05}}}
     assert broken(policy, audit(LOW)) == []
-    lacking = replace(audit(LOW), lacking="attackers drew without what the model was told")
+    lacking = replace(audit(LOW), attacker_limits="attackers drew without what the model was told")
     (ruling,) = [
         r for r in evaluate_release(PolicyConfig.model_validate(policy), counts(), "m", lacking, NOW).failed_rules
     ]

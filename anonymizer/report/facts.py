@@ -1,0 +1,168 @@
+"""Facts that a release publishes about itself: the only input of the public report, the dataset card and Croissant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from anonymizer.config import RunConfig
+from anonymizer.data import passthrough_columns
+from anonymizer.policy.public_scores import BIN_SUFFIX, SCORE_COLUMNS
+from anonymizer.release.plan import Plan
+from anonymizer.report import histograms
+from anonymizer.report.glossary import (
+    MANIFEST_COLUMNS,
+    PASSTHROUGH_COLUMN,
+    SCORES,
+    Score,
+    Setting,
+    describe_settings,
+    describe_sizes,
+)
+from anonymizer.storage.layout import MANIFEST
+from anonymizer.storage.parquet import TableLike
+from anonymizer.storage.path import StoragePath
+
+if TYPE_CHECKING:
+    from anonymizer.release.assemble import Summary
+
+TYPE_NAMES = {"string": "text", "double": "number", "float": "number", "bool": "true or false", "null": "empty"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the manifest, explained."""
+
+    name: str
+    type: str
+    about: str
+
+
+@dataclass(frozen=True)
+class PublicFacts:
+    """Everything that the public documents may state; no field holds a source, a record, a path or a time of day."""
+
+    released: int
+    read: int
+    level: str
+    model: str
+    date: date
+    layout: str
+    image: str
+    bytes: int
+    manifest_bytes: int
+    manifest_sha256: str
+    passthrough: Sequence[str]
+    settings: Sequence[Setting]
+    columns: Sequence[Column]
+    scores: Sequence[tuple[Score, histograms.Histogram]]
+    has_exact_scores: bool
+    audit: Mapping[str, Any] | None  # its public summary
+    is_signed: bool
+    approvals: int
+
+    @property
+    def risks(self) -> list[tuple[str, str]]:
+        """Return each question of the audit with the upper bound of its risk above chance."""
+        answers = self.audit["answers"] if self.audit else {}
+        return [
+            (title, f"at most {a['risk_above_chance_at_most']:.0%}" if "attacks_tried" in a else "not measured")
+            for title, a in answers.items()
+        ]
+
+    @property
+    def title(self) -> str:
+        return f"Redrawn pictures (Boomerang, level {self.level})"
+
+    @property
+    def has_joined_images(self) -> bool:
+        """Whether the Croissant file joins images to their rows.
+
+        mlcroissant decodes no WebP files, and unpacks tar files to a folder that releases of one name share.
+        """
+        return self.layout == "parquet" or (self.layout == "folder" and self.image != "webp")
+
+    @property
+    def size(self) -> str:
+        return f"{self.bytes / 2**20:,.1f} MiB" if self.bytes >= 2**20 else f"{self.bytes / 2**10:,.0f} KiB"
+
+
+def collect_facts(
+    folder: StoragePath,
+    plan: Plan,
+    config: RunConfig,
+    summary: Summary,
+    manifest: TableLike,
+    audit: Mapping[str, Any] | None,
+    *,
+    is_signed: bool,
+) -> PublicFacts:
+    """Return the facts about the release whose manifest lies in ``folder``; ``audit`` is its public summary, if any."""
+    model, score_mode = config.model.public_name, config.output.public_scores
+    file = (folder / MANIFEST).read()
+    return PublicFacts(
+        released=len(manifest),
+        read=summary.read,
+        level=_level_range(plan, manifest),
+        model=model,
+        date=datetime.now(UTC).date(),
+        layout=config.output.format,
+        image=config.output.image,
+        bytes=pc.sum(manifest["bytes"]).as_py() or 0,
+        manifest_bytes=len(file),
+        manifest_sha256=hashlib.sha256(file).hexdigest(),
+        passthrough=[
+            name for name in ("label", "caption", *config.source.carry) if manifest[name].null_count < len(manifest)
+        ],
+        settings=describe_settings(
+            plan,
+            config,
+            model,
+            {} if score_mode == "none" else metric_models(manifest.schema),
+            describe_sizes(manifest),
+            {item["values"]: item["counts"] for item in pc.value_counts(manifest["level"]).to_pylist()},
+        ),
+        columns=[
+            Column(f.name, _type_name(f.type), MANIFEST_COLUMNS.get(f.name, PASSTHROUGH_COLUMN))
+            for f in manifest.schema
+        ],
+        scores=_score_histograms(manifest),
+        has_exact_scores=score_mode == "exact",
+        audit=audit,
+        is_signed=is_signed,
+        approvals=config.policy.approvals,
+    )
+
+
+def metric_models(schema: pa.Schema) -> dict[str, str]:
+    """Return the model behind each metric column, as the metadata of a ledger or a manifest names it."""
+    named = passthrough_columns.from_json((schema.metadata or {}).get(b"metric_models", b"{}").decode())
+    return {metric: str(model) for metric, model in named.items()}
+
+
+def _level_range(plan: Plan, manifest: TableLike) -> str:
+    low, high = pc.min_max(manifest["level"]).as_py().values() if len(manifest) else (plan.level, plan.level)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _score_histograms(manifest: TableLike) -> list[tuple[Score, histograms.Histogram]]:
+    """Return the distributions of the manifest's own score columns, binned or exact."""
+    shapes: dict[str, histograms.Histogram | None] = {}
+    for name in SCORE_COLUMNS:
+        if f"{name}{BIN_SUFFIX}" in manifest.column_names:
+            counts = pc.value_counts(manifest[f"{name}{BIN_SUFFIX}"].combine_chunks()).to_pylist()
+            shapes[name] = histograms.from_bins((item["values"], item["counts"]) for item in counts)
+        elif name in manifest.column_names:
+            shapes[name] = histograms.from_values(manifest[name].drop_null().to_numpy().astype("float64"))
+    return [(SCORES[name], shape) for name, shape in shapes.items() if shape]
+
+
+def _type_name(kind: pa.DataType) -> str:
+    name = str(kind)
+    return "integer" if name.startswith(("int", "uint")) else TYPE_NAMES.get(name, name)
