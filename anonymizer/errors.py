@@ -15,7 +15,8 @@
     └── IntegrityError        numbers or files that must agree do not; nothing is published (exit 1)
 
 Messages name field, value and next step in one line. ``UsageError`` may name paths that the user typed.
-``RecordError`` and ``StepError`` never name a record, a path or a value: they may end up in logs.
+``RecordError`` and ``StepError`` never name a record, a path or a value: they may end up in logs. Errors that a
+scheduler may repeat word for word are a ``ReportableError`` as well: all but SourceError, RecordError and StepError.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ class AnonymizerError(Exception):
     """The root of all errors raised on purpose by this package."""
 
 
+class ReportableError(AnonymizerError):
+    """An error whose text is about the run and never about a record: a log or a scheduler may repeat it."""
+
+
 class UsageError(AnonymizerError):
     """The user's input is at fault; said before any long work starts."""
 
 
-class ConfigError(UsageError):
+class ConfigError(UsageError, ReportableError):
     """A key or a value of the configuration is wrong."""
 
 
@@ -42,19 +47,19 @@ class SourceError(UsageError):
     """The source is missing, empty, or not of the format that was named."""
 
 
-class OutputError(UsageError):
+class OutputError(UsageError, ReportableError):
     """The output cannot be written, or belongs to another run."""
 
 
-class ModelError(UsageError):
+class ModelError(UsageError, ReportableError):
     """A model cannot be found or used as asked."""
 
 
-class CustodianKeyError(UsageError):
+class CustodianKeyError(UsageError, ReportableError):
     """The custodian's key is malformed or not the one that this release was begun with."""
 
 
-class SigningKeyError(UsageError):
+class SigningKeyError(UsageError, ReportableError):
     """A private key is missing, or is none, or is not one that may sign here."""
 
 
@@ -74,9 +79,9 @@ class ShardError(StepError):
     """Shards could not be finished."""
 
 
-class GateError(AnonymizerError):
+class GateError(ReportableError):
     """The policy does not let the release out; says which rules are broken."""
 
 
-class IntegrityError(AnonymizerError):
+class IntegrityError(ReportableError):
     """Counts or files that must agree do not."""

@@ -18,14 +18,11 @@ from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.errors import (
     AnonymizerError,
-    ConfigError,
     CustodianKeyError,
-    GateError,
     IntegrityError,
     ModelError,
-    OutputError,
+    ReportableError,
     ShardError,
-    SigningKeyError,
     StepError,
 )
 from anonymizer.pipeline import batch_size_tuning
@@ -232,18 +229,6 @@ def _restricted(config: RunConfig) -> StoragePath:
     return Release.at(config.output.uri).restricted
 
 
-# Errors whose text is about the run and never about a record: a scheduler may keep them.
-REPORTABLE_ERRORS = (
-    ConfigError,
-    OutputError,
-    ModelError,
-    CustodianKeyError,
-    SigningKeyError,
-    GateError,
-    IntegrityError,
-)
-
-
 def redact_errors(folder: StoragePath, step: str, fallback: StepError, work: Callable[[], T]) -> T:
     """What ``work`` returns, done apart. An error that may hold a path or a value goes to ``errors/`` in ``place``.
 
@@ -252,11 +237,11 @@ def redact_errors(folder: StoragePath, step: str, fallback: StepError, work: Cal
     """
     try:
         return in_fresh_thread(work)
-    except REPORTABLE_ERRORS as error:
-        telling: AnonymizerError = type(error)(str(error))
+    except ReportableError as error:
+        redacted: AnonymizerError = type(error)(str(error))
     except Exception:
         with suppress(Exception):  # the disk may be full
             details = folder / "errors" / f"{step}.txt"
             details.write_uncommitted(traceback.format_exc().encode("utf-8", "backslashreplace"))
-        telling = type(fallback)(f"{fallback}: see {folder.name}/errors/{step}.txt")
-    raise telling
+        redacted = type(fallback)(f"{fallback}: see {folder.name}/errors/{step}.txt")
+    raise redacted

@@ -32,10 +32,10 @@ from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, H
 from openlineage.client.uuid import generate_new_uuid
 
 from anonymizer.config import RunConfig
+from anonymizer.errors import ReportableError
 from anonymizer.release import assemble, plan
 from anonymizer.storage.layout import AUDIT, Release
 from anonymizer.storage.path import StoragePath
-from flows.jobs.release import REPORTABLE_ERRORS
 
 PRODUCER = f"urn:anonymizer:{version('anonymizer')}"
 TIMEOUT = 5.0  # seconds, to connect, and for each answer
@@ -107,7 +107,7 @@ class RunEvents:
     def send_failure(self, error: BaseException, gate: str) -> list[str]:
         """With the kind of error, and with its text where that never names a record."""
         name = type(error).__name__
-        text = f"{name}: {error}" if isinstance(error, REPORTABLE_ERRORS) else name
+        text = f"{name}: {error}" if isinstance(error, ReportableError) else name
         # Before a gate decides, there may be nothing whole to speak of.
         facets, problems = (Facets(), []) if gate == "none" else self._facets(gate)
         why = error_message_run.ErrorMessageRunFacet(text, "python", producer=PRODUCER)

@@ -11,10 +11,9 @@ from prefect import task
 from prefect.futures import PrefectFuture
 
 from anonymizer.config import RunConfig
-from anonymizer.errors import ShardError
+from anonymizer.errors import ReportableError, ShardError
 from flows.jobs import release as release_job
 from flows.jobs.progress import current_progress
-from flows.jobs.release import REPORTABLE_ERRORS
 from flows.runtime import gpu_limit, task_runners, worker_ranges
 
 TAGS = ["anonymizer", "release", "shard"]
@@ -75,9 +74,7 @@ def raise_if_incomplete(config: RunConfig, problems: Sequence[BaseException], sh
     if not left:
         return
     for problem in problems:
-        if isinstance(
-            problem, REPORTABLE_ERRORS
-        ):  # no space, another key: one line that says more than how many shards failed
+        if isinstance(problem, ReportableError):  # no space, another key: says more than how many shards failed
             raise type(problem)(str(problem))
     first = next((problem for problem in problems if isinstance(problem, ShardError)), "see restricted/errors/")
     raise ShardError(f"{len(left)} of {len(shards)} shards failed: {first}: run again to finish them")

@@ -27,9 +27,9 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
 
+from anonymizer import errors
 from anonymizer.config import RunConfig
-from anonymizer.errors import AnonymizerError, ShardError
-from flows.jobs.release import REPORTABLE_ERRORS
+from anonymizer.errors import AnonymizerError, ReportableError, ShardError
 
 STALLED, LOST = "no picture was finished in", "nothing was heard of its process for"
 LOST_SECONDS = 180.0  # its share is told again every 20 (``flows.share``)
@@ -137,9 +137,9 @@ def error_of(state: State[Any], shards: Sequence[int]) -> AnonymizerError:
     """What a range that left these shards says of itself: what its process raised, if that may be repeated."""
     message = state.message or ""
     raised = re.search(r"(\w+Error): (.+)", message, re.DOTALL)
-    for kind in REPORTABLE_ERRORS:
-        if raised and raised[1] == kind.__name__:
-            return kind(raised[2])
+    kind = getattr(errors, raised[1], None) if raised else None
+    if raised and isinstance(kind, type) and issubclass(kind, ReportableError):
+        return kind(raised[2])
     why = message if message.startswith((STALLED, LOST)) else f"{state.type.value.lower()} in a worker"
     return ShardError(f"shards {shards[0]} to {shards[-1]}: {why}")
 

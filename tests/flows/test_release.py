@@ -204,7 +204,7 @@ def test_what_goes_wrong_in_any_step_is_kept_from_the_scheduler(
         raise ValueError("/home/alice/patient 7.png")
 
     monkeypatch.setattr(
-        "anonymizer.release.plan.write" if step == "plan" else "anonymizer.release.assemble.assemble", leaking
+        "anonymizer.release.plan.write_or_resume" if step == "plan" else "anonymizer.release.assemble.assemble", leaking
     )
     with pytest.raises(StepError) as caught:
         flow(settings(people(tmp_path / "in", 2), tmp_path / "out"))
