@@ -16,7 +16,7 @@ from anonymizer.storage.layout import Release
 from flows.jobs import release as release_job
 from flows.jobs.progress import current_progress
 from flows.lineage.emit import emit_run_events
-from flows.runtime import dispatch, run_templates
+from flows.runtime import dispatch, run_templates, task_runners
 from flows.runtime.progress_artifact import ProgressArtifact
 from flows.runtime.tags import tag_run
 
@@ -88,6 +88,7 @@ def _log_missed_commits(config: RunConfig, committed: set[int]) -> None:
 def make_plan(config: dict[str, Any]) -> dict[str, Any]:
     current_progress().stage("planning")
     settings = RunConfig.model_validate(config)
+    task_runners.check(settings)
     plan = release_job.prepare_for_scheduler(settings)
     current_progress().begin(
         plan.records, plan.records - release_job.count_records(settings, release_job.list_uncommitted(settings))

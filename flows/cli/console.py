@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anonymizer.release.profiling import STAGES
-from flows.jobs.progress import report_progress_to
+from flows.jobs.progress import ProgressReporter, report_progress_to
 
 if TYPE_CHECKING:
     from anonymizer.attest.verify import Finding
@@ -35,7 +35,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-class Bar:
+class Bar(ProgressReporter):
     """A progress bar fed by the run's watcher."""
 
     def __init__(self, progress: Progress) -> None:

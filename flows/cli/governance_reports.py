@@ -94,7 +94,8 @@ def approve(uri: str, key: Path | None, key_env: str, trust: Sequence[str]) -> N
     console.print_facts(
         "Approved and published" if standing.is_published else "Approved",
         {
-            "approvals": f"{len(standing.approved_by)} of {standing.required_approvals} ({', '.join(standing.approved_by)})",  # noqa: E501
+            "approvals": f"{len(standing.approved_by)} of {standing.required_approvals} "
+            f"({', '.join(standing.approved_by)})",
             "state": standing,
             "handed out" if standing.is_published else "waits in": release.public_or_candidate,
         },

@@ -99,9 +99,11 @@ def run_release_flow(config: RunConfig, *, quiet: bool) -> list[str] | None:
     Everything that is wrong with the input is said before the flow starts. None where the release is complete already.
     """
     from flows.jobs import release as release_job
-    from flows.runtime import temporary_server
+    from flows.runtime import run_templates, task_runners, temporary_server
 
     with console.progress_bar(quiet):
+        task_runners.check(config)
+        run_templates.refuse_placeholders(config)
         release_job.check(config)
         if _release_of(config).is_complete:
             _resumed_plan(config)  # complete, but is it what was asked for?
@@ -117,9 +119,12 @@ def run_release_flow(config: RunConfig, *, quiet: bool) -> list[str] | None:
 
 def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     from flows.jobs import release as release_job
+    from flows.runtime import run_templates, task_runners
 
     place = _release_of(config)
     with console.progress_bar(quiet or as_json):
+        task_runners.check(config)
+        run_templates.refuse_placeholders(config)
         release_job.check(config)
         backbone = release_job.backbone_of(config.model)
         scorer = release_job.load_checked_scorer(config.metrics, backbone)

@@ -1,34 +1,26 @@
-"""Progress of a job: counts that this process reports to the console or to Prefect."""
+"""Progress of the jobs in this process: counts and stage names, reported to a bar, an artifact or nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 
-class ProgressReporter(Protocol):
+class ProgressReporter:
+    """Receives progress; this one ignores it."""
+
     def begin(self, records: int, done: int) -> None:
-        """Start a run of ``records``, ``done`` of which were finished earlier."""
-        ...
+        """Start a job of ``records``, ``done`` of which were finished by an earlier run."""
 
-    def advance(self, records: int) -> None: ...
+    def advance(self, records: int) -> None:
+        """Count further finished records; a negative number where a failed attempt is taken back."""
 
     def stage(self, name: str) -> None:
-        """Enter another stage of the run."""
-        ...
+        """Enter another stage."""
 
 
-class NoProgress:
-    def begin(self, records: int, done: int) -> None: ...
-
-    def advance(self, records: int) -> None: ...
-
-    def stage(self, name: str) -> None: ...
-
-
-NO_PROGRESS: ProgressReporter = NoProgress()
-_current: ProgressReporter = NO_PROGRESS
+NO_PROGRESS = ProgressReporter()
+_current = NO_PROGRESS
 
 
 def current_progress() -> ProgressReporter:
@@ -37,7 +29,7 @@ def current_progress() -> ProgressReporter:
 
 @contextmanager
 def report_progress_to(reporter: ProgressReporter) -> Iterator[None]:
-    """Send the progress of runs in this process to ``reporter``; global, because tasks run in threads of their own."""
+    """Report to ``reporter`` for a while. One per process rather than a context variable: tasks run in threads."""
     global _current
     previous, _current = _current, reporter
     try:

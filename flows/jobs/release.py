@@ -32,7 +32,6 @@ from anonymizer.release.history import PublishedHistory
 from anonymizer.release.ledger import ShardSummary, ShardWriter
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
-from flows.runtime import run_templates, task_runners
 
 if TYPE_CHECKING:
     from metrics.scores.scorer import ReleaseScorer
@@ -87,8 +86,6 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
 def check(config: RunConfig) -> None:
     """What can be told in a moment: key, source, output. Writes nothing."""
     load_key(config.key_env)
-    task_runners.check(config)
-    run_templates.refuse_placeholders(config)
     preflight.check(config)
 
 

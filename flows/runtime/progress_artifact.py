@@ -13,13 +13,13 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.jobs.progress import NoProgress
+from flows.jobs.progress import ProgressReporter
 
 UPDATE_SECONDS = 5.0  # between two updates while it grows
 HEARTBEAT_SECONDS = 20.0  # between two updates in any case
 
 
-class ProgressArtifact(NoProgress):
+class ProgressArtifact(ProgressReporter):
     """Shown on the page of the flow run; and how whoever handed out its work sees that it gets on."""
 
     def __init__(self, done: int, total: int, description: str, key: str | None = None) -> None:

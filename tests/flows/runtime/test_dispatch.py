@@ -44,7 +44,7 @@ def test_several_processes_need_a_key_that_each_can_have(
     with pytest.raises(
         CustodianKeyError, match=r"ANONYMIZER_KEY: not set, and run\.\w+ \w+ works in several processes"
     ):
-        release_job.check(config)
+        task_runners.check(config)
     assert not (tmp_path / "out").exists()
 
 
@@ -53,7 +53,7 @@ def test_ranges_are_handed_to_a_deployment_of_their_flow_only(tmp_path: Path, mo
     spread = {"dispatch": "workers", "deployment": "release/release"}
     config = settings(people(tmp_path / "in", 2), tmp_path / "out", run=spread)
     with pytest.raises(ConfigError, match=r"run\.deployment 'release/release': is a deployment of another flow"):
-        release_job.check(config)
+        task_runners.check(config)
 
 
 @pytest.mark.parametrize("runner", ["ray", "dask"])
@@ -61,7 +61,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(task_runners, "find_spec", lambda name: None)
     config = settings(people(tmp_path / "in", 2), tmp_path / "out", f"run.runner={runner}")
     with pytest.raises(ConfigError, match=rf"pip install 'anonymizer\[{runner}\]'"):
-        release_job.check(config)
+        task_runners.check(config)
 
 
 def test_workers_need_a_server_that_answers_and_has_their_deployment(
@@ -74,15 +74,15 @@ def test_workers_need_a_server_that_answers_and_has_their_deployment(
     with pytest.raises(
         ConfigError, match=r"run\.deployment 'anonymize-shards/anonymize-shards': the Prefect server has no"
     ):
-        release_job.check(config)
+        task_runners.check(config)
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),
         pytest.raises(ConfigError, match="set PREFECT_API_URL"),
     ):
-        release_job.check(config)
+        task_runners.check(config)
     away = {PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}
     with temporary_settings(away), pytest.raises(ConfigError, match=r"does not answer \(ConnectError\): check"):
-        release_job.check(config)
+        task_runners.check(config)
 
 
 def test_work_is_spread_in_one_way_only(tmp_path: Path) -> None:

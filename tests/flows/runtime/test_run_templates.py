@@ -14,7 +14,6 @@ from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
 from anonymizer.errors import ConfigError
 from anonymizer.release import event_log, history
 from anonymizer.storage.layout import Release
-from flows.jobs import release as release_job
 from flows.runtime import run_templates
 from tests.support import ROOT
 from tests.support.releases import KEY, PlainScorer, people, run, settings
@@ -95,7 +94,7 @@ def test_the_command_line_has_no_schedule_and_says_so(tmp_path: Path) -> None:
         {"source": {"uri": str(people(tmp_path / "in", 1))}, "output": {"uri": f"{tmp_path}/{{month}}"}}
     )
     with pytest.raises(ConfigError, match=r"output\.uri: \{month\} is filled in when a deployment runs: write the"):
-        release_job.check(asked)
+        run_templates.refuse_placeholders(asked)
 
 
 def test_settings_may_lie_at_any_address(tmp_path: Path, store: Any) -> None:
