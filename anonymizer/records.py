@@ -94,3 +94,52 @@ class Decision:
 
     status: Status
     reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, except for the records themselves. ``steps`` counts network calls for each image."""
+
+    source: str
+    output: str
+    records: int
+    shards: int
+    shard_size: int
+    level: float
+    t_boom: int
+    T: int
+    log_snr: float
+    sampler: str
+    steps: int
+    model: str
+    model_digest: str
+    fingerprint: str
+    escalated: tuple[str, ...]  # fingerprints at the levels of policy.escalate
+    key_check: str | None
+    threads: int | None = None  # of the model on a CPU, on which rounding depends; None in plans of earlier versions
+    id: str | None = None  # unique to this plan
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """Counts of one committed shard, and nothing about a record: safe to pass to a scheduler."""
+
+    shard: int
+    read: int
+    released: int
+    quarantined: int
+    failed: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of a whole release; ``reasons`` counts the records that were not released by reason."""
+
+    read: int
+    released: int
+    quarantined: int
+    failed: int
+    shards: int
+    seconds: float
+    reasons: Mapping[str, int]

@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from anonymizer.config import build
-from anonymizer.release.ledger import ShardSummary
+from anonymizer.records import ShardSummary
 from flows.runtime import temporary_server
 
 

@@ -220,6 +220,7 @@ class Job:
 
     def steps(self) -> dict[str, Callable[[], object]]:
         from anonymizer import report
+        from anonymizer.records import Summary
         from anonymizer.release import assemble, ledger, plan, publish
         from flows.cli import governance_reports
         from flows.cli import release as release_commands
@@ -227,7 +228,7 @@ class Job:
         release, config = self.release, self.config
         public, whole = str(release.public), str(release.root)
 
-        def summary() -> assemble.Summary:
+        def summary() -> Summary:
             return assemble.summarize_release(release, plan.read(release))
 
         return {

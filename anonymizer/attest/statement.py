@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -21,12 +21,10 @@ from anonymizer.attest.predicate import ReleasePredicate
 from anonymizer.config import PolicyConfig
 from anonymizer.crypto import signing
 from anonymizer.policy.gates import ReleaseCounts, Verdict
+from anonymizer.records import Plan
 from anonymizer.storage.layout import IMAGES, STATEMENT
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
-
-if TYPE_CHECKING:
-    from anonymizer.release.plan import Plan
 
 PREDICATE_TYPE = "urn:anonymizer:predicate:release:v1"
 LIBRARIES = (

@@ -9,13 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 
-# Columns that say which original a picture is from, or how; no manifest has one, and nothing of the name is carried.
-PRIVATE_COLUMNS = frozenset(
-    ["record_id", "source_uri", "source_hmac", "subject", "restricted", "carried", "reason", "status", "attempts",
-     "shard", "started", "seconds", "code_version", "earlier", "kept", "identity_distance", "identity_distance_bin",
-     "faces", "seed", "embedding"]
-)  # fmt: skip
-
 JSON_TYPES = (str, int, float, bool, type(None))
 
 

@@ -27,10 +27,10 @@ from anonymizer.pipeline.batch_sampling import Attempt, BatchSampler, ScoredBatc
 from anonymizer.pipeline.batching import Decoded, batch_by_shape
 from anonymizer.pipeline.device_overlap import overlap
 from anonymizer.policy.gates import gate
-from anonymizer.records import Decision, Entry, Reason, Record, Scores, Status
+from anonymizer.records import Decision, Entry, Reason, Record, Scores, ShardSummary, Status
 from anonymizer.release.history import EMPTY_HISTORY, REUSED_COLUMNS, PublishedHistory
 from anonymizer.release.history import read_scores as scores_of
-from anonymizer.release.ledger import LedgerRow, ShardSummary, ShardWriter
+from anonymizer.release.ledger import LedgerRow, ShardWriter
 from anonymizer.release.profiling import Stopwatch
 from anonymizer.storage.prefetch import prefetch_map
 

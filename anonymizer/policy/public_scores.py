@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-SCORE_COLUMNS = ("clip_similarity", "lpips")
-BIN_SUFFIX = "_bin"  # after the name of a column that holds bins
+from anonymizer.schema import BIN_SUFFIX, SCORE_COLUMNS
+
 BIN_WIDTH = 0.1  # wide enough that a score singles nobody out, narrow enough to see a trend
 
 

@@ -9,7 +9,6 @@ import secrets
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +21,9 @@ from anonymizer.data.sinks import ImageLocation, ReleasedImage, open_sink
 from anonymizer.data.sinks.errors import make_folder, translate_storage_errors
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.policy import public_scores
-from anonymizer.records import Status
+from anonymizer.records import Plan, Status, Summary
 from anonymizer.release import history, ledger, plan
+from anonymizer.schema import LEDGER_SCHEMA, SCORE_COLUMNS
 from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import MANIFEST, Release
@@ -38,25 +38,12 @@ STAGED_COLUMNS = (*ID_AND_DIGEST, "shard", "kept")  # which bytes of a shard a r
 RELEASED_COLUMNS = (
     *STAGED_COLUMNS,
     *("bytes", "width", "height", "label", "caption", "carried", "level", "t_boom", "log_snr", "sampler", "steps"),
-    *("model", "model_digest", "config_fingerprint", *public_scores.SCORE_COLUMNS),
+    *("model", "model_digest", "config_fingerprint", *SCORE_COLUMNS),
 )
-RELEASED_SCHEMA = pa.schema([*(ledger.SCHEMA.field(name) for name in RELEASED_COLUMNS), ("staging", pa.string())])
+RELEASED_SCHEMA = pa.schema([*(LEDGER_SCHEMA.field(name) for name in RELEASED_COLUMNS), ("staging", pa.string())])
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a release came to; counts only."""
-
-    read: int
-    released: int
-    quarantined: int
-    failed: int
-    shards: int
-    seconds: float
-    reasons: Mapping[str, int]
-
-
-def summarize_release(release: Release, the_plan: plan.Plan) -> Summary:
+def summarize_release(release: Release, the_plan: Plan) -> Summary:
     """Counts of what is committed so far."""
     reasons: Counter[str] = Counter()
     read = released = quarantined = failed = shards = 0
@@ -94,7 +81,7 @@ def assemble(release: Release, config: RunConfig) -> None:
     release.reopened.remove()
 
 
-def _assemble(release: Release, config: RunConfig, the_plan: plan.Plan) -> None:
+def _assemble(release: Release, config: RunConfig, the_plan: Plan) -> None:
     facts = ManifestTraits(config)
     with _sort_released(release, the_plan, facts) as rows:
         attempt = release.assembling / secrets.token_hex(6)
@@ -122,7 +109,7 @@ class ManifestTraits:
         if self.models not in (None, models):
             raise IntegrityError(f"shard {shard}: scored by other models than the rest: {ledger.redo_hint(shard)}")
         self.models = models
-        self.scores |= {name for name in public_scores.SCORE_COLUMNS if rows[name].null_count < len(rows)}
+        self.scores |= {name for name in SCORE_COLUMNS if rows[name].null_count < len(rows)}
         self._kinds.update(rows["carried"].to_pylist())
 
     @property
@@ -131,13 +118,13 @@ class ManifestTraits:
         return self._kinds.types()
 
 
-def _reused_rows(release: Release, the_plan: plan.Plan) -> Iterator[pa.Table]:
+def _reused_rows(release: Release, the_plan: Plan) -> Iterator[pa.Table]:
     """What earlier releases published of records that are kept."""
     for _, table in ledger.scan_shards(release, the_plan, ("kept", *ID_AND_DIGEST)):
         yield table.filter(table["kept"]).select(ID_AND_DIGEST).replace_schema_metadata()
 
 
-def _fill_quarantine(release: Release, config: RunConfig, the_plan: plan.Plan) -> None:
+def _fill_quarantine(release: Release, config: RunConfig, the_plan: Plan) -> None:
     """The outputs that the gate held back, and nothing else, in ``restricted/quarantine/``."""
     if release.purged.exists():  # they have been kept long enough, here or in the release that this one follows
         return
@@ -231,7 +218,7 @@ def _rows_with_status(table: pa.Table, status: Status) -> pa.Table:
     return kept.append_column("staging", pc.if_else(kept["kept"], REUSED_FOLDER, own))
 
 
-def _sort_released(release: Release, the_plan: plan.Plan, facts: ManifestTraits) -> ExternalSort:
+def _sort_released(release: Release, the_plan: Plan, facts: ManifestTraits) -> ExternalSort:
     """Released rows of all shards in output order, each with its shard's staging folder."""
 
     def rows() -> Iterator[pa.Table]:
@@ -243,7 +230,7 @@ def _sort_released(release: Release, the_plan: plan.Plan, facts: ManifestTraits)
     return ExternalSort(rows(), "output_id", the_plan.records, ledger.scratch_folder(release))
 
 
-def released_digests(release: Release, the_plan: plan.Plan) -> ExternalSort:
+def released_digests(release: Release, the_plan: Plan) -> ExternalSort:
     """Ids and digests of what is released, in output order; to be closed."""
 
     def rows() -> Iterator[pa.Table]:
@@ -335,5 +322,5 @@ def _manifest_rows(
     columns |= {"model": rows["model"], "model_digest": rows["model_digest"]}
     columns |= {"config_fingerprint": rows["config_fingerprint"]}
     columns |= public_scores.to_public_columns(rows, config.output.public_scores, facts.scores)
-    public = {name: made_by for name, made_by in (facts.models or {}).items() if name in public_scores.SCORE_COLUMNS}
+    public = {name: made_by for name, made_by in (facts.models or {}).items() if name in SCORE_COLUMNS}
     return pa.table(columns).replace_schema_metadata({"metric_models": passthrough_columns.to_json(public) or "{}"})

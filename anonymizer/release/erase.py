@@ -20,9 +20,8 @@ from anonymizer.attest import dsse, revocation
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import IntegrityError, OutputError, UsageError
-from anonymizer.records import Status
+from anonymizer.records import Plan, Status
 from anonymizer.release import event_log, history, ledger, plan, retention
-from anonymizer.release.plan import Plan
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath

@@ -29,6 +29,7 @@ from anonymizer.data.passthrough_columns import from_json
 from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
 from anonymizer.records import Scores, Status
 from anonymizer.release import event_log, ledger, plan
+from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage import parquet
 from anonymizer.storage.digest_index import DigestIndex
 from anonymizer.storage.external_sort import ExternalSort
@@ -58,7 +59,7 @@ REUSED_SCHEMA = pa.schema(
     [
         pa.field(name, pa.dictionary(pa.int32(), pa.string()))
         if name in DICTIONARY_COLUMNS
-        else ledger.SCHEMA.field(name)
+        else LEDGER_SCHEMA.field(name)
         for name in REUSED_COLUMNS
     ]
 )

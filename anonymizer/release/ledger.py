@@ -9,16 +9,17 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.errors import IntegrityError
-from anonymizer.records import Entry, Reason, Status
-from anonymizer.release.plan import Plan, read_entries
+from anonymizer.records import Entry, Plan, Reason, ShardSummary, Status
+from anonymizer.release.plan import read_entries
 from anonymizer.release.profiling import METADATA_KEY, Profile
+from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import Release
@@ -66,29 +67,10 @@ class LedgerRow:
     kept: bool = False  # published in the previous release, and taken over from there
 
 
-_ARROW_TYPES = {
-    "attempts": pa.int32(), "level": pa.float64(), "t_boom": pa.int32(), "log_snr": pa.float64(), "steps": pa.int32(),
-    "clip_similarity": pa.float32(), "lpips": pa.float32(), "identity_distance": pa.float32(), "shard": pa.int32(),
-    "started": pa.timestamp("us", "UTC"), "seconds": pa.float64(), "bytes": pa.int64(), "width": pa.int32(),
-    "height": pa.int32(), "faces": pa.int32(), "kept": pa.bool_(),
-}  # fmt: skip
 REQUIRED_METADATA = {b"metric_models", b"staging"}
 COUNT_COLUMNS = ("status", "seconds")  # what ``summarize`` looks at
 READ_AHEAD = 16  # files that are read at a time where reading takes a request
 RECONCILED_COLUMNS = ("record_id", "kept", "config_fingerprint", *COUNT_COLUMNS)
-SCHEMA = pa.schema([pa.field(f.name, _ARROW_TYPES.get(f.name, pa.string())) for f in fields(LedgerRow)])
-
-
-@dataclass(frozen=True)
-class ShardSummary:
-    """Counts of one committed shard, and nothing about a record: safe to hand to a scheduler."""
-
-    shard: int
-    read: int
-    released: int
-    quarantined: int
-    failed: int
-    seconds: float
 
 
 class ShardWriter:
@@ -128,7 +110,7 @@ class ShardWriter:
         if profile is not None:
             told = None if self.reopened_rows is None else self.reopened_rows.schema.metadata.get(METADATA_KEY)
             metadata[METADATA_KEY.decode()] = (profile.include(Profile.from_json(told)) if told else profile).to_json()
-        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=LEDGER_SCHEMA.with_metadata(metadata))
         if self.reopened_rows is not None:
             table = pa.concat_tables([self.reopened_rows.replace_schema_metadata(metadata), table])
         late = self.release.is_assembled  # by somebody who had all shards
@@ -169,7 +151,7 @@ def _read_table(place: StoragePath, shard: int, columns: Sequence[str] | None = 
         return None
     try:
         whole = parquet.ParquetTable(pa.BufferReader(place.read()))
-        if not whole.schema.equals(SCHEMA) or not set(whole.schema.metadata or {}) >= REQUIRED_METADATA:
+        if not whole.schema.equals(LEDGER_SCHEMA) or not set(whole.schema.metadata or {}) >= REQUIRED_METADATA:
             raise IntegrityError(
                 f"ledger of shard {shard}: another schema than this version writes: nothing is published"
             )

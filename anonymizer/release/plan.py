@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -22,37 +22,13 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.errors import ConfigError, CustodianKeyError, IntegrityError, OutputError
-from anonymizer.records import Entry, Reason
+from anonymizer.records import Entry, Plan, Reason
 from anonymizer.release import event_log
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 
 DETERMINISTIC_SAMPLERS = ("ddim", "dpm++", "unipc")
 MAX_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do; everything but the pictures. ``steps`` counts network calls for each picture."""
-
-    source: str
-    output: str
-    records: int
-    shards: int
-    shard_size: int
-    level: float
-    t_boom: int
-    T: int
-    log_snr: float
-    sampler: str
-    steps: int
-    model: str
-    model_digest: str
-    fingerprint: str
-    escalated: tuple[str, ...]  # fingerprints at the levels of policy.escalate
-    key_check: str | None
-    threads: int | None = None  # of the model on a CPU, on which rounding depends; none by an earlier version
-    id: str | None = None  # of this plan and no other
 
 
 def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:

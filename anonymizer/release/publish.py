@@ -20,9 +20,9 @@ from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError, SigningKeyError
 from anonymizer.policy.gates import COUNT_RULES, AuditResult, Verdict, evaluate_release
+from anonymizer.records import Plan, Summary
 from anonymizer.release import event_log, history, ledger, plan
-from anonymizer.release.assemble import Summary, remove_incomplete, summarize_release
-from anonymizer.release.plan import Plan
+from anonymizer.release.assemble import remove_incomplete, summarize_release
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, Release
 

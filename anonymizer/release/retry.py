@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from anonymizer.data import image_codec, released_images
 from anonymizer.errors import IntegrityError, OutputError
-from anonymizer.records import Reason, Status
+from anonymizer.records import Plan, Reason, Status
 from anonymizer.release import event_log, ledger, plan
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
@@ -60,7 +60,7 @@ def _count(table: pa.Table, reasons: Collection[Reason]) -> int:
     return count or 0
 
 
-def _disassemble(release: Release, the_plan: plan.Plan) -> None:
+def _disassemble(release: Release, the_plan: Plan) -> None:
     """Put the pictures of a candidate back to where its shards staged them, and the candidate away.
 
     IntegrityError, and the candidate stays, where it does not hold them all.

@@ -18,11 +18,10 @@ from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.crypto.encryption import ENCRYPTED_SUFFIX
 from anonymizer.errors import AnonymizerError
-from anonymizer.records import Status
+from anonymizer.records import Plan, Status, Summary
 from anonymizer.release import event_log, ledger, plan, publish, retention
-from anonymizer.release.assemble import ID_AND_DIGEST, Summary, released_digests, summarize_release
+from anonymizer.release.assemble import ID_AND_DIGEST, released_digests, summarize_release
 from anonymizer.release.event_log import ChainHead
-from anonymizer.release.plan import Plan
 from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import MANIFEST, Release

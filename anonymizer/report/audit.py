@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from anonymizer.config import RunConfig
 from anonymizer.crypto.encryption import Encryptor
 from anonymizer.policy.risk_figures import FigureRow, risk_above_chance, select_strongest
+from anonymizer.records import Plan
 from anonymizer.release import ledger, plan
-from anonymizer.release.plan import Plan
 from anonymizer.report import thumbnails
 from anonymizer.report.rendering import render
 from anonymizer.report.thumbnails import Thumbnail

@@ -6,18 +6,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
 from anonymizer.data import passthrough_columns
-from anonymizer.policy.public_scores import BIN_SUFFIX, SCORE_COLUMNS
-from anonymizer.release.plan import Plan
+from anonymizer.records import Plan, Summary
 from anonymizer.report import histograms
 from anonymizer.report.glossary import (
-    MANIFEST_COLUMNS,
     PASSTHROUGH_COLUMN,
     SCORES,
     Score,
@@ -25,12 +23,10 @@ from anonymizer.report.glossary import (
     describe_settings,
     describe_sizes,
 )
+from anonymizer.schema import BIN_SUFFIX, MANIFEST_MEANINGS, SCORE_COLUMNS
 from anonymizer.storage.layout import MANIFEST
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
-
-if TYPE_CHECKING:
-    from anonymizer.release.assemble import Summary
 
 TYPE_NAMES = {"string": "text", "double": "number", "float": "number", "bool": "true or false", "null": "empty"}
 
@@ -129,7 +125,7 @@ def collect_facts(
             {item["values"]: item["counts"] for item in pc.value_counts(manifest["level"]).to_pylist()},
         ),
         columns=[
-            Column(f.name, _type_name(f.type), MANIFEST_COLUMNS.get(f.name, PASSTHROUGH_COLUMN))
+            Column(f.name, _type_name(f.type), MANIFEST_MEANINGS.get(f.name, PASSTHROUGH_COLUMN))
             for f in manifest.schema
         ],
         scores=_score_histograms(manifest),

@@ -10,34 +10,9 @@ from datetime import date
 import pyarrow.compute as pc
 
 from anonymizer.config import ModelConfig, RunConfig
-from anonymizer.records import Reason
-from anonymizer.release.plan import Plan
+from anonymizer.records import Plan, Reason
 from anonymizer.storage.parquet import TableLike
 
-MANIFEST_COLUMNS: Mapping[str, str] = {
-    "output_id": "Name of the picture: a keyed digest. It cannot be computed or led back without the custodian's key.",
-    "file": "Where the picture is, relative to this folder.",
-    "member": "Member of the tar file, or row of the Parquet file; empty where a picture is a file of its own.",
-    "sha256": "SHA-256 of the picture's bytes.",
-    "bytes": "Size of the encoded picture.",
-    "width": "Pixels across.",
-    "height": "Pixels down.",
-    "format": "How the picture is encoded: png, jpeg or webp.",
-    "label": "Label, copied from the source unchanged; empty if the publisher chose to carry none.",
-    "caption": "Caption, copied from the source unchanged; empty if the publisher chose to carry none.",
-    "level": "Share of the model's noise schedule that was run, above 0 and up to 1. A setting, not a guarantee.",
-    "t_boom": "The step of the schedule that this level stands for.",
-    "log_snr": "Natural logarithm of signal to noise at that step; unlike the level, it compares across models.",
-    "sampler": "How the picture was drawn from there.",
-    "steps": "Network calls for each picture.",
-    "model": "The diffusion model that drew the picture.",
-    "model_digest": "SHA-256 over the model's files.",
-    "config_fingerprint": "SHA-256 over every setting that changes pixels.",
-    "clip_similarity_bin": "CLIP similarity to the original, as a range of width 0.1. Higher is closer.",
-    "lpips_bin": "LPIPS distance from the original, as a range of width 0.1. Lower is closer.",
-    "clip_similarity": "CLIP similarity to the original, exact. Higher is closer.",
-    "lpips": "LPIPS distance from the original, exact. Lower is closer.",
-}
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 PASSTHROUGH_COLUMN = "Copied from the source unchanged, because the publisher named it."
 

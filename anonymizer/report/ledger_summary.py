@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 
 from anonymizer.data import passthrough_columns
 from anonymizer.policy import public_scores
-from anonymizer.records import Status
+from anonymizer.records import Plan, Status
 from anonymizer.release import ledger
-from anonymizer.release.plan import Plan
 from anonymizer.report.glossary import SCORES
 from anonymizer.storage.layout import Release
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
-from anonymizer.release.plan import Plan
+from anonymizer.records import Plan, Summary
 from anonymizer.report import thumbnails
 from anonymizer.report.croissant import KEYWORDS, build_croissant
 from anonymizer.report.facts import PublicFacts, collect_facts
@@ -17,9 +17,6 @@ from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
-
-if TYPE_CHECKING:
-    from anonymizer.release.assemble import Summary
 
 SHEET_SIZE = 48  # images on the contact sheet
 SIZE_CATEGORIES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "n>1T")

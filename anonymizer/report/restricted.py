@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
 from anonymizer.crypto.encryption import Encryptor
+from anonymizer.records import Plan, Summary
 from anonymizer.release import history
-from anonymizer.release.plan import Plan
 from anonymizer.report import histograms, thumbnails
 from anonymizer.report.glossary import REASONS, SCORES, Score, Setting, describe_settings, describe_sizes, format_date
 from anonymizer.report.ledger_summary import MAX_NAMED, Row, summarize_ledger
@@ -22,9 +22,6 @@ from anonymizer.report.thumbnails import Thumbnail
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from anonymizer.storage.parquet import TableLike
-
-if TYPE_CHECKING:
-    from anonymizer.release.assemble import Summary
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from anonymizer.crypto.encryption import ENCRYPTED_SUFFIX
 from anonymizer.data.sources import open_source, sample_metadata
 from anonymizer.errors import AnonymizerError, UsageError
 from anonymizer.policy import calibration
-from anonymizer.records import Reason
+from anonymizer.records import Plan, Reason
 from anonymizer.release import assemble, history, ledger, preflight, publish, retention
 from anonymizer.release import plan as planning
 from anonymizer.release.plan import resolve_config
@@ -291,7 +291,7 @@ def calibrate(config: CalibrationConfig, *, as_json: bool, quiet: bool) -> None:
     )
 
 
-def _resumed_plan(config: RunConfig) -> planning.Plan:
+def _resumed_plan(config: RunConfig) -> Plan:
     """The plan of a release that was begun, if these settings may finish it; writes nothing."""
     from flows.jobs import release as release_job
 
@@ -300,7 +300,7 @@ def _resumed_plan(config: RunConfig) -> planning.Plan:
     )
 
 
-def _cautions(config: RunConfig, the_plan: planning.Plan) -> list[str]:
+def _cautions(config: RunConfig, the_plan: Plan) -> list[str]:
     """What should be known before anything is handed out."""
     found = [*planning.list_cautions(config, the_plan), *preflight.list_cautions(config)]
     if absent := history.count_missing(config):

@@ -21,6 +21,7 @@ from anonymizer.data.metadata import find_metadata
 from anonymizer.data.sources import open_source
 from anonymizer.errors import ModelError, OutputError, StepError
 from anonymizer.policy import public_scores
+from anonymizer.records import Plan
 from anonymizer.release import audit_sample, event_log, plan
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.plan import resolve_config
@@ -125,7 +126,7 @@ def check(config: AuditConfig) -> RunConfig:
     return settings
 
 
-def _open_union(config: AuditConfig, the_plan: plan.Plan) -> list[Release]:
+def _open_union(config: AuditConfig, the_plan: Plan) -> list[Release]:
     """The releases that are attacked together with the one that is audited. OutputError where they cannot be."""
     found = [Release.at(uri) for uri in config.union]
     for uri, one in zip(config.union, found, strict=True):
@@ -136,7 +137,7 @@ def _open_union(config: AuditConfig, the_plan: plan.Plan) -> list[Release]:
     return found
 
 
-def _load_models(config: AuditConfig, settings: RunConfig, the_plan: plan.Plan) -> tuple[Backbone, Sequence[Embedder]]:
+def _load_models(config: AuditConfig, settings: RunConfig, the_plan: Plan) -> tuple[Backbone, Sequence[Embedder]]:
     """The model that made the release, and what pictures are compared by; each loaded once for each process."""
     backbone = backbone_of(settings.model.model_copy(update={"device": config.device}))
     if backbone.digest != the_plan.model_digest:

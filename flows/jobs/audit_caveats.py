@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from anonymizer.config import RunConfig
-from anonymizer.release import plan
+from anonymizer.records import Plan
 from anonymizer.release.audit_sample import AuditSample
 from metrics.audit.gaussian_bound import Certificate
 
@@ -38,7 +38,7 @@ def attacker_limits(settings: RunConfig) -> str | None:
     return None
 
 
-def _levels_caveat(shown: AuditSample, the_plan: plan.Plan) -> str | None:
+def _levels_caveat(shown: AuditSample, the_plan: Plan) -> str | None:
     """What is to be said where pictures have several levels."""
     found = sorted({row["level"] for row in shown.ledger})
     if len(found) < 2:
@@ -49,6 +49,6 @@ def _levels_caveat(shown: AuditSample, the_plan: plan.Plan) -> str | None:
     )
 
 
-def caveats(sample: AuditSample, the_plan: plan.Plan, settings: RunConfig) -> list[str]:
+def caveats(sample: AuditSample, the_plan: Plan, settings: RunConfig) -> list[str]:
     """What is to be said where attackers were given less than there is to know."""
     return [note for note in (_levels_caveat(sample, the_plan), attacker_limits(settings)) if note is not None]

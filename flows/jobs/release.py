@@ -27,9 +27,10 @@ from anonymizer.errors import (
 )
 from anonymizer.pipeline import batch_size_tuning
 from anonymizer.pipeline.shard import anonymize_shard
+from anonymizer.records import Plan, ShardSummary, Summary
 from anonymizer.release import assemble, event_log, history, ledger, plan, preflight, publish
 from anonymizer.release.history import PublishedHistory
-from anonymizer.release.ledger import ShardSummary, ShardWriter
+from anonymizer.release.ledger import ShardWriter
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 
@@ -68,7 +69,7 @@ def load_checked_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseSc
 
 
 @lru_cache(maxsize=1)
-def load_previous(output: str, the_plan: plan.Plan) -> PublishedHistory:
+def load_previous(output: str, the_plan: Plan) -> PublishedHistory:
     """What the releases before this one published, loaded once for each process and plan."""
     return in_fresh_thread(lambda: history.load(Release.at(output)))
 
@@ -89,7 +90,7 @@ def check(config: RunConfig) -> None:
     preflight.check(config)
 
 
-def prepare(config: RunConfig) -> plan.Plan:
+def prepare(config: RunConfig) -> Plan:
     """Everything that can go wrong before the work: key, source, output, model, scorer. Writes the plan."""
     check(config)
     publish.check_signing_key(config)
@@ -100,7 +101,7 @@ def prepare(config: RunConfig) -> plan.Plan:
     return the_plan
 
 
-def prepare_for_scheduler(config: RunConfig) -> plan.Plan:
+def prepare_for_scheduler(config: RunConfig) -> Plan:
     """``prepare``, with errors that a scheduler may keep."""
     return redact_errors(
         _restricted(config), "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config)
@@ -113,7 +114,7 @@ def run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) ->
     return redact_errors(_restricted(config), f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress))
 
 
-def finish(config: RunConfig) -> assemble.Summary:
+def finish(config: RunConfig) -> Summary:
     """Reconcile, assemble ``public/``, write the restricted report."""
     return redact_errors(
         _restricted(config),
@@ -157,7 +158,7 @@ def _list_uncommitted(release: Release) -> list[int]:
     return [shard for shard in range(plan.read(release).shards) if release.shard_ledger(shard).name not in there]
 
 
-def _count_records(the_plan: plan.Plan, shards: Sequence[int]) -> int:
+def _count_records(the_plan: Plan, shards: Sequence[int]) -> int:
     """As many in each shard as the plan says, and the rest in the last one."""
     last = the_plan.shards - 1
     return sum(the_plan.shard_size if n < last else the_plan.records - last * the_plan.shard_size for n in shards)
@@ -187,7 +188,7 @@ def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
 
 
-def _check_as_planned(config: RunConfig, the_plan: plan.Plan, key: CustodianKey, backbone: Backbone) -> None:
+def _check_as_planned(config: RunConfig, the_plan: Plan, key: CustodianKey, backbone: Backbone) -> None:
     """Another process than the one that planned has its own key and its own copy of the model."""
     if key.check_value != the_plan.key_check and not key.is_persistent:
         raise CustodianKeyError(
@@ -204,7 +205,7 @@ def _check_as_planned(config: RunConfig, the_plan: plan.Plan, key: CustodianKey,
         )
 
 
-def compile_if_worthwhile(config: RunConfig, backbone: Backbone, the_plan: plan.Plan) -> None:
+def compile_if_worthwhile(config: RunConfig, backbone: Backbone, the_plan: Plan) -> None:
     def planned() -> float:
         return float(count_operations(config.model) * the_plan.steps * the_plan.records)
 
@@ -212,7 +213,7 @@ def compile_if_worthwhile(config: RunConfig, backbone: Backbone, the_plan: plan.
         compilation.compile_network(backbone, config.run.initial_batch_size)
 
 
-def _finish(config: RunConfig) -> assemble.Summary:
+def _finish(config: RunConfig) -> Summary:
     release = Release.at(config.output.uri)
     assemble.assemble(release, config)
     the_plan = plan.read(release)

@@ -18,6 +18,7 @@ from anonymizer.errors import IntegrityError
 from anonymizer.records import Reason, Status
 from anonymizer.release import assemble, ledger, plan
 from anonymizer.release.ledger import LedgerRow, ShardWriter
+from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage.layout import Release
 from tests.support import ROOT
 from tests.support.releases import KEY, PlainScorer, begin, one_shard, people, rows, run, settings, tree
@@ -63,15 +64,15 @@ def test_the_schema_has_the_designed_columns_with_types() -> None:
         "steps, clip_similarity, lpips, identity_distance, model_digest, config_fingerprint, code_version, shard, "
         "started, seconds"
     )
-    assert ledger.SCHEMA.names[: len(designed.split(", "))] == designed.split(", ")
-    assert ledger.SCHEMA.names == [field.name for field in fields(LedgerRow)]
-    assert ledger.SCHEMA.field("started").type == pa.timestamp("us", "UTC")
-    assert ledger.SCHEMA.field("lpips").type == pa.float32()
+    assert LEDGER_SCHEMA.names[: len(designed.split(", "))] == designed.split(", ")
+    assert LEDGER_SCHEMA.names == [field.name for field in fields(LedgerRow)]
+    assert LEDGER_SCHEMA.field("started").type == pa.timestamp("us", "UTC")
+    assert LEDGER_SCHEMA.field("lpips").type == pa.float32()
 
 
 def test_the_docs_name_every_column() -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    assert not [name for name in ledger.SCHEMA.names if f"`{name}`" not in text]
+    assert not [name for name in LEDGER_SCHEMA.names if f"`{name}`" not in text]
 
 
 def test_rows_come_back_as_they_were_written(release: Release) -> None:

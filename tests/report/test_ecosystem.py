@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from anonymizer.data import released_images
-from anonymizer.report import glossary
+from anonymizer.schema import MANIFEST_MEANINGS
 from anonymizer.storage.layout import Release
 from tests.support.releases import GARBAGE, folder_of, listing, manifest, people, picture, run, settings
 
@@ -188,7 +188,7 @@ def test_croissant_speaks_the_vocabulary_and_explains_each_column(tmp_path: Path
         "A level is a setting, not a guarantee" in told["description"] and "publisher's to state" in told["description"]
     )
     for field in told["recordSet"][0]["field"][:-1]:
-        assert field["description"] == glossary.MANIFEST_COLUMNS[field["name"]]
+        assert field["description"] == MANIFEST_MEANINGS[field["name"]]
 
 
 def test_croissant_says_what_was_copied_and_that_it_may_be_personal(tmp_path: Path) -> None:

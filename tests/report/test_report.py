@@ -25,6 +25,7 @@ from anonymizer.policy import public_scores
 from anonymizer.records import Reason, Scores
 from anonymizer.release import assemble, ledger, plan, publish
 from anonymizer.report import glossary, histograms, rendering
+from anonymizer.schema import MANIFEST_MEANINGS
 from anonymizer.storage.layout import Release
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quoted" \' -->'
@@ -289,13 +290,13 @@ def test_the_code_on_the_card_runs(tmp_path: Path, ideal: Any, monkeypatch: pyte
 def test_columns_are_documented_once_and_completely(tmp_path: Path, ideal: Any, how: str) -> None:
     release, _ = release_of(tmp_path, ideal, output={"public_scores": how})
     names = manifest(release).column_names
-    assert [name for name in names if name not in glossary.MANIFEST_COLUMNS] == []
+    assert [name for name in names if name not in MANIFEST_MEANINGS] == []
     html, card = text(release, "public/report.html"), text(release, "public/README.md")
     for name in names:
         assert f"<code><bdi>{name}</bdi></code>" in html
         assert f"| `{name}` |" in card
-        assert glossary.MANIFEST_COLUMNS[name] in card
-    everything = {n for n in glossary.MANIFEST_COLUMNS if not n.startswith(("clip", "lpips"))}
+        assert MANIFEST_MEANINGS[name] in card
+    everything = {n for n in MANIFEST_MEANINGS if not n.startswith(("clip", "lpips"))}
     assert everything <= set(names)
 
 

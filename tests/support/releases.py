@@ -19,9 +19,9 @@ from anonymizer.config import RunConfig, build
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.pipeline.batch_sampling import Scorer
 from anonymizer.pipeline.shard import anonymize_shard
-from anonymizer.records import Scores
+from anonymizer.records import Scores, ShardSummary
 from anonymizer.release import assemble, history, ledger, plan, publish
-from anonymizer.release.ledger import ShardSummary, ShardWriter
+from anonymizer.release.ledger import ShardWriter
 from anonymizer.storage.layout import Release
 from tests.support.ideal_gaussian import IdealGaussian
 

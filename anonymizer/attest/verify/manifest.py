@@ -11,23 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from anonymizer.attest.predicate import ReleasePredicate
-from anonymizer.data.passthrough_columns import PRIVATE_COLUMNS
 from anonymizer.data.sinks.folder import label_folder
-from anonymizer.policy.public_scores import BIN_SUFFIX
-from anonymizer.policy.public_scores import SCORE_COLUMNS as SCORES
+from anonymizer.schema import BIN_SUFFIX, MANIFEST_TYPES, NULLABLE_COLUMNS, PRIVATE_COLUMNS, SCORE_TYPES
+from anonymizer.schema import SCORE_COLUMNS as SCORES
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST
 from anonymizer.storage.parquet import TableLike
 
-COLUMN_TYPES = {
-    **dict.fromkeys(["output_id", "file", "member", "sha256"], pa.string()),
-    **{"bytes": pa.int64(), "width": pa.int32(), "height": pa.int32()},
-    **dict.fromkeys(["format", "label", "caption"], pa.string()),
-    **{"level": pa.float64(), "t_boom": pa.int32(), "log_snr": pa.float64(), "sampler": pa.string()},
-    **{"steps": pa.int32(), "model": pa.string(), "model_digest": pa.string(), "config_fingerprint": pa.string()},
-}
-NULLABLE_COLUMNS = {"member", "label", "caption"}
-SCORE_TYPES = {name: pa.float32() for name in SCORES} | {f"{name}{BIN_SUFFIX}": pa.string() for name in SCORES}
 ALLOWED_METADATA = {b"metric_models"}
 # Columns of the ledger, and what else must never be public under any name of its own.
 PLAIN_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
@@ -40,7 +30,7 @@ PART_PATTERN = re.compile(r"data/part-\d{5,}\.(tar|parquet)")
 
 def passthrough_types(manifest: TableLike) -> Mapping[str, pa.DataType]:
     """Names and types of the columns that come from the source."""
-    return {field.name: field.type for field in manifest.schema if field.name not in COLUMN_TYPES | SCORE_TYPES}
+    return {field.name: field.type for field in manifest.schema if field.name not in MANIFEST_TYPES | SCORE_TYPES}
 
 
 def structure_errors(manifest: TableLike) -> Iterator[str]:
@@ -52,15 +42,15 @@ def structure_errors(manifest: TableLike) -> Iterator[str]:
     for batch in manifest.to_batches(max_chunksize=parquet.BATCH_ROWS):
         batch.validate(full=True)
         nulls.update({name: column.null_count for name, column in zip(names, batch.columns, strict=True)})
-    if missing := [name for name in COLUMN_TYPES if name not in names]:
+    if missing := [name for name in MANIFEST_TYPES if name not in names]:
         yield f"{MANIFEST}: has no {', '.join(missing)}"
     if len(set(names)) < len(names):
         yield f"{MANIFEST}: has two columns of one name"
         return
-    for name, kind in (COLUMN_TYPES | SCORE_TYPES).items():
+    for name, kind in (MANIFEST_TYPES | SCORE_TYPES).items():
         if name in names and manifest.schema.field(name).type != kind:
             yield f"{MANIFEST}: {name} is {manifest.schema.field(name).type}, and should be {kind}"
-        elif name in names and name in COLUMN_TYPES and name not in NULLABLE_COLUMNS and nulls[name]:
+        elif name in names and name in MANIFEST_TYPES and name not in NULLABLE_COLUMNS and nulls[name]:
             yield f"{MANIFEST}: {name} is missing in some rows"
     for name, kind in passthrough_types(manifest).items():
         if not any(is_kind(kind) for is_kind in PLAIN_TYPES):

@@ -11,44 +11,13 @@ from difflib import get_close_matches
 from hashlib import blake2b
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.passthrough_columns import PRIVATE_COLUMNS
 from anonymizer.data.sources.files import to_printable
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Reason
+from anonymizer.schema import COLUMNS, PRIVATE_COLUMNS
 
 # Columns of the manifest and of the released files themselves, which a carried column must not replace.
-RESERVED_COLUMNS = (
-    frozenset(
-        [
-            "output_id",
-            "file",
-            "member",
-            "sha256",
-            "bytes",
-            "width",
-            "height",
-            "format",
-            "image",
-            "label",
-            "caption",
-            "level",
-            "t_boom",
-            "log_snr",
-            "sampler",
-            "steps",
-            "model",
-            "model_digest",
-            "config_fingerprint",
-            "clip_similarity",
-            "clip_similarity_bin",
-            "lpips",
-            "lpips_bin",
-            "identity_distance",
-            "identity_distance_bin",
-        ]
-    )
-    | PRIVATE_COLUMNS
-)
+RESERVED_COLUMNS = frozenset(["image", *(column.name for column in COLUMNS)]) | PRIVATE_COLUMNS
 
 
 def to_json_value(value: object) -> str | int | float | bool | None:

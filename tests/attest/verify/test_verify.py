@@ -38,7 +38,7 @@ from anonymizer import config as configuration
 from anonymizer.attest import dsse, merkle, revocation, statement, verify
 from anonymizer.attest.verify import Finding
 from anonymizer.attest.verify.findings import MAX_LENGTH
-from anonymizer.attest.verify.manifest import COLUMN_TYPES, PRIVATE_COLUMNS, SUFFIXES
+from anonymizer.attest.verify.manifest import SUFFIXES
 from anonymizer.boomerang import Boomerang
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
@@ -47,6 +47,7 @@ from anonymizer.data.sinks.parquet import IMAGE_TYPE
 from anonymizer.records import Scores
 from anonymizer.release import event_log, ledger, publish
 from anonymizer.release.verify_restricted import check_restricted
+from anonymizer.schema import MANIFEST_TYPES, PRIVATE_COLUMNS
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, REVOCATIONS, STATEMENT, Release
 from anonymizer.storage.path import StoragePath
@@ -492,7 +493,7 @@ def test_columns_that_should_not_be_there_are_found_though_all_was_signed_anew(i
 
 
 def test_every_column_of_the_ledger_is_private_or_known_to_the_manifest() -> None:
-    public_ones = {*COLUMN_TYPES, "clip_similarity", "lpips"}
+    public_ones = {*MANIFEST_TYPES, "clip_similarity", "lpips"}
     assert {field.name for field in dataclasses.fields(ledger.LedgerRow)} <= public_ones | PRIVATE_COLUMNS
     assert not PRIVATE_COLUMNS & public_ones
 
