@@ -56,7 +56,7 @@ class ImageSet:
         rows: dict[str, Any] = {
             field.name: [getattr(self, field.name)[at] for at in indices]
             for field in fields(self)
-            if field.name != "pictures"
+            if field.name != "images"
         }
         return ImageSet(images=self.images[torch.tensor(indices, dtype=torch.long)], **rows)
 
