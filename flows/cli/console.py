@@ -83,8 +83,8 @@ def print_fields(columns: Sequence[Field]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("field", "found", "becomes"):
         table.add_column(title, overflow="fold")
-    for one in columns:
-        table.add_row(Text(one.name), Text(one.found), Text(one.becomes))
+    for field in columns:
+        table.add_row(Text(field.name), Text(field.location), Text(field.treatment))
     print_line("What becomes of what is in the source", style="bold")
     out.print(table)
     out.print()

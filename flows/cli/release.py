@@ -141,7 +141,7 @@ def plan(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     cautions, tiled = _cautions(config, the_plan), config.source.fit == "tiles"
     if as_json:
         told = asdict(the_plan) | {"done": done, "estimated_seconds": seconds, "cautions": cautions}
-        click.echo(json.dumps(told | {"fields": [asdict(field) for field in fields]}))
+        click.echo(json.dumps(told | {"fields": [field.to_json() for field in fields]}))
         return
     console.print_facts(
         f"Plan for {the_plan.records} records",

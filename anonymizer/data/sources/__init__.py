@@ -1,14 +1,15 @@
-"""Where originals come from: each format lists its records, then reads them, one ``Record`` for each ``Entry``."""
+"""Sources of originals: each format lists its records, then reads them, one ``Record`` for each ``Entry``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.coercion import check_carry
-from anonymizer.data.sources.column_policy import Field, sample_metadata
+from anonymizer.data.metadata import find_metadata
+from anonymizer.data.sources.column_policy import Field, check_carry
 from anonymizer.data.sources.files import (
     IGNORED_NAMES,
     PARQUET_SUFFIXES,
@@ -24,29 +25,34 @@ from anonymizer.records import Entry, Record
 __all__ = ["IGNORED_NAMES", "Field", "Source", "detect_format", "open_source", "sample_metadata", "to_printable"]
 
 LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+REENCODED = "dropped: pictures are encoded afresh from pixels"
+METADATA_TREATMENTS = {
+    "exif": "dropped, after its orientation is applied: pictures are encoded afresh from pixels",
+    "icc": "used to convert colours, then dropped",
+}
 
 
 class Source(Protocol):
     """A dataset that can be listed and read."""
 
     def entries(self) -> Iterator[Entry]:
-        """Every record in a stable order, without reading a picture.
+        """Yield every record in a stable order, without reading an image.
 
-        SourceError if the source cannot be used, or has a column that nobody has classified.
+        SourceError if the source cannot be used, or has a column without a setting.
         """
         ...
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
-        """One record for each entry, in the same order: its bytes, or the reason why there are none. Streams."""
+        """Yield one record for each entry, in the same order: its bytes, or the reason why it has none."""
         ...
 
     def fields(self) -> list[Field]:
-        """What it holds besides the pixels, and what becomes of it, without reading a picture. SourceError likewise."""
+        """Return its attributes besides the pixels and their treatment, without reading an image. SourceError also."""
         ...
 
 
 def open_source(config: SourceConfig) -> Source:
-    """The source that the configuration names; cheap, and repeated for each shard. SourceError if it is missing."""
+    """Open the configured source; cheap, and repeated for each shard. SourceError if it is missing."""
     check_carry(config)
     location = locate(config.uri)
     name = detect_format(location) if config.format == "auto" else config.format
@@ -68,23 +74,51 @@ def open_source(config: SourceConfig) -> Source:
 
 
 def detect_format(location: Location) -> str:
-    """The format by what lies there: a file by its suffix; a folder by its first thousand files, side files apart.
+    """Return the format of a file by its suffix, or of a folder by its first thousand files except side files.
 
-    A folder is tar or Parquet when all of them are; else it is a folder of pictures.
+    A folder is tar or Parquet when all of them are; else it is a folder of images.
     """
-    kinds = {"webdataset": TAR_SUFFIXES, "parquet": PARQUET_SUFFIXES}
+    formats = {"webdataset": TAR_SUFFIXES, "parquet": PARQUET_SUFFIXES}
     if location.is_file:
-        for kind, suffixes in (kinds | {"listing": LISTING_SUFFIXES}).items():
+        for name, suffixes in (formats | {"listing": LISTING_SUFFIXES}).items():
             if location.path.lower().endswith(suffixes):
-                return kind
+                return name
         known = ", ".join(TAR_SUFFIXES + PARQUET_SUFFIXES + LISTING_SUFFIXES)
         raise SourceError(
             f"source.uri {location.uri!r}: a file of unknown format: set source.format, or name a folder, or a file "
             f"that ends in {known}"
         )
-    data = (file.relative.lower() for file in location.files() if not is_side_file(file.relative))
-    names = list(islice(data, 1000))
-    for kind, suffixes in kinds.items():
-        if names and all(name.endswith(suffixes) for name in names):
-            return kind
+    files = (file.relative.lower() for file in location.files() if not is_side_file(file.relative))
+    names = list(islice(files, 1000))
+    for name, suffixes in formats.items():
+        if names and all(file.endswith(suffixes) for file in names):
+            return name
     return "folder"
+
+
+def sample_metadata(source: Source, limit: int = 200) -> list[Field]:
+    """Return the kinds of metadata inside up to ``limit`` images from all over the source, with their counts."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for record in source.read(sample_evenly(source.entries(), limit)):
+        kinds = find_metadata(record.data) if record.problem is None else ["unreadable"]
+        if kinds != ["unreadable"]:
+            total += 1
+            counts.update(kinds)
+    fields = [
+        Field.for_column(f"{kind} of pictures", METADATA_TREATMENTS.get(kind, REENCODED), f"{n} of {total} pictures")
+        for kind, n in sorted(counts.items())
+    ]
+    return [*fields, Field("other metadata of pictures", REENCODED, f"0 of {total} pictures")]
+
+
+def sample_evenly(entries: Iterable[Entry], limit: int) -> list[Entry]:
+    """Return usable entries at equal distances: at most ``limit``, and at least half as many where there are enough."""
+    sample: list[Entry] = []
+    step = 1
+    for number, entry in enumerate(entry for entry in entries if entry.problem is None):
+        if number % step == 0:
+            sample.append(entry)
+        if len(sample) > limit:
+            sample, step = sample[::2], 2 * step
+    return sample

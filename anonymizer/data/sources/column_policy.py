@@ -1,24 +1,20 @@
-"""What becomes of each column, and of what else a source holds; a column that nobody has classified stops the run."""
+"""Decide what happens to each column of a source; a column without a setting stops the run."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from difflib import get_close_matches
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.metadata import find_metadata
 from anonymizer.data.sources.files import to_printable
 from anonymizer.errors import SourceError
-from anonymizer.records import Entry
+from anonymizer.schema import COLUMNS, PRIVATE_COLUMNS
 
-if TYPE_CHECKING:
-    from anonymizer.data.sources import Source
-
-ALL_OTHERS = "*"  # in source.drop: every column that is not named
+ALL_OTHERS = "*"  # in source.drop: every column without a setting
 PICTURE, DROPPED, RESTRICTED = "the picture", "dropped", "restricted (ledger)"
-TREATMENTS = {  # setting -> what becomes of a column that it names
+TREATMENTS = {  # setting -> treatment of the columns that it names
     "image": PICTURE,
     "id": "the record's id (ledger)",
     "label": "label (published)",
@@ -29,124 +25,126 @@ TREATMENTS = {  # setting -> what becomes of a column that it names
     "where": "chooses records (not kept)",
     "drop": DROPPED,
 }
-# What is kept is not dropped, and what stays in the ledger is not published.
-CONFLICTS = [("drop", other) for other in TREATMENTS if other not in ("drop", "where")]
-CONFLICTS += [("restricted", other) for other in ("label", "caption", "carry")]
-REENCODED = "dropped: pictures are encoded afresh from pixels"
-METADATA_TREATMENTS = {
-    "exif": "dropped, after its orientation is applied: pictures are encoded afresh from pixels",
-    "icc": "used to convert colours, then dropped",
-}
-MAX_NAMED, MAX_NAME_LENGTH = 10, 60  # of an error: columns, and letters of each
+# A column that is used is not dropped, and one that stays in the ledger is not published.
+CONFLICTS = [("drop", setting) for setting in TREATMENTS if setting not in ("drop", "where")]
+CONFLICTS += [("restricted", setting) for setting in ("label", "caption", "carry")]
+MAX_NAMED, MAX_NAME_LENGTH = 10, 60  # columns in one error message, and characters of each name
+
+# Columns of the manifest and of the released files themselves, which a carried column must not replace.
+RESERVED_COLUMNS = frozenset(["image", *(column.name for column in COLUMNS)]) | PRIVATE_COLUMNS
 
 
 @dataclass(frozen=True)
 class Field:
-    """Something that a source holds, what becomes of it, and where it is found."""
+    """An attribute of a source, what happens to it, and in which part of the source it occurs."""
 
     name: str
-    becomes: str
-    found: str
+    treatment: str
+    location: str
 
     @classmethod
-    def for_column(cls, column: str, becomes: str, location: str) -> Field:
-        """With a name from the source, as it may be printed."""
-        return cls(_printable_name(column) or "(no name)", becomes, location)
+    def for_column(cls, column: str, treatment: str, location: str) -> Field:
+        """Return the field of a column with its name made printable."""
+        return cls(_printable_name(column) or "(no name)", treatment, location)
+
+    def to_json(self) -> dict[str, str]:
+        return {"name": self.name, "becomes": self.treatment, "found": self.location}
 
 
 FILE_ATTRIBUTES = Field("file name, path, size and time", RESTRICTED, "each file")
 
 
-class ColumnPolicy:
-    """What becomes of each column: ``named`` are (setting, column), and ``rest`` says that all others are dropped.
+def describe_folder(config: SourceConfig, location: str) -> list[Field]:
+    """Return the field of an image's folder where it is the label or the subject, else nothing."""
+    uses = [TREATMENTS[name] for name in ("label", "subject") if getattr(config, name) == "folder"]
+    return [Field("folder", " and ".join(uses), location)] if uses else []
 
-    SourceError for a column that two settings contradict each other about.
+
+def configured_columns(config: SourceConfig) -> list[tuple[str, str]]:
+    """Return (setting, column) for each column that the configuration names."""
+    if ALL_OTHERS in config.carry or ALL_OTHERS in config.restricted:
+        raise SourceError(f"source: {ALL_OTHERS!r} works in source.drop only: name each column to carry or to restrict")
+    single = [(name, getattr(config, name)) for name in ("image", "id", "label", "caption", "subject")]
+    lists = [(name, column) for name in ("carry", "restricted", "where", "drop") for column in getattr(config, name)]
+    return [use for use in (*single, *lists) if use[1] is not None and use != ("drop", ALL_OTHERS)]
+
+
+class ColumnPolicy:
+    """The treatment of each column, from (setting, column) pairs; ``drops_rest`` drops the columns without a setting.
+
+    Raises SourceError for a column with two settings that contradict each other.
     """
 
-    def __init__(self, named: Iterable[tuple[str, str]], rest: bool) -> None:
-        self.rest = rest
+    def __init__(self, named: Iterable[tuple[str, str]], drops_rest: bool) -> None:
+        self.drops_rest = drops_rest
         self._settings: dict[str, dict[str, None]] = {}
         for setting, column in named:
             self._settings.setdefault(column, {})[setting] = None
         for column, settings in self._settings.items():
-            for one, other in CONFLICTS:
-                if one in settings and other in settings:
+            for first, second in CONFLICTS:
+                if first in settings and second in settings:
+                    name = _printable_name(column)
                     raise SourceError(
-                        f"source.{one}: column {_printable_name(column)!r} is named in source.{other} too: name it in one"  # noqa: E501
+                        f"source.{first}: column {name!r} is named in source.{second} too: name it in one"
                     )
 
+    @classmethod
+    def from_config(cls, config: SourceConfig) -> ColumnPolicy:
+        return cls(configured_columns(config), ALL_OTHERS in config.drop)
+
     def treatment(self, column: str) -> str | None:
-        """What becomes of a column; None where nobody has said."""
+        """Return the treatment of a column; None if it has no setting."""
         if settings := self._settings.get(column):
             return " and ".join(TREATMENTS[setting] for setting in settings)
-        return DROPPED if self.rest else None
+        return DROPPED if self.drops_rest else None
 
     def find_unclassified(self, columns: Iterable[str]) -> list[str]:
-        """Those that nobody has classified; looks at none of them where the rest is dropped."""
-        return [] if self.rest else [column for column in dict.fromkeys(columns) if self.treatment(column) is None]
+        """Return the columns without a treatment; reads none of them where the rest is dropped."""
+        return (
+            [] if self.drops_rest else [column for column in dict.fromkeys(columns) if self.treatment(column) is None]
+        )
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Raise SourceError if a column has no treatment."""
+        refuse_unclassified(self.find_unclassified(columns))
 
     def describe(self, columns: Iterable[str], location: str) -> list[Field]:
-        """What becomes of these columns, all of which are classified; ``found`` says where they are."""
-        return [
-            Field.for_column(column, self.treatment(column) or DROPPED, location) for column in dict.fromkeys(columns)
-        ]
-
-
-def configured_columns(config: SourceConfig) -> list[tuple[str, str]]:
-    """(setting, column) of each column that the configuration names."""
-    if ALL_OTHERS in config.carry or ALL_OTHERS in config.restricted:
-        raise SourceError(f"source: {ALL_OTHERS!r} works in source.drop only: name each column to carry or to restrict")
-    one = ((name, getattr(config, name)) for name in ("image", "id", "label", "caption", "subject"))
-    many = ((name, column) for name in ("carry", "restricted", "where", "drop") for column in getattr(config, name))
-    return [
-        (name, column)
-        for name, column in (*one, *many)
-        if column is not None and (name, column) != ("drop", ALL_OTHERS)
-    ]
+        """Return the fields of columns that all have a treatment."""
+        return [Field.for_column(name, self.treatment(name) or DROPPED, location) for name in dict.fromkeys(columns)]
 
 
 def refuse_unclassified(columns: Iterable[str]) -> None:
-    """SourceError where there are columns that nobody has classified."""
-    if columns := list(dict.fromkeys(columns)):
-        names = ", ".join(repr(_printable_name(column)) for column in columns[:MAX_NAMED])
-        more = f" and {len(columns) - MAX_NAMED} more" if len(columns) > MAX_NAMED else ""
+    """Raise SourceError if there is any column."""
+    if names := [repr(_printable_name(column)) for column in dict.fromkeys(columns)]:
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         raise SourceError(
-            f"source: columns that nobody has classified, {names}{more}: name each in source.carry, source.drop or "
-            f"source.restricted (drop: ['{ALL_OTHERS}'] drops all others)"
+            f"source: columns that nobody has classified, {', '.join(names[:MAX_NAMED])}{more}: name each in "
+            f"source.carry, source.drop or source.restricted (drop: ['{ALL_OTHERS}'] drops all others)"
         )
 
 
-def sample_metadata(source: Source, limit: int = 200) -> list[Field]:
-    """Kinds of metadata inside up to ``most`` pictures from all over the source, and in how many of them."""
-    kinds: Counter[str] = Counter()
-    looked = 0
-    for record in source.read(sample_evenly(source.entries(), limit)):
-        found = find_metadata(record.data) if record.problem is None else ["unreadable"]
-        if found != ["unreadable"]:
-            looked += 1
-            kinds.update(found)
-    fields = [
-        Field.for_column(
-            f"{kind} of pictures", METADATA_TREATMENTS.get(kind, REENCODED), f"{kinds[kind]} of {looked} pictures"
-        )
-        for kind in sorted(kinds)
-    ]
-    return [*fields, Field("other metadata of pictures", REENCODED, f"0 of {looked} pictures")]
+def check_carry(config: SourceConfig) -> None:
+    """Raise SourceError if a carried column would replace one of the release's own."""
+    for name in config.carry:
+        if name in RESERVED_COLUMNS:
+            hint = f"use source.{name}" if name in ("label", "caption") else "rename it in the source, or leave it out"
+            raise SourceError(f"source.carry: {name!r} is a column of the release itself: {hint}")
 
 
-def sample_evenly(entries: Iterable[Entry], limit: int) -> list[Entry]:
-    """At most ``most`` usable entries, and half as many at least where there are so many, at equal distances."""
-    kept: list[Entry] = []
-    step = 1
-    for number, entry in enumerate(entry for entry in entries if entry.problem is None):
-        if number % step == 0:
-            kept.append(entry)
-        if len(kept) > limit:
-            kept, step = kept[::2], 2 * step
-    return kept
+def check_columns(config: SourceConfig, available: Sequence[str], file: str) -> None:
+    """Raise SourceError if a column that the configuration uses is missing from the file, or there twice."""
+    counts = Counter(available)
+    for setting, name in configured_columns(config):
+        if setting == "drop" or counts[name] == 1:
+            continue
+        if counts[name] > 1:
+            raise SourceError(f"source.{setting}: {counts[name]} columns {name!r} in {file}: rename all but one")
+        near = ", ".join(repr(to_printable(column)) for column in get_close_matches(name, counts, n=3, cutoff=0.6))
+        hint = f"did you mean {near}?" if near else "check its spelling"
+        raise SourceError(f"source.{setting}: no column {name!r} among the {len(available)} of {file}: {hint}")
 
 
 def _printable_name(column: str) -> str:
-    """A column's name as it may be printed: visible, and not too long; half a character, as JSON can spell it, too."""
+    """Return a column's name for a message: printable, even with unpaired surrogates as JSON can spell, and short."""
     name = to_printable(column.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape"), safe="%")
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3]}..."

@@ -1,32 +1,32 @@
-"""Finding and reading files on any fsspec file system, without following links out of the source."""
+"""List and read files on any fsspec file system, without following links out of the source."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from anonymizer.errors import RecordError, SourceError
-from anonymizer.records import Entry, Reason, Record
+from anonymizer.records import Reason
 from anonymizer.storage import filesystem
 
-# What operating systems and tools leave behind. These, and files that begin with "._" (macOS), are never records; every
-# other file is one, and one that is no picture ends as a failed row.
+# Left behind by operating systems and tools. These, and files that begin with "._" (macOS), are never records; every
+# other file is one, and fails if it is no image.
 IGNORED_NAMES = frozenset(
-    {".DS_Store", ".localized", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", ".gitkeep"}
+    [".DS_Store", ".localized", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", ".gitkeep"]
 )
-PAGE_KEYS = 1000  # keys of a store that are listed at once
-BLOCK_BYTES = 4 * 2**20  # bytes that are fetched from a store at once, where a file is read piece by piece
+IGNORED_FOLDERS = frozenset([".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trashes", ".Spotlight-V100"])
+PAGE_KEYS = 1000  # keys in one page of an S3 listing
+BLOCK_BYTES = 4 * 2**20  # read at once from a file on a store
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-# What may stand beside tar and Parquet files without being data: how a name may end.
-SIDE_FILE_SUFFIXES = (
+# Endings of files that may accompany tar and Parquet files without being data.
+SIDE_SUFFIXES = (
     ".md",
     ".txt",
     ".json",
@@ -38,12 +38,11 @@ SIDE_FILE_SUFFIXES = (
     "_success",
     "_metadata",
 )
-IGNORED_FOLDERS = frozenset({".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trashes", ".Spotlight-V100"})
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file below a source: where it is, its path relative to the source, its size where the listing knows it."""
+    """A file below a source; ``relative`` to the source, ``size`` in bytes where the listing knows it."""
 
     path: str
     relative: str
@@ -53,7 +52,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Location:
-    """An existing file or folder on one fsspec file system; ``uri`` is what the user typed."""
+    """An existing file or folder on one fsspec file system; ``uri`` as the user typed it."""
 
     uri: str
     fs: Any
@@ -66,35 +65,35 @@ class Location:
 
     @property
     def concurrent_reads(self) -> int:
-        """How many files to read at a time."""
         return 0 if self.is_local else 8
 
     def files(self) -> Iterator[SourceFile]:
-        """All files, in a stable order: the file itself, or what lies below the folder."""
+        """Yield all files in a stable order: the file itself, or those below the folder."""
         with self._source_errors():
             if self.is_file:
                 yield SourceFile(self.path, self.path.rstrip("/").rpartition("/")[2], self.fs.size(self.path))
+            elif self.is_local:
+                yield from _walk_local(self.path, self.uri)
             else:
-                walk = _walk_s3 if filesystem.is_s3(self.fs) else _walk_remote
-                yield from _walk_local(self.path, self.uri) if self.is_local else walk(self.fs, self.path)
+                yield from (_walk_s3 if filesystem.is_s3(self.fs) else _walk_remote)(self.fs, self.path)
 
     def to_uri(self, path: str) -> str:
-        """A name for the path that ``to_path`` undoes; an absolute path on a local disk."""
+        """Return a URI that ``to_path`` maps back; an absolute path on a local disk."""
         return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
     def to_path(self, uri: str) -> str:
         return uri if self.is_local else str(self.fs._strip_protocol(uri))
 
     def version(self, path: str) -> str:
-        """What changes when the file does: its size, and when it was written or what its store knows it by."""
+        """Return a text that changes with the file: its size with its modification time or its store's version."""
         if self.is_local:
             info = os.stat(path)
             return f"{info.st_size} {info.st_mtime_ns}"
-        known = filesystem.with_retries(lambda: self.fs.info(path))
-        return f"{known.get('size')} {filesystem.version_of(known)}"
+        remote = filesystem.with_retries(lambda: self.fs.info(path))
+        return f"{remote.get('size')} {filesystem.version_of(remote)}"
 
     def open(self, path: str) -> Any:
-        """The file, opened for reading bytes; may seek. SourceError if a store refuses it."""
+        """Open a seekable binary file. SourceError if a store refuses it."""
         if self.is_local:
             return open(path, "rb")
         with self._source_errors():
@@ -102,7 +101,7 @@ class Location:
 
     @contextmanager
     def _source_errors(self) -> Iterator[None]:
-        """What a store says of itself, as a SourceError; nothing of what it says of an object."""
+        """Raise errors of a store as SourceError, without what they say about an object."""
         try:
             yield
         except Exception as error:
@@ -111,7 +110,7 @@ class Location:
             raise SourceError(f"source.uri {self.uri!r}: {filesystem.explain(error)}") from None
 
     def read(self, path: str, max_bytes: int, size: int | None = None) -> bytes:
-        """All bytes of a file; RecordError when it is larger than ``most``, or not ``size`` bytes as it was listed."""
+        """Return all bytes of a file. RecordError if it is too large, or not of the ``size`` that was listed."""
         if size is not None and size > max_bytes:
             raise RecordError(Reason.TOO_MANY_BYTES)
         if self.is_local:
@@ -121,27 +120,28 @@ class Location:
 
 
 def locate(uri: str) -> Location:
-    """What a URI names; SourceError if nothing is there or its file system cannot be used."""
+    """Return the location of a URI. SourceError if nothing is there or its file system cannot be used."""
     try:
         fs, path = filesystem.open_fs(uri)
         return Location(uri, fs, path, is_file=_is_file(fs, path))
     except ImportError as error:
-        raise SourceError(f"source.uri {uri!r}: {error}, or name a local folder") from None
-    except FileNotFoundError as error:
-        what = "no such file or folder: check the path" if filesystem.is_not_found(error) else filesystem.explain(error)
-        raise SourceError(f"source.uri {uri!r}: {what}") from None
+        reason = f"{error}, or name a local folder"
     except Exception as error:  # each file system has errors of its own
-        if filesystem.is_storage_error(error) and "://" in uri:
-            raise SourceError(f"source.uri {uri!r}: {filesystem.explain(error)}") from None
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SourceError(f"source.uri {uri!r}: cannot be opened ({text}): check the address and your access") from None
+        if filesystem.is_not_found(error):
+            reason = "no such file or folder: check the path"
+        elif filesystem.is_storage_error(error) and "://" in uri:
+            reason = filesystem.explain(error)
+        else:
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = f"cannot be opened ({text}): check the address and your access"
+    raise SourceError(f"source.uri {uri!r}: {reason}")
 
 
 def _is_file(fs: Any, path: str) -> bool:
-    """Whether it is a file or a folder. FileNotFoundError if neither; raises what a store says if it cannot tell."""
+    """Return whether it is a file rather than a folder. FileNotFoundError if neither; raises what a store raises."""
     if filesystem.is_local(fs):
         kind = "file" if fs.isfile(path) else "directory" if fs.isdir(path) else None
-    else:  # whose isfile and isdir say no where they were refused
+    else:  # isfile and isdir of a store return False where access was refused
         kind = filesystem.with_retries(lambda: fs.info(path))["type"]
     if kind not in ("file", "directory"):
         raise FileNotFoundError
@@ -153,11 +153,11 @@ def is_ignored(name: str) -> bool:
 
 
 def is_side_file(name: str) -> bool:
-    return name.lower().endswith(SIDE_FILE_SUFFIXES)
+    return name.lower().endswith(SIDE_SUFFIXES)
 
 
 def list_data_files(location: Location, suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
-    """The file itself, or the files of a folder that end so; any other, side files apart, is marked NOT_AN_IMAGE."""
+    """Yield the file itself, or the files of a folder; side files are left out, other suffixes marked NOT_AN_IMAGE."""
     for file in location.files():
         if location.is_file or file.relative.lower().endswith(suffixes):
             yield file
@@ -166,7 +166,7 @@ def list_data_files(location: Location, suffixes: tuple[str, ...]) -> Iterator[S
 
 
 def _walk_local(root: str, uri: str) -> Iterator[SourceFile]:
-    """Depth first, names sorted. Links are followed inside the root only; a link that leads in a circle is left out."""
+    """Walk depth first, names sorted; follow links inside the root only, and none that leads in a circle."""
     real_root = os.path.realpath(root)
     try:
         stack = [(root, "", real_root, iter(sorted(os.listdir(root))))]
@@ -200,6 +200,7 @@ def _walk_local(root: str, uri: str) -> Iterator[SourceFile]:
 
 
 def _walk_remote(fs: Any, root: str) -> Iterator[SourceFile]:
+    """Walk depth first, names sorted."""
     base = root.rstrip("/")
     stack: list[Iterator[dict[str, Any]]] = [iter([{"name": root, "type": "directory"}])]
     while stack:
@@ -213,35 +214,33 @@ def _walk_remote(fs: Any, root: str) -> Iterator[SourceFile]:
             if not is_ignored(name):
                 yield SourceFile(path, path.removeprefix(base).lstrip("/"), item.get("size"))
         elif name not in IGNORED_FOLDERS:
-            found = filesystem.with_retries(partial(fs.ls, path, detail=True))
-            inside = (i for i in found if str(i["name"]).rstrip("/") != path)  # not its own marker
-            stack.append(iter(sorted(inside, key=lambda i: str(i["name"]))))
+            items = filesystem.with_retries(partial(fs.ls, path, detail=True))
+            children = (child for child in items if str(child["name"]).rstrip("/") != path)  # not its own marker
+            stack.append(iter(sorted(children, key=lambda child: str(child["name"]))))
 
 
 def _walk_s3(fs: Any, root: str) -> Iterator[SourceFile]:
-    """Keys in their own order, a page at a time: there may be more than fit into memory."""
+    """List keys in their own order, a page at a time, since they may not fit into memory."""
     bucket, prefix, _ = fs.split_path(root.rstrip("/"))
-    prefix = f"{prefix}/" if prefix else ""
-    page: dict[str, Any] = {"NextContinuationToken": None}
-    while "NextContinuationToken" in page:
-        token = page["NextContinuationToken"]
-        asked = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS} | (
-            {"ContinuationToken": token} if token else {}
-        )
-        page = filesystem.with_retries(partial(fs.call_s3, "list_objects_v2", **asked))
+    request = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": PAGE_KEYS}
+    while True:
+        page = filesystem.with_retries(partial(fs.call_s3, "list_objects_v2", **request))
         for item in page.get("Contents", ()):
-            relative = str(item["Key"]).removeprefix(prefix)
+            relative = str(item["Key"]).removeprefix(request["Prefix"])
             *folders, name = relative.split("/")
             if name and not is_ignored(name) and IGNORED_FOLDERS.isdisjoint(folders):
                 yield SourceFile(f"{bucket}/{item['Key']}", relative, item["Size"])
+        if not (token := page.get("NextContinuationToken")):
+            return
+        request["ContinuationToken"] = token
 
 
 def read_uri(uri: str, max_bytes: int) -> bytes:
-    """All bytes of the file that a URI or an absolute path names; RecordError as ``Location.read``."""
+    """Return all bytes of the file at a URI or an absolute path. RecordError as ``Location.read``."""
     fs, path = filesystem.open_fs(uri)
-    return (
-        _read_local(path, max_bytes, None, "/") if filesystem.is_local(fs) else _read_remote(fs, path, max_bytes, None)
-    )
+    if filesystem.is_local(fs):
+        return _read_local(path, max_bytes, None, "/")
+    return _read_remote(fs, path, max_bytes, None)
 
 
 def _is_inside(path: str, root: str) -> bool:
@@ -266,91 +265,33 @@ def _read_local(path: str, max_bytes: int, size: int | None, root: str) -> bytes
 
 
 def _read_remote(fs: Any, path: str, max_bytes: int, size: int | None) -> bytes:
-    return filesystem.with_retries(lambda: _read_once(fs, path, max_bytes, size))
-
-
-def _read_once(fs: Any, path: str, max_bytes: int, size: int | None) -> bytes:
-    planned = size
-    if size is None:
-        size = fs.info(path).get("size")
-    if size is None:  # a server that does not say: read no more than is allowed
-        with fs.open(path, "rb") as file:
-            data = bytes(file.read(max_bytes + 1))
-    elif size > max_bytes:
-        raise RecordError(Reason.TOO_MANY_BYTES)
-    elif size == 0:  # a range of nothing is an error to some stores
-        data = b"" if fs.size(path) == 0 else b"?"
-    else:
-        data = bytes(fs.cat_file(path, end=size + 1))
-    if planned is not None and len(data) != planned:
+    data = filesystem.with_retries(lambda: _read_bounded(fs, path, max_bytes, size))
+    if size is not None and len(data) != size:
         raise RecordError(Reason.CHANGED)
     if len(data) > max_bytes:
         raise RecordError(Reason.TOO_MANY_BYTES)
     return data
 
 
-def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], concurrency: int = 0) -> Iterator[Record]:
-    """``read`` of each entry, in order; what it raises becomes the record's problem.
-
-    With ``ahead``, as many are read at a time in threads, which hides the latency of a store far away.
-    """
-    if concurrency == 0:
-        yield from (_read_or_fail(entry, read) for entry in entries)
-        return
-    with ThreadPoolExecutor(concurrency, "reader") as pool:
-        waiting: deque[Future[Record]] = deque()
-        try:
-            for entry in entries:
-                waiting.append(pool.submit(_read_or_fail, entry, read))
-                if len(waiting) > concurrency:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def failed_record(entry: Entry, problem: Reason | None = None) -> Record:
-    """The record of an entry that cannot be used: for the reason known at planning, or else for this one."""
-    return Record(entry, label=entry.label, subject=entry.subject, problem=entry.problem or problem)
-
-
-def _read_or_fail(entry: Entry, read: Callable[[Entry], Record]) -> Record:
-    if entry.problem is not None:
-        return failed_record(entry)
-    try:
-        return read(entry)
-    except RecordError as error:
-        return failed_record(entry, error.reason)
-    except Exception:  # storage libraries raise errors of their own; one record that cannot be had is a row
-        return failed_record(entry, Reason.UNREADABLE)
-
-
-class RecordIds:
-    """Gives each record an id of its own; a second claim to the same id gets '%#2' behind it, and a problem.
-
-    ``printable`` never leaves a '%#' in a text, so the id that a duplicate gets is one that no record can have.
-    """
-
-    def __init__(self) -> None:
-        self._claims: dict[str, int] = {}
-
-    def claim(self, record_id: str) -> tuple[str, Reason | None]:
-        count = self._claims[record_id] = self._claims.get(record_id, 0) + 1
-        return (record_id, None) if count == 1 else (f"{record_id}%#{count}", Reason.DUPLICATE_ID)
-
-    def __len__(self) -> int:
-        return len(self._claims)
+def _read_bounded(fs: Any, path: str, max_bytes: int, size: int | None) -> bytes:
+    """Return the file's bytes, or one byte more than ``size`` or ``max_bytes`` where it is larger."""
+    if size is None:
+        size = fs.info(path).get("size")
+    if size is None:  # a server that does not tell: read no more than is allowed
+        with fs.open(path, "rb") as file:
+            return bytes(file.read(max_bytes + 1))
+    if size > max_bytes:
+        raise RecordError(Reason.TOO_MANY_BYTES)
+    if size == 0:  # an empty range is an error to some stores
+        return b"" if fs.size(path) == 0 else b"?"
+    return bytes(fs.cat_file(path, end=size + 1))
 
 
 def to_printable(text: str, safe: str = "") -> str:
-    """Valid, visible UTF-8 for any path or URI: other bytes, control characters and '%' are percent-encoded.
+    """Return any path or URI as printable UTF-8: other bytes, control characters and '%' are percent-encoded.
 
-    Two different texts stay different; with ``keep="%"`` texts without odd characters also stay as they are.
+    Two different texts stay different; with ``safe="%"`` texts of printable characters are returned unchanged.
     """
-    return "".join(c if (c.isprintable() and c != "%") or c in safe else _percent_encode(c) for c in text)
-
-
-def _percent_encode(character: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
+    return "".join(
+        c if (c.isprintable() and c != "%") or c in safe else quote(c, safe="", errors="surrogateescape") for c in text
+    )

@@ -1,18 +1,19 @@
-"""A folder of pictures, nested as deep as it likes; a picture's folder can be its label, and say who is on it."""
+"""A folder of images, nested to any depth; an image's folder can be its label and its subject."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.column_policy import ALL_OTHERS, FILE_ATTRIBUTES, TREATMENTS, Field
-from anonymizer.data.sources.files import Location, RecordIds, read_each, to_printable
+from anonymizer.data.sources.building import RecordIds, folder_values, read_each
+from anonymizer.data.sources.column_policy import ALL_OTHERS, FILE_ATTRIBUTES, Field, describe_folder
+from anonymizer.data.sources.files import Location, to_printable
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Record
 
 
 class FolderSource:
-    """Every file below the folder is a record (``files.IGNORED_NAMES`` apart); its relative path is its id."""
+    """Every file below the folder, except ``files.IGNORED_NAMES``, is a record; its relative path is its id."""
 
     def __init__(self, config: SourceConfig, location: Location) -> None:
         if location.is_file:
@@ -29,10 +30,8 @@ class FolderSource:
         ids = RecordIds()
         for file in self.location.files():
             record_id, duplicate = ids.claim(to_printable(file.relative))
-            uri, folder = self.location.to_uri(file.path), parent_label(file.relative)
-            label = folder if self.config.label else None
-            subject = folder if self.config.subject else None
-            problem = file.problem or duplicate
+            uri, problem = self.location.to_uri(file.path), file.problem or duplicate
+            label, subject = folder_values(self.config, file.relative)
             yield Entry(record_id, uri, size=file.size, label=label, problem=problem, subject=subject)
         if not len(ids):
             raise SourceError(f"source.uri {self.location.uri!r}: no files in it: name the folder of the pictures")
@@ -41,14 +40,8 @@ class FolderSource:
         return read_each(entries, self._read, self.location.concurrent_reads)
 
     def fields(self) -> list[Field]:
-        uses = [TREATMENTS[name] for name in ("label", "subject") if getattr(self.config, name)]
-        return [FILE_ATTRIBUTES, *([Field("folder", " and ".join(uses), "each file")] if uses else [])]
+        return [FILE_ATTRIBUTES, *describe_folder(self.config, "each file")]
 
     def _read(self, entry: Entry) -> Record:
         data = self.location.read(self.location.to_path(entry.uri), self.config.limits.max_bytes, entry.size)
         return Record(entry, data, label=entry.label, subject=entry.subject)
-
-
-def parent_label(path: str) -> str | None:
-    """The folder of a path inside the source, as a label; none at the top."""
-    return to_printable(path.rpartition("/")[0], safe="%") or None

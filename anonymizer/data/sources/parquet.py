@@ -1,113 +1,87 @@
-"""Parquet files: pictures as bytes, or as Hugging Face's {bytes, path} struct; everything else by column name."""
+"""Parquet files: images as bytes or as Hugging Face's {bytes, path} struct; everything else by column name."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.coercion import (
-    check_columns,
-    parse_subject,
-    requested_columns,
-    row_digest,
-    to_json_value,
-    to_text,
-    to_text_or_none,
-)
+from anonymizer.data.sources.building import RowEntries, build_record, failed_record, read_or_fail, requested_columns
+from anonymizer.data.sources.coercion import row_digest
 from anonymizer.data.sources.column_policy import (
-    ALL_OTHERS,
     DROPPED,
     FILE_ATTRIBUTES,
     PICTURE,
     ColumnPolicy,
     Field,
-    configured_columns,
-    refuse_unclassified,
+    check_columns,
 )
-from anonymizer.data.sources.files import (
-    PARQUET_SUFFIXES,
-    Location,
-    RecordIds,
-    SourceFile,
-    failed_record,
-    list_data_files,
-    to_printable,
-)
+from anonymizer.data.sources.files import PARQUET_SUFFIXES, Location, SourceFile, list_data_files, to_printable
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
 
-BATCH_ROWS = 16  # rows of pictures in memory at a time
+BATCH_ROWS = 16  # rows of images in memory at a time
 
 
 class ParquetSource:
     """Files below a folder that end in .parquet, or one file; an id is file and row, or the column ``source.id``.
 
-    A row is read only if it is the one that was planned: its id and its ``source.where`` are the same, or, where there
-    are no ids to tell, the file has not been written since.
+    A row is read only if it is still the planned one: with the same id and ``source.where``, or, without ids, in a file
+    that has not been written since.
     """
 
     def __init__(self, config: SourceConfig, location: Location) -> None:
         self.config, self.location = config, location
-        self.columns = ColumnPolicy(configured_columns(config), ALL_OTHERS in config.drop)
-        self.keys = list(dict.fromkeys(key for key in (config.id, config.subject, *config.where) if key is not None))
+        self.policy = ColumnPolicy.from_config(config)
+        self.key_columns = list(
+            dict.fromkeys(key for key in (config.id, config.subject, *config.where) if key is not None)
+        )
 
     def entries(self) -> Iterator[Entry]:
-        ids = RecordIds()
-        rows = chosen = 0
-        config = self.config
-        refuse_unclassified(self.columns.find_unclassified(name for schema in self._schemas() for name in schema.names))
+        rows = RowEntries(self.config)
+        self.policy.check(name for schema in self._schemas() for name in schema.names)
         for file, name in self._files():
             uri = self.location.to_uri(file.path)
             if file.problem is not None:
-                yield Entry(ids.claim(name)[0], uri, problem=file.problem)
+                yield Entry(rows.ids.claim(name)[0], uri, problem=file.problem)
                 continue
             with _arrow_errors(name):
-                version = self.location.version(file.path)  # before the rows are read, lest they be older than it
+                version = self.location.version(file.path)  # read before the rows, so that it is not newer than they
             with self._open(file.path, name) as parquet:
                 self._check(parquet.schema_arrow, name)
-                people = _class_names(parquet.schema_arrow, config.subject)
-                rows += parquet.metadata.num_rows
-                for row, values in self._key_rows(parquet, name):
-                    if any(to_text_or_none(values[column]) != wanted for column, wanted in config.where.items()):
-                        continue
-                    chosen += 1
-                    own = to_text_or_none(values[config.id]) if config.id else f"{name}/{row}"
-                    missing = Reason.BAD_METADATA if own is None else None
-                    who, unreadable = (
-                        parse_subject(_class_label(values[config.subject], people)) if config.subject else (None, None)
-                    )
-                    record_id, duplicate = ids.claim(to_printable(own) if own is not None else f"{name}/{row}")
-                    found = row_digest(values) if config.id else version
-                    problem = missing or duplicate or unreadable
-                    yield Entry(record_id, uri, str(row), row, problem=problem, mark=found, subject=who)
-        if not chosen:
-            why = f"none of its {rows} rows matches source.where: check its values" if rows else "no rows in it"
-            raise SourceError(f"source.uri {self.location.uri!r}: {why}")
+                subjects = _class_names(parquet.schema_arrow, self.config.subject)
+                for row, values in enumerate(self._key_rows(parquet)):
+                    mark = row_digest(values) if self.config.id else version
+                    if entry := rows.build(name, row, row, values, uri, mark, class_names=subjects):
+                        yield entry
+        rows.check_any(self.location.uri)
 
     def fields(self) -> list[Field]:
-        names, metadata, beside = dict[str, None](), dict[str, None](), dict[str, None]()
+        names, metadata, parts = dict[str, None](), dict[str, None](), dict[str, None]()
+        image = self.config.image
         for schema in self._schemas():
             names.update(dict.fromkeys(schema.names))
             metadata.update(dict.fromkeys(key.decode("utf-8", "replace") for key in schema.metadata or ()))
-            image = schema.field(self.config.image).type
-            parts = [image.field(i).name for i in range(image.num_fields)] if pa.types.is_struct(image) else []
-            beside.update(dict.fromkeys(f"{self.config.image}.{part}" for part in parts if part != "bytes"))
-        refuse_unclassified(self.columns.find_unclassified(names))
+            kind = schema.field(image).type
+            if pa.types.is_struct(kind):
+                parts.update(dict.fromkeys(f"{image}.{part.name}" for part in kind if part.name != "bytes"))
+        self.policy.check(names)
         return [
             FILE_ATTRIBUTES,
-            *self.columns.describe(names, "column"),
-            *(Field.for_column(name, DROPPED, f"beside {PICTURE}") for name in beside),
+            *self.policy.describe(names, "column"),
+            *(Field.for_column(part, DROPPED, f"beside {PICTURE}") for part in parts),
             *(Field.for_column(key, DROPPED, "metadata of the files") for key in metadata),
         ]
 
     def _files(self) -> Iterator[tuple[SourceFile, str]]:
-        """Each file and its name; the problem that one may have is that it is no Parquet file."""
+        """Yield each file and its name; its problem can only be that it is no Parquet file."""
         for file in list_data_files(self.location, PARQUET_SUFFIXES):
             name = to_printable(file.relative)
             if file.problem not in (None, Reason.NOT_AN_IMAGE):
@@ -118,80 +92,67 @@ class ParquetSource:
             yield file, name
 
     def _schemas(self) -> Iterator[pa.Schema]:
-        """The columns of each file, all of which have those that are asked for."""
+        """Yield the schema of each file, after checking the columns that the configuration uses."""
         for file, name in self._files():
             if file.problem is None:
                 with self._open(file.path, name) as parquet:
                     self._check_requested(parquet.schema_arrow, name)
                     yield parquet.schema_arrow
 
-    def _key_rows(self, parquet: pq.ParquetFile, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Row numbers, with the values that name and choose rows, and say whose they are."""
-        if not self.keys:
-            yield from ((row, {}) for row in range(parquet.metadata.num_rows))
+    def _key_rows(self, parquet: pq.ParquetFile) -> Iterator[dict[str, Any]]:
+        """Yield for each row the values that name it, select it and tell its subject."""
+        if not self.key_columns:
+            yield from ({} for _ in range(parquet.metadata.num_rows))
             return
-        row = 0
-        for batch in parquet.iter_batches(batch_size=8192, columns=self.keys):
-            for values in batch.to_pylist():
-                yield row, {key: values[key] for key in self.keys}
-                row += 1
+        for batch in parquet.iter_batches(batch_size=8192, columns=self.key_columns):
+            yield from batch.select(self.key_columns).to_pylist()
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
-        at = 0
-        while at < len(entries):
-            end = at + 1
-            while end < len(entries) and _is_later_row(entries[end - 1], entries[end]):
-                end += 1
-            yield from self._read_file(entries[at:end])
-            at = end
+        begin = 0
+        for end in range(1, len(entries) + 1):
+            if end == len(entries) or not _is_later_row(entries[end - 1], entries[end]):
+                yield from self._read_file(entries[begin:end])
+                begin = end
 
     def _read_file(self, entries: Sequence[Entry]) -> Iterator[Record]:
-        """Rows of one file, in ascending order; from a bad page on, what is left of its row group is unreadable."""
-        if all(entry.problem for entry in entries):  # not a Parquet file, it may be
+        """Yield ascending rows of one file; after a damaged page, the rest of its row group is unreadable."""
+        if all(entry.problem for entry in entries):  # perhaps not a Parquet file
             yield from map(failed_record, entries)
             return
-        done = 0
+        done, problem = 0, Reason.CHANGED
         path = self.location.to_path(entries[0].uri)
         try:
             with self._open(path, "file") as parquet:
                 schema = parquet.schema_arrow
-                same = self.config.id is not None or self.location.version(path) == entries[0].mark
-                if same and self._is_usable(schema):
-                    names = _class_names(schema, self.config.label)
+                is_planned = self.config.id is not None or self.location.version(path) == entries[0].mark
+                if is_planned and self._is_usable(schema):
+                    labels = _class_names(schema, self.config.label)
                     for entry, values in _read_rows(parquet, entries, self._columns(schema)):
                         done += 1
-                        yield self._record(entry, values, names)
+                        yield read_or_fail(entry, partial(self._build, values=values, labels=labels))
         except SourceError:
-            yield from (failed_record(entry, Reason.UNREADABLE) for entry in entries[done:])
-        else:
-            yield from (failed_record(entry, Reason.CHANGED) for entry in entries[done:])
+            problem = Reason.UNREADABLE
+        yield from (failed_record(entry, problem) for entry in entries[done:])
 
-    def _record(self, entry: Entry, values: dict[str, Any] | None, names: Sequence[str] | None) -> Record:
-        if entry.problem is not None or values is None:
-            return failed_record(entry, Reason.UNREADABLE)
-        config = self.config
-        if config.id and row_digest({key: values[key] for key in self.keys}) != entry.mark:
-            return failed_record(entry, Reason.CHANGED)
-        try:
-            data = values[config.image]
-            data = data["bytes"] if isinstance(data, dict) else data
-            if not data:
-                raise RecordError(Reason.EMPTY)
-            if len(data) > config.limits.max_bytes:
-                raise RecordError(Reason.TOO_MANY_BYTES)
-            label = to_text(_class_label(values[config.label], names)) if config.label else None
-            caption = to_text(values[config.caption]) if config.caption else None
-            columns, restricted = (
-                {n: to_json_value(values[n]) for n in asked} for asked in (config.carry, config.restricted)
-            )
-            return Record(entry, data, label, caption, columns, restricted, entry.subject)
-        except RecordError as error:
-            return failed_record(entry, error.reason)
+    def _build(self, entry: Entry, values: dict[str, Any] | None, labels: Sequence[str] | None) -> Record:
+        if values is None:
+            raise RecordError(Reason.UNREADABLE)
+        if self.config.id and row_digest({key: values[key] for key in self.key_columns}) != entry.mark:
+            raise RecordError(Reason.CHANGED)
+        data = values[self.config.image]
+        data = data["bytes"] if isinstance(data, dict) else data
+        if not data:
+            raise RecordError(Reason.EMPTY)
+        if len(data) > self.config.limits.max_bytes:
+            raise RecordError(Reason.TOO_MANY_BYTES)
+        return build_record(self.config, entry, data, values.__getitem__, labels)
 
     def _columns(self, schema: pa.Schema) -> list[str]:
-        struct = pa.types.is_struct(schema.field(self.config.image).type)
-        image = f"{self.config.image}.bytes" if struct else self.config.image
-        return list(dict.fromkeys([image, *requested_columns(self.config), *(self.keys if self.config.id else [])]))
+        is_struct = pa.types.is_struct(schema.field(self.config.image).type)
+        image = f"{self.config.image}.bytes" if is_struct else self.config.image
+        return list(
+            dict.fromkeys([image, *requested_columns(self.config), *(self.key_columns if self.config.id else [])])
+        )
 
     def _is_usable(self, schema: pa.Schema) -> bool:
         try:
@@ -202,21 +163,21 @@ class ParquetSource:
 
     def _check(self, schema: pa.Schema, name: str) -> None:
         self._check_requested(schema, name)
-        refuse_unclassified(self.columns.find_unclassified(schema.names))
+        self.policy.check(schema.names)
 
     def _check_requested(self, schema: pa.Schema, name: str) -> None:
         check_columns(self.config, schema.names, repr(name))
         image = schema.field(self.config.image).type
         if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
             image = image.field("bytes").type
-        if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        if not _is_binary(image):
             raise SourceError(
                 f"source.image: column {self.config.image!r} in {name!r} holds {image}, not pictures: name a column of "
                 "bytes or of {bytes, path}; paths to pictures belong into a CSV or JSONL listing"
             )
-        for column in [*requested_columns(self.config), *self.keys]:
+        for column in [*requested_columns(self.config), *self.key_columns]:
             kind = schema.field(column).type
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            if pa.types.is_nested(kind) or _is_binary(kind):
                 raise SourceError(f"source: column {column!r} in {name!r} holds {kind}: name one of text or numbers")
 
     @contextlib.contextmanager
@@ -225,44 +186,43 @@ class ParquetSource:
             yield pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
 
 
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def _read_rows(
     parquet: pq.ParquetFile, entries: Sequence[Entry], columns: list[str]
 ) -> Iterator[tuple[Entry, dict[str, Any] | None]]:
-    """Each entry with its row's values, None where they are damaged; only the row groups that are needed."""
-    waiting = list(reversed(entries))
-    first = 0  # row number of the row group
+    """Yield each entry with its row's values, None if damaged; reads only the row groups that hold an entry."""
+    waiting, end = deque(entries), 0
     for group in range(parquet.metadata.num_row_groups):
-        behind = first + parquet.metadata.row_group(group).num_rows
-        if waiting and _row_number(waiting[-1]) < behind:
-            at = first
-            with contextlib.suppress(pa.ArrowException, OSError):
-                for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                    while waiting and _row_number(waiting[-1]) < at + len(batch):
-                        row = _row_number(waiting[-1]) - at
-                        yield waiting.pop(), batch.slice(row, 1).to_pylist()[0]
-                    at += len(batch)
-                    if not waiting or _row_number(waiting[-1]) >= behind:
-                        break
-            while waiting and _row_number(waiting[-1]) < behind:
-                yield waiting.pop(), None
-        first = behind
+        begin, end = end, end + parquet.metadata.row_group(group).num_rows
+        rows: deque[Entry] = deque()
+        while waiting and _row_number(waiting[0]) < end:
+            rows.append(waiting.popleft())
+        if not rows:
+            continue
+        with contextlib.suppress(pa.ArrowException, OSError):
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                while rows and _row_number(rows[0]) < begin + len(batch):
+                    entry = rows.popleft()
+                    yield entry, batch.slice(_row_number(entry) - begin, 1).to_pylist()[0]
+                begin += len(batch)
+                if not rows:
+                    break
+        yield from ((entry, None) for entry in rows)
 
 
-def _is_later_row(one: Entry, other: Entry) -> bool:
-    return other.uri == one.uri and _row_number(other) > _row_number(one)
+def _is_later_row(first: Entry, second: Entry) -> bool:
+    return second.uri == first.uri and _row_number(second) > _row_number(first)
 
 
 def _row_number(entry: Entry) -> int:
     return entry.offset or 0
 
 
-def _class_label(value: Any, names: Sequence[str] | None) -> Any:
-    """The name behind the number of a class, where there are names."""
-    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
-
-
 def _class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
-    """Names behind the numbers of a Hugging Face ClassLabel column."""
+    """Return the names of the classes of a Hugging Face ClassLabel column, by number."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
@@ -273,7 +233,7 @@ def _class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
 
 @contextlib.contextmanager
 def _arrow_errors(name: str) -> Iterator[None]:
-    """Arrow's errors as one line that names the file."""
+    """Raise errors of Arrow as one SourceError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError):

@@ -1,4 +1,4 @@
-"""Members of a tar archive (plain or gzip), one after the other, around what is damaged.
+"""Read the members of a tar archive (plain or gzip) in order, skipping what is damaged.
 
 Nothing is extracted, so a member's name leads nowhere.
 """
@@ -16,22 +16,20 @@ from anonymizer.data.sources.files import Location
 from anonymizer.errors import RecordError
 from anonymizer.records import Reason
 
-MAX_HEADER_BYTES = (
-    2**20
-)  # a member's headers, with its long name and its attributes, that are larger than this are damage
-MAX_HEADER_READS = 200  # and so are those that take more reads; tarfile goes one call deeper for each header of a chain
+MAX_HEADER_BYTES = 2**20  # of one member, with long names and attributes; more is damage
+MAX_HEADER_READS = 200  # of one member; tarfile recurses once for each header in a chain
 
 
 def open_archive(location: Location, path: str, stack: ExitStack) -> Any:
-    """An archive's own bytes, packed or not, until the stack is closed."""
+    """Open an archive's bytes, decompressed, until the stack is closed."""
     file = stack.enter_context(location.open(path))
-    packed = file.read(2) == b"\x1f\x8b"
+    is_gzip = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    return stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
+    return stack.enter_context(gzip.GzipFile(fileobj=file)) if is_gzip else file
 
 
 class _BoundedReader:
-    """A file as tarfile may read it for the headers of one member, which begin at ``start``."""
+    """A file from which tarfile may read a bounded number of bytes for the headers of one member."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -49,17 +47,17 @@ class _BoundedReader:
 
 
 class Archive(tarfile.TarFile):
-    """Members from where the file stands, in order, none of them remembered; each begins at the first of its headers.
+    """Iterates over members from the file's position, storing none; ``offset`` is that of a member's first header.
 
-    Ends at whatever is no header; with ``ignore_zeros`` at the end of the file, and what is no header is skipped.
+    Ends at the first block that is no header; with ``ignore_zeros`` such blocks are skipped up to the end of the file.
     """
 
     firstmember: tarfile.TarInfo | None
     pax_headers: dict[str, str]
 
     def __init__(self, file: Any, ignore_zeros: bool = False) -> None:
-        self.window = _BoundedReader(file)
-        super().__init__(fileobj=self.window, mode="r", ignore_zeros=ignore_zeros)  # type: ignore[arg-type]
+        self.reader = _BoundedReader(file)
+        super().__init__(fileobj=self.reader, mode="r", ignore_zeros=ignore_zeros)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         return iter(self.next, None)
@@ -71,17 +69,17 @@ class Archive(tarfile.TarFile):
     def _next(self) -> tarfile.TarInfo | None:
         while True:
             start = self.offset
-            self.window.begin(start)
-            self.window.seek(start)
-            self.pax_headers.clear()  # of an earlier member: whoever begins to read here would not know of them
+            self.reader.begin(start)
+            self.reader.seek(start)
+            self.pax_headers.clear()  # of earlier members, which reading from an offset would not know
             try:
                 member = self.tarinfo.fromtarfile(self)
                 if member.size < 0 or self.offset <= start:
                     raise tarfile.ReadError("a negative size")
-            except (OSError, EOFError, zlib.error):  # nothing behind this can be read
+            except (OSError, EOFError, zlib.error):  # the rest cannot be read
                 raise
             except Exception:  # a damaged header raises anything at all
-                self.offset = self.window.tell()
+                self.offset = self.reader.tell()
                 if self.offset == start or not self.ignore_zeros:
                     return None
             else:
@@ -90,17 +88,17 @@ class Archive(tarfile.TarFile):
 
 
 def iter_members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
-    """Headers of an archive; TRUNCATED wherever something that is not a header stands where one belongs.
+    """Yield the members of an archive, and TRUNCATED for each stretch that is neither a header nor padding.
 
-    Damage is skipped block by block until a header follows; so are the end marks inside archives that were joined.
+    Damage is skipped block by block up to the next header; so are the end marks inside concatenated archives.
     """
-    expected = 0  # where the next header belongs
+    expected = 0  # offset of the next header
     try:
-        tar = Archive(file, ignore_zeros=True)
-        for member in tar:
+        archive = Archive(file, ignore_zeros=True)
+        for member in archive:
             if member.offset > expected and not _is_zero(file, expected, member.offset):
                 yield Reason.TRUNCATED
-            expected = tar.offset
+            expected = archive.offset
             yield member
         if not _is_zero(file, expected, None):
             yield Reason.TRUNCATED
@@ -109,28 +107,28 @@ def iter_members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
 
 
 def _is_zero(file: Any, start: int, end: int | None) -> bool:
-    """Whether there are only zero bytes, and at least one block of them, from start to end (or the file's end)."""
+    """Return whether start to end (or the file's end) holds only zero bytes, and at least one block of them."""
     file.seek(start)
-    seen = 0
-    while end is None or start + seen < end:
-        block = file.read(65536 if end is None else min(65536, end - start - seen))
+    count = 0
+    while end is None or start + count < end:
+        block = file.read(65536 if end is None else min(65536, end - start - count))
         if block.strip(b"\0"):
             return False
         if not block:
             break
-        seen += len(block)
-    return seen >= tarfile.BLOCKSIZE
+        count += len(block)
+    return count >= tarfile.BLOCKSIZE
 
 
 def member_problem(member: tarfile.TarInfo) -> Reason | None:
-    """Why a member cannot be read as a file, if so."""
+    """Return why a member cannot be read as a file, or None."""
     if member.issym() or member.islnk():
         return Reason.OUTSIDE_SOURCE
     return None if member.isreg() and not member.issparse() else Reason.UNREADABLE
 
 
 def read_member(file: Any, member: tarfile.TarInfo) -> bytes:
-    """The bytes of a member; RecordError TRUNCATED if they are not all there."""
+    """Return the bytes of a member. RecordError TRUNCATED if the file ends early."""
     file.seek(member.offset_data)
     data = bytes(file.read(member.size))
     if len(data) != member.size:

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources import Source, open_source, sample_metadata, webdataset
-from anonymizer.data.sources.column_policy import sample_evenly
+from anonymizer.data.sources import Source, open_source, sample_evenly, sample_metadata, webdataset
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Reason, Record
 from anonymizer.release import preflight
@@ -57,7 +56,7 @@ def stopped(uri: object, **options: Any) -> str:
 
 
 def fates(uri: object, **options: Any) -> dict[str, str]:
-    return {field.name: field.becomes for field in source(uri, **options).fields()}
+    return {field.name: field.treatment for field in source(uri, **options).fields()}
 
 
 def as_jsonl(root: Path, items: Sequence[Mapping[str, Any]] = ROWS) -> Path:
@@ -422,7 +421,7 @@ def test_metadata_inside_pictures_is_counted_and_dropped(tmp_path: Path) -> None
     exif[0x010E] = "Ada"
     files = {f"{n}.jpg": photo(n, comment="hello", **({"exif": exif} if n < 2 else {})) for n in range(5)}
     folder_of(tmp_path, files | {"bare.jpg": photo(9), "broken.jpg": photo(9)[:50], "notes.txt": b"no picture"})
-    found = {field.name: (field.found, field.becomes) for field in sample_metadata(source(tmp_path))}
+    found = {field.name: (field.location, field.treatment) for field in sample_metadata(source(tmp_path))}
     afresh = "dropped: pictures are encoded afresh from pixels"
     assert found.pop("exif of pictures") == (
         "2 of 6 pictures",

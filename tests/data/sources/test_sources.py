@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from anonymizer.config import SourceConfig
 from anonymizer.data.sources import IGNORED_NAMES, Source, open_source, to_printable
-from anonymizer.data.sources.files import RecordIds
+from anonymizer.data.sources.building import RecordIds
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Reason, Record
 

@@ -1,0 +1,134 @@
+"""Build the entries and records of a source: ids, selected rows, the columns that are carried, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from anonymizer.config import SourceConfig
+from anonymizer.data.sources.coercion import to_json_value, to_text, to_text_or_none
+from anonymizer.data.sources.files import to_printable
+from anonymizer.errors import RecordError, SourceError
+from anonymizer.records import Entry, Reason, Record
+from anonymizer.storage.prefetch import prefetch_map
+
+
+class RecordIds:
+    """Gives each record a unique id; a second claim to an id gets '%#2' appended, and a problem.
+
+    ``to_printable`` never leaves a '%#' in a text, so no other record can have the id of a duplicate.
+    """
+
+    def __init__(self) -> None:
+        self._claims: dict[str, int] = {}
+
+    def claim(self, record_id: str) -> tuple[str, Reason | None]:
+        count = self._claims[record_id] = self._claims.get(record_id, 0) + 1
+        return (record_id, None) if count == 1 else (f"{record_id}%#{count}", Reason.DUPLICATE_ID)
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+
+class RowEntries:
+    """Builds the entries of a table's rows, and counts the rows that ``source.where`` selects."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config, self.ids = config, RecordIds()
+        self.rows = self.selected = 0
+
+    def build(
+        self,
+        file: str,
+        row: int,
+        offset: int,
+        values: Mapping[str, Any],
+        uri: str,
+        mark: str,
+        problem: Reason | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> Entry | None:
+        """Return the entry of a row, named by ``source.id`` or by file and row; None if the row is not selected."""
+        config = self.config
+        self.rows += 1
+        if any(to_text_or_none(values.get(column)) != wanted for column, wanted in config.where.items()):
+            return None
+        self.selected += 1
+        default_id = f"{file}/{row}"
+        own_id = to_text_or_none(values.get(config.id)) if config.id else default_id
+        record_id, duplicate = self.ids.claim(to_printable(own_id) if own_id else default_id)
+        value = class_label(values.get(config.subject), class_names) if config.subject else None
+        subject = to_text_or_none(value)
+        # A record that cannot be erased by its subject is not taken.
+        bad = Reason.BAD_METADATA if subject is None and value is not None else None
+        problem = (None if own_id else Reason.BAD_METADATA) or problem or duplicate or bad
+        return Entry(record_id, uri, str(row), offset, problem=problem, mark=mark, subject=subject)
+
+    def check_any(self, uri: str) -> None:
+        """Raise SourceError if no row was selected."""
+        if not self.selected:
+            reason = f"none of its {self.rows} rows matches source.where: check its values"
+            raise SourceError(f"source.uri {uri!r}: {reason if self.rows else 'no rows in it'}")
+
+
+def class_label(value: Any, class_names: Sequence[str] | None) -> Any:
+    """Return the name of a class by its number, where there are names."""
+    return class_names[value] if class_names and isinstance(value, int) and 0 <= value < len(class_names) else value
+
+
+def folder_values(config: SourceConfig, path: str) -> tuple[str | None, str | None]:
+    """Return label and subject of a file where its folder is one; None at the top of the source."""
+    folder = to_printable(path.rpartition("/")[0], safe="%") or None
+    return folder if config.label == "folder" else None, folder if config.subject == "folder" else None
+
+
+def requested_columns(config: SourceConfig) -> list[str]:
+    """Return the columns that are read for each record besides its image."""
+    names = (config.label, config.caption, *config.carry, *config.restricted)
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def build_record(
+    config: SourceConfig,
+    entry: Entry,
+    data: bytes,
+    value_of: Callable[[str], object],
+    class_names: Sequence[str] | None = None,
+) -> Record:
+    """Return a record with the columns that the configuration asks for. RecordError BAD_METADATA for a bad value."""
+    return Record(
+        entry,
+        data,
+        to_text(class_label(value_of(config.label), class_names)) if config.label else entry.label,
+        to_text(value_of(config.caption)) if config.caption else None,
+        {name: to_json_value(value_of(name)) for name in config.carry},
+        {name: to_json_value(value_of(name)) for name in config.restricted},
+        entry.subject,
+    )
+
+
+def failed_record(entry: Entry, problem: Reason | None = None) -> Record:
+    """Return the record of an unusable entry, for the reason known at planning or else for this one."""
+    return Record(entry, label=entry.label, subject=entry.subject, problem=entry.problem or problem)
+
+
+def read_or_fail(entry: Entry, read: Callable[[Entry], Record]) -> Record:
+    """Return the record that ``read`` returns, or a failed one if it raises."""
+    if entry.problem is not None:
+        return failed_record(entry)
+    try:
+        return read(entry)
+    except RecordError as error:
+        return failed_record(entry, error.reason)
+    except Exception:  # storage libraries raise errors of their own; one unreadable record is one failed row
+        return failed_record(entry, Reason.UNREADABLE)
+
+
+def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], concurrency: int = 0) -> Iterator[Record]:
+    """Yield a record for each entry, in order; ``concurrency`` threads hide the latency of a remote store."""
+    if concurrency == 0:
+        yield from (read_or_fail(entry, read) for entry in entries)
+        return
+    with ThreadPoolExecutor(concurrency, "reader") as pool:
+        yield from prefetch_map(lambda entry: read_or_fail(entry, read), entries, pool, concurrency + 1)
