@@ -1,1 +1,1 @@
-"""Who says what about a release, so that anybody can check it: digests, a Merkle root, signed in-toto statements."""
+"""Signed in-toto statements about a release, and their verification: digests, a Merkle root, approvals, revocations."""

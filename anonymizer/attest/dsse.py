@@ -1,4 +1,4 @@
-"""in-toto statements in DSSE envelopes, one to a line: signed by one or more, and spelled in one way only."""
+"""in-toto statements in DSSE envelopes: one to a line, any number of signatures, one canonical spelling."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class SignedStatement:
-    """A statement about files, and the envelope that it came in. Nothing about the signatures has been checked yet.
-
-    ``digests``: name -> SHA-256 of each subject.
-    """
+    """A statement about files (name -> SHA-256) in its envelope, whose signatures have not been checked."""
 
     digests: Mapping[str, str]
     predicate: Mapping[str, Any]
@@ -32,15 +29,16 @@ class SignedStatement:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of what is signed, by which other statements and events speak of this one."""
+        """SHA-256 (hex) of the signed payload; other statements and events refer to this one by it."""
         return hashlib.sha256(self.envelope.payload).hexdigest()
 
     @property
     def key_ids(self) -> set[str]:
-        """Whose signatures there are, as they say."""
+        """Ids of the keys that claim to have signed."""
         return set(self.envelope.signatures)
 
     def is_signed_by(self, key: SSlibKey) -> bool:
+        """Return whether there is a valid signature of this key."""
         signature = self.envelope.signatures.get(key.keyid)
         if signature is None:
             return False
@@ -51,28 +49,28 @@ class SignedStatement:
         return True
 
     def with_signature(self, signer: CryptoSigner) -> SignedStatement:
-        """The same statement with one more signature."""
-        more = Envelope(self.envelope.payload, self.envelope.payload_type, dict(self.envelope.signatures))
-        more.sign(signer)
-        return replace(self, envelope=more)
+        """Return the same statement with one more signature."""
+        envelope = Envelope(self.envelope.payload, self.envelope.payload_type, dict(self.envelope.signatures))
+        envelope.sign(signer)
+        return replace(self, envelope=envelope)
 
 
 def build(
     predicate_type: str, digests: Mapping[str, str], predicate: Mapping[str, Any], signer: CryptoSigner | None
 ) -> SignedStatement:
-    """A statement about files (name -> SHA-256), signed, or without a signature where there is no signer."""
-    payload = _dump_payload(predicate_type, digests, predicate)
-    made = SignedStatement(digests, predicate, Envelope(payload, PAYLOAD_TYPE, {}))
-    return made.with_signature(signer) if signer else made
+    """Return a statement about files (name -> SHA-256), without a signature if there is no signer."""
+    envelope = Envelope(_dump_payload(predicate_type, digests, predicate), PAYLOAD_TYPE, {})
+    unsigned = SignedStatement(digests, predicate, envelope)
+    return unsigned.with_signature(signer) if signer else unsigned
 
 
-def dumps(signed: Iterable[SignedStatement]) -> bytes:
-    """One line for each; signatures in the order of their keys' ids."""
-    return b"".join(_dump_line(one.envelope) + b"\n" for one in signed)
+def dumps(statements: Iterable[SignedStatement]) -> bytes:
+    """Return one line for each statement, its signatures ordered by key id."""
+    return b"".join(_dump_line(statement.envelope) + b"\n" for statement in statements)
 
 
 def loads(data: bytes, predicate_type: str) -> list[SignedStatement]:
-    """What ``write`` wrote. ValueError for anything else, be it another spelling of the same: it cannot be trusted."""
+    """Return the statements that ``dumps`` wrote. Raises ValueError for anything else, another spelling included."""
     if not data:
         return []
     if not data.endswith(b"\n"):
@@ -81,43 +79,37 @@ def loads(data: bytes, predicate_type: str) -> list[SignedStatement]:
 
 
 def _load_line(line: bytes, predicate_type: str) -> SignedStatement:
+    digests: dict[str, str] = {}
     try:
         envelope = Envelope.from_dict(json.loads(line))
-        told = json.loads(envelope.payload)
-        kinds = (envelope.payload_type, told["_type"], told["predicateType"])
-        digests = {
-            _checked_name(subject["name"]): _checked_digest(subject["digest"]["sha256"]) for subject in told["subject"]
-        }
-        payload = _dump_payload(told["predicateType"], digests, told["predicate"])
-        as_written = (_dump_line(envelope), payload) == (line, envelope.payload)
-    except Exception:  # hostile bytes raise anything at all
+        statement = json.loads(envelope.payload)
+        for subject in statement["subject"]:
+            name, digest = subject["name"], subject["digest"]["sha256"]
+            name.encode()  # raises on half a surrogate pair, which JSON can spell
+            if not SHA256_HEX.fullmatch(digest):
+                raise ValueError
+            digests[name] = digest
+        types = (envelope.payload_type, statement["_type"], statement["predicateType"])
+        payload = _dump_payload(statement["predicateType"], digests, statement["predicate"])
+        is_canonical = (_dump_line(envelope), payload) == (line, envelope.payload)
+    except Exception:  # hostile bytes can raise any error
         raise ValueError("is damaged, or no statement in a DSSE envelope") from None
-    if kinds != (PAYLOAD_TYPE, STATEMENT_TYPE, predicate_type):
+    if types != (PAYLOAD_TYPE, STATEMENT_TYPE, predicate_type):
         raise ValueError(f"is another kind of statement than {predicate_type}")
-    if not as_written:
+    if not is_canonical:
         raise ValueError("is not spelled as it was written")
-    return SignedStatement(digests, told["predicate"], envelope)
-
-
-def _checked_name(name: str) -> str:
-    name.encode()  # half a surrogate pair, as JSON can spell it, is no name
-    return name
-
-
-def _checked_digest(digest: str) -> str:
-    if not SHA256_HEX.fullmatch(digest):
-        raise ValueError("no SHA-256 in its one spelling")
-    return digest
+    return SignedStatement(digests, statement["predicate"], envelope)
 
 
 def _dump_payload(predicate_type: str, digests: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes:
-    statement = {
-        "_type": STATEMENT_TYPE,
-        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(digests.items())],
-        "predicateType": predicate_type,
-        "predicate": predicate,
-    }
-    return _canonical_json(statement)
+    return _canonical_json(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(digests.items())],
+            "predicateType": predicate_type,
+            "predicate": predicate,
+        }
+    )
 
 
 def _dump_line(envelope: Envelope) -> bytes:

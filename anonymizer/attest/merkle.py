@@ -1,4 +1,4 @@
-"""A Merkle tree over the rows of a manifest (RFC 6962, section 2.1): one hash that stands for all of them."""
+"""Merkle tree over the rows of a manifest (RFC 6962, section 2.1)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Iterable, Iterator
 from anonymizer.storage import parquet
 from anonymizer.storage.parquet import TableLike
 
-LEAF_PREFIX, NODE_PREFIX = b"\x00", b"\x01"  # so that no row can be taken for two hashes
+LEAF_PREFIX, NODE_PREFIX = b"\x00", b"\x01"  # so that no row can pass for a pair of hashes
 
 
 def root(leaves: Iterable[bytes]) -> bytes:
-    """The tree's hash (32 bytes); of no leaves the hash of nothing. Holds one hash for each level of the tree."""
+    """Return the tree's hash (32 bytes), for no leaves that of no bytes; memory grows with the logarithm of leaves."""
     peaks: list[tuple[int, bytes]] = []  # height and hash of complete subtrees, highest first
     for leaf in leaves:
-        height, found = 0, hashlib.sha256(LEAF_PREFIX + leaf).digest()
+        height, node = 0, hashlib.sha256(LEAF_PREFIX + leaf).digest()
         while peaks and peaks[-1][0] == height:
-            height, found = height + 1, _hash_node(peaks.pop()[1], found)
-        peaks.append((height, found))
+            height, node = height + 1, _hash_node(peaks.pop()[1], node)
+        peaks.append((height, node))
     if not peaks:
         return hashlib.sha256().digest()
-    found = peaks.pop()[1]
+    node = peaks.pop()[1]
     while peaks:
-        found = _hash_node(peaks.pop()[1], found)
-    return found
+        node = _hash_node(peaks.pop()[1], node)
+    return node
 
 
 def encode_rows(manifest: TableLike) -> Iterator[bytes]:
-    """Each row as JSON (RFC 8259) in ASCII: keys sorted, no spaces, numbers as Python writes them."""
+    """Yield each row as ASCII JSON (RFC 8259): keys sorted, no spaces, numbers in Python's notation."""
     for batch in manifest.to_batches(max_chunksize=parquet.BATCH_ROWS):
         for row in batch.to_pylist():
             yield json.dumps(row, sort_keys=True, separators=(",", ":"), default=str).encode()

@@ -1,4 +1,4 @@
-"""What the statement about a release says, field by field; what is missing, more, or of another kind is refused."""
+"""Predicate of the statement about a release, as strict models: a missing, extra or mistyped field is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anonymizer.crypto import signing
 
 
 class StrictModel(BaseModel):
-    """Part of a predicate."""
+    """Base of all parts of a predicate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
@@ -41,7 +41,7 @@ class Manifest(StrictModel):
 
 
 class Materials(StrictModel):
-    """Keyed digests, which say nothing without the custodian's key; ``previous``: the statement before."""
+    """Origin of a release, as keyed digests; ``previous`` is the SHA-256 of the statement of the release before."""
 
     originals: Count
     hmac_sha256: Digest
@@ -101,14 +101,14 @@ class Approvals(StrictModel):
 
 
 class Events(StrictModel):
-    """Where the event log ended when the release was sealed."""
+    """Length and last hash of the event log when the release was sealed."""
 
     count: Count
     hash: Digest
 
 
 class ReleasePredicate(StrictModel):
-    """All that is said of a release; ``audit`` is what ``audit.json`` holds."""
+    """The whole predicate; ``audit`` is the content of ``audit.json``."""
 
     version: Literal[1]
     created: str
@@ -129,7 +129,7 @@ T = TypeVar("T", bound=StrictModel)
 
 
 def parse(model: type[T], predicate: Mapping[str, Any]) -> T:
-    """A predicate as what it should be. ValueError, in one line, where it is anything else."""
+    """Return a predicate as a model. Raises ValueError, in one line, if a field is missing, unknown or invalid."""
     try:
         return model.model_validate_json(json.dumps(predicate))  # as JSON, in which a list may stand for a tuple
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Pictures that were taken back: one signed statement for each erasure, carried on from release to release."""
+"""Revocations: one signed statement about the erased images of each erasure, carried over to later releases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUEST = "Delete these pictures, and every copy of them and of what was made fr
 
 
 class RevocationPredicate(StrictModel):
-    """What is said of pictures that were taken back."""
+    """Predicate of a revocation."""
 
     version: Literal[1]
     revoked: str
@@ -29,28 +29,26 @@ class RevocationPredicate(StrictModel):
 
 
 def build(revoked: Mapping[str, str], signer: CryptoSigner) -> SignedStatement:
-    """A statement about pictures (output id -> SHA-256) that must not be used any more."""
-    told = {
+    """Return a statement that images (output id -> SHA-256) must not be used any more."""
+    predicate = {
         "version": 1,
         "revoked": datetime.now(UTC).date().isoformat(),
         "publisher": signing.format_public_key(signer.public_key),
         "asked": REQUEST,
     }
-    return dsse.build(PREDICATE_TYPE, revoked, told, signer)
+    return dsse.build(PREDICATE_TYPE, revoked, predicate, signer)
 
 
 def read(folder: StoragePath) -> list[SignedStatement]:
-    """All revocations in a public half, none where there is no list. ValueError where one is damaged or not signed by
-    whom it names."""
-    if not (folder / REVOCATIONS).exists():
-        return []
-    found = dsse.loads((folder / REVOCATIONS).read(), PREDICATE_TYPE)
-    for signed in found:
-        if not signed.is_signed_by(signing.parse_public_key(publisher_of(signed))):
+    """Return all revocations in a public half. Raises ValueError if one is damaged or not signed by its publisher."""
+    path = folder / REVOCATIONS
+    revocations = dsse.loads(path.read(), PREDICATE_TYPE) if path.exists() else []
+    for revocation in revocations:
+        if not revocation.is_signed_by(signing.parse_public_key(publisher_of(revocation))):
             raise ValueError("holds a revocation that is not signed by its publisher")
-    return found
+    return revocations
 
 
-def publisher_of(signed: SignedStatement) -> str:
-    """The public key of whoever revoked. ValueError where it is no revocation."""
-    return parse(RevocationPredicate, signed.predicate).publisher
+def publisher_of(revocation: SignedStatement) -> str:
+    """Return the public key that a revocation names. Raises ValueError if the statement is no revocation."""
+    return parse(RevocationPredicate, revocation.predicate).publisher

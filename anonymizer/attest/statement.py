@@ -1,23 +1,23 @@
-"""The statement about a release: what was published, from what, by which code and model, and who let it out.
+"""The statement about a release: its files, origin, settings, model, code and counts, and who let it out.
 
-The predicate is documented field by field in docs/formats.md. It goes into ``public/``: it holds no name, path, score
-or bare hash of an original, and no figure of an audit that is not public anyway.
+docs/formats.md documents the predicate. The statement is public: it holds no name, path, score or bare hash of an
+original, and of an audit only its public summary.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow.compute as pc
 
-from anonymizer.attest import dsse, merkle, predicate
+from anonymizer.attest import dsse, merkle
 from anonymizer.attest.dsse import SignedStatement
-from anonymizer.attest.predicate import ReleasePredicate
+from anonymizer.attest.predicate import Materials, ReleasePredicate, parse
 from anonymizer.config import PolicyConfig
 from anonymizer.crypto import signing
 from anonymizer.policy.gates import ReleaseCounts, Verdict
@@ -31,22 +31,16 @@ LIBRARIES = (
     *("torch", "diffusers", "numpy", "pillow", "pyarrow"),
     *("open_clip_torch", "lpips", "stlpips-pytorch", "prefect", "securesystemslib"),
 )
-BLOCK_SIZE = 2**20
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a release was made from, as keyed digests, which say nothing without the custodian's key."""
-
-    originals: int
-    hmac_sha256: str
-    previous: str | None  # SHA-256 of the statement of the release before
 
 
 def build_predicate(
-    plan: Plan, counts: ReleaseCounts, manifest: TableLike, public_scores: str, origin: Origin
+    plan: Plan, counts: ReleaseCounts, manifest: TableLike, public_scores: str, materials: Materials
 ) -> dict[str, Any]:
-    """What is said of how a release was made."""
+    """Return the fields about how a release was made; those of ``build_decision`` and ``events`` are still to come."""
+    libraries = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            libraries[name] = version(name)
     return {
         "version": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -56,19 +50,14 @@ def build_predicate(
             "merkle_root": merkle.root(merkle.encode_rows(manifest)).hex(),
             "public_scores": public_scores,
         },
-        "materials": {"originals": origin.originals, "hmac_sha256": origin.hmac_sha256, "previous": origin.previous},
+        "materials": materials.model_dump(),
         "settings": {
-            "fingerprint": plan.fingerprint,
-            "level": plan.level,
             "levels": sorted(pc.unique(manifest["level"]).to_pylist()),
-            "t_boom": plan.t_boom,
-            "T": plan.T,
-            "log_snr": plan.log_snr,
-            "sampler": plan.sampler,
-            "steps": plan.steps,
+            **{name: getattr(plan, name) for name in ("fingerprint", "level", "t_boom", "T", "log_snr")},
+            **{name: getattr(plan, name) for name in ("sampler", "steps")},
         },
         "model": {"name": plan.model, "sha256": plan.model_digest},
-        "code": {"anonymizer": version("anonymizer"), "libraries": dict(_library_versions())},
+        "code": {"anonymizer": version("anonymizer"), "libraries": libraries},
         "counts": {name: getattr(counts, name) for name in ("read", "released", "quarantined", "failed")},
     }
 
@@ -76,7 +65,7 @@ def build_predicate(
 def build_decision(
     policy: PolicyConfig, verdict: Verdict, audit: Mapping[str, Any] | None, publisher: str | None
 ) -> dict[str, Any]:
-    """What is said of why it was let out, and by whom. ``audit`` is public; ``publisher`` is a public key."""
+    """Return the fields about why a release was let out: ``audit`` is a public summary, ``publisher`` a public key."""
     return {
         "gate": {
             "result": verdict.result,
@@ -90,51 +79,37 @@ def build_decision(
 
 
 def subject_digests(folder: StoragePath) -> dict[str, str]:
-    """Name -> SHA-256 of every file but the statement itself, and pictures that are files, whose digests the manifest
-    holds."""
-    inside = (
-        {place.name: place.list_files() for place in folder.children() if place.name not in (STATEMENT, IMAGES)}
-    ).items()
-    names = [f"{name}/{file}" if file else name for name, files in inside for file in files]
+    """Return name -> SHA-256 of all files but the statement and ``images/``, whose digests the manifest holds."""
+    files = {path.name: path.list_files() for path in folder.children() if path.name not in (STATEMENT, IMAGES)}
+    names = [f"{name}/{file}" if file else name for name, inside in files.items() for file in inside]
     return {name: file_digest(folder / name) for name in names}
 
 
-def file_digest(place: StoragePath) -> str:
-    """SHA-256 (hex) of a file, read block by block."""
-    found = hashlib.sha256()
-    with place.fs.open(place.path, "rb") as file:
-        while block := file.read(BLOCK_SIZE):
-            found.update(block)
-    return found.hexdigest()
+def file_digest(path: StoragePath) -> str:
+    """Return the SHA-256 (hex) of a file, read block by block."""
+    with path.fs.open(path.path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(folder: StoragePath) -> SignedStatement:
-    """The statement in a public half; its signatures are not checked here.
+    """Return the statement in a public half, its signatures unchecked.
 
-    OSError; ValueError where it is none, or says what no statement says.
+    Raises OSError, or ValueError if the file holds no statement with a complete predicate, or more than one.
     """
-    found = dsse.loads((folder / STATEMENT).read(), PREDICATE_TYPE)
-    if len(found) != 1:
-        raise ValueError(f"holds {len(found)} statements and must hold one")
-    parse_predicate(found[0])
-    return found[0]
+    statements = dsse.loads((folder / STATEMENT).read(), PREDICATE_TYPE)
+    if len(statements) != 1:
+        raise ValueError(f"holds {len(statements)} statements and must hold one")
+    parse_predicate(statements[0])
+    return statements[0]
 
 
-def parse_predicate(signed: SignedStatement) -> ReleasePredicate:
-    """What a statement says. ValueError where it is not what a statement says."""
-    return predicate.parse(ReleasePredicate, signed.predicate)
+def parse_predicate(statement: SignedStatement) -> ReleasePredicate:
+    """Return the predicate of a release. Raises ValueError if it is not a complete one."""
+    return parse(ReleasePredicate, statement.predicate)
 
 
-def valid_approvers(signed: SignedStatement) -> tuple[str, ...]:
-    """Names of the approvers whose signatures hold. The publisher's own is none: nobody approves what they publish."""
-    told = parse_predicate(signed)
-    others = {name: text for name, text in told.approvals.approvers.items() if text != told.publisher}
-    return tuple(name for name, text in others.items() if signed.is_signed_by(signing.parse_public_key(text)))
-
-
-def _library_versions() -> Iterable[tuple[str, str]]:
-    for name in LIBRARIES:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
+def valid_approvers(statement: SignedStatement) -> tuple[str, ...]:
+    """Return the names of the approvers with a valid signature; the publisher's own key approves nothing."""
+    predicate = parse_predicate(statement)
+    others = {name: key for name, key in predicate.approvals.approvers.items() if key != predicate.publisher}
+    return tuple(name for name, key in others.items() if statement.is_signed_by(signing.parse_public_key(key)))

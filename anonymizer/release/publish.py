@@ -14,6 +14,7 @@ from anonymizer import config as configuration
 from anonymizer import report
 from anonymizer.attest import dsse, statement
 from anonymizer.attest.dsse import SignedStatement
+from anonymizer.attest.predicate import Materials
 from anonymizer.attest.verify import check_public
 from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.crypto import signing
@@ -293,7 +294,7 @@ def _log_publication(release: Release, signed: SignedStatement, approved: tuple[
         event_log.record(release, "published", statement=signed.digest, approved=list(approved))
 
 
-def _build_origin(release: Release, config: RunConfig, the_plan: Plan, key: CustodianKey) -> statement.Origin:
+def _build_origin(release: Release, config: RunConfig, the_plan: Plan, key: CustodianKey) -> Materials:
     before = None if config.previous is None else read_statement(Release.at(config.previous)).digest
     with ledger.sort_originals(release, the_plan) as originals:
-        return statement.Origin(len(originals), key.materials_hmac(originals.keys()), before)
+        return Materials(originals=len(originals), hmac_sha256=key.materials_hmac(originals.keys()), previous=before)

@@ -140,7 +140,7 @@ def print_findings(title: str, found: Sequence[Finding]) -> None:
     width = max(len(one.check) for one in found)
     for one in found:
         mark, style = MARKS[one.result]
-        out.print(Text.assemble((f"{mark:<5}", style), (f"{one.check:<{width}}  ", "dim"), one.said), soft_wrap=True)
+        out.print(Text.assemble((f"{mark:<5}", style), (f"{one.check:<{width}}  ", "dim"), one.message), soft_wrap=True)
     out.print()
 
 

@@ -7,7 +7,6 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -87,7 +86,9 @@ def approve(uri: str, key: Path | None, key_env: str, trust: Sequence[str]) -> N
         raise SourceError(f"release {uri!r}: nothing to approve yet: see `anonymizer status {uri}`")
     found = list(check_public(release.public_or_candidate, [_public_key(text) for text in trust]))
     if bad := [one for one in found if one.result == "fail" and one.check != "approvals"]:
-        raise SigningKeyError(f"release {uri!r}: is not what its publisher signed ({bad[0].said}): do not approve it")
+        raise SigningKeyError(
+            f"release {uri!r}: is not what its publisher signed ({bad[0].message}): do not approve it"
+        )
     console.print_findings("What is approved", [one for one in found if one.check in ("signature", "gate", "counts")])
     with preflight.exclusive_run(uri):
         standing = publish.approve(release, signer)
@@ -133,7 +134,7 @@ def verify(
     if release is not None:
         _log_verification(release, good)
     if as_json:
-        click.echo(json.dumps({"passed": good, "findings": [asdict(finding) for finding in found]}))
+        click.echo(json.dumps({"passed": good, "findings": [finding.to_json() for finding in found]}))
     else:
         console.print_findings(f"{'Verified' if good else 'NOT as it should be'}: {uri}", found)
     return good

@@ -223,7 +223,7 @@ def test_a_prompted_picture_is_drawn_again_with_what_it_was_told(
     monkeypatch.setattr(replay_job, "backbone_of", lambda model: ClassConditional())
     monkeypatch.setattr(replay_job, "scorer_of", lambda metrics, device: PlainScorer())
     (found,) = [f for f in replay_job.verify_release(release, None, 4) if f.check == "replay"]
-    assert (found.result, found.said) == ("pass", "4 drawn again to the byte")
+    assert (found.result, found.message) == ("pass", "4 drawn again to the byte")
 
 
 def test_in_tiles_nothing_is_drawn_again_and_asking_for_it_fails(

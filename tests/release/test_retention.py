@@ -155,7 +155,7 @@ def test_the_log_says_what_was_purged_and_the_release_still_verifies(release: Re
         found = [*check_public(release.public), *check_restricted(release, config, KEY)]
         assert [finding for finding in found if finding.result == "fail"] == []
     assert tree(release.public.path) == public
-    assert any(finding.result == "note" and "purged" in finding.said for finding in found)
+    assert any(finding.result == "note" and "purged" in finding.message for finding in found)
     assert (
         release.plan.exists()
         and release.config.exists()

@@ -1,4 +1,4 @@
-"""Is this the release that was signed, whole and unchanged? Asked of ``public/`` alone, or of both halves together."""
+"""Verification of a release's public half against its signed statement."""
 
 from anonymizer.attest.verify.findings import Finding
 from anonymizer.attest.verify.public import check_public

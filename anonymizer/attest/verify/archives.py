@@ -1,7 +1,7 @@
-"""Tar and Parquet parts, taken apart: their pictures, in order, and whatever else they hold.
+"""Check of tar and Parquet parts: the images they hold, in order, and that they hold nothing else.
 
-A part is just what this package writes, or something is wrong with it: a header, a column or a few bytes more could
-tell anything.
+A part must be byte for byte in the form that the sinks write: any other header, column or trailing byte could carry
+information.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import IO
+from io import BufferedReader
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,97 +23,88 @@ from anonymizer.data.sinks.parquet import BASE_COLUMNS, IMAGE_TYPE
 from anonymizer.storage.path import StoragePath
 
 BLOCK_SIZE = 2**20
-ALLOWED_METADATA = {b"huggingface"}  # which says the types of the columns
+ALLOWED_METADATA = {b"huggingface"}  # the types of the columns
 SIDE_FILES = (".json", ".cls", ".txt")
 DIGEST_MISMATCH = "is not what was signed"
-ImageOrProblem = (
-    tuple[ManifestRow, bytes] | str
-)  # a picture with its row of the manifest, or what is wrong with the part
+ImageOrProblem = tuple[ManifestRow, bytes] | str  # an encoded image with its row, or a problem of its part
 
 
-def read_part(folder: StoragePath, name: str, signed: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
-    """What lies in a part. ``signed``: its SHA-256; ``rows``: those of the manifest whose pictures it should hold."""
-    seen = 0
+def read_part(folder: StoragePath, name: str, sha256: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
+    """Yield the images of a part with the signed digest ``sha256``; ``rows`` are the manifest's rows about it."""
+    images = 0
     try:
         with open_file(folder, name) as raw:
-            found = _read_tar(raw, signed, rows) if name.endswith(".tar") else _read_parquet(raw, signed, rows)
-            for one in found:
-                seen += not isinstance(one, str)
-                yield one if not isinstance(one, str) else f"{name}: {one}"
-    except Exception:  # hostile bytes raise anything at all in whoever reads them
+            for item in (_read_tar if name.endswith(".tar") else _read_parquet)(raw, sha256, rows):
+                images += not isinstance(item, str)
+                yield f"{name}: {item}" if isinstance(item, str) else item
+    except Exception:  # hostile bytes can raise any error in a reader
         yield f"{name}: cannot be read as it was written"
-    if seen < len(rows):
-        yield f"{name}: {len(rows) - seen:,} pictures of the manifest could not be looked at"
+    if images < len(rows):
+        yield f"{name}: {len(rows) - images:,} pictures of the manifest could not be looked at"
 
 
 class HashingReader:
-    """A file that is read once, from its beginning to its end, and what that comes to."""
+    """A file that is read once from start to end, and hashed on the way."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: BufferedReader) -> None:
         self.remaining = raw.seek(0, os.SEEK_END)
         self.raw, self.sha256 = raw, hashlib.sha256()
         raw.seek(0)
 
-    def read(self, count: int) -> bytes:
-        """Just as many bytes. ValueError where there are no more than fewer."""
-        if not 0 <= count <= self.remaining:
+    def read(self, size: int) -> bytes:
+        """Return exactly ``size`` bytes. Raises ValueError if fewer are left."""
+        if not 0 <= size <= self.remaining:
             raise ValueError("ends early")
-        data = self.raw.read(count)
+        data = self.raw.read(size)
         self.sha256.update(data)
-        self.remaining -= count
+        self.remaining -= size
         return data
 
-    def read_rest(self) -> Iterator[bytes]:
-        while self.remaining:
-            yield self.read(min(BLOCK_SIZE, self.remaining))
 
-
-def _read_tar(raw: IO[bytes], signed: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
-    """Read once: the digest is known when all has been looked at."""
+def _read_tar(raw: BufferedReader, sha256: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
+    """Yield images in one pass; a wrong digest is known, and yielded, last."""
     file = HashingReader(raw)
-    pictures = {row["member"]: row for row in rows.select(IMAGE_COLUMNS).to_pylist()}
-    beside = {row["output_id"]: row for row in rows.select(["output_id", "label", "caption"]).to_pylist()}
-    columns, seen = {"label", *passthrough_types(rows)}, set[str]()
+    images = {row["member"]: row for row in rows.select(IMAGE_COLUMNS).to_pylist()}
+    texts = {row["output_id"]: row for row in rows.select(["output_id", "label", "caption"]).to_pylist()}
+    columns, names = {"label", *passthrough_types(rows)}, set[str]()
     for name, data in _read_members(file):
         stem, suffix = os.path.splitext(name)
-        if name in seen:
+        if name in names:
             yield "holds two members of one name"
-        elif name in pictures:
-            yield pictures[name], data
-        elif stem not in beside or not _matches_row(suffix, data, beside[stem], columns):
+        elif name in images:
+            yield images[name], data
+        elif stem not in texts or not _matches_row(suffix, data, texts[stem], columns):
             yield "holds a member that the manifest does not speak of"
-        seen.add(name)
-    if file.sha256.hexdigest() != signed:
+        names.add(name)
+    if file.sha256.hexdigest() != sha256:
         yield DIGEST_MISMATCH
 
 
 def _read_members(file: HashingReader) -> Iterator[tuple[str, bytes]]:
-    """Names and contents, in headers that say nothing else. ValueError or tarfile.HeaderError for any other tar."""
+    """Yield names and contents. Raises ValueError or tarfile.HeaderError unless headers hold a name and a size only."""
     while any(header := file.read(tarfile.BLOCKSIZE)):
-        told = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        plain = tarfile.TarInfo(told.name)
-        plain.size = told.size
-        data, padding = file.read(told.size), file.read(-told.size % tarfile.BLOCKSIZE)
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        plain = tarfile.TarInfo(info.name)
+        plain.size = info.size
+        data, padding = file.read(info.size), file.read(-info.size % tarfile.BLOCKSIZE)
         if header != plain.tobuf(tarfile.USTAR_FORMAT) or any(padding):
             raise ValueError("says more than names")
-        yield told.name, data
-    if any(any(block) for block in file.read_rest()):
-        raise ValueError("goes on after its end")
+        yield info.name, data
+    while file.remaining:
+        if any(file.read(min(BLOCK_SIZE, file.remaining))):
+            raise ValueError("goes on after its end")
 
 
 def _matches_row(suffix: str, data: bytes, row: ManifestRow, columns: set[str]) -> bool:
-    """Whether what stands beside a picture says what the manifest says, and no more."""
+    """Return whether a side file of an image repeats its manifest row and adds nothing."""
     if suffix == ".json":
-        told = json.loads(data)
-        return set(told) <= columns and told.get("label") == row["label"]
+        values = json.loads(data)
+        return set(values) <= columns and values.get("label") == row["label"]
     return suffix in SIDE_FILES and data.decode() == row["label" if suffix == ".cls" else "caption"]
 
 
-def _read_parquet(raw: IO[bytes], signed: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
-    file = HashingReader(raw)
-    for _ in file.read_rest():
-        pass
-    if file.sha256.hexdigest() != signed:
+def _read_parquet(raw: BufferedReader, sha256: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
+    if hashlib.file_digest(raw, "sha256").hexdigest() != sha256:
         yield DIGEST_MISMATCH
         return
     part = pq.ParquetFile(raw, pre_buffer=False)
@@ -123,29 +114,26 @@ def _read_parquet(raw: IO[bytes], signed: str, rows: pa.Table) -> Iterator[Image
     if problem := _schema_problem(part.schema_arrow, passthrough_types(rows)):
         yield problem
         return
-    begin = 0
+    start = 0
     for number in range(part.num_row_groups):
         group = part.read_row_group(number, use_threads=False)
-        yield from _read_row_group(group, rows.slice(begin, len(group)))
-        begin += len(group)
+        yield from _read_row_group(group, rows.slice(start, len(group)))
+        start += len(group)
 
 
-def _schema_problem(schema: pa.Schema, columns: Mapping[str, pa.DataType]) -> str | None:
-    texts = dict.fromkeys(BASE_COLUMNS, pa.string())
-    expected = texts | {"image": IMAGE_TYPE} | dict(columns)
+def _schema_problem(schema: pa.Schema, passthrough: Mapping[str, pa.DataType]) -> str | None:
+    expected = dict.fromkeys(BASE_COLUMNS, pa.string()) | {"image": IMAGE_TYPE} | dict(passthrough)
     if [(field.name, field.type) for field in schema] != list(expected.items()):
         return "has other columns than the manifest speaks of"
-    more = set(schema.metadata or {}) - ALLOWED_METADATA
-    return f"holds more than its rows: {', '.join(sorted(map(repr, more)))}" if more else None
+    extra = set(schema.metadata or {}) - ALLOWED_METADATA
+    return f"holds more than its rows: {', '.join(sorted(map(repr, extra)))}" if extra else None
 
 
 def _read_row_group(group: pa.Table, rows: pa.Table) -> Iterator[ImageOrProblem]:
     for name in ("output_id", "label", "caption"):
         if not group[name].combine_chunks().equals(rows[name].combine_chunks()):
             yield f"has another {name} than the manifest in some rows"
-    image = group["image"].combine_chunks()
-    paths, pictures = image.field("path").to_pylist(), image.field("bytes").to_pylist()
-    told = rows.select(IMAGE_COLUMNS).to_pylist()
-    if paths != [f"{row['output_id']}{SUFFIXES.get(row['format'])}" for row in told]:
+    image, images = group["image"].combine_chunks(), rows.select(IMAGE_COLUMNS).to_pylist()
+    if image.field("path").to_pylist() != [f"{row['output_id']}{SUFFIXES.get(row['format'])}" for row in images]:
         yield "has names of pictures that are not their ids"
-    yield from ((row, data or b"") for row, data in zip(told, pictures, strict=True))
+    yield from ((row, data or b"") for row, data in zip(images, image.field("bytes").to_pylist(), strict=True))

@@ -1,4 +1,4 @@
-"""What a check found: one line, good or bad, that can be shown anywhere."""
+"""Findings of a verification: one printable line each, with a result."""
 
 from __future__ import annotations
 
@@ -8,33 +8,40 @@ from typing import Literal
 
 from anonymizer.data.sources.files import to_printable
 
-MAX_LINES = 5  # lines of one check
+MAX_LINES = 5  # of one check
 MAX_LENGTH = 500  # characters of one line
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``fail``: the release is not what it should be. ``note``: what could not be checked, or should be known."""
+    """Result of a check: ``fail`` means that the release is not as signed, ``note`` that something was not checked."""
 
     check: str
     result: Literal["pass", "fail", "note"]
-    said: str
+    message: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return the finding as ``anonymizer verify --json`` prints it."""
+        return {"check": self.check, "result": self.result, "said": self.message}
 
 
 def passed(check: str, message: str) -> Finding:
+    """Return a finding that the check passed."""
     return Finding(check, "pass", _printable_line(message))
 
 
 def failed(check: str, message: str) -> Finding:
+    """Return a finding that the check failed."""
     return Finding(check, "fail", _printable_line(message))
 
 
 def noted(check: str, message: str) -> Finding:
+    """Return a finding that neither passes nor fails."""
     return Finding(check, "note", _printable_line(message))
 
 
 def pass_or_fail(check: str, problems: Sequence[str], success: str) -> Iterator[Finding]:
-    """A line for each problem, up to a few, or one line where there is none."""
+    """Yield a failure for each of the first few problems, or one pass if there is none."""
     for problem in problems[:MAX_LINES]:
         yield failed(check, problem)
     if len(problems) > MAX_LINES:
@@ -43,7 +50,7 @@ def pass_or_fail(check: str, problems: Sequence[str], success: str) -> Iterator[
         yield passed(check, success)
 
 
-def _printable_line(said: str) -> str:
-    """Names in it may be a stranger's: what would steer a terminal, or break the line, is percent-encoded."""
-    text = to_printable(said, safe="%")
+def _printable_line(message: str) -> str:
+    """Percent-encode control characters, which hostile file names may hold, and bound the length."""
+    text = to_printable(message, safe="%")
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}…"

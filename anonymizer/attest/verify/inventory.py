@@ -1,21 +1,21 @@
-"""What lies in a public half: its files, and what has no business there."""
+"""Inventory of a public half: its files, and entries that no release has."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO
+from io import BufferedReader
+from typing import cast
 
 from anonymizer.storage.path import StoragePath
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """Names of plain files and of empty folders; and a line on each link, pipe, device, and folder that is closed.
+    """Names of plain files and of empty folders, and a line on each link, pipe, device and unreadable folder.
 
-    Nothing else than a plain file is ever opened: a link may lead out of the release, and a pipe has no end.
+    Only plain files are ever opened: a link may lead out of the release, and a pipe may never end.
     """
 
     files: frozenset[str]
@@ -24,37 +24,37 @@ class Inventory:
 
 
 def take_inventory(folder: StoragePath) -> Inventory:
-    """Everything below a folder, no link being followed; nothing where there is no such folder."""
+    """List everything below a folder without following links; empty if there is no such folder."""
     if not folder.is_local:
         return Inventory(frozenset(folder.list_files() if folder.exists() else ()), frozenset(), [])
     files: set[str] = set()
-    empty: set[str] = set()
-    odd: list[str] = []
-    waiting = [""]
-    while waiting:
-        inside = waiting.pop()
+    empty_folders: set[str] = set()
+    irregular: list[str] = []
+    pending = [""]
+    while pending:
+        parent = pending.pop()
         try:
-            with os.scandir(os.path.join(folder.path, inside)) as found:
-                entries = list(found)
+            with os.scandir(os.path.join(folder.path, parent)) as scan:
+                entries = list(scan)
         except OSError:
-            odd.append(f"{inside or 'folder'}: cannot be listed")
+            irregular.append(f"{parent or 'folder'}: cannot be listed")
             continue
         if not entries:
-            empty.add(inside)
+            empty_folders.add(parent)
         for entry in entries:
-            name = f"{inside}/{entry.name}".lstrip("/")
+            name = f"{parent}/{entry.name}".lstrip("/")
             if entry.is_dir(follow_symlinks=False):
-                waiting.append(name)
+                pending.append(name)
             elif entry.is_file(follow_symlinks=False):
                 files.add(name)
             else:
-                odd.append(f"{name}: {'is a link' if entry.is_symlink() else 'is no file'}")
-    return Inventory(frozenset(files), frozenset(empty), sorted(odd))
+                irregular.append(f"{name}: {'is a link' if entry.is_symlink() else 'is no file'}")
+    return Inventory(frozenset(files), frozenset(empty_folders), sorted(irregular))
 
 
-@contextmanager
-def open_file(folder: StoragePath, name: str) -> Iterator[IO[bytes]]:
-    """A file of the listing, to be read; on a disk without fsspec, which takes longer than a small file itself."""
-    place = folder / name
-    with open(place.path, "rb") if place.is_local else place.fs.open(place.path, "rb") as file:
-        yield file
+def open_file(folder: StoragePath, name: str) -> BufferedReader:
+    """Open a file for reading; a local one without fsspec, whose overhead exceeds the time to read a small file."""
+    path = folder / name
+    if path.is_local:
+        return open(path.path, "rb")
+    return cast(BufferedReader, path.fs.open(path.path, "rb"))

@@ -1,42 +1,39 @@
-"""The manifest of a public half: which columns it has, of which types, and how its rows hang together."""
+"""Check of a public manifest: its columns and their types, its counts, and where its rows say that images lie."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import types
 
 from anonymizer.attest.predicate import ReleasePredicate
 from anonymizer.data.sinks.folder import label_folder
 from anonymizer.schema import BIN_SUFFIX, MANIFEST_TYPES, NULLABLE_COLUMNS, PRIVATE_COLUMNS, SCORE_TYPES
-from anonymizer.schema import SCORE_COLUMNS as SCORES
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST
 from anonymizer.storage.parquet import TableLike
 
 ALLOWED_METADATA = {b"metric_models"}
-# Columns of the ledger, and what else must never be public under any name of its own.
-PLAIN_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
-    pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null,
-)  # fmt: skip
+PLAIN_TYPES = (types.is_string, types.is_integer, types.is_floating, types.is_boolean, types.is_null)
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 OUTPUT_ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 PART_PATTERN = re.compile(r"data/part-\d{5,}\.(tar|parquet)")
 
 
-def passthrough_types(manifest: TableLike) -> Mapping[str, pa.DataType]:
-    """Names and types of the columns that come from the source."""
+def passthrough_types(manifest: TableLike) -> dict[str, pa.DataType]:
+    """Return names and types of the columns that come from the source."""
     return {field.name: field.type for field in manifest.schema if field.name not in MANIFEST_TYPES | SCORE_TYPES}
 
 
 def structure_errors(manifest: TableLike) -> Iterator[str]:
-    """Why the rows cannot be looked at: columns that are missing, of another type, or have gaps.
+    """Yield what keeps the rows from being read: columns that are missing, of another type, or have nulls.
 
-    Reads all of it once. Raises anything at all where it is no Parquet file.
+    Reads the whole file once. A damaged one can raise any error.
     """
     names, nulls = manifest.column_names, Counter[str]()
     for batch in manifest.to_batches(max_chunksize=parquet.BATCH_ROWS):
@@ -47,71 +44,59 @@ def structure_errors(manifest: TableLike) -> Iterator[str]:
     if len(set(names)) < len(names):
         yield f"{MANIFEST}: has two columns of one name"
         return
-    for name, kind in (MANIFEST_TYPES | SCORE_TYPES).items():
-        if name in names and manifest.schema.field(name).type != kind:
-            yield f"{MANIFEST}: {name} is {manifest.schema.field(name).type}, and should be {kind}"
-        elif name in names and name in MANIFEST_TYPES and name not in NULLABLE_COLUMNS and nulls[name]:
+    for name, expected in (MANIFEST_TYPES | SCORE_TYPES).items():
+        if name in names and manifest.schema.field(name).type != expected:
+            yield f"{MANIFEST}: {name} is {manifest.schema.field(name).type}, and should be {expected}"
+        elif name in MANIFEST_TYPES and name not in NULLABLE_COLUMNS and nulls[name]:
             yield f"{MANIFEST}: {name} is missing in some rows"
     for name, kind in passthrough_types(manifest).items():
-        if not any(is_kind(kind) for is_kind in PLAIN_TYPES):
+        if not any(is_type(kind) for is_type in PLAIN_TYPES):
             yield f"{MANIFEST}: {name} is {kind}, which no column of a release is"
 
 
-def column_errors(manifest: TableLike, said: ReleasePredicate) -> Iterator[str]:
-    """Columns that were not signed, and those that must not be public."""
-    names = manifest.column_names
-    if names != list(said.manifest.columns):
+def column_errors(manifest: TableLike, predicate: ReleasePredicate) -> Iterator[str]:
+    """Yield a line on columns that were not signed, and on columns and metadata that must not be public."""
+    names, mode = manifest.column_names, predicate.manifest.public_scores
+    if names != list(predicate.manifest.columns):
         yield f"{MANIFEST}: has other columns than were signed"
     if private := sorted(PRIVATE_COLUMNS.intersection(names)):
         yield f"{MANIFEST}: has private columns: {', '.join(private)}"
-    allowed = {"none": [], "binned": [f"{name}{BIN_SUFFIX}" for name in SCORES], "exact": list(SCORES)}
-    asked = said.manifest.public_scores
-    if more := [name for name in SCORE_TYPES if name in names and name not in allowed[asked]]:
-        yield f"{MANIFEST}: has scores that it was not meant to have ({asked}): {', '.join(more)}"
-    if set(manifest.schema.metadata or {}) - ALLOWED_METADATA or any(
-        _has_extra_metadata(field) for field in manifest.schema
-    ):
+    is_binned = {name: name.endswith(BIN_SUFFIX) for name in SCORE_TYPES if name in names}
+    if extra := [name for name, binned in is_binned.items() if mode != ("binned" if binned else "exact")]:
+        yield f"{MANIFEST}: has scores that it was not meant to have ({mode}): {', '.join(extra)}"
+    fields_metadata = {key for field in manifest.schema for key in field.metadata or {}}
+    if set(manifest.schema.metadata or {}) - ALLOWED_METADATA or fields_metadata - {b"PARQUET:field_id"}:
         yield f"{MANIFEST}: holds more than its rows, and the models that scored them"
 
 
-def _has_extra_metadata(field: pa.Field) -> bool:
-    return bool(set(field.metadata or {}) - {b"PARQUET:field_id"})
-
-
-def count_errors(manifest: TableLike, said: ReleasePredicate) -> Iterator[str]:
-    counts = said.counts
-    if len(manifest) != said.manifest.rows or len(manifest) != counts.released:
-        yield f"{MANIFEST}: has {len(manifest):,} rows, and {said.manifest.rows:,} were signed"
+def count_errors(manifest: TableLike, predicate: ReleasePredicate) -> Iterator[str]:
+    """Yield a line on counts that were not signed or do not add up, and on ids out of order."""
+    counts, signed = predicate.counts, predicate.manifest.rows
+    if len(manifest) != signed or len(manifest) != counts.released:
+        yield f"{MANIFEST}: has {len(manifest):,} rows, and {signed:,} were signed"
     if counts.read != counts.released + counts.quarantined + counts.failed:
         yield f"counts: {counts.read:,} were read, and not as many accounted for"
-    ids = (
-        output_id for batch in _iter_batches(manifest, ["output_id"]) for output_id in batch["output_id"].to_pylist()
-    )
-    if any(one >= other for one, other in pairwise(ids)):
+    ids = (row["output_id"] for row in _iter_rows(manifest, ["output_id"]))
+    if any(output_id >= following for output_id, following in pairwise(ids)):
         yield f"{MANIFEST}: rows are not in the order of their ids, or an id stands twice"
 
 
 def name_errors(manifest: TableLike) -> Iterator[str]:
-    """Rows whose picture does not lie where its id and label say, so that a name cannot tell anything else."""
-    at: dict[str, int] = {}
-    columns = ["output_id", "file", "member", "format", "label"]
-    for row in (row for batch in _iter_batches(manifest, columns) for row in batch.to_pylist()):
+    """Yield a line on each row whose image does not lie where its id and label say; a name could carry information."""
+    part_rows = Counter[str]()
+    for row in _iter_rows(manifest, ["output_id", "file", "member", "format", "label"]):
         name = f"{row['output_id']}{SUFFIXES.get(row['format'])}"
         part = PART_PATTERN.fullmatch(row["file"])
-        if part and part[1] == "parquet":
-            at[row["file"]] = at.get(row["file"], -1) + 1
-            fits = row["member"] == str(at[row["file"]])
-        elif part:
-            fits = row["member"] == name
+        if part:
+            is_valid = row["member"] == (str(part_rows[row["file"]]) if part[1] == "parquet" else name)
+            part_rows[row["file"]] += 1
         else:
-            fits = row["member"] is None and row["file"] == f"images/{_image_folder(row)}/{name}"
-        if not fits or not OUTPUT_ID_PATTERN.fullmatch(row["output_id"]):
+            folder = label_folder(row["label"]) if row["label"] else row["output_id"][:2]
+            is_valid = row["member"] is None and row["file"] == f"images/{folder}/{name}"
+        if not is_valid or not OUTPUT_ID_PATTERN.fullmatch(row["output_id"]):
             yield f"{row['file']}: is not where the picture {row['output_id']} should lie"
 
 
-def _iter_batches(manifest: TableLike, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
-    return manifest.select(columns).to_batches(max_chunksize=parquet.BATCH_ROWS)
-
-
-def _image_folder(row: Mapping[str, Any]) -> str:
-    return label_folder(row["label"]) if row["label"] else row["output_id"][:2]
+def _iter_rows(manifest: TableLike, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    for batch in manifest.select(columns).to_batches(max_chunksize=parquet.BATCH_ROWS):
+        yield from batch.to_pylist()

@@ -1,8 +1,7 @@
-"""The public half alone: signatures, approvals, digests, Merkle root, schema, counts, and every file read again.
+"""Verification of a public half: signatures, approvals, digests, Merkle root, schema, counts, and every file.
 
-Nothing here needs Prefect, a key, a model or a network. What it cannot tell is whose the signing key is: give the keys
-that are trusted, or compare the one that is named. It reads what a stranger wrote, so whatever is wrong with that ends
-as a finding; and what was not signed is not looked into any further.
+It needs no Prefect, secret key, model or network. It cannot know who owns the signing key: pass trusted keys, or
+compare the reported one. Input is untrusted, so every fault becomes a finding, and unsigned content is not read.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from anonymizer.attest import merkle, revocation, statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.predicate import ReleasePredicate
-from anonymizer.attest.verify import manifest as table
+from anonymizer.attest.verify import manifest as manifest_checks
 from anonymizer.attest.verify.files import check_documents, check_files
 from anonymizer.attest.verify.findings import Finding, failed, noted, pass_or_fail, passed
 from anonymizer.attest.verify.inventory import Inventory, take_inventory
@@ -24,57 +23,58 @@ from anonymizer.storage.path import StoragePath
 
 
 def check_public(folder: StoragePath, trusted: Sequence[str] = (), decode: int | None = None) -> Iterator[Finding]:
-    """Every check of a public half, in order. ``trusted``: public keys, one of which must be the publisher's.
+    """Yield the findings of every check of a public half, in order.
 
-    Every file is read and compared with what was signed; ``decode`` bounds how many pictures are decoded as well.
+    ``trusted`` are public keys, one of which must be the publisher's. All files are read and compared with their signed
+    digests; ``decode`` bounds how many images are decoded as well.
     """
-    there = take_inventory(folder)
-    if STATEMENT not in there.files:
+    inventory = take_inventory(folder)
+    if STATEMENT not in inventory.files:
         yield failed("statement", f"{STATEMENT}: is missing: nothing says what this release should be")
         return
     try:
         signed = statement.read(folder)
-        said = statement.parse_predicate(signed)
-    except (ValueError, OSError, MemoryError) as problem:
-        yield failed("statement", f"{STATEMENT}: {problem or 'is too large'}")
+        predicate = statement.parse_predicate(signed)
+    except (ValueError, OSError, MemoryError) as error:
+        yield failed("statement", f"{STATEMENT}: {error or 'is too large'}")
         return
-    if said.publisher is not None and not signed.is_signed_by(signing.parse_public_key(said.publisher)):
+    if predicate.publisher is not None and not signed.is_signed_by(signing.parse_public_key(predicate.publisher)):
         yield failed("signature", "the publisher's signature does not hold")
         return
-    yield from _check_publisher(said.publisher, trusted)
-    yield from _check_approvals(signed, said)
-    yield from _check_gate(said)
-    papers = list(check_documents(folder, there, signed.digests))
-    yield from papers
+    yield from _check_publisher(predicate.publisher, trusted)
+    yield from _check_approvals(signed, predicate)
+    yield from _check_gate(predicate)
+    documents = list(check_documents(folder, inventory, signed.digests))
+    yield from documents
     if MANIFEST not in signed.digests:
         yield failed("digests", f"{MANIFEST}: was not signed")
-    elif all(finding.result == "pass" for finding in papers):
-        yield from _check_contents(folder, there, signed, said, decode)
+    elif all(finding.result == "pass" for finding in documents):
+        yield from _check_contents(folder, inventory, signed, predicate, decode)
 
 
 def _check_contents(
-    folder: StoragePath, there: Inventory, signed: SignedStatement, said: ReleasePredicate, decode: int | None
+    folder: StoragePath, inventory: Inventory, signed: SignedStatement, predicate: ReleasePredicate, decode: int | None
 ) -> Iterator[Finding]:
-    """What the manifest says, and whether it is so."""
+    """Check the manifest, and all files against it."""
     try:
         manifest = parquet.open_table(folder / MANIFEST)
-        misshapen = list(table.structure_errors(manifest))
-    except Exception:  # hostile bytes raise anything at all in a decoder
-        misshapen = [f"{MANIFEST}: is no Parquet file that can be read"]
-    if misshapen:
-        yield from pass_or_fail("schema", misshapen, "")
+        errors = list(manifest_checks.structure_errors(manifest))
+    except Exception:  # hostile bytes can raise any error in a decoder
+        errors = [f"{MANIFEST}: is no Parquet file that can be read"]
+    if errors:
+        yield from pass_or_fail("schema", errors, "")
         return
-    undue = list(table.column_errors(manifest, said))
-    yield from pass_or_fail("schema", undue, f"{len(manifest.column_names)} columns, none private")
-    yield from pass_or_fail("counts", list(table.count_errors(manifest, said)), f"{len(manifest):,} rows, as signed")
-    yield from pass_or_fail(
-        "names", list(table.name_errors(manifest)), "files are called by their ids, and by nothing else"
-    )
+    errors = list(manifest_checks.column_errors(manifest, predicate))
+    yield from pass_or_fail("schema", errors, f"{len(manifest.column_names)} columns, none private")
+    errors = list(manifest_checks.count_errors(manifest, predicate))
+    yield from pass_or_fail("counts", errors, f"{len(manifest):,} rows, as signed")
+    errors = list(manifest_checks.name_errors(manifest))
+    yield from pass_or_fail("names", errors, "files are called by their ids, and by nothing else")
     root = merkle.root(merkle.encode_rows(manifest)).hex()
-    same = [] if root == said.manifest.merkle_root else ["the rows have another Merkle root than was signed"]
-    yield from pass_or_fail("merkle", same, f"root {root[:16]}… over all rows")
-    yield from _check_revocations(folder, said, manifest)
-    yield from check_files(folder, there, manifest, signed.digests, decode)
+    errors = [] if root == predicate.manifest.merkle_root else ["the rows have another Merkle root than was signed"]
+    yield from pass_or_fail("merkle", errors, f"root {root[:16]}… over all rows")
+    yield from _check_revocations(folder, predicate, manifest)
+    yield from check_files(folder, inventory, manifest, signed.digests, decode)
 
 
 def _check_publisher(key: str | None, trusted: Sequence[str]) -> Iterator[Finding]:
@@ -89,59 +89,56 @@ def _check_publisher(key: str | None, trusted: Sequence[str]) -> Iterator[Findin
         yield noted("signature", "compare that key with the publisher's, or give it with --trust: anybody can make one")
 
 
-def _check_approvals(signed: SignedStatement, said: ReleasePredicate) -> Iterator[Finding]:
-    """Enough of those who may approve have signed, and nobody else has."""
-    asked, held = said.approvals, statement.valid_approvers(signed)
-    keys = {name: signing.parse_public_key(text) for name, text in asked.approvers.items()}
-    publisher = {signing.parse_public_key(text).keyid for text in [said.publisher] if text is not None}
-    known = publisher | {key.keyid for key in keys.values()}
-    if strange := signed.key_ids - known:
-        yield failed("approvals", f"{len(strange)} signatures by keys that the statement does not list")
-    others = {name for name, key in keys.items() if key.keyid in signed.key_ids - publisher}
-    if broken := sorted(others - set(held)):
-        yield failed("approvals", f"signatures that do not hold: {', '.join(broken)}")
-    if len(held) < asked.required:
-        yield failed("approvals", f"{len(held)} of {asked.required} that are required ({', '.join(held) or 'none'})")
+def _check_approvals(signed: SignedStatement, predicate: ReleasePredicate) -> Iterator[Finding]:
+    """Check that enough approvers have signed, and that every signature is valid and by a key that is listed."""
+    required, valid = predicate.approvals.required, statement.valid_approvers(signed)
+    key_ids = {name: signing.parse_public_key(key).keyid for name, key in predicate.approvals.approvers.items()}
+    publisher = {signing.parse_public_key(key).keyid for key in [predicate.publisher] if key is not None}
+    if unknown := signed.key_ids - publisher - set(key_ids.values()):
+        yield failed("approvals", f"{len(unknown)} signatures by keys that the statement does not list")
+    signers = {name for name, key_id in key_ids.items() if key_id in signed.key_ids - publisher}
+    if invalid := sorted(signers - set(valid)):
+        yield failed("approvals", f"signatures that do not hold: {', '.join(invalid)}")
+    if len(valid) < required:
+        yield failed("approvals", f"{len(valid)} of {required} that are required ({', '.join(valid) or 'none'})")
     else:
-        yield passed("approvals", f"{', '.join(held)} ({asked.required} required)" if held else "none required")
+        yield passed("approvals", f"{', '.join(valid)} ({required} required)" if valid else "none required")
 
 
-def _check_gate(said: ReleasePredicate) -> Iterator[Finding]:
-    gate = said.gate
-    answered = {waiver.rule for waiver in gate.waivers}
-    broken = [f"{r.rule} ({r.bound}) failed" for r in gate.rules if r.result == "fail"]
-    broken += [f"{r.rule} was waived by nobody" for r in gate.rules if r.result == "waived" and r.rule not in answered]
-    late = [waiver for waiver in gate.waivers if waiver.until < said.created[:10]]
-    broken += [f"{waiver.rule} was waived until {waiver.until}, before this was signed" for waiver in late]
+def _check_gate(predicate: ReleasePredicate) -> Iterator[Finding]:
+    gate = predicate.gate
+    waived = {waiver.rule for waiver in gate.waivers}
+    problems = [f"{r.rule} ({r.bound}) failed" for r in gate.rules if r.result == "fail"]
+    problems += [f"{r.rule} was waived by nobody" for r in gate.rules if r.result == "waived" and r.rule not in waived]
+    expired = [waiver for waiver in gate.waivers if waiver.until < predicate.created[:10]]
+    problems += [f"{waiver.rule} was waived until {waiver.until}, before this was signed" for waiver in expired]
     if gate.result != "pass":
-        broken.append("the policy did not let this release out")
-    kept = sum(rule.result == "pass" for rule in gate.rules)
-    waived = f", {len(gate.waivers)} waived" if gate.waivers else ""
-    yield from pass_or_fail(
-        "gate", broken, f"{kept} rule{'s' * (kept != 1)} kept{waived}" if gate.rules else "no rules were set"
-    )
+        problems.append("the policy did not let this release out")
+    count = sum(rule.result == "pass" for rule in gate.rules)
+    summary = f"{count} rule{'s' * (count != 1)} kept" + (f", {len(gate.waivers)} waived" if gate.waivers else "")
+    yield from pass_or_fail("gate", problems, summary if gate.rules else "no rules were set")
     for waiver in gate.waivers:
         yield noted("gate", f"{waiver.rule} was waived by {waiver.who} until {waiver.until}: {waiver.why}")
 
 
-def _check_revocations(folder: StoragePath, said: ReleasePredicate, manifest: TableLike) -> Iterator[Finding]:
+def _check_revocations(folder: StoragePath, predicate: ReleasePredicate, manifest: TableLike) -> Iterator[Finding]:
     try:
-        lists = revocation.read(folder)
-    except (ValueError, OSError) as problem:
-        yield failed("revocations", f"{REVOCATIONS}: {problem}")
+        revocations = revocation.read(folder)
+    except (ValueError, OSError) as error:
+        yield failed("revocations", f"{REVOCATIONS}: {error}")
         return
-    revoked = {name: digest for one in lists for name, digest in one.digests.items()}
-    if any(revocation.publisher_of(one) != said.publisher for one in lists):
+    if any(revocation.publisher_of(signed) != predicate.publisher for signed in revocations):
         yield noted("revocations", "some were signed with another key than this release")
-    if lists:
-        still = _count_revoked(manifest, revoked)
-        back = [f"{still:,} pictures are here that were revoked"] if still else []
-        yield from pass_or_fail("revocations", back, f"{len(revoked):,} pictures revoked, none of them here")
+    if revocations:
+        revoked = {output_id: digest for signed in revocations for output_id, digest in signed.digests.items()}
+        count = _count_revoked(manifest, revoked)
+        problems = [f"{count:,} pictures are here that were revoked"] if count else []
+        yield from pass_or_fail("revocations", problems, f"{len(revoked):,} pictures revoked, none of them here")
 
 
 def _count_revoked(manifest: TableLike, revoked: Mapping[str, str]) -> int:
-    """How many of the pictures that were revoked (output id -> SHA-256) a manifest has, by name or by content."""
-    asked, found = {*revoked, *revoked.values()}, set[str]()
+    """Count the revoked images (output id -> SHA-256) that a manifest holds, by id or by content."""
+    wanted, present = {*revoked, *revoked.values()}, set[str]()
     for batch in manifest.select(["output_id", "sha256"]).to_batches(max_chunksize=parquet.BATCH_ROWS):
-        found |= asked.intersection(text for column in batch.columns for text in column.to_pylist())
-    return sum(name in found or digest in found for name, digest in revoked.items())
+        present |= wanted.intersection(text for column in batch.columns for text in column.to_pylist())
+    return sum(output_id in present or digest in present for output_id, digest in revoked.items())

@@ -123,7 +123,9 @@ def whole(published: Mapping[str, Path], tmp_path: Path) -> Release:
 
 def check(folder: Path, trust: Sequence[str] = ()) -> list[Finding]:
     found = list(verify.check_public(StoragePath.from_uri(str(folder)), trust))
-    assert all(len(f.said.splitlines()) == 1 and f.said.isprintable() and len(f.said) <= MAX_LENGTH + 1 for f in found)
+    assert all(
+        len(f.message.splitlines()) == 1 and f.message.isprintable() and len(f.message) <= MAX_LENGTH + 1 for f in found
+    )
     return found
 
 
@@ -226,7 +228,7 @@ def test_an_untouched_release_passes_every_check(folder: Path) -> None:
     assert [finding.check for finding in found] == [
         "signature", "approvals", "gate", "digests", "schema", "counts", "names", "merkle", "strays", "pictures",
     ]  # fmt: skip
-    assert "ada, bob (2 required)" in {finding.said for finding in found}
+    assert "ada, bob (2 required)" in {finding.message for finding in found}
 
 
 def test_signing_the_same_anew_changes_nothing(folder: Path) -> None:
@@ -258,7 +260,7 @@ def test_a_release_that_nobody_signed_is_said_to_be_answered_for_by_nobody(
     monkeypatch.delenv("ANONYMIZER_SIGNING_KEY", raising=False)
     run(settings(folder_of(tmp_path / "in", {"1.png": picture(1)}), tmp_path / "out"))
     (one,) = [finding for finding in check(tmp_path / "out" / "public") if finding.result == "fail"]
-    assert one.check == "signature" and "nobody answers for this release" in one.said
+    assert one.check == "signature" and "nobody answers for this release" in one.message
 
 
 def test_it_can_be_verified_where_it_lies_in_an_object_store(folder: Path) -> None:
@@ -339,7 +341,7 @@ def test_a_file_that_is_added_is_found(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(picture(1))
     (one,) = [finding for finding in check(folder) if finding.result == "fail"]
-    assert (one.check, one.said) == ("strays", f"{name}: nothing speaks of it")
+    assert (one.check, one.message) == ("strays", f"{name}: nothing speaks of it")
 
 
 def test_every_file_that_is_renamed_is_found(folder: Path) -> None:
@@ -368,7 +370,9 @@ def test_two_bytes_that_are_swapped_between_pictures_are_found(images: Path) -> 
     first[at], second[at] = second[at], first[at]
     one.write_bytes(first)
     other.write_bytes(second)
-    assert [f.said.rpartition(": ")[2] for f in check(images) if f.result == "fail"] == ["is not what was signed"] * 2
+    assert [f.message.rpartition(": ")[2] for f in check(images) if f.result == "fail"] == [
+        "is not what was signed"
+    ] * 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes are POSIX's")
@@ -390,7 +394,7 @@ def test_links_pipes_and_empty_folders_are_found_and_not_opened(folder: Path, tm
     (folder / "lost").symlink_to(tmp_path / "nowhere")
     os.mkfifo(folder / "pipe")
     (folder / "empty").mkdir()
-    assert {f.said for f in check(folder) if f.result == "fail"} == {
+    assert {f.message for f in check(folder) if f.result == "fail"} == {
         "link: is a link", "lost: is a link", "pipe: is no file", "empty: is an empty folder",
     }  # fmt: skip
     (folder / STATEMENT).unlink()
@@ -488,7 +492,7 @@ def test_columns_that_should_not_be_there_are_found_though_all_was_signed_anew(i
         write_statement(images, said_by(images), digests)
     else:
         sign_anew(images)
-    found = [finding for finding in check(images) if finding.result == "fail" and said in finding.said]
+    found = [finding for finding in check(images) if finding.result == "fail" and said in finding.message]
     assert [finding.check for finding in found] == ["schema"]
 
 
@@ -617,7 +621,7 @@ def test_publishers_cannot_approve_what_they_publish(images: Path) -> None:
     both = {"ada": public(ADA), "me": public(PUBLISHER)}
     sign_anew(images, lambda said: said["approvals"].update(approvers=both), by=[PUBLISHER, ADA])
     (one,) = [finding for finding in check(images) if finding.result == "fail"]
-    assert (one.check, one.said) == ("approvals", "1 of 2 that are required (ada)")
+    assert (one.check, one.message) == ("approvals", "1 of 2 that are required (ada)")
 
 
 def test_a_changed_statement_that_only_its_publisher_signs_anew_has_lost_its_approvals(images: Path) -> None:
@@ -643,8 +647,8 @@ def test_a_forged_publisher_is_found_with_trust_and_only_noted_without(images: P
     found = check(images)
     assert failing(found) == set()
     (note,) = [finding for finding in found if finding.result == "note"]
-    assert note.check == "signature" and "compare that key with the publisher's" in note.said
-    assert f"by {public(forger)}" in {finding.said for finding in found}
+    assert note.check == "signature" and "compare that key with the publisher's" in note.message
+    assert f"by {public(forger)}" in {finding.message for finding in found}
 
 
 @pytest.mark.parametrize(
@@ -674,7 +678,7 @@ def test_a_waiver_is_noted_with_who_and_why(images: Path) -> None:
         said["gate"]["waivers"].append({"rule": "max_failed", "who": "Ada", "why": "pilot", "until": "2027-01-01"})
 
     sign_anew(images, waive)
-    assert "max_failed was waived by Ada until 2027-01-01: pilot" in {f.said for f in check(images)}
+    assert "max_failed was waived by Ada until 2027-01-01: pilot" in {f.message for f in check(images)}
     assert bad(images) == set()
 
 
@@ -688,7 +692,7 @@ def test_a_name_that_leads_out_of_the_release_is_not_followed(images: Path, tmp_
     digest = statement.file_digest(StoragePath.from_uri(str(tmp_path / "secret")))
     for name in ("../secret", str(tmp_path / "secret"), "images/../../secret"):
         sign_anew(images, digests=lambda digests, name=name: digests.update({name: digest}))
-        assert {f.said for f in check(images) if f.result == "fail"} == {f"{name}: is missing"}
+        assert {f.message for f in check(images) if f.result == "fail"} == {f"{name}: is missing"}
 
 
 # -- what was taken back -----------------------------------------------------------------------------------------------
@@ -780,7 +784,7 @@ def test_what_a_picture_carries_is_found_though_all_was_signed_anew(images: Path
     data, said = SMUGGLED[what]
     replace_picture(images, data)
     (one,) = [finding for finding in check(images) if finding.result == "fail"]
-    assert one.check == "pictures" and said in one.said
+    assert one.check == "pictures" and said in one.message
 
 
 def test_a_plain_picture_that_is_signed_anew_passes(images: Path) -> None:
@@ -1032,7 +1036,7 @@ def both(release: Release, key: CustodianKey = KEY) -> list[Finding]:
     text = release.config.read().decode()
     config = configuration.build(configuration.parse(text, "config.yaml"))
     found = list(check_restricted(release, config, key))
-    assert all(len(f.said.splitlines()) == 1 and f.said.isprintable() for f in found)
+    assert all(len(f.message.splitlines()) == 1 and f.message.isprintable() for f in found)
     return found
 
 
@@ -1041,7 +1045,7 @@ def test_both_halves_of_an_untouched_release_agree(whole: Release) -> None:
     assert [(f.check, f.result) for f in found] == [
         (name, "pass") for name in ("modes", "events", "decision", "ledger", "materials", "settings", "quarantine")
     ]
-    assert "8 read, 6 released, 1 quarantined, 1 failed, and no other" in {finding.said for finding in found}
+    assert "8 read, 6 released, 1 quarantined, 1 failed, and no other" in {finding.message for finding in found}
 
 
 def change_shard(release: Release, change: Callable[[pa.Table], pa.Table], shard: int = 0) -> None:
@@ -1147,7 +1151,7 @@ def test_a_decision_that_is_not_the_publishers_is_told(whole: Release, change: s
 def test_a_picture_that_was_changed_and_signed_anew_is_none_of_the_ledgers(whole: Release) -> None:
     replace_picture(Path(whole.public.path), saved(GREY))
     assert bad(Path(whole.public.path)) == set()
-    assert {f.said for f in both(whole) if f.result == "fail"} == {
+    assert {f.message for f in both(whole) if f.result == "fail"} == {
         "the last decision does not let this release out",
         "1 pictures are not those that the ledger speaks of",
     }
@@ -1174,7 +1178,7 @@ def again(release: Release) -> dict[str, tuple[str, str]]:
     """What is said of scores and pictures that are made again; one line on each."""
     found = list(replay_job.verify_release(release, rescore=4, replay=3))
     assert len([f for f in found if f.check == "replay"]) <= 1
-    return {f.check: (f.result, f.said) for f in found if f.check in ("scores", "replay", "originals", "ledger")}
+    return {f.check: (f.result, f.message) for f in found if f.check in ("scores", "replay", "originals", "ledger")}
 
 
 def test_scores_are_measured_and_pictures_drawn_again_to_the_byte(at_hand: Release) -> None:
