@@ -11,7 +11,7 @@ from prefect.context import FlowRunContext
 
 from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.errors import GateError, OutputError
-from anonymizer.release import preflight
+from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.jobs import release as release_job
 from flows.jobs.progress import current_progress
@@ -35,7 +35,7 @@ def release(config: run_templates.ConfigOrUri) -> dict[str, Any]:
     tag_run(TAGS)
     settled = run_templates.run_config(config)  # a level that a calibration chooses is chosen once, for all tasks
     _refuse_completed(settled)
-    with preflight.exclusive_run(settled.output.uri), emit_run_events(settled, "release") as told:
+    with run_lock.exclusive_run(settled.output.uri), emit_run_events(settled, "release") as told:
         try:
             summary = _release(settled)
         except GateError:

@@ -3,9 +3,9 @@
 from anonymizer.config.audit import AttackerConfig, AuditConfig, CalibrationConfig
 from anonymizer.config.augment import AugmentConfig, AugmentOutput, FilterConfig
 from anonymizer.config.base import Attack, Float, Section, Uri, get_setting
-from anonymizer.config.calibration_scope import CalibrationScope, ChosenLevel
+from anonymizer.config.calibration_scope import CalibrationScope, ChosenLevel, LevelRule
 from anonymizer.config.enhance import EnhanceConfig, EnhanceMetrics, EnhanceOutput
-from anonymizer.config.loading import build, build_as, dump, load, load_as, parse
+from anonymizer.config.loading import build, build_as, dump, load, merge, parse, read_tree, validate
 from anonymizer.config.model import ModelConfig
 from anonymizer.config.policy import Bound, PolicyConfig, RiskBound, Waiver, parse_risk_rule
 from anonymizer.config.run import (
@@ -37,6 +37,7 @@ __all__ = [
     "EnhanceOutput",
     "FilterConfig",
     "Float",
+    "LevelRule",
     "Limits",
     "LineageConfig",
     "MetricsConfig",
@@ -57,7 +58,9 @@ __all__ = [
     "get_setting",
     "known_keys",
     "load",
-    "load_as",
+    "merge",
     "parse",
     "parse_risk_rule",
+    "read_tree",
+    "validate",
 ]

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from anonymizer.config.base import Section, get_setting, safe_repr
-from anonymizer.errors import ConfigError
-
-if TYPE_CHECKING:
-    from anonymizer.config.run import RunConfig
+from anonymizer.config.base import Float, Section, Uri
 
 # Where the settings stand that a calibration belongs to.
 SCOPE_KEYS = {
@@ -58,30 +52,6 @@ class CalibrationScope(Section):
     size: str
     kind: str
 
-    @classmethod
-    def of(cls, config: RunConfig, model_digest: str) -> CalibrationScope:
-        """What a calibration with these settings will belong to. ConfigError without ``source.kind``."""
-        if config.source.kind is None:
-            raise ConfigError(
-                "source.kind: missing: say in a few words what is on the pictures (--set source.kind='faces of "
-                "adults'): a calibration holds for one kind"
-            )
-        here = {name: get_setting(config, key) for name, key in SCOPE_KEYS.items()}
-        return cls(model_digest=model_digest, model=config.model.public_name, **here)
-
-    def differences(self, config: RunConfig) -> list[str]:
-        """What forbids the calibration to these settings, a line for each; the model's digest is not among them."""
-        found = []
-        for name, key in SCOPE_KEYS.items():
-            was, now = getattr(self, name), get_setting(config, key)
-            said = "null" if was is None else safe_repr(was)
-            if name == "kind" and now is None:
-                found.append(f"{key}: missing: the calibration is for {said}: set it to that if it is true here")
-            elif was != now:
-                got = "null" if now is None else safe_repr(now)
-                found.append(f"{key}: the calibration was made with {said}, not {got}: use that, or calibrate anew")
-        return found
-
 
 class ChosenLevel(Section):
     """How ``boomerang.level`` was chosen from a calibration: a record that the program makes, and no setting."""
@@ -98,3 +68,11 @@ class ChosenLevel(Section):
 
     def __str__(self) -> str:
         return f"chosen from a calibration for a risk of at most {self.max_risk:g} ({', '.join(self.attacks)})"
+
+
+class LevelRule(Section):
+    """``boomerang.level`` as a promise about risk, in place of a number; see ``policy.calibration``."""
+
+    calibration: Uri
+    max_risk: Float
+    attacks: tuple[str, ...] | None = None

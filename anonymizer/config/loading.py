@@ -18,23 +18,21 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
-    """The configuration of a run from a file (YAML), changed as ``build_as`` does; any problem is one line."""
-    return load_as(RunConfig, path, overrides, given)
+    """Return a run's configuration from a YAML file, changed as ``merge`` does."""
+    return build(read_tree(path), overrides, given)
 
 
-def load_as(
-    kind: type[C], path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
-) -> C:
-    """A configuration of some kind from a file, on a disk or anywhere that fsspec reaches."""
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, on a disk or at an fsspec URI. ConfigError in one line."""
     if "://" in str(path):
-        return build_as(kind, parse(_at_address(str(path)), str(path)), overrides, given)
+        return parse(_at_address(str(path)), str(path))
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config: no file {str(path)!r}: name a YAML file, or use --source and --output") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: cannot read {str(path)!r} ({type(error).__name__}): check the file") from None
-    return build_as(kind, parse(text, str(path)), overrides, given)
+    return parse(text, str(path))
 
 
 def _at_address(uri: str) -> str:
@@ -83,19 +81,23 @@ def dump(config: RunConfig) -> str:
 
 
 def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
-    """The configuration of a run from nested mappings, changed as in ``build_as``.
-
-    A ``boomerang.level`` that is a mapping has become a number, with the record of how; see ``calibration.settle``.
-    """
-    return build_as(RunConfig, tree, overrides, given)
+    """Return a run's configuration from nested mappings, changed as ``merge`` does."""
+    return validate(RunConfig, merge(tree, overrides, given))
 
 
 def build_as(
     kind: type[C], tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
 ) -> C:
-    """A configuration of some kind from nested mappings.
+    """Return a configuration of any kind from nested mappings, changed as ``merge`` does."""
+    return validate(kind, merge(tree, overrides, given))
 
-    ``given`` (``a.b`` -> value) goes over them, and ``a.b=value`` overrides (values read as YAML) over both.
+
+def merge(
+    tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return nested mappings with ``given`` (``a.b`` -> value) over them, and over both ``a.b=value`` overrides.
+
+    Values of overrides are read as YAML. ConfigError in one line.
     """
     changes = dict(given or {})
     for override in overrides:
@@ -104,16 +106,18 @@ def build_as(
             raise ConfigError(f"--set: got {safe_repr(override)}: write it as section.key=value")
         changes[name] = _value(name, value)
     try:
-        tree = _plain(tree)
-        for name, value in changes.items():
-            _put(tree, name, value)
-        if kind is RunConfig:
-            from anonymizer.policy.calibration import resolve_level  # which knows configurations itself
-
-            tree = resolve_level(tree)
-        return kind.model_validate(tree)
+        merged: dict[str, Any] = _plain(tree)
     except RecursionError:
         raise ConfigError("config: holds itself: write the values out instead of using an anchor") from None
+    for name, value in changes.items():
+        _put(merged, name, value)
+    return merged
+
+
+def validate(kind: type[C], tree: Mapping[str, Any]) -> C:
+    """Return a configuration of any kind from nested mappings. ConfigError, with all problems in one line."""
+    try:
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("; ".join(format_error(item, kind) for item in error.errors())) from None
 

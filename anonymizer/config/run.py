@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from anonymizer.config.base import KEY_ENV_MESSAGE, Float, Int, PictureKind, Section, Uri, safe_repr
-from anonymizer.config.calibration_scope import ChosenLevel
+from anonymizer.config.base import KEY_ENV_MESSAGE, Float, Int, PictureKind, Section, Uri, get_setting, safe_repr
+from anonymizer.config.calibration_scope import SCOPE_KEYS, CalibrationScope, ChosenLevel, LevelRule
 from anonymizer.config.model import PIXEL_SETTINGS, ModelConfig
 from anonymizer.config.policy import PolicyConfig
+from anonymizer.errors import ConfigError
 
 DEFAULT_BATCH_SIZE = 32
 Sampler = Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc", "lcm", "tcd"]
@@ -89,7 +90,7 @@ class OutputConfig(Section):
 class BoomerangConfig(Section):
     """The anonymity level and the sampler of the reverse half."""
 
-    level: Float = Field(
+    level: Annotated[Float, WithJsonSchema({"anyOf": [{"type": "number"}, LevelRule.model_json_schema()]})] = Field(
         0.6, description="share of the training schedule, in (0, 1]; or a rule, {calibration, max_risk, attacks}"
     )
     sampler: Sampler = Field(
@@ -264,7 +265,7 @@ class RunConfig(Section):
     def _choice_stands(self) -> RunConfig:
         """A level that was chosen is used with what its calibration belongs to, and is not another one by now."""
         if (chosen := self.boomerang.chosen) is not None:
-            problems = chosen.belongs_to.differences(self)
+            problems = self.differences_from(chosen.belongs_to)
             if chosen.level != self.boomerang.level:
                 problems.append(
                     f"boomerang.level: is {self.boomerang.level:g}, and boomerang.chosen says that a calibration gave "
@@ -277,6 +278,28 @@ class RunConfig(Section):
     def at_level(self, level: float) -> RunConfig:
         """The same settings at another level."""
         return self.model_copy(update={"boomerang": self.boomerang.model_copy(update={"level": level})})
+
+    def calibration_scope(self, model_digest: str) -> CalibrationScope:
+        """Return what a calibration with these settings applies to. ConfigError without ``source.kind``."""
+        if self.source.kind is None:
+            raise ConfigError(
+                "source.kind: missing: say in a few words what is on the pictures (--set source.kind='faces of "
+                "adults'): a calibration holds for one kind"
+            )
+        settings = {name: get_setting(self, key) for name, key in SCOPE_KEYS.items()}
+        return CalibrationScope(model_digest=model_digest, model=self.model.public_name, **settings)
+
+    def differences_from(self, scope: CalibrationScope) -> list[str]:
+        """Return a line for each setting that a calibration does not apply to; the model's digest is not compared."""
+        lines = []
+        for name, key in SCOPE_KEYS.items():
+            expected, actual = getattr(scope, name), get_setting(self, key)
+            wanted, got = ("null" if value is None else safe_repr(value) for value in (expected, actual))
+            if name == "kind" and actual is None:
+                lines.append(f"{key}: missing: the calibration is for {wanted}: set it to that if it is true here")
+            elif expected != actual:
+                lines.append(f"{key}: the calibration was made with {wanted}, not {got}: use that, or calibrate anew")
+        return lines
 
     def fingerprint(self, model_digest: str) -> str:
         """SHA-256 (hex) of what changes pixels: model weights, Boomerang settings, fit, and the output's encoding."""

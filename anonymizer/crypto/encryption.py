@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyrage
 
 from anonymizer.errors import ConfigError, UsageError
+from anonymizer.storage.layout import ENCRYPTED_SUFFIX
 
 if TYPE_CHECKING:  # configurations are checked with this module, and have no need of file systems
     from anonymizer.storage.path import StoragePath
 
-ENCRYPTED_SUFFIX = ".age"
 PRIVATE_KEY_PREFIX = "AGE-SECRET-KEY-"
 
 
@@ -88,5 +88,6 @@ def _private_key(line: str) -> Any:
         return pyrage.x25519.Identity.from_str(line)
     except (pyrage.IdentityError, UnicodeError):
         raise UsageError(
-            f"identity: a line is no private key: lines are {PRIVATE_KEY_PREFIX}1..., as `age-keygen` prints them, or comments"  # noqa: E501
+            f"identity: a line is no private key: lines are {PRIVATE_KEY_PREFIX}1..., as `age-keygen` prints them, or "
+            "comments"
         ) from None

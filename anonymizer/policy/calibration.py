@@ -7,14 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anonymizer import config as configuration
-from anonymizer.config import CalibrationScope, ChosenLevel, Float, RunConfig, Section, Uri
+from anonymizer.config import CalibrationScope, ChosenLevel, LevelRule, RunConfig, Section
 from anonymizer.errors import ConfigError, OutputError
 from anonymizer.storage.path import StoragePath
+
+C = TypeVar("C", bound=BaseModel)
 
 FORMAT: Literal["anonymizer calibration 1"] = "anonymizer calibration 1"
 
@@ -259,14 +261,6 @@ def _describe_risk(risks: Sequence[AttackRisk], wanted: Sequence[str], side: Lit
 # In a configuration
 
 
-class LevelRule(Section):
-    """``boomerang.level`` as a promise about risk, in place of a number."""
-
-    calibration: Uri
-    max_risk: Float
-    attacks: tuple[str, ...] | None = None
-
-
 class _BoomerangWithRule(Section):
     level: LevelRule
 
@@ -287,12 +281,12 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
     section = tree.get("boomerang")
     if not isinstance(section, Mapping) or not isinstance(section.get("level"), Mapping):
         return dict(tree)
-    rule = configuration.build_as(_ConfigWithRule, {"boomerang": {"level": section["level"]}}).boomerang.level
+    rule = configuration.validate(_ConfigWithRule, {"boomerang": {"level": section["level"]}}).boomerang.level
     rest = {name: value for name, value in section.items() if name not in ("level", "chosen")}
-    settings = configuration.build_as(RunConfig, {**tree, "boomerang": rest})
+    settings = configuration.validate(RunConfig, {**tree, "boomerang": rest})
     data = _read_bytes(rule.calibration)
     calibration = parse(data, _file_name(rule.calibration))
-    if problems := calibration.belongs_to.differences(settings):
+    if problems := settings.differences_from(calibration.belongs_to):
         raise ConfigError("; ".join(problems))
     choice = choose_level(calibration, rule.max_risk, rule.attacks)
     chosen = ChosenLevel(
@@ -307,3 +301,11 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
         belongs_to=calibration.belongs_to,
     )
     return {**tree, "boomerang": rest | {"level": choice.level, "chosen": chosen.model_dump(mode="json")}}
+
+
+def build_resolved(
+    kind: type[C], tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> C:
+    """Return a configuration as ``config.build_as`` does, of a run with its level rule resolved."""
+    merged = configuration.merge(tree, overrides, given)
+    return configuration.validate(kind, resolve_level(merged) if kind is RunConfig else merged)

@@ -5,21 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
 
 from anonymizer.config import RunConfig
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import IGNORED_NAMES, open_source
 from anonymizer.errors import OutputError
-from anonymizer.storage import filesystem, lease
+from anonymizer.storage import filesystem
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 
-LOCK_TIMEOUT = 0.5  # seconds: `status` looks at a lock by taking it for less
 RELEASE_MARKERS = (
     "restricted/plan.json",
     "release.intoto.jsonl",
@@ -30,42 +25,6 @@ PLANNING_FILES = {
     "errors",
     "config.yaml",
 }  # what a run that was stopped while planning leaves in restricted/
-
-
-@contextmanager
-def exclusive_run(uri: str) -> Iterator[None]:
-    """No second run works on the release at ``uri`` meanwhile. OutputError if one does.
-
-    A lock on a disk, a lease on a store.
-    """
-    release = Release.at(uri)
-    only: AbstractContextManager[Any]
-    if release.root.is_local:
-        release.restricted.make_private_folder()
-        # One object for each path in this process, so that whoever holds it may take it again.
-        only = FileLock(release.lock.path, timeout=LOCK_TIMEOUT, is_singleton=True, thread_local=False, mode=0o600)
-    else:
-        only = lease.hold_lease(release.lock)
-    try:
-        with only:
-            yield
-    except (Timeout, lease.LeaseHeld):
-        raise OutputError(
-            f"output.uri {uri!r}: another run is working on it: wait for it, or choose another output"
-        ) from None
-
-
-def is_running(release: Release) -> bool:
-    """Whether a run is working on a release on a disk; of a store's lease nobody knows at once whether it lives."""
-    if not release.root.is_local or not release.lock.exists():
-        return False
-    try:
-        with FileLock(release.lock.path, timeout=0, mode=0o600):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # whoever may only read cannot tell
-        return False
 
 
 def check(config: RunConfig) -> None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from anonymizer.config import RestrictedConfig
-from anonymizer.crypto.encryption import ENCRYPTED_SUFFIX
 from anonymizer.errors import IntegrityError
 from anonymizer.release import event_log
-from anonymizer.storage.layout import Release
+from anonymizer.storage.layout import ENCRYPTED_SUFFIX, Release
 from anonymizer.storage.path import StoragePath
 
 

@@ -16,7 +16,6 @@ from anonymizer.attest.verify.findings import Finding, failed, noted, pass_or_fa
 from anonymizer.config import RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
-from anonymizer.crypto.encryption import ENCRYPTED_SUFFIX
 from anonymizer.errors import AnonymizerError
 from anonymizer.records import Plan, Status, Summary
 from anonymizer.release import event_log, ledger, plan, publish, retention
@@ -24,7 +23,7 @@ from anonymizer.release.assemble import ID_AND_DIGEST, released_digests, summari
 from anonymizer.release.event_log import ChainHead
 from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
-from anonymizer.storage.layout import MANIFEST, Release
+from anonymizer.storage.layout import ENCRYPTED_SUFFIX, MANIFEST, Release
 
 
 def check_restricted(release: Release, config: RunConfig, key: CustodianKey) -> Iterator[Finding]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anonymizer.crypto.encryption import ENCRYPTED_SUFFIX
 from anonymizer.storage.path import StoragePath
 
 MANIFEST, STATEMENT = "manifest.parquet", "release.intoto.jsonl"
+ENCRYPTED_SUFFIX = ".age"  # after the name of a file that is encrypted to recipients
 IMAGES = "images"  # the folder of pictures that are files of their own
 REVOCATIONS, AUDIT = "revocations.intoto.jsonl", "audit.json"  # of the public half, as the two above
 

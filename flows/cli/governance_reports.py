@@ -76,7 +76,8 @@ def _generate(kind: str) -> tuple[bytes, str | None]:
 
 def approve(uri: str, key: Path | None, key_env: str, trust: Sequence[str]) -> None:
     """Check the candidate, sign its statement, and publish it if that was the last approval that it waited for."""
-    from anonymizer.release import erase, preflight, publish
+    from anonymizer.release import erase, publish
+    from anonymizer.storage import run_lock
 
     release = Release.at(uri)
     signer = signing.signer_from_file(key) if key else signing.signer_from_env(key_env)
@@ -90,7 +91,7 @@ def approve(uri: str, key: Path | None, key_env: str, trust: Sequence[str]) -> N
             f"release {uri!r}: is not what its publisher signed ({bad[0].message}): do not approve it"
         )
     console.print_findings("What is approved", [one for one in found if one.check in ("signature", "gate", "counts")])
-    with preflight.exclusive_run(uri):
+    with run_lock.exclusive_run(uri):
         standing = publish.approve(release, signer)
     console.print_facts(
         "Approved and published" if standing.is_published else "Approved",

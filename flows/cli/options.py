@@ -71,12 +71,13 @@ def build_run_config(path: str | None, given: dict[str, Any], overrides: tuple[s
 
 def build_config(kind: type[C], path: str | None, given: dict[str, Any], overrides: tuple[str, ...]) -> C:
     """Settings of some kind from a file, if there is one, options and overrides."""
-    from anonymizer import config
+    from anonymizer.config import read_tree
+    from anonymizer.policy.calibration import build_resolved
 
     if path is None:
-        return config.build_as(kind, {}, overrides, given)
+        return build_resolved(kind, {}, overrides, given)
     _refuse_source_as_config(path)
-    return config.load_as(kind, path, overrides, given)
+    return build_resolved(kind, read_tree(path), overrides, given)
 
 
 def _refuse_source_as_config(path: str) -> None:

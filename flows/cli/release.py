@@ -14,7 +14,6 @@ import click
 from anonymizer import report
 from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
 from anonymizer.crypto.custodian_key import load_key
-from anonymizer.crypto.encryption import ENCRYPTED_SUFFIX
 from anonymizer.data.sources import open_source, sample_metadata
 from anonymizer.errors import AnonymizerError, UsageError
 from anonymizer.policy import calibration
@@ -24,7 +23,8 @@ from anonymizer.release import plan as planning
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.profiling import Profile
 from anonymizer.release.retry import reopen_failed
-from anonymizer.storage.layout import Release
+from anonymizer.storage import run_lock
+from anonymizer.storage.layout import ENCRYPTED_SUFFIX, Release
 from anonymizer.storage.path import StoragePath
 from flows.cli import console
 from flows.lineage.emit import emit_run_events
@@ -76,7 +76,7 @@ def retry(uri: str, reasons: Sequence[str], *, as_json: bool, quiet: bool) -> No
     settings = settings.model_copy(
         update={"output": settings.output.model_copy(update={"uri": uri})}
     )  # it may be moved
-    with preflight.exclusive_run(uri):
+    with run_lock.exclusive_run(uri):
         count = reopen_failed(release, chosen)
     if not as_json:
         doing = f"Doing {count} failed record{'s' * (count != 1)} again."
@@ -172,7 +172,7 @@ def status(uri: str, *, profile: bool, as_json: bool) -> None:
     result = assemble.summarize_release(release, the_plan)
     terms = retention.list_terms(release, resolve_config(release).restricted)
     now, purged, decision = datetime.now(UTC), retention.read_purged(release), publish.read_last_decision(release)
-    if preflight.is_running(release):
+    if run_lock.is_running(release):
         stage = "a run is working on it"
     elif release.is_published:
         stage = "complete" if release.ledger.exists() else "complete; its records were purged, and are not counted here"

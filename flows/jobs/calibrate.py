@@ -13,7 +13,7 @@ import pyarrow as pa
 from anonymizer import report
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
-from anonymizer.config import CalibrationConfig, CalibrationScope
+from anonymizer.config import CalibrationConfig
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.errors import ConfigError, ModelError, OutputError, StepError
@@ -55,7 +55,7 @@ def run(config: CalibrationConfig, watching: ProgressReporter = NO_PROGRESS) -> 
     settings, folder = config.run, StoragePath.from_uri(config.folder)
     folder.make_private_folder()  # before anything can fail, and say why in there
     backbone = _load_backbone(config)
-    belongs_to = CalibrationScope.of(settings, backbone.digest)
+    belongs_to = settings.calibration_scope(backbone.digest)
     boomerang = Boomerang(backbone, settings.boomerang.sampler, settings.boomerang.steps)
     embedders = attack_evidence.load_embedders(config.features, str(backbone.device))
     rng = np.random.default_rng(SEED)
@@ -125,7 +125,7 @@ def check(config: CalibrationConfig) -> None:
             "source.fit=tiles, model.condition and columns in model.prompt"
         )
     backbone = _load_backbone(config)
-    CalibrationScope.of(config.run, backbone.digest)
+    config.run.calibration_scope(backbone.digest)
     next(iter(open_source(attack_evidence.with_attack_columns(config.run.source, config)).entries()), None)
     attack_evidence.check_sources(config)
     attack_evidence.load_embedders(config.features, str(backbone.device))

@@ -13,6 +13,7 @@ from anonymizer.crypto.custodian_key import load_key
 from anonymizer.errors import CustodianKeyError, GateError, IntegrityError, SigningKeyError, StepError
 from anonymizer.release import assemble, erase, history, plan, preflight, publish
 from anonymizer.release.plan import resolve_config
+from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.jobs.release import redact_errors
 
@@ -57,7 +58,7 @@ def run(release: str, records: Path, output: str) -> ErasureSummary:
     old, new, key = Release.at(release), Release.at(output), load_key(settings.key_env)
     signer = signing.signer_from_env(settings.signing_key_env)
     assert signer is not None
-    with preflight.exclusive_run(output):
+    with run_lock.exclusive_run(output):
         if not new.plan.exists():
             erase.write_successor(old, new, settings, erase.ErasureRequest.read(records), key, signer)
         the_plan = plan.read(new)

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig, build_as, parse
+from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig, parse
 from anonymizer.errors import ConfigError
+from anonymizer.policy.calibration import build_resolved
 from anonymizer.release import plan
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
@@ -26,7 +27,7 @@ PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 def read_config(kind: type[C], given: ConfigOrUri) -> C:
     """The configuration of a flow run. ConfigError if there is none at the address, or something is wrong with it."""
-    return build_as(kind, given if isinstance(given, Mapping) else _read_yaml(given))
+    return build_resolved(kind, given if isinstance(given, Mapping) else _read_yaml(given))
 
 
 def run_config(config: ConfigOrUri) -> RunConfig:

@@ -46,7 +46,7 @@ def sealed(data: bytes = PLAIN) -> bytes:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["put", "write"])
+@pytest.mark.parametrize("how", ["write_uncommitted", "write"])
 @pytest.mark.parametrize("holder", [IDENTITY, OTHER])
 def test_each_recipient_can_open_what_was_sealed(tmp_path: Path, how: str, holder: pyrage.x25519.Identity) -> None:
     sealer = Encryptor(public(IDENTITY, OTHER))
@@ -67,7 +67,7 @@ def test_sealed_bytes_hold_nothing_of_the_plain_ones_and_never_repeat(tmp_path: 
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("how", ["put", "write"])
+@pytest.mark.parametrize("how", ["write_uncommitted", "write"])
 def test_without_recipients_bytes_are_written_as_they_are(tmp_path: Path, how: str) -> None:
     sealer = Encryptor(())
     getattr(sealer, how)(StoragePath.from_uri(str(tmp_path)) / "report.html", PLAIN)
@@ -75,7 +75,7 @@ def test_without_recipients_bytes_are_written_as_they_are(tmp_path: Path, how: s
     assert (tmp_path / "report.html").read_bytes() == PLAIN
 
 
-@pytest.mark.parametrize("how", ["put", "write"])
+@pytest.mark.parametrize("how", ["write_uncommitted", "write"])
 def test_the_form_that_is_not_asked_for_any_more_is_taken_away(tmp_path: Path, how: str) -> None:
     place = StoragePath.from_uri(str(tmp_path)) / "report.html"
     for sealer, name in [(Encryptor(()), "report.html"), (Encryptor(public(IDENTITY)), "report.html.age")] * 2:

@@ -13,7 +13,7 @@ import pytest
 
 from anonymizer.errors import OutputError
 from anonymizer.records import Scores
-from anonymizer.release import preflight
+from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from tests.support.releases import Unscored, folder_of, picture, plain, run, settings
@@ -60,7 +60,7 @@ def test_the_restricted_half_is_for_its_owner_alone_and_the_public_one_as_the_um
     assert stat.S_IMODE(out.parent.stat().st_mode) == 0o777 & ~mask
 
 
-@pytest.mark.parametrize("how", ["write", "put", "create"])
+@pytest.mark.parametrize("how", ["write", "write_uncommitted", "create"])
 def test_each_way_to_write_makes_private_files_in_private_folders_and_leaves_those_above_alone(
     tmp_path: Path, how: str
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_path_that_is_spelled_in_a_roundabout_way_is_as_private(tmp_path: Path
 
 def test_bytes_are_replaced_whole_by_shorter_ones(tmp_path: Path) -> None:
     place = StoragePath.from_uri(str(tmp_path / "restricted")).as_private() / "file"
-    for how in ("put", "write"):
+    for how in ("write_uncommitted", "write"):
         getattr(place, how)(b"longer than what follows")
         getattr(place, how)(b"short")
         assert place.read() == b"short"
@@ -108,14 +108,14 @@ def test_bytes_are_replaced_whole_by_shorter_ones(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_run_and_what_it_writes_down_of_an_error_are_private_too(tmp_path: Path) -> None:
     config = settings(tmp_path / "in", tmp_path / "new" / "out")
-    with umask(0), preflight.exclusive_run(config.output.uri):
+    with umask(0), run_lock.exclusive_run(config.output.uri):
         (Release.at(config.output.uri).restricted / "errors" / "plan.txt").write_uncommitted(b"Traceback")
         assert (tmp_path / "new" / "out" / "restricted" / ".lock").exists()
         assert modes(tmp_path / "new" / "out" / "restricted") == ({0o700}, {0o600})
     assert stat.S_IMODE((tmp_path / "new" / "out").stat().st_mode) == 0o777
 
 
-@pytest.mark.parametrize("how", ["write", "put", "create", "make_private"])
+@pytest.mark.parametrize("how", ["write", "write_uncommitted", "create", "make_private_folder"])
 def test_a_disk_that_takes_no_private_file_is_one_line_without_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -124,8 +124,8 @@ def test_a_disk_that_takes_no_private_file_is_one_line_without_its_name(
 
     place = StoragePath.from_uri(str(tmp_path)).as_private() / "secret id.png"
     with monkeypatch.context() as patch, pytest.raises(OutputError) as caught:
-        patch.setattr(os, "mkdir" if how == "make_private" else "open", full)
-        getattr(place, how)(*([] if how == "make_private" else [b"data"]))
+        patch.setattr(os, "mkdir" if how == "make_private_folder" else "open", full)
+        getattr(place, how)(*([] if how == "make_private_folder" else [b"data"]))
     assert str(caught.value).startswith("output.uri: cannot be written (No space left on device)")
     assert "secret" not in str(caught.value)
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from anonymizer import config
-from anonymizer.config import CalibrationConfig
+from anonymizer.config import CalibrationConfig, RunConfig
 from anonymizer.errors import ConfigError, OutputError
 from anonymizer.policy import calibration
 from anonymizer.release import preflight
@@ -98,11 +98,11 @@ def test_a_run_takes_the_level_that_the_calibration_chooses(tmp_path: Path, idea
     calibrate_job.run(asking)
     tree = asking.run.model_dump(exclude={"boomerang": {"chosen"}})
     tree["boomerang"]["level"] = {"calibration": str(tmp_path / "cal/calibration.json"), "max_risk": 0.4}
-    settled = config.build(tree)
+    settled = calibration.build_resolved(RunConfig, tree)
     assert settled.boomerang.level == 1.0 and settled.boomerang.chosen is not None
     tree["boomerang"]["level"]["max_risk"] = 0.01
     with pytest.raises(ConfigError, match=r"no level.*0\.3: .* 1: "):
-        config.build(tree)
+        calibration.build_resolved(RunConfig, tree)
 
 
 def test_repeating_a_calibration_gives_the_same_curve(tmp_path: Path, ideal: IdealGaussian) -> None:

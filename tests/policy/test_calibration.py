@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from anonymizer import report
 from anonymizer.backbones import load_backbone
-from anonymizer.config import CalibrationScope, ChosenLevel, ModelConfig, RunConfig, build, build_as, dump, load
+from anonymizer.config import CalibrationScope, ChosenLevel, ModelConfig, RunConfig, build_as, dump, read_tree
 from anonymizer.config import parse as parse_yaml
 from anonymizer.errors import ConfigError, OutputError
 from anonymizer.policy.calibration import (
@@ -26,6 +27,7 @@ from anonymizer.policy.calibration import (
     LevelChoice,
     SampleHalf,
     Utility,
+    build_resolved,
     choose_level,
     parse,
     read,
@@ -41,6 +43,7 @@ from tests.support import ROOT
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import HEX, KEY, PlainScorer, begin, handed_out, people, run, settings, tree
 
+build = partial(build_resolved, RunConfig)
 KIND = "faces of adults"
 IDEAL = IdealGaussian().digest
 RULE = {"calibration": "c.json", "max_risk": 0.05}
@@ -86,7 +89,7 @@ def level(share: float, highs: Highs | float | None, confirming: Highs | float |
 def calibration(*levels: CalibratedLevel, config: RunConfig | None = None, digest: str = IDEAL) -> Calibration:
     return Calibration(
         format=FORMAT,
-        belongs_to=CalibrationScope.of(config or build(SETTINGS), digest),
+        belongs_to=(config or build(SETTINGS)).calibration_scope(digest),
         made="2026-11-01T12:00:00+00:00",
         code_version="0.1.0",
         choosing=SampleHalf(pictures=100, people=50),
@@ -215,7 +218,7 @@ def test_a_calibration_that_tried_nothing_promises_nothing() -> None:
 
 
 def test_a_calibration_without_a_kind_is_not_begun() -> None:
-    line = refused(lambda: CalibrationScope.of(build(SETTINGS, ["source.kind=null"]), IDEAL))
+    line = refused(lambda: build(SETTINGS, ["source.kind=null"]).calibration_scope(IDEAL))
     assert line.startswith("source.kind: missing: say in a few words what is on the pictures (--set source.kind=")
 
 
@@ -332,7 +335,7 @@ def test_a_rule_in_a_file_becomes_a_number_and_a_record(there: Path) -> None:
         f"source: {{uri: in, kind: {KIND}}}\noutput: {{uri: out}}\n"
         "boomerang:\n  steps: 2\n  level: {calibration: c.json, max_risk: 0.05}\n"
     )
-    config = load(there / "run.yaml")
+    config = build(read_tree(there / "run.yaml"))
     assert config.boomerang.level == 0.6
     chosen = config.boomerang.chosen
     assert chosen is not None
@@ -341,7 +344,7 @@ def test_a_rule_in_a_file_becomes_a_number_and_a_record(there: Path) -> None:
     assert (chosen.choosing_high, chosen.confirming_value, chosen.confirming_high) == (0.05, 0.0, 0.0)
     assert chosen.belongs_to == CURVE.belongs_to
     assert "c.json" not in dump(config)
-    assert load(there / "run.yaml", ["boomerang.level.max_risk=0.3"]).boomerang.level == 0.4
+    assert build(read_tree(there / "run.yaml"), ["boomerang.level.max_risk=0.3"]).boomerang.level == 0.4
 
 
 def test_a_rule_may_be_given_as_an_override(there: Path) -> None:
@@ -503,7 +506,7 @@ def test_a_begun_release_is_finished_with_the_same_rule_or_from_what_it_kept(the
     release = begin(ruled_run(there))
     begin(ruled_run(there))
     (there / "c.json").rename(there / "gone")
-    begin(load(release.config.path))
+    begin(build(read_tree(release.config.path)))
     for other in (
         settings("in", "out", source={"kind": KIND}, boomerang={"level": 0.6}),
         ruled_run(there, max_risk=0.06, calibration="gone"),

@@ -18,6 +18,7 @@ from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, CustodianKeyError, IntegrityError, OutputError, SourceError, UsageError
 from anonymizer.release import plan, preflight
+from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from tests.support.ideal_gaussian import IdealGaussian
@@ -210,7 +211,7 @@ def test_a_source_that_is_missing_or_empty_is_said_first(tmp_path: Path) -> None
     assert "no files in it" in refused(settings(tmp_path / "in", tmp_path / "out"), SourceError)
 
 
-@pytest.mark.parametrize("method", ["write", "put"])
+@pytest.mark.parametrize("method", ["write", "write_uncommitted"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_a_disk_that_does_not_take_it_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, number: int
@@ -301,19 +302,19 @@ def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(tmp_pa
     config = settings(source, tmp_path / "out")
     other = [sys.executable, "-c", SECOND, str(tmp_path / "out" / "restricted" / ".lock")]
     with (
-        preflight.exclusive_run(config.output.uri),
-        preflight.exclusive_run(config.output.uri),
+        run_lock.exclusive_run(config.output.uri),
+        run_lock.exclusive_run(config.output.uri),
     ):  # whoever holds it may take it again
         assert subprocess.run(other, capture_output=True, text=True).stdout == "busy\n"
     with subprocess.Popen([*other, "hold"], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "free\n"
         with (
             pytest.raises(OutputError, match="another run is working on it"),
-            preflight.exclusive_run(config.output.uri),
+            run_lock.exclusive_run(config.output.uri),
         ):
             raise AssertionError
         holder.kill()
-    with preflight.exclusive_run(config.output.uri):  # a killed run holds nothing
+    with run_lock.exclusive_run(config.output.uri):  # a killed run holds nothing
         preflight.check(config)
 
 

@@ -102,10 +102,10 @@ def test_a_release_in_pieces_is_the_release_as_a_whole(
 
     whole = made("whole")
     for module, name, value in (
-        (external_sort, "PIECE", 3),
-        (assemble, "BATCH", 2),
-        (parquet, "GROUP", 5),
-        (parquet, "BATCH", 3),
+        (external_sort, "PARTITION_ROWS", 3),
+        (assemble, "BATCH_ROWS", 2),
+        (parquet, "ROW_GROUP_ROWS", 5),
+        (parquet, "BATCH_ROWS", 3),
     ):
         monkeypatch.setattr(module, name, value)
     pieces = made("pieces")
@@ -124,8 +124,8 @@ def test_a_process_that_ends_right_after_it_read_a_table_ends_well(tmp_path: Pat
     path = tmp_path / "table.parquet"
     path.write_bytes(parquet.to_bytes(pa.table({"x": ["a"] * 300})))
     program = (
-        "import sys, torch; from anonymizer import parquet; from anonymizer.storage.path import Place; "
-        "parquet.read(Place.of(sys.argv[1])); list(parquet.stored(Place.of(sys.argv[1])).to_batches(9))"
+        "import sys, torch; from anonymizer.storage import parquet, path; P = path.StoragePath; "
+        "parquet.read(P.from_uri(sys.argv[1])); list(parquet.open_table(P.from_uri(sys.argv[1])).to_batches(9))"
     )
     for _ in range(3):  # with pq.read_table, most ended with SIGABRT
         assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == 0

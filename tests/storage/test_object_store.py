@@ -36,7 +36,7 @@ from anonymizer.records import Reason, Scores
 from anonymizer.release import event_log, preflight, publish, retention
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
-from anonymizer.storage import download, filesystem, lease, parquet
+from anonymizer.storage import download, filesystem, lease, parquet, run_lock
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.cli import main
@@ -121,7 +121,8 @@ def test_what_others_write_is_seen_at_once(bucket: str, server: str) -> None:
     folder = StoragePath.from_uri(bucket)
     (folder / "a").write_uncommitted(b"a")
     assert not (folder / "b").exists() and folder.list_files() == ["a"] and [c.name for c in folder.children()] == ["a"]
-    script = f"from anonymizer.storage.path import Place; (Place.of({bucket!r}) / 'b').put(b'b')"
+    write = f"(StoragePath.from_uri({bucket!r}) / 'b').write_uncommitted(b'b')"
+    script = f"from anonymizer.storage.path import StoragePath; {write}"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert (folder / "b").exists() and folder.list_files() == ["a", "b"]
     assert [child.name for child in folder.children()] == ["a", "b"]
@@ -152,8 +153,8 @@ def test_events_of_several_writers_are_all_in_the_chain(bucket: str) -> None:
 
 def test_a_second_run_on_one_output_is_refused(bucket: str, quick: None) -> None:
     script = (
-        "import sys; from anonymizer.release import preflight; from anonymizer.storage import lease; lease.BEAT = .1\n"
-        f"with preflight.alone({bucket!r}): print('in', flush=True); sys.stdin.read()"
+        "import sys; from anonymizer.storage import lease, run_lock; lease.RENEWAL_SECONDS = .1\n"
+        f"with run_lock.exclusive_run({bucket!r}): print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -161,10 +162,10 @@ def test_a_second_run_on_one_output_is_refused(bucket: str, quick: None) -> None
     assert other.stdin and other.stdout
     with other:
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(OutputError, match="another run is working on it"), preflight.exclusive_run(bucket):
+        with pytest.raises(OutputError, match="another run is working on it"), run_lock.exclusive_run(bucket):
             pass
         other.kill()  # and renews nothing any more
-    with preflight.exclusive_run(bucket), preflight.exclusive_run(bucket):
+    with run_lock.exclusive_run(bucket), run_lock.exclusive_run(bucket):
         assert Release.at(bucket).lock.exists()
     assert not Release.at(bucket).lock.exists()
 
@@ -362,7 +363,7 @@ def test_a_model_in_a_store_is_the_one_on_a_disk_and_is_fetched_once(
 
 def test_several_processes_fetch_a_model_once(bucket: str, tiny_model: Path, tmp_path: Path) -> None:
     config = ModelConfig(id=upload(tiny_model, f"{bucket}/model"))
-    script = f"from anonymizer.storage import download; download.folder('model.id', {config.id!r}, list)"
+    script = f"from anonymizer.storage import download; download.download_folder('model.id', {config.id!r}, list)"
     env = os.environ | {download.CACHE_VARIABLE: str(tmp_path / "cache")}
     running = [subprocess.Popen([sys.executable, "-c", script], env=env) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
@@ -560,7 +561,7 @@ def test_a_store_that_fails_one_request_in_ten_changes_nothing(
     with unreliable(server, every=10) as proxy:
         reach(monkeypatch, proxy.url)
         preflight.check(config)
-        with preflight.exclusive_run(config.output.uri):
+        with run_lock.exclusive_run(config.output.uri):
             disturbed = run(config)
         assert proxy.failed > 20
         assert [row["status"] for row in rows(disturbed)] == ["released"] * 4

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from anonymizer.backbones import Denoised
-from anonymizer.config import RunConfig, build
+from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.pipeline.batch_sampling import Scorer
 from anonymizer.pipeline.shard import anonymize_shard
+from anonymizer.policy.calibration import build_resolved
 from anonymizer.records import Scores, ShardSummary
 from anonymizer.release import assemble, history, ledger, plan, publish
 from anonymizer.release.ledger import ShardWriter
@@ -119,7 +120,7 @@ def settings(source: Path | str, output: Path | str, /, *overrides: str, **secti
     }
     for name, section in sections.items():
         tree[name] = tree.get(name, {}) | section
-    return build(tree, overrides)
+    return build_resolved(RunConfig, tree, overrides)
 
 
 def begin(config: RunConfig, backbone: Any = None, key: CustodianKey = KEY) -> Release:

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from anonymizer.backbones import load_backbone
-from anonymizer.release import preflight
+from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from tests.support.releases import GARBAGE, HEX, begin, folder_of, manifest, one_shard, people, run, settings, tree
@@ -196,7 +196,7 @@ def test_status_says_how_far_a_release_is(tmp_path: Path, source: Path, cli: Cli
         3,
         False,
     )
-    with preflight.exclusive_run(config.output.uri):  # in this process; a lock is the same to any other
+    with run_lock.exclusive_run(config.output.uri):  # in this process; a lock is the same to any other
         assert "a run is working on it" in cli("status", tmp_path / "out").stdout
     one_shard(config, 1)
     one_shard(config, 2)
