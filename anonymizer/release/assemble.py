@@ -18,7 +18,7 @@ from anonymizer.config import RunConfig
 from anonymizer.crypto.encryption import Encryptor
 from anonymizer.data import image_codec, passthrough_columns
 from anonymizer.data.sinks import ImageLocation, ReleasedImage, open_sink
-from anonymizer.data.sinks.errors import make_folder, translate_storage_errors
+from anonymizer.data.sinks.base import make_folder
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.policy import public_scores
 from anonymizer.records import Plan, Status, Summary
@@ -27,7 +27,7 @@ from anonymizer.schema import LEDGER_SCHEMA, SCORE_COLUMNS
 from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import MANIFEST, Release
-from anonymizer.storage.path import StoragePath
+from anonymizer.storage.path import StoragePath, translate_storage_errors
 from anonymizer.storage.prefetch import prefetch_map
 
 REUSED_FOLDER = "kept"  # in staging, the folder of what was published before

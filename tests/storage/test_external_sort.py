@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from anonymizer.attest.verify import check_public
-from anonymizer.data.passthrough_columns import TypeInference, to_arrays, to_json
 from anonymizer.release import assemble
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
@@ -149,48 +147,3 @@ def test_a_lookup_of_nothing_finds_nothing() -> None:
         and not len(lookup.unique_positions())
         and not len(lookup.all_positions("a"))
     )
-
-
-VALUES: list[list[Any]] = [
-    [],
-    [None, None],
-    [1, None, -3],
-    [1, 2.5, None],
-    [True, False, None],
-    ["a", None],
-    ["a", 1],
-    [2**53, 0.5],
-    [2**53 + 1, 0.5],
-    [2**63 - 1, -(2**63)],
-    [0.1, float("inf")],
-]
-
-
-@pytest.mark.parametrize("values", VALUES)
-def test_a_column_that_is_seen_in_parts_gets_the_type_that_it_has_as_a_whole(values: list[Any]) -> None:
-    texts = [to_json({"x": value}) for value in values]
-    kinds = TypeInference(["x"])
-    for text in texts:
-        kinds.update([text])
-    try:
-        expected = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        expected = pa.array([None if v is None else str(v) for v in values], pa.string())
-    found = to_arrays(texts, kinds.types())["x"]
-    assert found.equals(expected)
-    parts = [to_arrays([text], kinds.types())["x"] for text in texts]
-    assert pa.chunked_array(parts, found.type).equals(pa.chunked_array([found]))
-
-
-@pytest.mark.parametrize("values", [[2**63, 1], [True, 1], [1, True], [True, 0.5], [0.5, True]])
-def test_values_that_share_no_type_are_text_in_whatever_order_they_come(values: list[Any]) -> None:
-    kinds = TypeInference(["x"])
-    texts = [to_json({"x": value}) for value in values]
-    kinds.update(texts)
-    assert to_arrays(texts, kinds.types())["x"].to_pylist() == [str(v) for v in values]
-
-
-def test_nan_does_not_hide_what_else_there_is() -> None:
-    kinds = TypeInference(["x"])
-    kinds.update([to_json({"x": value}) for value in (float("nan"), 1.5, float("nan"))])
-    assert kinds.types() == {"x": pa.float64()} and np.isnan(float("nan"))

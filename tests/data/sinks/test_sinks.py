@@ -20,9 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anonymizer.config import OutputConfig, SourceConfig
-from anonymizer.data import sinks
 from anonymizer.data.image_codec import decode, encode
-from anonymizer.data.sinks import ImageLocation, ReleasedImage, open_sink
+from anonymizer.data.sinks import ImageLocation, ReleasedImage, base, open_sink
 from anonymizer.data.sinks.folder import label_folder
 from anonymizer.data.sources import open_source
 from anonymizer.errors import OutputError
@@ -147,17 +146,17 @@ def test_parquet_says_to_hugging_face_which_column_holds_pictures(memory: Any) -
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
 def test_parts_are_cut_by_rows_and_by_bytes(form: str, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anonymizer.data.sinks.parquet.GROUP_ROWS", 2)
-    monkeypatch.setattr(sinks, "PART_ROWS", 4)
+    monkeypatch.setattr(base, "PART_ROWS", 4)
     parts = [place.file for place in written(form, pictures(10), memory, "/rows")]
     assert [parts.count(part) for part in sorted(set(parts))] == [4, 4, 2]
-    monkeypatch.setattr(sinks, "PART_BYTES", 250)
+    monkeypatch.setattr(base, "PART_BYTES", 250)
     parts = [place.file for place in written(form, pictures(10), memory, "/bytes")]
     assert {parts.count(part) for part in parts} == {2}
     assert len(files(memory, "/bytes")) == 5
 
 
 def test_all_parquet_parts_have_one_schema(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks, "PART_ROWS", 2)
+    monkeypatch.setattr(base, "PART_ROWS", 2)
     monkeypatch.setattr("anonymizer.data.sinks.parquet.GROUP_ROWS", 1)
     rows = [ReleasedImage(str(n), b"x", ".png", None, None, {"age": n if n > 3 else None}) for n in range(6)]
     written("parquet", iter(rows), memory, "/guessed")
