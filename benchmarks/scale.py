@@ -239,10 +239,10 @@ class Job:
             "reconcile": lambda: ledger.reconcile(release, plan.read(release)),
             "assemble": lambda: assemble.assemble(release, config),
             "report": lambda: report.write_restricted(release, plan.read(release), config, summary()),
-            "publish": lambda: publish.decide_and_publish(release, config, self.key),
+            "publish": lambda: publish.decide_and_publish(release, config, self.key, report.write_public),
             "again": lambda: (
                 assemble.assemble(release, config),
-                publish.decide_and_publish(release, config, self.key),
+                publish.decide_and_publish(release, config, self.key, report.write_public),
             ),
             "summary": summary,
             "status": lambda: release_commands.status(whole, as_json=True),

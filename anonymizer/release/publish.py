@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 
 from anonymizer import config as configuration
-from anonymizer import report
 from anonymizer.attest import dsse, statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.predicate import Materials
@@ -26,7 +25,10 @@ from anonymizer.release import event_log, history, ledger, plan
 from anonymizer.release.assemble import remove_incomplete, summarize_release
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, Release
+from anonymizer.storage.parquet import TableLike
+from anonymizer.storage.path import StoragePath
 
+WriteDocuments = Callable[[StoragePath, Plan, RunConfig, Summary, TableLike, Mapping[str, Any] | None, bool], None]
 DECISION_PREDICATE = "urn:anonymizer:predicate:decision:v1"
 
 
@@ -71,8 +73,12 @@ def read_status(release: Release) -> PublicationStatus | None:
     return PublicationStatus(release.is_published, approvals(signed), signed.predicate["approvals"]["required"])
 
 
-def decide_and_publish(release: Release, config: RunConfig, key: CustodianKey) -> PublicationStatus:
+def decide_and_publish(
+    release: Release, config: RunConfig, key: CustodianKey, write_documents: WriteDocuments
+) -> PublicationStatus:
     """Take an assembled release as far as the policy and the approvals let it go.
+
+    ``write_documents`` writes card, report and metadata into the candidate (``anonymizer.report.write_public``).
 
     GateError, after the decision is written down, where the policy does not let it out.
     """
@@ -86,7 +92,7 @@ def decide_and_publish(release: Release, config: RunConfig, key: CustodianKey) -
     _refuse_rejected(case)
     history.refuse_erased(config)
     if not _is_statement_current(release, config, case):
-        _sign_candidate(release, config, case, key, signer)
+        _sign_candidate(release, config, case, key, signer, write_documents)
     return _publish_if_approved(release, read_statement(release))
 
 
@@ -250,7 +256,12 @@ def _is_statement_current(release: Release, config: RunConfig, case: PolicyEvalu
 
 
 def _sign_candidate(
-    release: Release, config: RunConfig, case: PolicyEvaluation, key: CustodianKey, signer: CryptoSigner | None
+    release: Release,
+    config: RunConfig,
+    case: PolicyEvaluation,
+    key: CustodianKey,
+    signer: CryptoSigner | None,
+    write_documents: WriteDocuments,
 ) -> None:
     """Write the papers of the public half, and the statement about all of it."""
     folder = release.candidate
@@ -260,7 +271,7 @@ def _sign_candidate(
         if data is not None:
             (folder / name).write_uncommitted(data)
     manifest = parquet.open_table(release.manifest)
-    report.write_public(folder, case.plan, config, case.counts, manifest, case.audit, is_signed=signer is not None)
+    write_documents(folder, case.plan, config, case.counts, manifest, case.audit, signer is not None)
     head = event_log.record(
         release, "sealed", publisher=case.publisher, ledger=ledger.compute_digest(release, case.plan)
     )

@@ -30,7 +30,6 @@ def write_public(
     summary: Summary,
     manifest: TableLike,
     audit: Mapping[str, Any] | None,
-    *,
     is_signed: bool,
 ) -> None:
     """Write the report, the card and ``croissant.json`` into ``folder``: nothing about an individual original.

@@ -67,7 +67,7 @@ def run(release: str, records: Path, output: str) -> ErasureSummary:
             if not new.purged.exists():  # what would show originals was kept long enough
                 report.write_restricted(new, the_plan, settings, assemble.summarize_release(new, the_plan))
         try:
-            standing = publish.decide_and_publish(new, settings, key)
+            standing = publish.decide_and_publish(new, settings, key, report.write_public)
         except GateError as problem:
             raise GateError(
                 f"{problem}; the old release stands until then: finish with the same `anonymizer erase`"

@@ -219,7 +219,7 @@ def _finish(config: RunConfig) -> Summary:
     the_plan = plan.read(release)
     summary = assemble.summarize_release(release, the_plan)
     report.write_restricted(release, the_plan, config, summary)
-    publish.decide_and_publish(release, config, load_key(config.key_env))
+    publish.decide_and_publish(release, config, load_key(config.key_env), report.write_public)
     return summary
 
 

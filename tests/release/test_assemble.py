@@ -89,16 +89,16 @@ def named(part: str) -> Any:
 
 
 POINTS: dict[str, tuple[Any, str, Any, bool]] = {
-    "while planning": (StoragePath, "put", named("plan/shard-00001"), False),
+    "while planning": (StoragePath, "write_uncommitted", named("plan/shard-00001"), False),
     "before the plan stands": (StoragePath, "write", named("plan.json"), False),
-    "at the first staged picture": (StoragePath, "put", named("staging/"), False),
-    "after the first staged picture": (StoragePath, "put", named("staging/"), True),
-    "after a picture went into quarantine": (StoragePath, "put", named("quarantine/"), True),
+    "at the first staged picture": (StoragePath, "write_uncommitted", named("staging/"), False),
+    "after the first staged picture": (StoragePath, "write_uncommitted", named("staging/"), True),
+    "after a picture went into quarantine": (StoragePath, "write_uncommitted", named("quarantine/"), True),
     "between staging and commit": (StoragePath, "create", named("ledger/shard-00001"), False),
     "right after a commit": (StoragePath, "create", named("ledger/shard-00001"), True),
     "between the last commit and assembling": (assemble, "assemble", lambda *args: True, False),
     "before the papers are written": (report, "write_public", lambda *args: True, False),
-    "when the manifest is there": (assemble, "_write", lambda *args: True, True),
+    "when the manifest is there": (assemble, "_write_public", lambda *args: True, True),
     "before the candidate appears": (StoragePath, "move_to", named("assembling/"), False),
     "after the candidate appeared": (StoragePath, "move_to", named("assembling/"), True),
     "after the policy was asked": (StoragePath, "write", named("decisions"), True),
@@ -378,7 +378,7 @@ def test_two_that_assemble_at_once_publish_one_whole_release(
     release = begin(config)
     for shard in range(4):
         one_shard(config, shard, scorer=Unscored(Scores()))
-    owner, name = {"writing pictures": (StoragePath, "put"), "about to show": (StoragePath, "move_to")}[moment]
+    owner, name = {"writing pictures": (StoragePath, "write_uncommitted"), "about to show": (StoragePath, "move_to")}[moment]
     original = getattr(owner, name)
     others = [True]
 

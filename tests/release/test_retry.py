@@ -159,7 +159,7 @@ class Stop(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["put", "write", "move_to", "remove", "create"])
+@pytest.mark.parametrize("method", ["write_uncommitted", "write", "move_to", "remove", "create"])
 def test_a_retry_that_is_stopped_anywhere_loses_nothing(
     tmp_path: Path, source: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +194,7 @@ def test_a_retry_that_is_stopped_anywhere_loses_nothing(
         assert len(rows(release)) == 7
         if not stopped:
             return
-    assert method in ("put", "write")
+    assert method in ("write_uncommitted", "write")
 
 
 def test_two_at_one_opened_shard_leave_what_the_first_committed(tmp_path: Path, source: Path) -> None:

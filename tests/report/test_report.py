@@ -73,7 +73,7 @@ def release_of(tmp_path: Path, ideal: Any, good: int = 6, **settings: Any) -> tu
         anonymize_shard(shard, plan.read_entries(release, shard), run, ideal, ToyScorer(), key, writer)
     assemble.assemble(release, run)
     write_restricted(release, run)
-    publish.decide_and_publish(release, run, key)
+    publish.decide_and_publish(release, run, key, report.write_public)
     return release, run
 
 

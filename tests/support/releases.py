@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from anonymizer import report
 from anonymizer.backbones import Denoised
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
@@ -154,7 +155,7 @@ def run(config: RunConfig, backbone: Any = None, scorer: Scorer | None = None, k
         if ledger.read_shard(release, shard) is None:
             one_shard(config, shard, backbone, scorer, key)
     assemble.assemble(release, config)
-    publish.decide_and_publish(release, config, key)
+    publish.decide_and_publish(release, config, key, report.write_public)
     return release
 
 
