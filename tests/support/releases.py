@@ -43,7 +43,7 @@ class PlainScorer:
     def score(self, reference: torch.Tensor, outputs: torch.Tensor) -> list[Scores]:
         return [self.score_one(a, b) for a, b in zip(reference, outputs, strict=True)]
 
-    def across(self, originals: torch.Tensor, outputs: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    def score_pairwise(self, originals: torch.Tensor, outputs: torch.Tensor) -> Mapping[str, torch.Tensor]:
         every = [[self.score_one(a, b) for a in originals] for b in outputs]
         return {name: torch.tensor([[getattr(s, name) for s in row] for row in every]) for name in self.names}
 
