@@ -378,7 +378,9 @@ def test_two_that_assemble_at_once_publish_one_whole_release(
     release = begin(config)
     for shard in range(4):
         one_shard(config, shard, scorer=Unscored(Scores()))
-    owner, name = {"writing pictures": (StoragePath, "write_uncommitted"), "about to show": (StoragePath, "move_to")}[moment]
+    owner, name = {"writing pictures": (StoragePath, "write_uncommitted"), "about to show": (StoragePath, "move_to")}[
+        moment
+    ]
     original = getattr(owner, name)
     others = [True]
 

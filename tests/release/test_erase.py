@@ -454,7 +454,7 @@ def test_a_new_release_that_does_not_verify_leaves_the_old_one(
 ) -> None:
     file = names(tmp_path, f"subject:{ADA}")
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, erase_job, "_destroy_old")
+        stop_at(patch, erase_job, "_destroy_verified")
         erase(old, tmp_path / "new", file)
     before = tree(old.root.path)
     damaged = next(Path(tmp_path / "new" / "public").rglob("*.png"))
