@@ -20,8 +20,8 @@ from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.predicate import Materials, ReleasePredicate, parse
 from anonymizer.config import PolicyConfig
 from anonymizer.crypto import signing
-from anonymizer.policy.gates import ReleaseCounts, Verdict
-from anonymizer.records import Plan
+from anonymizer.policy.gates import Verdict
+from anonymizer.records import Plan, Summary
 from anonymizer.storage.layout import IMAGES, STATEMENT
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
@@ -34,7 +34,7 @@ LIBRARIES = (
 
 
 def build_predicate(
-    plan: Plan, counts: ReleaseCounts, manifest: TableLike, public_scores: str, materials: Materials
+    plan: Plan, counts: Summary, manifest: TableLike, public_scores: str, materials: Materials
 ) -> dict[str, Any]:
     """Return the fields about how a release was made; those of ``build_decision`` and ``events`` are still to come."""
     libraries = {}

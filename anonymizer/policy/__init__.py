@@ -1,1 +1,1 @@
-"""Gates on records and releases, and calibrated levels."""
+"""Rules on what may be released: gates on records and releases, risk figures, public scores, calibrated levels."""

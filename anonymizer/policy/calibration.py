@@ -1,11 +1,11 @@
-"""Level <-> measured risk: what a calibration holds, and which level keeps a promise about risk."""
+"""Calibrations: measured risk and utility against level, and the choice of a level for a bound on risk."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any, Literal, TypeVar
 
@@ -22,16 +22,18 @@ FORMAT: Literal["anonymizer calibration 1"] = "anonymizer calibration 1"
 
 
 class FiniteSection(Section):
+    """Base of all parts of a calibration."""
+
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 class AttackRisk(FiniteSection):
-    """One attack at one level; ``value``, ``low``, ``high`` are above chance or control.
+    """Risk of one attack at one level, above its control or chance.
 
-    ``value`` and ``low`` are of whoever reached most, ``high`` of him with the highest upper bound, who is named.
-    The interval is 95 %, so ``high`` alone is wrong for 2.5 % of all samples, or, without a hit, for 5 % (the rule of
-    three). All three are null where too few people were there to tell, and ``note`` says so. ``n`` trials of
-    ``subjects`` people.
+    ``value`` and ``low`` belong to the attacker with the highest risk, ``high`` and ``attacker`` to the one with the
+    highest upper bound. Of a 95 % interval ``high`` fails for 2.5 % of all samples, or, without a success, for 5 % (the
+    rule of three). All three are null, and ``note`` gives the reason, if there were too few people. ``n`` counts
+    trials, ``subjects`` people.
     """
 
     attack: str = Field(pattern=r"^[A-Za-z0-9_-]+$")  # errors repeat it
@@ -53,7 +55,7 @@ class AttackRisk(FiniteSection):
 
 
 class Utility(FiniteSection):
-    """One measure of what the pictures are still good for; null where it could not be had."""
+    """One measure of utility; null where it could not be measured."""
 
     value: float | None
     low: float | None = None
@@ -61,14 +63,14 @@ class Utility(FiniteSection):
 
 
 class SampleHalf(FiniteSection):
-    """Who was in one of two halves that share no person."""
+    """Size of one of the two halves of the sample, which share no person."""
 
     pictures: int = Field(ge=0)
     people: int = Field(ge=0)
 
 
 class CalibratedLevel(FiniteSection):
-    """What was measured at one level, in each half on its own."""
+    """Measurements at one level, in each half separately."""
 
     level: float = Field(gt=0, le=1)
     t_boom: int = Field(ge=1)
@@ -86,7 +88,7 @@ class CalibratedLevel(FiniteSection):
 
 
 class Calibration(FiniteSection):
-    """The curve of risk and utility against level, and what it belongs to."""
+    """The curve of risk and utility against level, and the settings that it holds for."""
 
     format: Literal["anonymizer calibration 1"]
     belongs_to: CalibrationScope
@@ -106,25 +108,25 @@ class Calibration(FiniteSection):
 
     @property
     def attacks(self) -> tuple[str, ...]:
-        """What was tried at any level."""
-        return tuple(sorted({risk.attack for one in self.levels for risk in (*one.choosing, *one.confirming)}))
+        """Names of all attacks that were tried at any level."""
+        return tuple(sorted({risk.attack for level in self.levels for risk in (*level.choosing, *level.confirming)}))
 
 
 # Reading and writing
 
 
 def to_json(calibration: Calibration) -> bytes:
-    """The file ``calibration.json``."""
+    """Return the content of ``calibration.json``."""
     return calibration.model_dump_json(indent=2).encode()
 
 
 def read(uri: str) -> Calibration:
-    """The calibration that lies there; any fsspec URI. ConfigError, which names the file but not where it lies."""
+    """Read a calibration from an fsspec URI. Raises ConfigError, which names the file but not its folder."""
     return parse(_read_bytes(uri), _file_name(uri))
 
 
 def parse(data: bytes, name: str) -> Calibration:
-    """The calibration in a file's bytes; ``name`` says which file. ConfigError if it is none, or damaged."""
+    """Return the calibration in the bytes of the file ``name``. Raises ConfigError if they are anything else."""
     try:
         return Calibration.model_validate_json(data, strict=True)
     except ValidationError as error:
@@ -170,7 +172,7 @@ def _file_name(uri: str) -> str:
 
 @dataclass(frozen=True)
 class LevelChoice:
-    """A level that keeps the promise, and by what: highest over ``attacks``, in each half."""
+    """A chosen level, with the highest risk over ``attacks`` in each half."""
 
     level: float
     max_risk: float
@@ -181,51 +183,53 @@ class LevelChoice:
 
 
 def choose_level(calibration: Calibration, max_risk: float, attacks: Sequence[str] | None = None) -> LevelChoice:
-    """The smallest level that keeps all risks at or below ``max_risk`` (a share in (0, 1)), with every stronger one.
+    """Return the lowest level such that it and all stronger ones keep every risk at or below ``max_risk`` in (0, 1).
 
-    From the strongest level down, each one's highest upper bound over ``attacks`` (all that were tried, if none are
-    named) must hold in the choosing half; the first that does not ends the search. That is fixed-sequence testing:
-    "the risk here is above ``max_risk``" is tested for one level after the other, in an order that was fixed before
-    there were data. A level that is wrongly taken means that the first level in this order whose risk is too high has
-    passed its own test, and that happens for at most 5 % of all samples (one side of a 95 % interval, or the rule of
-    three), however many levels there are: no correction for many tries is due. Nor is one due for several attacks,
-    since all must hold. Source: Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052. Taking the smallest
-    level that passes would need a correction: of many low levels one may pass by luck. So this can only be stricter.
+    Fixed-sequence testing: levels are taken from the strongest down, in an order fixed before there are data. At each
+    one the highest upper bound over ``attacks`` (default: all that were tried) in the choosing half must not exceed
+    ``max_risk``; the first level that fails ends the search. A level is accepted wrongly only if the first level in
+    this order with too high a risk passes its own test, which happens for at most 5 % of all samples (one side of a
+    95 % interval, or the rule of three) for any number of levels. So no correction for multiple levels is needed, nor
+    one for multiple attacks, since all must hold. Source: Angelopoulos et al. 2021, "Learn then Test",
+    arXiv 2110.01052. Taking the lowest level that passes at all would need a correction: one of many low levels may
+    pass by luck.
 
     The confirming half, people who had no part in the choice, must then agree: its measured risks at this level must
-    not be above ``max_risk``. If they are, no other level is tried, for that would be choosing by them.
+    not exceed ``max_risk`` either. If they do, no other level is tried, since that would be choosing by this half.
 
-    What could not be measured counts as too high. ConfigError, with the curve, where no level holds.
+    An attack that could not be measured counts as too high. Raises ConfigError, with the curve, if no level holds.
     """
     if not 0 < max_risk < 1:
         raise ConfigError(
             f"boomerang.level.max_risk must be in (0, 1), got {max_risk:g}: no sample shows a risk of 0, and 1 is no "
             "promise"
         )
-    wanted = _resolve_attacks(calibration, attacks)
-    falling = sorted(calibration.levels, key=lambda one: one.level, reverse=True)
-    holding = list(takewhile(lambda one: _highest_risk(one.choosing, wanted, "high")[0] <= max_risk, falling))
-    if not holding:
-        curve = ", ".join(f"{one.level:g}: {_describe_risk(one.choosing, wanted, 'high')}" for one in reversed(falling))
+    names = _resolve_attacks(calibration, attacks)
+    descending = sorted(calibration.levels, key=lambda level: level.level, reverse=True)
+    passing = list(takewhile(lambda level: _highest_risk(level.choosing, names, "high")[0] <= max_risk, descending))
+    if not passing:
+        ascending = reversed(descending)
+        curve = ", ".join(f"{level.level:g}: {_describe_risk(level.choosing, names, 'high')}" for level in ascending)
         raise ConfigError(
             f"boomerang.level: no level, taken from the strongest down, keeps the risk at or below {max_risk:g}; upper "
             f"bounds are {curve}: raise max_risk, calibrate with more people, or name the attacks that the promise is "
             "about"
         )
-    chosen = holding[-1]
-    if _highest_risk(chosen.confirming, wanted, "value")[0] > max_risk:
+    choice = passing[-1]
+    confirming_value = _highest_risk(choice.confirming, names, "value")[0]
+    if confirming_value > max_risk:
         raise ConfigError(
-            f"boomerang.level: {chosen.level:g} was chosen for a risk of at most {max_risk:g}, and the people who were "
-            f"to confirm it show {_describe_risk(chosen.confirming, wanted, 'value')} (upper bound "
-            f"{_describe_risk(chosen.confirming, wanted, 'high')}): raise max_risk, or calibrate with more people"
+            f"boomerang.level: {choice.level:g} was chosen for a risk of at most {max_risk:g}, and the people who were "
+            f"to confirm it show {_describe_risk(choice.confirming, names, 'value')} (upper bound "
+            f"{_describe_risk(choice.confirming, names, 'high')}): raise max_risk, or calibrate with more people"
         )
     return LevelChoice(
-        level=chosen.level,
+        level=choice.level,
         max_risk=max_risk,
-        attacks=wanted,
-        choosing_high=_highest_risk(chosen.choosing, wanted, "high")[0],
-        confirming_value=_highest_risk(chosen.confirming, wanted, "value")[0],
-        confirming_high=_highest_risk(chosen.confirming, wanted, "high")[0],
+        attacks=names,
+        choosing_high=_highest_risk(choice.choosing, names, "high")[0],
+        confirming_value=confirming_value,
+        confirming_high=_highest_risk(choice.confirming, names, "high")[0],
     )
 
 
@@ -233,29 +237,28 @@ def _resolve_attacks(calibration: Calibration, attacks: Sequence[str] | None) ->
     known = calibration.attacks
     if not known:
         raise ConfigError("boomerang.level: the calibration tried no attack, so it says nothing: calibrate again")
-    wanted = known if attacks is None else tuple(sorted(set(attacks)))
-    if not wanted:
+    names = known if attacks is None else tuple(sorted(set(attacks)))
+    if not names:
         raise ConfigError(f"boomerang.level.attacks: names none: leave it out, or name some of {', '.join(known)}")
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(
-                f"boomerang.level.attacks: the calibration did not try {name!r}: name some of {', '.join(known)}, or "
-                "calibrate with it"
-            )
-    return wanted
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(
+            f"boomerang.level.attacks: the calibration did not try {unknown[0]!r}: name some of {', '.join(known)}, or "
+            "calibrate with it"
+        )
+    return names
 
 
 def _highest_risk(
-    risks: Sequence[AttackRisk], wanted: Sequence[str], side: Literal["value", "high"]
+    risks: Sequence[AttackRisk], attacks: Sequence[str], side: Literal["value", "high"]
 ) -> tuple[float, str]:
-    """The highest of these attacks' numbers, and the attack; infinite where one was not measured."""
-    found = {risk.attack: getattr(risk, side) for risk in risks}
-    return max((math.inf if found.get(name) is None else found[name], name) for name in wanted)
+    """Return the highest risk of these attacks and the name of that attack; infinity for an unmeasured one."""
+    by_attack = {risk.attack: getattr(risk, side) for risk in risks}
+    return max((math.inf if by_attack.get(name) is None else by_attack[name], name) for name in attacks)
 
 
-def _describe_risk(risks: Sequence[AttackRisk], wanted: Sequence[str], side: Literal["value", "high"]) -> str:
-    number, attack = _highest_risk(risks, wanted, side)
-    return f"{attack} not measured" if number == math.inf else f"{number:.3f} {attack}"
+def _describe_risk(risks: Sequence[AttackRisk], attacks: Sequence[str], side: Literal["value", "high"]) -> str:
+    risk, attack = _highest_risk(risks, attacks, side)
+    return f"{attack} not measured" if risk == math.inf else f"{risk:.3f} {attack}"
 
 
 # In a configuration
@@ -266,17 +269,16 @@ class _BoomerangWithRule(Section):
 
 
 class _ConfigWithRule(Section):
-    """The rule where it stands in a configuration, so that what is said of it names its keys in full."""
+    """The rule at its place in a configuration, so that errors name its keys in full."""
 
     boomerang: _BoomerangWithRule
 
 
 def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration's nested mappings with the level that its rule chooses, and with how it was chosen.
+    """Return a configuration's nested mappings with a rule for the level replaced by a level and how it was chosen.
 
-    Whatever else is wrong with the configuration is said first, then what the calibration does not belong to. Where
-    the level is no mapping, nothing changes. What comes back needs the calibration's file no more, and does not say
-    where it lies. ConfigError in one line.
+    Nothing changes if the level is no mapping. The result no longer needs the calibration's file, nor names its folder.
+    Raises ConfigError in one line: errors in other settings first, then settings that the calibration is not made for.
     """
     section = tree.get("boomerang")
     if not isinstance(section, Mapping) or not isinstance(section.get("level"), Mapping):
@@ -290,14 +292,9 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("; ".join(problems))
     choice = choose_level(calibration, rule.max_risk, rule.attacks)
     chosen = ChosenLevel(
-        level=choice.level,
+        **asdict(choice),
         identified=calibration.identified,
         calibration=hashlib.sha256(data).hexdigest(),
-        max_risk=choice.max_risk,
-        attacks=choice.attacks,
-        choosing_high=choice.choosing_high,
-        confirming_value=choice.confirming_value,
-        confirming_high=choice.confirming_high,
         belongs_to=calibration.belongs_to,
     )
     return {**tree, "boomerang": rest | {"level": choice.level, "chosen": chosen.model_dump(mode="json")}}

@@ -1,48 +1,49 @@
-"""The gates. Of a record: may this output leave the house? Of a release: may all of it? What cannot be told may not."""
+"""Gates: whether an output may be released, and whether a release may be published. Unknown values fail closed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 from anonymizer.config import Bound, PolicyConfig, RunConfig, parse_risk_rule
 from anonymizer.policy.risk_figures import TRAINING_SET, FigureRow, risk_above_chance, select_headlines
-from anonymizer.records import Decision, Reason, Scores, Status
+from anonymizer.records import Decision, Reason, Scores, Status, Summary
 
-FACE_SCORES = ("identity_distance", "faces")
+FACE_SCORES = {"identity_distance", "faces"}
 HIGHER_IS_CLOSER = {"clip_similarity": True, "lpips": False, "identity_distance": False}
+COUNT_RULES = {"min_released", "max_quarantined", "max_failed"}  # rules that need no audit
 
 
 def gate(scores: Scores, config: RunConfig) -> Decision:
-    """Whether one output may be released. A score that is asked for and missing, or no number, holds it back."""
-    metrics, asked = config.metrics, config.policy.scores
-    needed = {"clip_similarity": metrics.clip != "none", "lpips": metrics.lpips != "none"}
-    if any(wanted and _finite_score(scores, name) is None for name, wanted in needed.items()):
-        return _quarantine(Reason.NOT_SCORED)
-    if any(name in FACE_SCORES for name in asked):
+    """Decide whether one output may be released; a requested score that is missing or not finite quarantines it."""
+    bounds, metrics = config.policy.scores, config.metrics
+    requested = {"clip_similarity": metrics.clip, "lpips": metrics.lpips}
+    if any(model != "none" and _finite_score(scores, name) is None for name, model in requested.items()):
+        return Decision(Status.QUARANTINED, Reason.NOT_SCORED)
+    if FACE_SCORES.intersection(bounds):
         if metrics.identity == "none" or scores.faces is None:
-            return _quarantine(Reason.NOT_SCORED)
+            return Decision(Status.QUARANTINED, Reason.NOT_SCORED)
         if scores.faces == 0 or _finite_score(scores, "identity_distance") is None:
-            return _quarantine(Reason.NO_FACE)  # on the output, or on the original
-    found = {_violated_bound(name, _finite_score(scores, name), bound) for name, bound in asked.items()}
+            return Decision(Status.QUARANTINED, Reason.NO_FACE)  # none on the output, or none on the original
+    violations = {_violation(name, _finite_score(scores, name), bound) for name, bound in bounds.items()}
     for reason in (Reason.NOT_SCORED, Reason.TOO_CLOSE, Reason.TOO_FAR):
-        if reason in found:
-            return _quarantine(reason)
+        if reason in violations:
+            return Decision(Status.QUARANTINED, reason)
     return Decision(Status.RELEASED)
 
 
-def _violated_bound(name: str, value: float | None, bound: Bound) -> Reason | None:
-    """How a score breaks its bound. Too few or too many faces are of no use; that they came too close is not known."""
+def _violation(name: str, value: float | None, bound: Bound) -> Reason | None:
+    """Return how a score violates its bound; a number of faces out of bounds counts as too far, not as too close."""
     if value is None:
         return Reason.NOT_SCORED
-    higher = HIGHER_IS_CLOSER.get(name)
+    higher_is_closer = HIGHER_IS_CLOSER.get(name)
     if bound.max is not None and value > bound.max:
-        return Reason.TOO_CLOSE if higher else Reason.TOO_FAR
+        return Reason.TOO_CLOSE if higher_is_closer else Reason.TOO_FAR
     if bound.min is not None and value < bound.min:
-        return Reason.TOO_CLOSE if higher is False else Reason.TOO_FAR
+        return Reason.TOO_CLOSE if higher_is_closer is False else Reason.TOO_FAR
     return None
 
 
@@ -51,26 +52,9 @@ def _finite_score(scores: Scores, name: str) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _quarantine(reason: Reason) -> Decision:
-    return Decision(Status.QUARANTINED, reason)
-
-
-class ReleaseCounts(Protocol):
-    """What a release came to."""
-
-    @property
-    def read(self) -> int: ...
-    @property
-    def released(self) -> int: ...
-    @property
-    def quarantined(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class AuditResult:
-    """An audit of a release: when it was, of which manifest (SHA-256), its figures, and what its attackers lacked."""
+    """An audit of a release: its time, the SHA-256 of the manifest, the figures, and what its attackers lacked."""
 
     when: datetime
     manifest_sha256: str
@@ -80,21 +64,26 @@ class AuditResult:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What one rule says. ``found`` is for the custodian; it may say more than a release publishes."""
+    """Result of one rule. ``measured`` is for the custodian: it may hold more than a release publishes."""
 
     rule: str
     bound: str
-    found: str
+    measured: str
     result: Literal["pass", "fail", "waived"]
-    is_figure: bool = False  # ``found`` is a figure of the audit, which a log or a scheduler must not see
+    is_figure: bool = False  # ``measured`` is a figure of the audit, which no log or scheduler may see
 
     def __str__(self) -> str:
-        return f"{self.rule} ({self.bound})" + ("" if self.is_figure else f": {self.found}")
+        return f"{self.rule} ({self.bound})" + ("" if self.is_figure else f": {self.measured}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields under the names that a decision's predicate gives them."""
+        fields = asdict(self)
+        return fields | {"found": fields.pop("measured")}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all rules say together: pass, unless one fails that nobody has waived."""
+    """Results of all rules; a release passes unless one fails without a waiver."""
 
     rule_results: Sequence[RuleResult]
 
@@ -108,90 +97,80 @@ class Verdict:
 
     @property
     def waived_rules(self) -> list[str]:
-        return [ruling.rule for ruling in self.rule_results if ruling.result == "waived"]
+        return [rule.rule for rule in self.rule_results if rule.result == "waived"]
 
     @property
     def failed_rules(self) -> list[RuleResult]:
-        return [ruling for ruling in self.rule_results if ruling.result == "fail"]
+        return [rule for rule in self.rule_results if rule.result == "fail"]
 
 
 def evaluate_release(
-    policy: PolicyConfig, counts: ReleaseCounts, manifest: str, audit: AuditResult | None, now: datetime
+    policy: PolicyConfig, counts: Summary, manifest_sha256: str, audit: AuditResult | None, now: datetime
 ) -> Verdict:
-    """Whether a release may be published. ``manifest`` is the SHA-256 of the one that would be."""
-    rulings = [*_evaluate_counts(policy, counts), *_evaluate_audit(policy, manifest, audit, now)]
-    return Verdict([_apply_waiver(policy, ruling, now.astimezone(UTC).date()) for ruling in rulings])
+    """Decide whether the release with this manifest may be published; an audit of another manifest does not count."""
+    if audit is not None and audit.manifest_sha256 != manifest_sha256:
+        audit = None
+    results = [*_evaluate_counts(policy, counts), *_evaluate_audit(policy, audit, now)]
+    return Verdict([_apply_waiver(policy, result, now.astimezone(UTC).date()) for result in results])
 
 
-COUNT_RULES = {"min_released", "max_quarantined", "max_failed"}  # rules that no audit has a say in
-
-
-def _evaluate_counts(policy: PolicyConfig, counts: ReleaseCounts) -> Iterator[RuleResult]:
-    if least := policy.min_released:
-        found = f"{counts.released} released"
-        yield _rule_result("min_released", f"at least {least}", found, counts.released >= least)
-    shares = {"max_quarantined": counts.quarantined, "max_failed": counts.failed}
-    for rule, count in shares.items():
-        most: float | None = getattr(policy, rule)
-        if most is not None:
+def _evaluate_counts(policy: PolicyConfig, counts: Summary) -> Iterator[RuleResult]:
+    if minimum := policy.min_released:
+        measured, passes = f"{counts.released} released", counts.released >= minimum
+        yield _rule_result("min_released", f"at least {minimum}", measured, passes)
+    for rule, count in {"max_quarantined": counts.quarantined, "max_failed": counts.failed}.items():
+        maximum: float | None = getattr(policy, rule)
+        if maximum is not None:
             share = count / counts.read if counts.read else 1.0
-            yield _rule_result(rule, f"at most {most:g} of all", f"{count} of {counts.read}", share <= most)
+            yield _rule_result(rule, f"at most {maximum:g} of all", f"{count} of {counts.read}", share <= maximum)
 
 
-def _evaluate_audit(
-    policy: PolicyConfig, manifest: str, audit: AuditResult | None, now: datetime
-) -> Iterator[RuleResult]:
-    if not policy.required_attacks and policy.audit_days is None:
-        return
-    ours = audit if audit is not None and audit.manifest_sha256 == manifest else None
-    missing = "no audit of this release"
+def _evaluate_audit(policy: PolicyConfig, audit: AuditResult | None, now: datetime) -> Iterator[RuleResult]:
+    figures, missing = audit.figures if audit else [], "no audit of this release"
     for attack in policy.required_attacks:
-        measured = ours is not None and bool(select_headlines(ours.figures, attack))
-        nothing = missing if ours is None else "not tried, or nothing could be measured"
-        yield _rule_result(f"audits.{attack}", "must have been tried", "measured" if measured else nothing, measured)
+        is_measured = bool(select_headlines(figures, attack))
+        unmeasured = "not tried, or nothing could be measured" if audit else missing
+        measured = "measured" if is_measured else unmeasured
+        yield _rule_result(f"audits.{attack}", "must have been tried", measured, is_measured)
+    limits = audit.attacker_limits if audit else None  # figures of limited attackers are no upper bounds
     for rule, bound in policy.risk.items():
-        attack, measure = parse_risk_rule(rule)
-        high = _highest_upper_bound(ours.figures if ours else [], attack, measure)
-        partial = ours is not None and ours.attacker_limits is not None  # its figures are no upper bounds
-        holds = high is not None and high <= bound.upper and not partial
-        found = "not measured, or not by every attacker" if high is None else f"at most {high:.3f}"
-        found += f"; {ours.attacker_limits}" if ours and partial else ""
-        ruling = _rule_result(rule, f"upper end at most {bound.upper:g}", found, holds)
-        yield replace(ruling, is_figure=high is not None)
+        high = _highest_upper_bound(figures, *parse_risk_rule(rule))
+        measured = "not measured, or not by every attacker" if high is None else f"at most {high:.3f}"
+        measured += f"; {limits}" if limits is not None else ""
+        passes = high is not None and high <= bound.upper and limits is None
+        result = _rule_result(rule, f"upper end at most {bound.upper:g}", measured, passes)
+        yield replace(result, is_figure=high is not None)
     if policy.audit_days is not None:
-        days = (now - ours.when).days if ours else math.inf
-        found = f"{days} days old" if ours else missing
-        yield _rule_result("audit_days", f"at most {policy.audit_days} days old", found, 0 <= days <= policy.audit_days)
+        days = (now - audit.when).days if audit else math.inf
+        measured, passes = f"{days} days old" if audit else missing, 0 <= days <= policy.audit_days
+        yield _rule_result("audit_days", f"at most {policy.audit_days} days old", measured, passes)
 
 
 def _highest_upper_bound(figures: Sequence[FigureRow], attack: str, measure: str | None) -> float | None:
-    """The highest upper end that any attacker reached; none if one of them could not be measured.
+    """Return the highest upper bound of any attacker, or None if one of them could not be measured.
 
-    Without a measure it is that of the risk above chance, in all that count (see ``headlines``).
+    Without a measure it is that of the risk above chance in all headline figures.
     """
-    own = [line for line in figures if line["attack"] == attack and line["subgroup"] is None]
+    overall = [row for row in figures if row["attack"] == attack and row["subgroup"] is None]
     if measure is None:
-        asked = select_headlines(own, attack)
-        highs = [risk_above_chance(line) for line in asked]
+        bounds = [risk_above_chance(row) for row in select_headlines(overall, attack)]
     else:
-        asked = [line for line in own if line["measure"].startswith(measure) and TRAINING_SET not in line["measure"]]
-        highs = [math.nan if line["value"] is None or line["high"] is None else line["high"] for line in asked]
-    failed = any(line["measure"] == "not run" for line in own)
-    return None if failed or not asked or not all(map(math.isfinite, highs)) else max(highs)
+        rows = [row for row in overall if row["measure"].startswith(measure) and TRAINING_SET not in row["measure"]]
+        bounds = [math.nan if row["value"] is None or row["high"] is None else row["high"] for row in rows]
+    has_failed = any(row["measure"] == "not run" for row in overall)
+    return None if has_failed or not bounds or not all(map(math.isfinite, bounds)) else max(bounds)
 
 
-def _rule_result(rule: str, bound: str, found: str, holds: bool) -> RuleResult:
-    return RuleResult(rule, bound, found, "pass" if holds else "fail")
+def _rule_result(rule: str, bound: str, measured: str, passes: bool) -> RuleResult:
+    return RuleResult(rule, bound, measured, "pass" if passes else "fail")
 
 
-def _apply_waiver(policy: PolicyConfig, ruling: RuleResult, today: date) -> RuleResult:
-    """The ruling, or, where it fails and somebody answers for that, a waived one."""
-    if ruling.result == "pass":
-        return ruling
-    for waiver in policy.waivers:
-        if waiver.rule == ruling.rule:
-            said = f"{ruling.found}; waived by {waiver.who} until {waiver.until}: {waiver.why}"
-            if waiver.until >= today:
-                return replace(ruling, found=said, result="waived")
-            return replace(ruling, found=f"{ruling.found}; its waiver ended on {waiver.until}")
-    return ruling
+def _apply_waiver(policy: PolicyConfig, result: RuleResult, today: date) -> RuleResult:
+    """Return a failed result as waived if the policy waives its rule until today or later."""
+    waiver = next((waiver for waiver in policy.waivers if waiver.rule == result.rule), None)
+    if result.result == "pass" or waiver is None:
+        return result
+    if waiver.until < today:
+        return replace(result, measured=f"{result.measured}; its waiver ended on {waiver.until}")
+    measured = f"{result.measured}; waived by {waiver.who} until {waiver.until}: {waiver.why}"
+    return replace(result, measured=measured, result="waived")

@@ -236,7 +236,7 @@ def _record_decision(release: Release, config: RunConfig, case: PolicyEvaluation
     told = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "result": case.verdict.result,
-        "rules": [asdict(ruling) for ruling in case.verdict.rule_results],
+        "rules": [rule.to_json() for rule in case.verdict.rule_results],
         "policy": config.policy.model_dump(mode="json"),
     }
     made = dsse.build(DECISION_PREDICATE, {MANIFEST: case.manifest_digest}, told, signer)

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ from anonymizer.backbones import Denoised
 from anonymizer.config import PolicyConfig, build
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError
-from anonymizer.policy.gates import AuditResult, ReleaseCounts, evaluate_release, gate
-from anonymizer.records import Reason, Scores, Status
+from anonymizer.policy.gates import AuditResult, evaluate_release, gate
+from anonymizer.records import Reason, Scores, Status, Summary
 from anonymizer.release import assemble, plan, publish
 from anonymizer.storage.layout import Release
 from flows.cli import main
@@ -236,8 +235,8 @@ def test_a_run_that_was_begun_cannot_be_finished_with_other_bounds(tmp_path: Pat
 # -- a release --------------------------------------------------------------------------------------------------------
 
 
-def counts(read: int = 100, released: int = 90, quarantined: int = 6, failed: int = 4) -> ReleaseCounts:
-    return SimpleNamespace(read=read, released=released, quarantined=quarantined, failed=failed)
+def counts(read: int = 100, released: int = 90, quarantined: int = 6, failed: int = 4) -> Summary:
+    return Summary(read, released, quarantined, failed, shards=1, seconds=1.0, reasons={})
 
 
 def line(attack: str, measure: str, high: float, **rest: Any) -> dict[str, Any]:
@@ -250,7 +249,7 @@ def audit(*figures: dict[str, Any], manifest: str = "m", days: float = 0) -> Aud
     return AuditResult(NOW - timedelta(days=days), manifest, figures)
 
 
-def broken(policy: dict[str, Any], found: AuditResult | None = None, of: ReleaseCounts | None = None) -> list[str]:
+def broken(policy: dict[str, Any], found: AuditResult | None = None, of: Summary | None = None) -> list[str]:
     verdict = evaluate_release(PolicyConfig.model_validate(policy), of or counts(), "m", found, NOW)
     return [ruling.rule for ruling in verdict.failed_rules]
 
@@ -306,7 +305,7 @@ def test_figures_of_attackers_who_lacked_something_hold_no_bound() -> None:
     (ruling,) = [
         r for r in evaluate_release(PolicyConfig.model_validate(policy), counts(), "m", lacking, NOW).failed_rules
     ]
-    assert "without what the model was told" in ruling.found
+    assert "without what the model was told" in ruling.measured
 
 
 def test_without_a_measure_the_bound_is_on_risk_above_chance() -> None:
@@ -334,7 +333,7 @@ def test_a_waiver_sets_one_rule_aside_until_its_last_day() -> None:
     assert broken(policy(NOW.date() - timedelta(days=1))) == ["max_quarantined", "max_failed"]
     verdict = evaluate_release(PolicyConfig.model_validate(policy(NOW.date())), counts(), "m", None, NOW)
     ruling = next(r for r in verdict.rule_results if r.rule == "max_failed")
-    assert ruling.result == "waived" and "Ada" in ruling.found and "scanner fault" in ruling.found
+    assert ruling.result == "waived" and "Ada" in ruling.measured and "scanner fault" in ruling.measured
 
 
 def test_a_waiver_of_no_rule_is_refused() -> None:
