@@ -222,8 +222,8 @@ class Job:
         from anonymizer import report
         from anonymizer.records import Summary
         from anonymizer.release import assemble, ledger, plan, publish
-        from flows.cli import governance_reports
-        from flows.cli import release as release_commands
+        from flows.cli import main
+        from flows.cli.governance import verify_release
 
         release, config = self.release, self.config
         public, whole = str(release.public), str(release.root)
@@ -245,11 +245,11 @@ class Job:
                 publish.decide_and_publish(release, config, self.key, report.write_public),
             ),
             "summary": summary,
-            "status": lambda: release_commands.status(whole, as_json=True),
+            "status": lambda: main(["status", whole, "--json"], standalone_mode=False),
             "inspect": self.inspect,
-            "verify": lambda: _require_verified(governance_reports.verify(public, decode=1000, as_json=True)),
-            "verify-all": lambda: _require_verified(governance_reports.verify(public, as_json=True)),
-            "verify-both": lambda: _require_verified(governance_reports.verify(whole, decode=1000, as_json=True)),
+            "verify": lambda: _require_verified(verify_release(public, decode=1000, as_json=True)),
+            "verify-all": lambda: _require_verified(verify_release(public, as_json=True)),
+            "verify-both": lambda: _require_verified(verify_release(whole, decode=1000, as_json=True)),
             "draw": self.draw,
             "previous": self.previous,
         }
@@ -280,11 +280,11 @@ class Job:
     def inspect(self) -> None:
         import pyarrow.parquet as pq
 
-        from flows.cli import catalog
+        from flows.cli import main
 
         groups = pq.ParquetFile(self.release.manifest.path)
         output_id = groups.read_row_group(groups.num_row_groups - 1, columns=["output_id"])["output_id"][-1].as_py()
-        catalog.inspect(str(self.release.root), output_id, as_json=True)
+        main(["inspect", str(self.release.root), output_id, "--json"], standalone_mode=False)
 
     def draw(self) -> None:
         from anonymizer.release.audit_sample import draw_sample

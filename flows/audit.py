@@ -18,7 +18,7 @@ TAGS = ["anonymizer", "audit"]
 
 
 @flow(name="audit", persist_result=False, validate_parameters=False)
-def audit(config: run_templates.ConfigOrUri) -> dict[str, Any]:
+def audit(config: Any) -> dict[str, Any]:
     """Audit one release from a configuration (nested mappings, or the address of a YAML file); returns counts.
 
     Prefect sees the configuration and counts. It never sees a picture, an id, a figure or a key.

@@ -18,7 +18,7 @@ TAGS = ["anonymizer", "calibration"]
 
 
 @flow(name="calibrate", persist_result=False, validate_parameters=False)
-def calibrate(config: run_templates.ConfigOrUri) -> dict[str, Any]:
+def calibrate(config: Any) -> dict[str, Any]:
     """Measure risk and utility at several levels; returns counts.
 
     ``config`` is nested mappings, or the address of a YAML file.

@@ -24,7 +24,7 @@ TAGS = ["anonymizer", "release"]
 
 
 @flow(name="release", persist_result=False, validate_parameters=False)
-def release(config: run_templates.ConfigOrUri) -> dict[str, Any]:
+def release(config: Any) -> dict[str, Any]:
     """Make one release; returns its counts.
 
     ``config`` is nested mappings, as in the YAML file, or the address of such a file; ``{month}`` and ``{newest}``

@@ -1,36 +1,31 @@
-"""The command that makes further training pictures, which are not anonymised."""
+"""The command that makes further training pictures, which are not anonymised: augment."""
 
 from __future__ import annotations
 
 import json
-import sys
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from anonymizer.errors import AnonymizerError
-from flows.cli.options import as_json, build_config, drop_unset, quiet
-
-if TYPE_CHECKING:
-    from anonymizer.config import AugmentConfig
+from flows.cli.options import as_json, build_config, config_argument, model_option, quiet, set_option
 
 
 @click.command()
-@click.argument("config", required=False)
+@config_argument
 @click.option("--source", help="Folder, file or prefix with the originals; any fsspec URI.")
 @click.option("--output", help="A new folder or prefix for the samples; any fsspec URI.")
 @click.option("--label", help="'folder', or the column that holds the label: source.label.")
 @click.option("--levels", help="Lowest and highest level.  [default: .1:.4]")
 @click.option("--samples", type=int, help="Samples of each record.  [default: 2]")
 @click.option("--balance", is_flag=True, default=None, help="More samples for smaller classes, until all are as large.")
-@click.option("--filter", "of_labels", help="Drop what no longer shows its label: clip, or a classifier's folder.")
-@click.option("--model", help="bundled:NAME, a folder or its URI, or a hub id (then --set model.revision=...).")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable.")
+@click.option("--filter", "label_filter", help="Drop what no longer shows its label: clip, or a classifier's folder.")
+@model_option
+@set_option
 @as_json
 @quiet
 def augment(
     config: str | None, source: str | None, output: str | None, label: str | None, levels: str | None,
-    samples: int | None, balance: bool | None, of_labels: str | None, model: str | None, overrides: tuple[str, ...],
+    samples: int | None, balance: bool | None, label_filter: str | None, model: str | None, overrides: tuple[str, ...],
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Make training pictures, not anonymised.
@@ -43,63 +38,44 @@ def augment(
     anonymizer augment CONFIG.yaml --balance --filter clip
     """
     from anonymizer.config import AugmentConfig
-
-    given = {
-        "source.uri": source, "output.uri": output, "source.label": label, "levels": levels, "samples": samples,
-        "balance": balance, "model.id": model, **_filter_settings(of_labels),
-    }  # fmt: skip
-    built = build_config(AugmentConfig, config, drop_unset(given), overrides)
-    try:
-        _run(built, as_json=as_json, quiet=quiet)
-    except KeyboardInterrupt:
-        click.echo("stopped: what was drawn stays; begin again in a new folder", err=True)
-        sys.exit(130)
-
-
-def _filter_settings(name: str | None) -> dict[str, Any]:
-    """The filter that is named in a word, or by the folder of a classifier."""
-    if name in (None, "none", "clip"):
-        return {"filter.kind": name}
-    return {"filter.kind": "classifier", "filter.classifier": name}
-
-
-def _run(config: AugmentConfig, *, as_json: bool, quiet: bool) -> None:
     from anonymizer.storage.path import StoragePath
     from flows.cli import console
+    from flows.cli.start import run_flow
     from flows.jobs import augment as augment_job
-    from flows.runtime import temporary_server
 
+    is_folder = label_filter not in (None, "none", "clip")  # of a classifier
+    options = {
+        "source.uri": source, "output.uri": output, "source.label": label, "levels": levels, "samples": samples,
+        "balance": balance, "model.id": model, "filter.kind": "classifier" if is_folder else label_filter,
+        "filter.classifier": label_filter if is_folder else None,
+    }  # fmt: skip
+    settings = build_config(AugmentConfig, config, options, overrides)
     with console.progress_bar(quiet or as_json):
-        augment_job.check(config)
-        with temporary_server.ensure_server("ANONYMIZER_KEY", "ANONYMIZER_SIGNING_KEY") as ready:
-            ready()
-            from flows.augment import augment as flow
-
-            summary = flow(config.model_dump(mode="json"))
-    folder = StoragePath.from_uri(config.output.uri)
+        augment_job.check(settings)
+        summary = run_flow("augment", settings)
+    folder = StoragePath.from_uri(settings.output.uri)
     if as_json:
         click.echo(json.dumps(summary))
     else:
-        _print_summary(summary, config, folder)
+        low, high = settings.levels
+        console.print_facts(
+            f"Kept {summary['kept']} of {summary['drawn']} samples at levels {low:g} to {high:g}",
+            {
+                "records": f"{summary['usable']} of {summary['read']} could be used",
+                "failed": console.format_counts(summary["reasons"]) or None,
+                "dropped": console.format_counts(summary["dropped"]) or None,
+                "classes": summary["classes"] if settings.source.label else None,
+                "most samples of one record": summary["most_of_one"],
+                "pictures": folder / "images",
+                "a row for each": folder / "manifest.parquet",
+                "by class and level": folder / "summary.json",
+            },
+        )
+        console.print_cautions(
+            ["these are for training, and not anonymised: they stay with whoever owns the originals"]
+        )
     if not summary["kept"]:
         raise AnonymizerError("augment: no sample was kept: see the reasons in summary.json")
 
 
-def _print_summary(summary: dict[str, Any], config: AugmentConfig, folder: Any) -> None:
-    from flows.cli import console
-
-    low, high = config.levels
-    console.print_facts(
-        f"Kept {summary['kept']} of {summary['drawn']} samples at levels {low:g} to {high:g}",
-        {
-            "records": f"{summary['usable']} of {summary['read']} could be used",
-            **({"failed": console.format_counts(summary["reasons"])} if summary["reasons"] else {}),
-            **({"dropped": console.format_counts(summary["dropped"])} if summary["dropped"] else {}),
-            **({"classes": summary["classes"]} if config.source.label else {}),
-            "most samples of one record": summary["most_of_one"],
-            "pictures": folder / "images",
-            "a row for each": folder / "manifest.parquet",
-            "by class and level": folder / "summary.json",
-        },
-    )
-    console.print_cautions(["these are for training, and not anonymised: they stay with whoever owns the originals"])
+COMMANDS = (augment,)

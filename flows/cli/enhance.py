@@ -1,32 +1,27 @@
-"""The command that enlarges pictures, which invents detail and anonymises nobody."""
+"""The command that enlarges pictures, which invents detail and anonymises nobody: enhance."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from anonymizer.errors import AnonymizerError
-from flows.cli.options import as_json, build_config, drop_unset, quiet
-
-if TYPE_CHECKING:
-    from anonymizer.config import EnhanceConfig
-    from anonymizer.storage.path import StoragePath
+from flows.cli.options import as_json, build_config, config_argument, model_option, quiet, set_option
 
 
 @click.command()
-@click.argument("config", required=False)
+@config_argument
 @click.option("--source", help="Folder, file or prefix with the small pictures; any fsspec URI.")
 @click.option("--output", help="A new folder or prefix for the large ones; any fsspec URI.")
 @click.option("--references", help="The same pictures at full size, to compare with; of the same names.")
 @click.option("--factor", type=int, help="How many times as long a side becomes.  [default: 4]")
 @click.option("--levels", help="A level for each pass, with commas; several make a cascade.  [default: .4]")
 @click.option("--upsampling", help="Before the first pass: bilinear, bicubic or lanczos.  [default: bicubic]")
-@click.option("--model", help="bundled:NAME, a folder or its URI, or a hub id (then --set model.revision=...).")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable.")
+@model_option
+@set_option
 @as_json
 @quiet
 def enhance(
@@ -44,87 +39,59 @@ def enhance(
     anonymizer enhance CONFIG.yaml
     """
     from anonymizer.config import EnhanceConfig
+    from anonymizer.storage.path import StoragePath
+    from flows.cli import console
+    from flows.cli.start import run_flow
+    from flows.jobs import enhance as enhance_job
 
-    given = {
+    options = {
         "source.uri": source, "output.uri": output, "references.uri": references, "factor": factor, "levels": levels,
         "upsampling": upsampling, "model.id": model,
     }  # fmt: skip
-    built = build_config(EnhanceConfig, config, drop_unset(given), overrides)
-    try:
-        _run(built, as_json=as_json, quiet=quiet)
-    except KeyboardInterrupt:
-        click.echo("stopped: what was enlarged stays; begin again in a new folder", err=True)
-        sys.exit(130)
-
-
-def _run(config: EnhanceConfig, *, as_json: bool, quiet: bool) -> None:
-    from anonymizer.storage.path import StoragePath
-    from flows.cli import console
-    from flows.jobs import enhance as enhance_job
-    from flows.runtime import temporary_server
-
+    settings = build_config(EnhanceConfig, config, options, overrides)
     with console.progress_bar(quiet or as_json):
-        enhance_job.check(config)
-        with temporary_server.ensure_server("ANONYMIZER_KEY", "ANONYMIZER_SIGNING_KEY") as ready:
-            ready()
-            from flows.enhance import enhance as flow
-
-            summary = flow(config.model_dump(mode="json"))
-    folder = StoragePath.from_uri(config.output.uri)
-    told = json.loads((folder / "summary.json").read())
+        enhance_job.check(settings)
+        run_flow("enhance", settings)
+    folder = StoragePath.from_uri(settings.output.uri)
+    summary = json.loads((folder / "summary.json").read())
     if as_json:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(summary))
     else:
-        _print_summary(told, folder)
+        if summary["figures"]:
+            _print_comparison(summary["figures"])
+        unusable = console.format_counts(summary["unusable_references"]) or None
+        console.print_facts(
+            f"Enlarged {summary['enhanced']} of {summary['read']} pictures {summary['factor']} times",
+            {
+                "failed": console.format_counts(summary["reasons"]) or None,
+                "compared": summary["compared"] if summary["compared"] or unusable else None,
+                "no reference": unusable,
+                "pictures": folder / "images",
+                "a row for each": folder / "manifest.parquet",
+                "look at": folder / "report.html",
+            },
+        )
+        console.print_cautions(
+            [*summary["cautions"], "the detail is invented, and nobody is anonymised: do not release this"]
+        )
     if not summary["enhanced"]:
         raise AnonymizerError("enhance: no picture could be enlarged: see the reasons in report.html")
 
 
-def _print_summary(summary: Mapping[str, Any], folder: StoragePath) -> None:
-    from flows.cli import console
-
-    if summary["figures"]:
-        _print_comparison(summary["figures"])
-    console.print_facts(
-        f"Enlarged {summary['enhanced']} of {summary['read']} pictures {summary['factor']} times",
-        {
-            **({"failed": console.format_counts(summary["reasons"])} if summary["reasons"] else {}),
-            **({"compared": summary["compared"]} if summary["compared"] or summary["unusable_references"] else {}),
-            **(
-                {"no reference": console.format_counts(summary["unusable_references"])}
-                if summary["unusable_references"]
-                else {}
-            ),
-            "pictures": folder / "images",
-            "a row for each": folder / "manifest.parquet",
-            "look at": folder / "report.html",
-        },
-    )
-    console.print_cautions(
-        [*summary["cautions"], "the detail is invented, and nobody is anonymised: do not release this"]
-    )
-
-
 def _print_comparison(figures: Mapping[str, Any]) -> None:
-    """The mean of each method by each measure, and its interval."""
-    from rich.table import Table
-
+    """Print the mean of each method by each measure, with its 95 % interval."""
     from flows.cli import console
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("method", no_wrap=True)
-    for measure in figures:
-        table.add_column(measure.upper(), justify="right", no_wrap=True)
-    for method in next(iter(figures.values())):
-        if method != "n":
-            table.add_row(method, *(_format_interval(found[method]["mean"]) for found in figures.values()))
-    count = max(found["n"] for found in figures.values())
-    console.print_line(f"Against {count} references: means, and their 95 % intervals", style="bold")
-    console.out.print(table)
-    console.out.print()
+    def interval(mean: Mapping[str, float | None]) -> str:
+        bounds = "" if mean["low"] is None else f" ({mean['low']:.2f} to {mean['high']:.2f})"
+        return f"{mean['value']:.2f}{bounds}"
+
+    methods = [method for method in next(iter(figures.values())) if method != "n"]
+    console.print_table(
+        f"Against {max(figure['n'] for figure in figures.values())} references: means, and their 95 % intervals",
+        {"method": "left"} | {measure.upper(): "right" for measure in figures},
+        [[method, *(interval(figure[method]["mean"]) for figure in figures.values())] for method in methods],
+    )
 
 
-def _format_interval(found: Mapping[str, float | None]) -> str:
-    if found["low"] is None:
-        return f"{found['value']:.2f}"
-    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+COMMANDS = (enhance,)

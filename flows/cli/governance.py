@@ -1,13 +1,29 @@
-"""The commands that govern releases: keys, approvals, verification, erasure, what is restricted."""
+"""Commands that govern releases: keys, approve, verify, erase, unseal, purge."""
 
 from __future__ import annotations
 
+import json
+import os
+import secrets
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from anonymizer.errors import AnonymizerError, GateError, OutputError, SigningKeyError, SourceError, UsageError
 from flows.cli.options import as_json, quiet
+
+if TYPE_CHECKING:
+    from anonymizer.attest.verify import Finding
+    from anonymizer.storage.layout import Release
+
+trust_option = click.option(
+    "--trust", multiple=True, help="A public key, or its file, that the publisher's must be; repeatable."
+)
 
 
 @click.command()
@@ -27,9 +43,26 @@ def keys(name: str, folder: Path, kind: str) -> None:
     anonymizer keys alice
     anonymizer keys vault --kind age
     """
-    from flows.cli import governance_reports
+    from flows.cli import console
 
-    governance_reports.keys(name, folder, kind)
+    private_file, public_file = make_keys(name, folder, kind)
+    title, use = {
+        "signing": (
+            "A key to sign and approve with",
+            f"To publish: ANONYMIZER_SIGNING_KEY={private_file}. To approve: --key {private_file}.",
+        ),
+        "age": (
+            "A key to encrypt to",
+            "Name the public key in restricted.recipients. Only the secret file opens what is encrypted to it.",
+        ),
+        "custodian": (
+            "A custodian's key",
+            f"To use it: export ANONYMIZER_KEY=$(cat {private_file}). Who loses it can replay nothing.",
+        ),
+    }[kind]
+    facts: dict[str, object] = {"keep secret": private_file, "public": public_file}
+    console.print_facts(title, facts | {"key": public_file.read_text().strip() if public_file else None})
+    console.print_line(use)
 
 
 @click.command()
@@ -38,7 +71,7 @@ def keys(name: str, folder: Path, kind: str) -> None:
 @click.option(
     "--key-env", default="ANONYMIZER_SIGNING_KEY", show_default=True, help="Variable with it, where no file is given."
 )
-@click.option("--trust", multiple=True, help="A public key, or its file, that the publisher's must be; repeatable.")
+@trust_option
 def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]) -> None:
     """Sign a release that waits for approval.
 
@@ -47,14 +80,46 @@ def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]
     \b
     anonymizer approve releases/2026-11 --key keys/alice.key
     """
-    from flows.cli import governance_reports
+    from anonymizer.attest.verify import check_public
+    from anonymizer.crypto import signing
+    from anonymizer.release import erase, publish
+    from anonymizer.storage import run_lock
+    from anonymizer.storage.layout import Release
+    from flows.cli import console
 
-    governance_reports.approve(release, key, key_env, trust)
+    opened = Release.at(release)
+    signer = signing.signer_from_file(key) if key else signing.signer_from_env(key_env)
+    if signer is None:
+        raise SigningKeyError(f"--key: none given, and {key_env} is not set: name the file of your private key")
+    if not opened.statement.exists():
+        raise SourceError(f"release {release!r}: nothing to approve yet: see `anonymizer status {release}`")
+    findings = list(check_public(opened.public_or_candidate, _public_keys(trust)))
+    if bad := [finding for finding in findings if finding.result == "fail" and finding.check != "approvals"]:
+        raise SigningKeyError(
+            f"release {release!r}: is not what its publisher signed ({bad[0].message}): do not approve it"
+        )
+    approved = [finding for finding in findings if finding.check in ("signature", "gate", "counts")]
+    console.print_findings("What is approved", approved)
+    with run_lock.exclusive_run(release):
+        status = publish.approve(opened, signer)
+    names = ", ".join(status.approved_by)
+    console.print_facts(
+        "Approved and published" if status.is_published else "Approved",
+        {
+            "approvals": f"{len(status.approved_by)} of {status.required_approvals} ({names})",
+            "state": status,
+            "handed out" if status.is_published else "waits in": opened.public_or_candidate,
+        },
+    )
+    if status.is_published and erase.is_unfinished(opened):
+        console.print_cautions(
+            ["the release that this one replaces still stands: run the same `anonymizer erase` again"]
+        )
 
 
 @click.command()
 @click.argument("path")
-@click.option("--trust", multiple=True, help="A public key, or its file, that the publisher's must be; repeatable.")
+@trust_option
 @click.option(
     "--decode", type=click.IntRange(0),
     help="About how many pictures to decode; every file is read and its digest checked all the same.  [default: all]",
@@ -73,9 +138,7 @@ def verify(
     anonymizer verify releases/2026-11/public --trust publisher.pub
     anonymizer verify releases/2026-11 --replay 4
     """
-    from flows.cli import governance_reports
-
-    if not governance_reports.verify(path, trust, decode=decode, rescore=rescore, replay=replay, as_json=as_json):
+    if not verify_release(path, trust, decode=decode, rescore=rescore, replay=replay, as_json=as_json):
         sys.exit(1)
 
 
@@ -96,9 +159,41 @@ def erase(release: str, records: Path, output: str, as_json: bool, quiet: bool) 
     \b
     anonymizer erase releases/2026-11 --records withdrawn.txt --output releases/2026-11b
     """
-    from flows.cli import governance_reports
+    from anonymizer.release import history
+    from anonymizer.storage.layout import Release
+    from flows.cli import console
+    from flows.cli.start import run_flow
+    from flows.jobs import erase as erase_job
+    from flows.lineage.emit import emit_run_events
 
-    governance_reports.erase(release, records, output, as_json=as_json, quiet=quiet)
+    settings = erase_job.check(release, records, output)
+    with console.progress_bar(quiet or as_json), emit_run_events(settings, "erase", output) as outcome:
+        secrets = (settings.key_env, settings.signing_key_env)
+        summary = run_flow("erase", release, str(records), output, secrets=secrets)
+    old, new = Release.at(release), Release.at(output)
+    earlier = [repr(str(one.root)) for one in history.predecessors(new) if str(one.root) != str(old.root)]
+    known = f" ({', '.join(earlier)} came before)" if earlier else ""
+    cautions = [
+        "copies that were handed out before cannot be called back: hand out revocations.intoto.jsonl",
+        f"releases before and after it may hold the same people{known}: erase them there too",
+        "the originals are where they were: delete them there, and in backups",
+        *outcome.problems,
+    ]
+    if as_json:
+        click.echo(json.dumps(summary | {"cautions": cautions}))
+        return
+    console.print_facts(
+        f"Erased {summary['erased']} records; {summary['released']} pictures remain",
+        {
+            "state": summary["standing"],
+            "revoked": f"{summary['revoked']} pictures",
+            "the old release": f"destroyed, but for {old.event_log}" if summary["published"] else "still there",
+            "new release": new.root,
+        },
+    )
+    if not summary["published"]:
+        console.print_line("The old release is destroyed by this same command once the new one is published.")
+    console.print_cautions(cautions)
 
 
 @click.command()
@@ -111,22 +206,179 @@ def unseal(file: str, identity: str, output: str) -> None:
     \b
     anonymizer unseal releases/2026-11/restricted/report.html.age --identity vault.key --output report.html
     """
-    from flows.cli import custody
+    from anonymizer.storage.path import StoragePath
+    from flows.cli import console
 
-    custody.unseal(file, identity, output)
+    unseal_file(file, identity, output)
+    console.print_facts("Opened", {"file": file, "written to": StoragePath.from_uri(output)})
 
 
 @click.command()
 @click.argument("release")
 @as_json
 def purge(release: str, as_json: bool) -> None:
-    """Remove what has been kept long enough.
+    """Delete data past its retention period.
 
     See restricted.picture_days and restricted.record_days; `status` says what is due.
     """
-    from flows.cli import governance_reports
+    from anonymizer.release import retention
+    from anonymizer.release.plan import resolve_config
+    from anonymizer.storage.layout import Release
+    from flows.cli import console
 
-    governance_reports.purge(release, as_json=as_json)
+    opened = Release.at(release)
+    terms = retention.purge(opened, resolve_config(opened).restricted, datetime.now(UTC))
+    if as_json:
+        click.echo(json.dumps({"purged": {term.kind: term.remaining for term in terms}}))
+    else:
+        purged = ", ".join(f"{term.kind} ({term.remaining} places)" for term in terms)
+        console.print_line(f"Purged: {purged}" if terms else f"Nothing is due: see `anonymizer status {release}`")
+
+
+def make_keys(name: str, folder: Path, kind: str) -> tuple[Path, Path | None]:
+    """Write a new secret, for its owner only, and its public half, if it has one; return both files.
+
+    Never replaces a key: OutputError if a file of the name exists.
+    """
+    if not name.isidentifier():
+        raise UsageError(f"NAME {name!r}: must be letters, digits and _, as in 'alice'")
+    private_file, public_file = folder / f"{name}.key", folder / f"{name}.pub"
+    for file in (private_file, public_file):
+        if file.exists():
+            raise OutputError(f"{str(file)!r}: is there already: choose another NAME, keys are not replaced")
+    secret, public = _generate_key(kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(os.open(private_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(secret)
+    if public is None:
+        return private_file, None
+    public_file.write_text(public + "\n")
+    return private_file, public_file
+
+
+def _generate_key(kind: str) -> tuple[bytes, str | None]:
+    if kind == "custodian":
+        return secrets.token_hex(32).encode() + b"\n", None
+    if kind == "age":
+        import pyrage
+
+        identity = pyrage.x25519.Identity.generate()
+        return f"{identity}\n".encode(), str(identity.to_public())
+    from anonymizer.crypto import signing
+
+    signer = signing.generate_key_pair()
+    return signer.private_bytes, signing.format_public_key(signer.public_key)
+
+
+def _public_keys(texts: Sequence[str]) -> list[str]:
+    """Return public keys as given, or from their files; what is neither may be a private one, and is not repeated."""
+    from anonymizer.crypto import signing
+
+    keys = []
+    for text in texts:
+        try:
+            key = text if text.startswith(signing.PUBLIC_KEY_PREFIX) else Path(text).read_text(encoding="utf-8").strip()
+            signing.parse_public_key(key)
+        except (ValueError, OSError):
+            raise SigningKeyError("--trust: no public key, and no file of one: see `anonymizer keys`") from None
+        keys.append(key)
+    return keys
+
+
+def verify_release(
+    uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = 0, replay: int = 0,
+    as_json: bool = False,
+) -> bool:  # fmt: skip
+    """Check a release or a public half and print the findings; return whether no check failed."""
+    from anonymizer.attest.verify import check_public
+    from anonymizer.attest.verify.findings import failed
+    from anonymizer.storage.layout import STATEMENT, Release
+    from anonymizer.storage.path import StoragePath
+    from flows.cli import console
+
+    root = StoragePath.from_uri(uri)
+    is_public_half = (root / STATEMENT).exists()  # whatever else lies in it
+    is_whole = not is_public_half and ((root / "public").exists() or (root / "restricted").exists())
+    release = Release(root) if is_whole else None
+    if release is not None and release.is_assembled and not release.statement.exists() and not release.is_published:
+        raise GateError(
+            f"release {uri!r}: its policy holds it back, and nothing is signed yet: see `anonymizer status`"
+        )
+    half = root if release is None else release.public if release.public.exists() else release.candidate
+    findings = list(check_public(half, _public_keys(trust), decode))
+    if release is not None:
+        findings += _check_release(release, half == release.candidate, rescore, replay)
+    elif rescore or replay:
+        findings.append(failed("originals", "--rescore and --replay need the restricted half: give the whole release"))
+    passed = not any(finding.result == "fail" for finding in findings)
+    if release is not None:
+        _log_verification(release, passed)
+    if as_json:
+        click.echo(json.dumps({"passed": passed, "findings": [finding.to_json() for finding in findings]}))
+    else:
+        console.print_findings(f"{'Verified' if passed else 'NOT as it should be'}: {uri}", findings)
+    return passed
+
+
+def _check_release(release: Release, is_candidate: bool, rescore: int | None, replay: int) -> Iterator[Finding]:
+    """Yield what is to be known of a whole release besides its public half."""
+    from anonymizer.attest.verify.findings import failed, noted
+    from flows.jobs import replay as replay_job
+
+    if is_candidate:
+        yield noted("state", "not published: what was checked is the candidate")
+    elif release.candidate.exists():
+        yield failed("state", "there is a candidate beside public/: run the same `anonymizer run` again")
+    if release.restricted.exists():
+        yield from replay_job.verify_release(release, rescore, replay)
+    else:
+        yield noted("restricted", "is not here: the public half was checked alone")
+
+
+def _log_verification(release: Release, passed: bool) -> None:
+    from anonymizer.release import event_log
+
+    with suppress(AnonymizerError):  # a broken chain is among the findings
+        if release.event_log.exists():
+            event_log.record(release, "verified", result="pass" if passed else "fail")
+
+
+def unseal_file(file: str, identity: str, output: str) -> None:
+    """Decrypt ``file`` (any address) to a new file ``output`` that is for its owner only.
+
+    ``identity`` names a file with an age private key, or an environment variable that holds one; it is never the key.
+    """
+    from anonymizer.crypto import encryption
+    from anonymizer.storage.path import StoragePath
+
+    key = _read_identity(identity)
+    try:
+        data = StoragePath.from_uri(file).read()
+    except OSError as error:
+        raise UsageError(
+            f"file {file!r}: cannot be read ({error.strerror or type(error).__name__}): name a .age file"
+        ) from None
+    opened = encryption.decrypt(data, key)
+    if not StoragePath.from_uri(output).as_private().create(opened):
+        raise UsageError(f"output {output!r}: is there already: name a new file")
+
+
+def _read_identity(name: str) -> str:
+    from anonymizer.crypto.encryption import PRIVATE_KEY_PREFIX
+
+    if PRIVATE_KEY_PREFIX in name.upper():  # it is not repeated
+        raise UsageError("identity: holds the key itself, which others may see now: put it into a file and name that")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if (text := os.environ.get(name)) is not None:
+            return text
+        raise UsageError(
+            f"identity {name!r}: neither a file nor an environment variable that is set: name one that holds the key"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UsageError(f"identity {name!r}: cannot be read ({reason}): name a file with an age private key") from None
 
 
 COMMANDS = (keys, approve, verify, erase, unseal, purge)

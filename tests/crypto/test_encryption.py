@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from anonymizer.crypto.encryption import Encryptor, decrypt
 from anonymizer.errors import ConfigError, UsageError
 from anonymizer.storage.path import StoragePath
-from flows.cli import custody
+from flows.cli.governance import unseal_file
 
 PLAIN = b"an original: \x00\xff" + b"pixels " * 1000
 IDENTITY = pyrage.x25519.Identity.generate()
@@ -169,7 +169,7 @@ def test_a_custodian_opens_a_file_for_their_own_eyes(
         monkeypatch.setenv(name := "MY_IDENTITY", str(IDENTITY))
     before = os.umask(0)
     try:
-        custody.unseal(str(file), name, str(tmp_path / "opened" / "1.png"))
+        unseal_file(str(file), name, str(tmp_path / "opened" / "1.png"))
     finally:
         os.umask(before)
     assert (tmp_path / "opened" / "1.png").read_bytes() == PLAIN
@@ -181,7 +181,7 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path, file: Path, mo
     monkeypatch.setenv("MY_IDENTITY", str(IDENTITY))
     (tmp_path / "there").write_bytes(b"mine")
     with pytest.raises(UsageError, match="is there already: name a new file"):
-        custody.unseal(str(file), "MY_IDENTITY", str(tmp_path / "there"))
+        unseal_file(str(file), "MY_IDENTITY", str(tmp_path / "there"))
     assert (tmp_path / "there").read_bytes() == b"mine"
 
 
@@ -199,7 +199,7 @@ def test_an_identity_that_is_not_found_is_one_line(tmp_path: Path, file: Path, n
     (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
     name = str({"FOLDER": tmp_path, "BINARY": tmp_path / "BINARY"}.get(name, name))
     with pytest.raises(UsageError) as caught:
-        custody.unseal(str(file), name, str(tmp_path / "out"))
+        unseal_file(str(file), name, str(tmp_path / "out"))
     assert text in str(caught.value) and "\n" not in str(caught.value)
     assert str(IDENTITY)[20:40] not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -208,4 +208,4 @@ def test_an_identity_that_is_not_found_is_one_line(tmp_path: Path, file: Path, n
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_IDENTITY", str(IDENTITY))
     with pytest.raises(UsageError, match=r"file '.*gone': cannot be read \(No such file or directory\)"):
-        custody.unseal(str(tmp_path / "gone"), "MY_IDENTITY", str(tmp_path / "out"))
+        unseal_file(str(tmp_path / "gone"), "MY_IDENTITY", str(tmp_path / "out"))

@@ -403,7 +403,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(
     def interrupted(*args: Any, **rest: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.cli.release.run", interrupted)
+    monkeypatch.setattr("flows.cli.release.run_release", interrupted)
     done = cli("run", "--source", source, "--output", tmp_path / "out")
     assert done.exit_code == 130
     assert done.stderr == "stopped: run the same command again to finish what is left\n"

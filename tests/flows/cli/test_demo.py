@@ -14,7 +14,7 @@ from anonymizer.bundled.demo_data import ADDRESS, encode_leaky_jpeg
 from anonymizer.data import image_codec
 from anonymizer.storage.layout import Release
 from flows.cli import main
-from flows.cli.demo_run import MARKER_FILE, _leak_table
+from flows.cli.demo import MARKER_FILE, count_leaks
 from tests.support.releases import folder_of, tree
 
 NAME = "Ada Almqvist"
@@ -33,10 +33,9 @@ def test_the_table_counts_leaks_where_they_are(tmp_path: Path) -> None:
     leaky = encode_leaky_jpeg(torch.zeros(3, 64, 64), NAME)
     source = folder_of(tmp_path / "source", {"Ada_Almqvist_000.jpg": leaky, "b.jpg": leaky})
     public = folder_of(Path(Release.at(str(tmp_path / "release")).public.path), {"images/x.png": b"", "y.jpg": leaky})
-    table = _leak_table(source, public.parent, [NAME])
-    counts = {row[0]: row[1:] for row in zip(*(list(column.cells) for column in table.columns), strict=True)}
-    assert counts["a name in the file name"] == ("1", "0")
-    assert all(found == ("2", "1") for leak, found in counts.items() if leak != "a name in the file name")
+    counts = {leak: files for leak, *files in count_leaks(source, public, [NAME])}
+    assert counts["a name in the file name"] == [1, 0]
+    assert all(files == [2, 1] for leak, files in counts.items() if leak != "a name in the file name")
 
 
 def test_a_demo_replaces_its_own_folder_and_no_other(tmp_path: Path) -> None:
@@ -60,6 +59,6 @@ def test_the_demo_shows_each_leak_gone(tmp_path: Path, prefect_home: Path, monke
     assert "Released 4 of 6 pictures" in done.stdout
     assert "empty: 1, truncated: 1" in done.stdout
     assert "an ICC profile" in done.stdout
-    table = _leak_table(tmp_path / "demo/source", tmp_path / "demo/release", [NAME])
-    assert set(table.columns[2].cells) == {"0"}
-    assert "0" not in set(table.columns[1].cells)
+    counts = count_leaks(tmp_path / "demo/source", tmp_path / "demo/release/public", [NAME])
+    assert {public for _, _, public in counts} == {0}
+    assert 0 not in {source for _, source, _ in counts}

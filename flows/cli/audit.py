@@ -1,0 +1,156 @@
+"""Commands that measure risk: audit, calibrate."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from anonymizer.errors import UsageError
+from flows.cli.options import (
+    as_json,
+    attacker_options,
+    build_config,
+    config_argument,
+    model_option,
+    quiet,
+    set_option,
+    split_names,
+)
+
+
+@click.command()
+@click.argument("release")
+@attacker_options
+@click.option("--union", multiple=True, help="An earlier release, attacked together with this one; repeatable.")
+@click.option("--skip", callback=split_names, help="Attacks to leave out: inversion,parrot.")
+@click.option(
+    "--baselines", callback=split_names, help="Attack these too: round-trip,blur,pixelation,global,unrelated."
+)
+@set_option
+@as_json
+@quiet
+def audit(
+    release: str, attackers: dict[str, Any], overrides: tuple[str, ...], as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Attack a release and report the risk.
+
+    \b
+    anonymizer audit releases/2026-11
+    anonymizer audit releases/2026-11 --identity folder --others more-photos/
+    anonymizer audit releases/2026-11 --union releases/2026-10 --union releases/2026-09
+    """
+    from anonymizer.config import AuditConfig
+    from anonymizer.storage.layout import Release
+    from flows.cli import console
+    from flows.cli.start import run_flow
+    from flows.jobs import audit as audit_job
+    from flows.lineage.emit import emit_run_events
+
+    config = build_config(AuditConfig, None, {"release": release} | attackers | options, overrides)
+    with console.progress_bar(quiet or as_json):
+        settings = audit_job.check(config)
+        with emit_run_events(settings, "audit", config.release) as outcome:
+            summary = run_flow("audit", config, secrets=(settings.key_env, settings.signing_key_env))
+    audited = Release.at(config.release)
+    public = json.loads(audited.audit_summary.read())
+    if as_json:
+        click.echo(json.dumps(summary | {"public": public}))
+        return
+    risks = {
+        title.lower(): f"risk above chance at most {answer['risk_above_chance_at_most']:.0%} "
+        f"({', '.join(answer['attacks_tried'])})"
+        if "risk_above_chance_at_most" in answer
+        else "not measured"
+        for title, answer in public["answers"].items()
+    }
+    console.print_facts(
+        f"Attacked {summary['audited']} of {summary['released']} pictures at level {public['level']:g}",
+        risks
+        | {
+            "formal guarantee": public["formal_guarantee"],
+            "could not be tried": summary["not_run"],
+            "look at": console.format_page(audited.audit_page),
+            "tables": audited.audit,
+            "may be handed out": audited.audit_summary,
+        },
+    )
+    console.print_cautions(outcome.problems)
+    console.print_line(
+        "Bounds are upper ends of 95 % intervals, for the attacks that were tried. Other attackers may do better."
+    )
+
+
+@click.command()
+@config_argument
+@click.option("--source", help="Folder, file or prefix with originals, where there is no CONFIG.")
+@click.option("--kind", help="What is on the pictures, in your words: source.kind.")
+@model_option
+@click.option("--levels", help="Levels to measure: FIRST:LAST:STEP, or a list with commas.  [default: .1:.9:.1]")
+@attacker_options
+@click.option("--folder", help="Where calibration.json, tables and plots go.  [default: calibration]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE",
+    help="Any other setting of the run, or calibration.A.B of the calibration; repeatable.",
+)  # fmt: skip
+@as_json
+@quiet
+def calibrate(
+    config: str | None, source: str | None, kind: str | None, model: str | None, levels: str | None,
+    attackers: dict[str, Any], folder: str | None, overrides: tuple[str, ...], as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Measure risk and utility at several levels.
+
+    \b
+    anonymizer calibrate CONFIG.yaml --levels .1:.9:.1 --identity folder
+    anonymizer calibrate --source photos/ --kind "passport photos" --outsiders strangers/
+
+    Half of the people choose a level and the other half confirm it. A run takes the level from the result with
+    `boomerang.level: {calibration: calibration/calibration.json, max_risk: 0.05}`.
+    """
+    from anonymizer.config import CalibrationConfig, RunConfig
+    from anonymizer.policy import calibration as calibrations
+    from anonymizer.policy.calibration import build_resolved
+    from anonymizer.storage.path import StoragePath
+    from flows.cli import console
+    from flows.cli.start import run_flow
+    from flows.jobs import calibrate as calibrate_job
+
+    own = [override for override in overrides if override.startswith("calibration.")]
+    # All of --levels are measured, whatever level the settings name; a user's own override still counts.
+    of_run = ["boomerang.level=1.0", "boomerang.chosen=null", *(text for text in overrides if text not in own)]
+    options = {"source.uri": source, "source.kind": kind, "model.id": model}
+    if config is None:
+        if source is None:
+            raise UsageError("config: none given: name a CONFIG.yaml, or give --source")
+        options["output.uri"] = folder or "calibration"  # nothing is released
+    run = build_config(RunConfig, config, options, tuple(of_run))
+    named = {"levels": levels, "folder": folder} | attackers
+    given = {name: value for name, value in named.items() if value is not None}
+    tree = {"run": run.model_dump()}
+    settings = build_resolved(CalibrationConfig, tree, [text.removeprefix("calibration.") for text in own], given)
+    with console.progress_bar(quiet or as_json):
+        calibrate_job.check(settings)
+        summary = run_flow("calibrate", settings, secrets=(run.key_env, run.signing_key_env))
+    results = StoragePath.from_uri(settings.folder)
+    calibration = calibrations.read(str(results / "calibration.json"))
+    if as_json:
+        click.echo(json.dumps(summary | {"calibration": calibration.model_dump(mode="json")}))
+        return
+    console.print_curve(calibration)
+    console.print_facts(
+        f"Calibrated {summary['levels']} levels on {summary['pictures']} pictures of {summary['people']} people",
+        {
+            "calibration": results / "calibration.json",
+            "plots": f"{results / 'risk.svg'}, {results / 'utility.svg'}",
+            "tables": f"{results / 'risk.parquet'}, {results / 'utility.parquet'}",
+        },
+    )
+    console.print_cautions([summary["note"]] if summary["note"] else [])
+    console.print_line(
+        "To choose by it: boomerang.level: {calibration: FILE, max_risk: 0.05}. Other attackers may do better."
+    )
+
+
+COMMANDS = (audit, calibrate)
