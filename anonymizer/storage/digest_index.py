@@ -1,4 +1,4 @@
-"""Where among very many texts some are: sorted digests of 16 bytes instead of a dictionary, a tenth of the memory."""
+"""Index of the positions of very many texts, as sorted 16-byte digests: a tenth of a dictionary's memory."""
 
 from __future__ import annotations
 
@@ -9,39 +9,36 @@ import numpy as np
 import numpy.typing as npt
 
 Positions = npt.NDArray[np.int64]
+DIGEST_DTYPE = "S16"  # numpy ignores trailing zeros, which changes no comparison of digests of one length
 
 
 class DigestIndex:
-    """Texts, batch by batch, each of which may stand at several places."""
+    """Positions of texts, given in batches; a text may have several."""
 
     def __init__(self, batches: Iterable[Sequence[str]]) -> None:
-        keys = np.concatenate([np.empty(0, DIGEST_DTYPE), *map(_keys, batches)])
-        self._order: Positions = np.argsort(keys, kind="stable")
-        self._sorted = keys[self._order]
+        digests = np.concatenate([np.empty(0, DIGEST_DTYPE), *map(_digests, batches)])
+        self._order: Positions = np.argsort(digests, kind="stable")
+        self._sorted = digests[self._order]
 
     def first_positions(self, texts: Sequence[str]) -> Positions:
-        """The first place of each; -1 where there is none."""
-        asked = _keys(texts)
-        at = np.searchsorted(self._sorted, asked)
-        found = np.full(len(asked), -1, np.int64)
-        near = np.flatnonzero(at < len(self._sorted))
-        same = near[self._sorted[at[near]] == asked[near]]
-        found[same] = self._order[at[same]]
-        return found
+        """Return the first position of each text, or -1 where there is none."""
+        digests = _digests(texts)
+        ranks = np.searchsorted(self._sorted, digests)
+        result = np.full(len(digests), -1, np.int64)
+        candidates = np.flatnonzero(ranks < len(self._sorted))
+        matches = candidates[self._sorted[ranks[candidates]] == digests[candidates]]
+        result[matches] = self._order[ranks[matches]]
+        return result
 
     def all_positions(self, text: str) -> Positions:
-        """All places of one."""
-        low, high = (np.searchsorted(self._sorted, _keys([text])[0], side) for side in ("left", "right"))
+        """Return all positions of a text."""
+        low, high = (np.searchsorted(self._sorted, _digests([text])[0], side) for side in ("left", "right"))
         return self._order[low:high]
 
     def unique_positions(self) -> Positions:
-        """The first place of each text that there is, ascending."""
-        new = np.append(True, self._sorted[1:] != self._sorted[:-1])[: len(self._sorted)]
-        return np.sort(self._order[new])
+        """Return the first position of each distinct text, ascending."""
+        return np.sort(self._order[np.unique(self._sorted, return_index=True)[1]])
 
 
-DIGEST_DTYPE = "S16"  # numpy takes zeros at the end for nothing, which changes no comparison of texts of one length
-
-
-def _keys(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
+def _digests(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
     return np.array([blake2b(text.encode(), digest_size=16).digest() for text in texts], DIGEST_DTYPE)

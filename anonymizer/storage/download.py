@@ -1,124 +1,120 @@
-"""Files of a model from wherever fsspec reaches, whole and once, into a cache on this machine."""
+"""Download model files from any fsspec URI into a cache on this machine."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from platformdirs import user_cache_path
 
 from anonymizer.errors import ModelError
 from anonymizer.storage import filesystem
 
 CACHE_VARIABLE = "ANONYMIZER_CACHE"
-MAX_PARALLEL_DOWNLOADS = 4  # files that are fetched at a time
+MAX_PARALLEL_DOWNLOADS = 4
 
 
 def is_uri(text: str) -> bool:
-    """Whether it names a place through fsspec, and not a path, a bundled model or a hub id."""
+    """Return whether a text is an fsspec URI, unlike a path, a bundled model or a hub id."""
     return "://" in text
 
 
 def cache_folder() -> Path:
-    """Where fetched files lie: ``ANONYMIZER_CACHE``, or this user's cache folder."""
-    if named := os.environ.get(CACHE_VARIABLE, "").strip():
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "").strip() or Path.home() / ".cache") / "anonymizer"
+    """Return the folder of cached files: ``ANONYMIZER_CACHE``, or the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE, "").strip()
+    return Path(named).expanduser() if named else user_cache_path("anonymizer")
 
 
-def download_folder(field: str, uri: str, wanted: Callable[[Iterable[str]], Iterable[str]]) -> Path:
-    """A folder with the files below ``uri`` whose relative names are ``wanted``. ModelError, which names ``field``.
+def download_folder(field: str, uri: str, select: Callable[[Iterable[str]], Iterable[str]]) -> Path:
+    """Return a local folder with the files below ``uri`` whose relative names ``select`` returns.
 
-    What lies there is asked for each time; what has changed since, by its size and version, is fetched again.
+    The store is listed each time; files that changed, by their size and version, are downloaded again. ModelError,
+    which names the setting ``field``.
     """
-    return _guarded(field, uri, lambda: _fetched(uri, wanted))
+    with _translate_errors(field, uri):
+        fs, path = filesystem.open_fs(uri)
+        if filesystem.is_local(fs):
+            return _existing(path)
+        root = path.rstrip("/")
+        listing = filesystem.with_retries(lambda: fs.find(root, detail=True))
+        infos = {name.removeprefix(root).lstrip("/"): info for name, info in listing.items()}
+        files = {name: infos[name] for name in sorted(select(infos))}
+        if not files:
+            raise FileNotFoundError
+        return _cached(fs, uri, root, files)
 
 
 def download_file(field: str, uri: str) -> Path:
-    """One file; ModelError likewise."""
-
-    def fetched() -> Path:
+    """Return a local copy of one file. ModelError, which names the setting ``field``."""
+    with _translate_errors(field, uri):
         fs, path = filesystem.open_fs(uri)
         if filesystem.is_local(fs):
-            return _present(path)
-        above, _, name = path.rpartition("/")
-        return _cached(fs, uri, above, {name: filesystem.with_retries(lambda: fs.info(path))}) / name
-
-    return _guarded(field, uri, fetched)
+            return _existing(path)
+        folder, _, name = path.rpartition("/")
+        return _cached(fs, uri, folder, {name: filesystem.with_retries(lambda: fs.info(path))}) / name
 
 
-def _guarded(field: str, uri: str, work: Callable[[], Path]) -> Path:
+@contextmanager
+def _translate_errors(field: str, uri: str) -> Iterator[None]:
     try:
-        return work()
+        yield
     except ImportError as error:
         raise ModelError(f"{field} {uri!r}: {error}, or name a local folder") from None
     except ModelError:
         raise
     except Exception as error:  # each file system has errors of its own
         if filesystem.is_not_found(error):
-            why = "no file of a model lies there: check the address"
+            problem = "no file of a model lies there: check the address"
         elif filesystem.is_storage_error(error):
-            why = filesystem.explain(error)
+            problem = filesystem.explain(error)
         else:
-            why = f"cannot be opened ({type(error).__name__}): check the address"
-        raise ModelError(f"{field} {uri!r}: {why}") from None
+            problem = f"cannot be opened ({type(error).__name__}): check the address"
+        raise ModelError(f"{field} {uri!r}: {problem}") from None
 
 
-def _fetched(uri: str, wanted: Callable[[Iterable[str]], Iterable[str]]) -> Path:
-    fs, path = filesystem.open_fs(uri)
-    if filesystem.is_local(fs):
-        return _present(path)
-    root = path.rstrip("/")
-    listed = filesystem.with_retries(lambda: fs.find(root, detail=True))
-    below = {name.removeprefix(root).lstrip("/"): info for name, info in listed.items()}
-    files = {name: below[name] for name in sorted(wanted(below))}
-    if not files:
-        raise FileNotFoundError
-    return _cached(fs, uri, root, files)
-
-
-def _present(path: str) -> Path:
+def _existing(path: str) -> Path:
     if not Path(path).exists():
         raise FileNotFoundError
     return Path(path)
 
 
 def _cached(fs: Any, uri: str, root: str, files: dict[str, Any]) -> Path:
-    told = "\n".join(
-        [uri, *(f"{name} {info.get('size')} {filesystem.version_of(info)}" for name, info in files.items())]
-    )
-    target = cache_folder() / "models" / hashlib.sha256(told.encode()).hexdigest()[:32]
+    versions = (f"{name} {info.get('size')} {filesystem.version_of(info)}" for name, info in files.items())
+    key = hashlib.sha256("\n".join([uri, *versions]).encode()).hexdigest()[:32]
+    target = cache_folder() / "models" / key
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")):  # of several processes, one fetches
+    with FileLock(target.with_suffix(".lock")):  # of several processes, one downloads
         if not target.is_dir():
-            _fetch(fs, root, files, target)
+            _download(fs, root, files, target)
     return target
 
 
-def _fetch(fs: Any, root: str, files: dict[str, Any], target: Path) -> None:
+def _download(fs: Any, root: str, files: dict[str, Any], target: Path) -> None:
     part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     part.mkdir()
-    with ThreadPoolExecutor(MAX_PARALLEL_DOWNLOADS, "fetcher") as pool:
-        for _ in pool.map(lambda name: _get(fs, f"{root}/{name}", _path_inside(part, name), files[name]), files):
-            pass
+
+    def download(name: str) -> None:
+        path = _path_inside(part, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        filesystem.with_retries(lambda: fs.get_file(f"{root}/{name}", str(path)))
+        if files[name].get("size") not in (None, path.stat().st_size):
+            raise OSError("changed while it was downloaded")
+
+    with ThreadPoolExecutor(MAX_PARALLEL_DOWNLOADS, "downloader") as pool:
+        list(pool.map(download, files))
     part.rename(target)
 
 
-def _get(fs: Any, path: str, to: Path, info: dict[str, Any]) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    filesystem.with_retries(lambda: fs.get_file(path, str(to)))
-    if info.get("size") not in (None, to.stat().st_size):
-        raise OSError("changed while it was fetched")
-
-
-def _path_inside(part: Path, name: str) -> Path:
-    """A file below ``part``; the name of an object may say anything."""
-    if not name or "\\" in name or any(step in ("", ".", "..") for step in name.split("/")):
+def _path_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file below ``folder``. ValueError for an object's name that leads out of it."""
+    if not name or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError("a name that leads out of the folder")
-    return part / name
+    return folder / name

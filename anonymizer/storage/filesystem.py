@@ -1,55 +1,32 @@
-"""Stores behind fsspec: opened so that no listing is remembered; what their errors mean, in words that name no object.
+"""File systems behind fsspec, opened without listing caches, and their errors in words that name no object.
 
-What a store answers may hold keys, paths and ids: none of it gets into a message, but the name of its error.
+A store's own messages may hold keys, paths and ids, so that only error codes and class names are repeated.
 """
 
 from __future__ import annotations
 
 import errno
-import random
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 T = TypeVar("T")
 
-MAX_PARALLEL_REQUESTS = 16  # small requests that are under way at a time
+MAX_PARALLEL_REQUESTS = 16  # small ones
 MAX_ATTEMPTS = 4
-FIRST_BACKOFF = (
-    0.2  # seconds before the second try; each further one waits twice as long, and up to as long again by chance
-)
 
-# What file systems call the thing that changes when a file does; the first one that they know counts.
-VERSION_FIELDS = (
-    "ETag",
-    "etag",
-    "blob_id",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "Last-Modified",
-    "modified",
-    "created",
-)
-EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> the extra of this package that brings its file system
+# Keys of fsspec's info() that change when a file does, in order of preference.
+VERSION_FIELDS = ["ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified"]
+VERSION_FIELDS += ["modified", "created"]
+EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> the extra of this package that installs its file system
 LOCAL_PROTOCOLS = (None, "file", "local", "memory")
-CLIENT_LIBRARIES = (
-    "botocore",
-    "aiobotocore",
-    "boto3",
-    "aiohttp",
-    "s3fs",
-    "gcsfs",
-    "google",
-    "adlfs",
-    "azure",
-    "urllib3",
-)
+CLIENT_LIBRARIES = {"botocore", "aiobotocore", "boto3", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure"}
+CLIENT_LIBRARIES |= {"urllib3"}
 
-# Names of errors of the libraries behind fsspec, which are not all OSErrors.
+# Class names of errors of these libraries, not all of which are OSErrors, and error codes of stores.
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
 NO_CREDENTIALS |= {"ProfileNotFound", "SSOTokenLoadError", "UnauthorizedSSOTokenError"}
 UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "gaierror"}
@@ -58,15 +35,27 @@ TRANSIENT |= {"ClientPayloadError", "ServerDisconnectedError", "ClientOSError", 
 TRANSIENT_CODES = {"500", "502", "503", "504", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout"}
 TRANSIENT_CODES |= {"429", "409", "ConditionalRequestConflict", "OperationAborted", "Throttling", "ThrottlingException"}
 TRANSIENT_ERRNOS = {errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, getattr(errno, "EREMOTEIO", errno.EBUSY)}
-DENIED = {"401", "403", "AccessDenied", "Forbidden", "AllAccessDisabled", "AccountProblem"}
+DENIED = "access denied: check the credentials, and what they may do there"
+EXPLANATIONS = {
+    "InvalidAccessKeyId": "the store does not know this access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE and the "
+    "endpoint",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key: check AWS_SECRET_ACCESS_KEY",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
+    "NoSuchBucket": "there is no such bucket: make it, or check its name and the endpoint (AWS_ENDPOINT_URL)",
+    **dict.fromkeys(
+        ("ExpiredToken", "TokenRefreshRequired", "InvalidToken"),
+        "the credentials have expired, or are not valid here: renew them",
+    ),
+    **dict.fromkeys(("401", "403", "AccessDenied", "Forbidden", "AllAccessDisabled", "AccountProblem"), DENIED),
+}
 
 
 def open_fs(uri: str) -> tuple[Any, str]:
-    """The file system and the path of a URI; what others write there is seen at once. Raises what fsspec raises."""
+    """Return the file system and the path of a URI; listings are never cached. Raises what fsspec raises."""
     protocol, _ = fsspec.core.split_protocol(uri)
-    fresh = {} if protocol in LOCAL_PROTOCOLS else {"use_listings_cache": False}
+    options = {} if protocol in LOCAL_PROTOCOLS else {"use_listings_cache": False}
     try:
-        return fsspec.core.url_to_fs(uri, **fresh)  # type: ignore[no-any-return]
+        return fsspec.core.url_to_fs(uri, **options)  # type: ignore[no-any-return]
     except ImportError as error:
         extra = EXTRAS.get(protocol or "")
         step = f"pip install 'anonymizer[{extra}]'" if extra else str(error).splitlines()[0]
@@ -74,123 +63,111 @@ def open_fs(uri: str) -> tuple[Any, str]:
 
 
 def is_local(fs: Any) -> bool:
-    """Whether it is the disk of this machine, or one that is mounted here."""
+    """Return whether a file system is a disk of this machine, or mounted here."""
     return isinstance(fs, LocalFileSystem)
 
 
 def has_buckets(fs: Any) -> bool:
-    """Whether what stands before the first slash of a path is a bucket or container, and no folder."""
-    return bool(
-        {"s3", "gs", "gcs", "az", "abfs"} & set((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-    )
+    """Return whether the first part of a path is a bucket or container instead of a folder."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return not {"s3", "gs", "gcs", "az", "abfs"}.isdisjoint(protocols)
 
 
 def is_s3(fs: Any) -> bool:
-    """Whether it speaks S3 through s3fs, whoever serves it."""
+    """Return whether a file system is s3fs, for any server that speaks S3."""
     return "s3" in fs.protocol and hasattr(fs, "call_s3")
 
 
 def is_versioned(fs: Any, path: str) -> bool:
-    """Whether what is deleted there stays as an old version, as far as the store says so."""
+    """Return whether the bucket keeps old versions of deleted objects, as far as S3 reveals it."""
     if not is_s3(fs):
         return False
     try:
         return bool(fs.is_bucket_versioned(fs.split_path(path)[0]))
-    except Exception:  # not everybody may ask
+    except Exception:  # asking needs a permission of its own
         return False
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """What changes when a file does, as its file system tells it."""
+    """Return a text from fsspec's info() that changes when the file does; empty if there is none."""
     return f"{next((info[name] for name in VERSION_FIELDS if info.get(name)), '')}"
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Whether an error is one of storage, and none of ours."""
+    """Return whether an error comes from the operating system or from a store's client."""
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in CLIENT_LIBRARIES
 
 
 def error_code(error: BaseException) -> str:
-    """What the store itself called the error: ``NoSuchBucket``, ``503``; empty if it said nothing."""
-    for one in _causes(error):
-        if isinstance(answer := getattr(one, "response", None), dict):
-            return str(answer.get("Error", {}).get("Code", ""))
-        status = getattr(one, "status", None) or getattr(one, "code", None)
+    """Return the code of the store's response, such as ``NoSuchBucket`` or ``503``; empty if there is none."""
+    for cause in _causes(error):
+        if isinstance(response := getattr(cause, "response", None), dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        status = getattr(cause, "status", None) or getattr(cause, "code", None)
         if isinstance(status, int):
             return str(status)
     return ""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed a moment later."""
+    """Return whether the same request may succeed a moment later."""
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
     if isinstance(error, TimeoutError | ConnectionError) or error_code(error) in TRANSIENT_CODES:
         return True
-    names = {type(one).__name__ for one in _causes(error)}
-    return bool(names & TRANSIENT) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
+    is_transient_class = not TRANSIENT.isdisjoint(_class_names(error))
+    return is_transient_class or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS)
 
 
 def is_not_found(error: BaseException) -> bool:
-    """Whether there is no such object, in a bucket that there is."""
+    """Return whether an object is missing from a bucket that exists."""
     return isinstance(error, FileNotFoundError) and error_code(error) != "NoSuchBucket"
 
 
 def is_precondition_failed(error: BaseException) -> bool:
-    """Whether the condition of a put was not met."""
+    """Return whether the condition of a conditional put was not met."""
     return isinstance(error, FileExistsError) or error_code(error) in ("PreconditionFailed", "412")
 
 
 def explain(error: BaseException) -> str:
-    """What is wrong and what to do, in our own words."""
-    said, names = error_code(error), {type(one).__name__ for one in _causes(error)}
+    """Return the problem and the next step, without anything from the store's message."""
+    code, names = error_code(error), _class_names(error)
     if names & NO_CREDENTIALS:
         return "no credentials were found: put them into the environment, or name a profile that has them (AWS_PROFILE)"
-    if said == "InvalidAccessKeyId":
-        return "the store does not know this access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE and the endpoint"
-    if said == "SignatureDoesNotMatch":
-        return "the secret key does not belong to the access key: check AWS_SECRET_ACCESS_KEY"
-    if said in ("ExpiredToken", "TokenRefreshRequired", "InvalidToken"):
-        return "the credentials have expired, or are not valid here: renew them"
-    if said == "RequestTimeTooSkewed":
-        return "the clock of this machine is wrong: set it"
-    if isinstance(error, PermissionError) or said in DENIED:
-        return "access denied: check the credentials, and what they may do there"
-    if said == "NoSuchBucket":
-        return "there is no such bucket: make it, or check its name and the endpoint (AWS_ENDPOINT_URL)"
+    if code in EXPLANATIONS:
+        return EXPLANATIONS[code]
+    if isinstance(error, PermissionError):
+        return DENIED
     if names & UNREACHABLE or isinstance(error, ConnectionRefusedError):
         return "cannot be reached: check the network and the endpoint (AWS_ENDPOINT_URL)"
     if is_transient(error):
         return "the store failed several times in a row: run the same command again"
     if isinstance(error, FileNotFoundError):
         return "there is no such file: check the address"
-    number = getattr(error, "errno", None)
-    reason = errno.errorcode.get(number, type(error).__name__) if isinstance(number, int) else type(error).__name__
-    return f"the store refused ({said if said.isalnum() else reason}): check the address and access"
+    reason = errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
+    return f"the store refused ({code if code.isalnum() else reason}): check the address and access"
 
 
 def with_retries(work: Callable[[], T]) -> T:
-    """What ``work`` returns, which may be done twice; tried again, with growing pauses, while its errors may pass.
+    """Return ``work()``, repeated with random exponential back-off after transient errors; work must be idempotent.
 
-    Clients of stores have patience of their own; this is for what they do not try again.
+    Clients of stores have retries of their own; these are for what they do not retry.
     """
-    for wait in _pauses():
-        try:
-            return work()
-        except Exception as error:
-            if not is_storage_error(error) or not is_transient(error):
-                raise
-        time.sleep(wait)
-    return work()
+    return Retrying(
+        retry=retry_if_exception(lambda error: is_storage_error(error) and is_transient(error)),
+        stop=stop_after_attempt(MAX_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.4, min=0.2),  # seconds
+        reraise=True,
+    )(work)
 
 
-def _pauses() -> Iterator[float]:
-    for number in range(MAX_ATTEMPTS - 1):
-        yield FIRST_BACKOFF * 2**number * random.uniform(1, 2)
+def _class_names(error: BaseException) -> set[str]:
+    return {type(cause).__name__ for cause in _causes(error)}
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen = 0
-    while error is not None and seen < 10:
+    for _ in range(10):  # a chain may be circular
+        if error is None:
+            return
         yield error
-        error, seen = error.__cause__ or error.__context__, seen + 1
+        error = error.__cause__ or error.__context__

@@ -1,7 +1,7 @@
-"""One run at a time on a store, where there are no locks: an object with a name in it, renewed while its run goes on.
+"""A lock on an object store, which has none: an object that names its holder and is renewed while the holder runs.
 
-A run that was killed renews nothing: a minute later the next one takes its place. Whoever takes the place has watched
-the object stand still, so that no clock has to be right.
+A holder that was killed renews nothing, and another run takes the lease after it has watched the object unchanged for a
+minute. No clocks are compared.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ from contextlib import contextmanager
 from anonymizer.errors import OutputError
 from anonymizer.storage.path import StoragePath
 
-RENEWAL_SECONDS = 10.0  # seconds from one renewal to the next
-EXPIRY_SECONDS = 60.0  # seconds without one, after which whoever held it is taken for dead
+RENEWAL_SECONDS = 10.0  # from one renewal to the next
+EXPIRY_SECONDS = 60.0  # without a renewal, after which the holder is considered dead
 
 log = logging.getLogger(__name__)
-_depths: dict[str, int] = {}  # by this process, and how many times
+_depths: dict[str, int] = {}  # how many times this process holds each lease
 
 
 class LeaseHeld(Exception):
-    """Another run holds it."""
+    """Another run holds the lease."""
 
 
 @contextmanager
-def hold_lease(place: StoragePath) -> Iterator[None]:
-    """Nobody else holds it meanwhile; whoever holds it in this process may take it again. Raises Taken at once.
+def hold_lease(path: StoragePath) -> Iterator[None]:
+    """Hold the lease at ``path``; reentrant in this process. Raises LeaseHeld if another run renews it.
 
-    A holder that did not renew it for long, and lost it, is not stopped: what it commits does not replace what
-    another has committed.
+    A holder that lost its lease for want of renewals is not stopped: its commits do not replace those of others.
     """
-    name = str(place)
+    name = str(path)
     if _depths.get(name):
         _depths[name] += 1
         try:
@@ -43,72 +42,67 @@ def hold_lease(place: StoragePath) -> Iterator[None]:
         finally:
             _depths[name] -= 1
         return
-    lease = _Lease(place)
+    lease = _Lease(path)
     lease.acquire()
     _depths[name] = 1
     done = threading.Event()
-    beating = threading.Thread(target=lease.renew_until, args=(done,), name="lease", daemon=True)
-    beating.start()
+    renewal = threading.Thread(target=lease.renew_until, args=(done,), name="lease", daemon=True)
+    renewal.start()
     try:
         yield
     finally:
         done.set()
-        beating.join()
+        renewal.join()
         del _depths[name]
         lease.release()
 
 
 class _Lease:
-    def __init__(self, place: StoragePath) -> None:
-        self.place, self.holder, self.beats = place, secrets.token_hex(8), 0
+    def __init__(self, path: StoragePath) -> None:
+        self.path, self.holder, self.renewals = path, secrets.token_hex(8), 0
 
     def acquire(self) -> None:
-        found, version = self.place.read_with_version()
+        data, version = self.path.read_with_version()
         if version is not None:
-            version = self._watch(found, version)
-        if not self.place.compare_and_swap(self._content(), version) or not self._is_ours():
+            version = self._wait_until_free(data, version)
+        if not self._write(version) or not self._is_mine(self.path.read_with_version()[0]):
             raise LeaseHeld
 
     def renew_until(self, done: threading.Event) -> None:
         while not done.wait(RENEWAL_SECONDS):
             try:
-                found, version = self.place.read_with_version()
-                if not self._holds(found):
+                data, version = self.path.read_with_version()
+                if not self._is_mine(data):
                     log.warning("the lease on the release was lost: another run has taken over")
                     return
-                self.beats += 1
-                self.place.compare_and_swap(self._content(), version)
-            except OutputError:  # a store that cannot be asked for a while
+                self.renewals += 1
+                self._write(version)
+            except OutputError:  # the store does not answer for a while
                 log.warning("the lease on the release could not be renewed")
 
     def release(self) -> None:
         try:
-            if self._is_ours():
-                self.place.remove()
+            if self._is_mine(self.path.read_with_version()[0]):
+                self.path.remove()
         except OutputError:
             log.warning("the lease on the release could not be given back: it ends by itself in a minute")
 
-    def _watch(self, found: bytes, version: str) -> str | None:
-        """What to replace, once whoever holds it gives it back or says nothing any more. Raises Taken if it lives."""
+    def _wait_until_free(self, data: bytes, version: str) -> str | None:
+        """Return the version to replace once the holder releases the lease or stops renewing. Raises LeaseHeld."""
         log.warning("another run holds the lease on the release: watching for a minute at most whether it lives")
         until = time.monotonic() + EXPIRY_SECONDS
         while time.monotonic() < until:
             time.sleep(RENEWAL_SECONDS / 5)
-            now, now_version = self.place.read_with_version()
-            if now_version is None:
+            current, current_version = self.path.read_with_version()
+            if current_version is None:
                 return None
-            if now != found:
+            if current != data:
                 raise LeaseHeld
         return version
 
-    def _content(self) -> bytes:
-        return json.dumps({"holder": self.holder, "beats": self.beats}).encode()
+    def _write(self, version: str | None) -> bool:
+        content = json.dumps({"holder": self.holder, "beats": self.renewals})
+        return self.path.compare_and_swap(content.encode(), version)
 
-    def _holds(self, found: bytes) -> bool:
-        try:
-            return bool(json.loads(found)["holder"] == self.holder)
-        except (ValueError, TypeError, KeyError):
-            return False
-
-    def _is_ours(self) -> bool:
-        return self._holds(self.place.read_with_version()[0])
+    def _is_mine(self, data: bytes) -> bool:
+        return self.holder.encode() in data

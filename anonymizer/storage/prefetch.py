@@ -1,4 +1,4 @@
-"""Work that threads do ahead of whoever asks for it, in order and bounded."""
+"""Bounded, ordered prefetching of work in threads, and chunks of an iterable."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from itertools import islice
 from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
-from typing import Generic, TypeVar
+from threading import Semaphore, Thread
+from typing import TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -23,49 +23,39 @@ def chunked(items: Iterable[A], size: int) -> Iterator[list[A]]:
 def prefetch_map(
     function: Callable[[A], B], items: Iterable[A], pool: Executor, depth: int
 ) -> Generator[B, None, None]:
-    """``function`` of each item, in order, at most ``depth`` of them being read, worked on or waiting.
+    """Yield ``function(item)`` in order, with at most ``depth`` items being read, computed or waiting.
 
-    Items are taken in a thread of their own, so that whoever asks never waits for a disk or a network in between. Close
-    it to stop early: it returns when the item that is being read is there.
+    Items are read in a thread of their own, so that the consumer never waits for a disk or a network between two
+    results. Closing the generator waits for the item that is being read.
     """
-    feeder = _Feeder(function, items, pool, depth)
-    feeder.start()
-    try:
-        while (future := feeder.waiting.get()) is not None:
-            result = future.result()
-            feeder.slots.release()
-            yield result
-    finally:
-        feeder.stop()
+    slots, results = Semaphore(depth), SimpleQueue[Future[B] | None]()
+    is_stopped = False
 
-
-class _Feeder(Thread, Generic[A, B]):
-    """Takes items while there is room, and has each worked on."""
-
-    def __init__(self, function: Callable[[A], B], items: Iterable[A], pool: Executor, depth: int) -> None:
-        super().__init__(name="reader", daemon=True)
-        self.work, self.slots, self.stopped = (function, items, pool), Semaphore(depth), Event()
-        self.waiting: SimpleQueue[Future[B] | None] = SimpleQueue()
-
-    def run(self) -> None:
-        function, items, pool = self.work
+    def read() -> None:
         try:
             iterator = iter(items)
-            while self.slots.acquire() and not self.stopped.is_set():
+            while slots.acquire() and not is_stopped:
                 try:
                     item = next(iterator)
                 except StopIteration:
                     break
-                self.waiting.put(pool.submit(function, item))
+                results.put(pool.submit(function, item))
             if isinstance(iterator, Generator):
                 iterator.close()  # it may hold files open
-            self.waiting.put(None)
-        except BaseException as error:  # it belongs to whoever asks
-            failed: Future[B] = Future()
-            failed.set_exception(error)
-            self.waiting.put(failed)
+            results.put(None)
+        except BaseException as error:  # raised again in the consumer's thread
+            failure: Future[B] = Future()
+            failure.set_exception(error)
+            results.put(failure)
 
-    def stop(self) -> None:
-        self.stopped.set()
-        self.slots.release()
-        self.join()
+    reader = Thread(target=read, name="reader", daemon=True)
+    reader.start()
+    try:
+        while (future := results.get()) is not None:
+            result = future.result()
+            slots.release()
+            yield result
+    finally:
+        is_stopped = True
+        slots.release()
+        reader.join()
