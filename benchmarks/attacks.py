@@ -34,7 +34,7 @@ from metrics.audit.mechanisms import LocalSampling, Mechanism, RoundTrip, apply,
 from metrics.audit.workbench import Effort, Evidence, Workbench
 from metrics.models.clip import ClipEmbedder, cosine_similarity
 from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
-from metrics.stats.risk import as_subjects
+from metrics.stats.intervals import as_subjects
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
 UTILITY_LEVEL = 0.6  # the level whose utility blur and pixelation are given

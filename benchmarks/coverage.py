@@ -16,8 +16,8 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
-from metrics.stats.intervals import cluster_bootstrap
-from metrics.stats.risk import Trials, as_subjects, risk_above_control
+from metrics.stats.intervals import Trials, as_subjects, cluster_bootstrap
+from metrics.stats.risk import risk_above_control
 from metrics.stats.roc import auc
 
 REPLICATES = 400

@@ -19,11 +19,10 @@ from anonymizer.release import audit_sample
 from anonymizer.release.audit_sample import ImageSet
 from flows.jobs.release import in_fresh_thread
 from metrics import features
-from metrics.attacks.linkage import Names
 from metrics.audit.mechanisms import Mechanism
 from metrics.audit.workbench import Effort, Evidence
 from metrics.features import Embedder
-from metrics.stats.risk import as_subjects
+from metrics.stats.intervals import Names, as_subjects
 
 MAX_EXTRA_IMAGES = (
     1000  # outsiders, and training pictures, at most: as many as a false alarm in a thousand takes to be seen

@@ -26,7 +26,6 @@ from anonymizer.storage.path import StoragePath
 from flows.jobs import attack_evidence
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
 from flows.jobs.release import backbone_of, in_fresh_thread, redact_errors
-from metrics.attacks.linkage import Bools
 from metrics.audit.audit import ALL_ATTACKERS
 from metrics.audit.calibration_curve import CHOOSING, CONFIRMING, CalibrationCurve, CurvePoint, ImageScore, split_halves
 from metrics.audit.mechanisms import LocalSampling, RoundTrip, apply
@@ -34,6 +33,7 @@ from metrics.audit.workbench import Evidence, Workbench
 from metrics.models.clip import ClipEmbedder, cosine_similarity
 from metrics.models.lpips import PerceptualDistance
 from metrics.stats import figure_table
+from metrics.stats.intervals import Bools
 from metrics.stats.risk import MIN_PEOPLE, MIN_TRIALS, Figure
 
 SEED = 2022_10_12100

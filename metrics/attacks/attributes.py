@@ -1,31 +1,31 @@
-"""Attributes: can age group, gender or any other column be read off outputs as off originals?
+"""Attribute inference: can age group, gender or any other column be read off outputs as off originals?
 
-A logistic regression on embeddings, cross-validated by person: no one is in training and test. The unaware attacker
-learns from originals, the trained one from outputs; how well originals themselves can be read is the reference.
+Logistic regression on embeddings, cross-validated by person: nobody is in training and test. The unaware attacker
+learns from originals, the trained one from outputs; predictions from originals themselves are the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 import numpy as np
 
-from metrics.attacks.linkage import Bools, Floats, Names, Numbers, is_detected
-from metrics.stats.intervals import concatenate
-from metrics.stats.risk import Figure, FigureContext, Trials, make_figure
+from metrics.attacks.linkage import is_detected
+from metrics.stats.intervals import Bools, Floats, Names, Numbers, Trials, concatenate
+from metrics.stats.risk import Figure, FigureContext, make_figure
 from metrics.stats.subgroups import split_by_group, subgroup_figures
 
 MAX_GROUPS = 10  # distinct numbers that still count as groups
 BINS = 4
 FOLDS = 5
-UNKNOWN = "unknown"  # the group of those whose value is missing
+UNKNOWN = "unknown"  # the group of missing values
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The truth about N pictures, ``labels`` and ``subjects`` (N,); readers put beside it what they read, (N,) each."""
+    """The true ``labels`` and ``subjects`` (N,) of N images; subclasses add predictions, a column (N,) each."""
 
     labels: Names
     subjects: Names
@@ -36,9 +36,9 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def trials(self, reader: str) -> Trials:
-        """Hits of one reader, for example ``outputs``."""
-        return Trials(getattr(self, reader) == self.labels, self.subjects)
+    def trials(self, column: str) -> Trials:
+        """Return which predictions of one column, for example ``outputs``, are right."""
+        return Trials(getattr(self, column) == self.labels, self.subjects)
 
     @property
     def chance(self) -> float:
@@ -48,11 +48,10 @@ class Predictions:
 
 @dataclass(frozen=True)
 class AttributePredictions(Predictions):
-    """What was read off each picture.
+    """Predicted labels of each image; an image that was not detected gets the most frequent label.
 
-    ``originals``: off the original (reference); ``unaware``: off the output by a reader of originals; ``trained``: off
-    the output by a reader of outputs; ``unaware_control``, ``trained_control``: by readers who learnt labels that had
-    been dealt out anew among people. A picture that was not detected is read as the most frequent label.
+    ``originals``: of originals (reference); ``unaware``: of outputs by a model of originals; ``trained``: of outputs by
+    a model of outputs; ``unaware_control``, ``trained_control``: by models of labels that were permuted among people.
     """
 
     originals: Names
@@ -63,89 +62,93 @@ class AttributePredictions(Predictions):
     seen: Bools
 
 
-def parse_numbers(values: Sequence[Any]) -> Sequence[Any]:
-    """A column of text that holds nothing but numbers, as those of CSV files do, as numbers; any other as it is."""
-    try:
-        return [float(value) if isinstance(value, str) else value for value in values]
-    except ValueError:
-        return values
-
-
 def group_values(values: Sequence[Any], max_groups: int = MAX_GROUPS, bins: int = BINS) -> Names:
-    """A column as labels (N,): text and few numbers as they are, many numbers as ``bins`` of equal size ("26 to 31").
+    """Return a column as labels (N,): text and few numbers as they are, many numbers in ``bins`` of equal size.
 
-    A bin goes from its lowest value to its highest; equal values share one, so there may be fewer bins. Raises
-    ValueError for a missing value.
+    Text that holds nothing but numbers, as in CSV files, counts as numbers. A bin ("26 to 31") goes from its lowest
+    value to its highest; equal values share one, so there may be fewer bins. Raises ValueError for a missing value.
     """
-    column = np.asarray(parse_numbers(values))
-    if column.dtype.kind not in "iuf" or (column.dtype.kind != "f" and len(np.unique(column)) <= max_groups):
-        if any(value is None or value != value for value in values):
-            raise ValueError("values hold a missing one: leave its rows out")
-        return column.astype(np.str_)
-    if np.isnan(column).any():
+    if not is_known(values).all():
         raise ValueError("values hold a missing one: leave its rows out")
-    if len(np.unique(column)) <= max_groups:
+    try:
+        column = np.asarray([float(value) if isinstance(value, str) else value for value in values])
+    except ValueError:
+        column = np.asarray(values)
+    few = len(np.unique(column)) <= max_groups
+    if column.dtype.kind not in "iuf" or (column.dtype.kind != "f" and few):
+        return column.astype(np.str_)
+    if few:
         return np.array([f"{value:g}" for value in column], dtype=np.str_)
     edges = np.unique(np.quantile(column, np.arange(1, bins) / bins, method="lower"))
-    place = np.searchsorted(edges, column, side="left")
-    spans = {p: f"{column[place == p].min():g} to {column[place == p].max():g}" for p in np.unique(place)}
-    return np.array([spans[p] for p in place], dtype=np.str_)
+    bin_of = np.searchsorted(edges, column, side="left")
+    spans = {b: f"{column[bin_of == b].min():g} to {column[bin_of == b].max():g}" for b in np.unique(bin_of)}
+    return np.array([spans[b] for b in bin_of], dtype=np.str_)
+
+
+def is_known(values: Sequence[Any]) -> Bools:
+    """Return which values (N,) are neither None nor NaN."""
+    return np.array([value is not None and value == value for value in values], dtype=bool)
+
+
+def known_labels(values: Sequence[Any]) -> tuple[Bools, Names]:
+    """Return which of N values are known, and the groups of those."""
+    known = is_known(values)
+    return known, group_values([value for value, k in zip(values, known, strict=True) if k])
 
 
 def group_known_values(values: Sequence[Any]) -> Names:
-    """As ``groups``, (N,), of a column in which values may be missing (None or NaN): those are ``unknown``.
-
-    Missing values do not keep numbers from being cut into bins, and take no part in it.
-    """
-    known = [value is not None and value == value for value in values]
-    labels = iter(
-        group_values([value for value, k in zip(values, known, strict=True) if k]).tolist() if any(known) else []
-    )
-    return np.array([next(labels) if k else UNKNOWN for k in known], dtype=np.str_)
+    """Return a column as labels (N,), with missing values as ``unknown``; they take no part in the bins."""
+    known, labels = known_labels(values)
+    groups = np.full(len(known), UNKNOWN, dtype=np.promote_types(labels.dtype, f"<U{len(UNKNOWN)}"))
+    groups[known] = labels
+    return groups
 
 
 def predict_attribute(
-    originals: Floats,
-    outputs: Floats,
-    labels: Names,
-    subjects: Names,
-    rng: np.random.Generator,
-    folds: int = FOLDS,
+    originals: Floats, outputs: Floats, labels: Names, subjects: Names, rng: np.random.Generator, folds: int = FOLDS
 ) -> AttributePredictions:
-    """Read the ``labels`` (N,) off ``outputs`` (N, D), in ``folds`` that split ``subjects`` (N,).
+    """Predict the ``labels`` (N,) from ``outputs`` (N, D), in ``folds`` that split ``subjects`` (N,).
 
-    ``originals`` (N, D) are the pictures behind the outputs, in the same order. Raises ValueError.
+    ``originals`` (N, D) are the images behind the outputs, in the same order. Raises ValueError.
     """
-    from sklearn.model_selection import GroupKFold
-
     if not len(originals) == len(outputs) == len(labels) == len(subjects):
         sizes = f"{len(originals)}, {len(outputs)}, {len(labels)} and {len(subjects)}"
         raise ValueError(f"originals, outputs, labels and subjects must be of one length, got {sizes}")
-    people = len(np.unique(subjects))
-    if people < 2:
+    if (people := len(np.unique(subjects))) < 2:
         raise ValueError(f"subjects must be two or more to read an attribute of strangers, got {people}")
-    dealt = permute_labels(labels, subjects, rng)
-    width = np.empty(len(labels), dtype=labels.dtype)
-    found = {
-        field.name: width.copy()
-        for field in fields(AttributePredictions)
-        if field.name not in ("labels", "subjects", "seen")
+    permuted = permute_labels(labels, subjects, rng)
+    models = {
+        "originals": (originals, labels, originals),
+        "unaware": (originals, labels, outputs),
+        "trained": (outputs, labels, outputs),
+        "unaware_control": (originals, permuted, outputs),
+        "trained_control": (outputs, permuted, outputs),
     }
-    splits = GroupKFold(min(folds, people), shuffle=True, random_state=int(rng.integers(2**31)))
-    for train, test in splits.split(originals, groups=subjects):
-        for name, source, target, taught in (
-            ("originals", originals, originals, labels),
-            ("unaware", originals, outputs, labels),
-            ("trained", outputs, outputs, labels),
-            ("unaware_control", originals, outputs, dealt),
-            ("trained_control", outputs, outputs, dealt),
-        ):
-            found[name][test] = fit_predict(source[train], taught[train], target[test])
-    return AttributePredictions(labels=labels, subjects=subjects, seen=is_detected(outputs), **found)
+    predicted = cross_predict(models, subjects, folds, rng)
+    return AttributePredictions(labels=labels, subjects=subjects, seen=is_detected(outputs), **predicted)
+
+
+def cross_predict(
+    models: Mapping[str, tuple[Floats, Names, Floats]], subjects: Names, folds: int, rng: np.random.Generator
+) -> dict[str, Names]:
+    """Return predictions (N,) by model, cross-validated in folds that split ``subjects`` (N,).
+
+    A model is the embeddings (N, D) and labels (N,) that it learns from, and the embeddings (N, D) that it predicts.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    predicted = {name: np.empty_like(labels) for name, (_, labels, _) in models.items()}
+    splits = GroupKFold(
+        min(folds, len(np.unique(subjects))), shuffle=True, random_state=int(rng.integers(2**31))
+    ).split(subjects, groups=subjects)
+    for train, test in splits:
+        for name, (source, labels, target) in models.items():
+            predicted[name][test] = fit_predict(source[train], labels[train], target[test])
+    return predicted
 
 
 def permute_labels(labels: Names, subjects: Names, rng: np.random.Generator) -> Names:
-    """Labels dealt out anew among people: each takes another's (or, by luck, his own), drawn from that one's rows."""
+    """Permute labels among people: each takes another's (or, by chance, its own), drawn from that person's rows."""
     people, person, sizes = np.unique(subjects, return_inverse=True, return_counts=True)
     giver = rng.permutation(len(people))[person]
     order, start = np.argsort(person, kind="stable"), np.cumsum(sizes) - sizes
@@ -153,33 +156,39 @@ def permute_labels(labels: Names, subjects: Names, rng: np.random.Generator) -> 
     return labels[row]
 
 
-def fit_predict(known: Floats, labels: Names, asked: Floats) -> Names:
-    """Fit on rows that hold an embedding; with nothing to learn or to look at, the most frequent label."""
+def fit_predict(train: Floats, labels: Names, test: Floats) -> Names:
+    """Fit on rows that hold an embedding; predict the most frequent label where there is nothing to fit or to see."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     names, counts = np.unique(labels, return_counts=True)
-    usable, visible = is_detected(known), is_detected(asked)
-    found = np.full(len(asked), names[counts.argmax()], dtype=labels.dtype)  # or longer names would be cut off
+    usable, visible = is_detected(train), is_detected(test)
+    predicted = np.full(len(test), names[counts.argmax()], dtype=labels.dtype)  # or longer names would be cut off
     if len(np.unique(labels[usable])) > 1 and visible.any():
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        model.fit(known[usable], labels[usable])
-        found[visible] = model.predict(asked[visible])
-    return found
+        model.fit(train[usable], labels[usable])
+        predicted[visible] = model.predict(test[visible])
+    return predicted
 
 
 def figures(
-    found: AttributePredictions, reader: str, column: str, rng: np.random.Generator, **described: Unpack[FigureContext]
+    predictions: AttributePredictions,
+    reader: str,
+    column: str,
+    rng: np.random.Generator,
+    **context: Unpack[FigureContext],
 ) -> list[Figure]:
-    """The accuracy of one reader (``originals``, ``unaware``, ``trained``) for everybody and for each label.
+    """Return the accuracy of one reader (``originals``, ``unaware``, ``trained``) for everybody and for each label.
 
-    Chance is the share of the most frequent label. One label alone has none: a reader that always says it is right for
-    all of its people; its control shows that.
+    Chance is the share of the most frequent label. A single label has none: a reader that always predicts it is right
+    for all of its people, as its control shows.
     """
-    control = None if reader == "originals" else found.trials(f"{reader}_control")
-    measure, trials, labels = f"accuracy of {column}", found.trials(reader), found.labels
-    whole = make_figure(trials, rng, measure=measure, control=control, chance=found.chance, **described)
-    controls = split_by_group(control, labels) if control is not None else None
-    parts = subgroup_figures(trials, labels, rng, column=column, measure=measure, controls=controls, **described)
-    return [whole, *parts]
+    control = None if reader == "originals" else predictions.trials(f"{reader}_control")
+    measure, trials, labels = f"accuracy of {column}", predictions.trials(reader), predictions.labels
+    whole = make_figure(trials, rng, measure=measure, control=control, chance=predictions.chance, **context)
+    controls = None if control is None else split_by_group(control, labels)
+    return [
+        whole,
+        *subgroup_figures(trials, labels, rng, column=column, measure=measure, controls=controls, **context),
+    ]

@@ -1,4 +1,4 @@
-"""Averaging: what several outputs of one original have in common adds up (after ReDiffuse, arXiv 2405.20771)."""
+"""Averaging: several outputs of one original add up what they have in common (after ReDiffuse, arXiv 2405.20771)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Self, Unpack
 
 import numpy as np
 
-from metrics.attacks.linkage import RANKS, Floats, Ranking, is_detected
-from metrics.attacks.linkage import figures as figures_of_ranking
+from metrics.attacks import linkage
+from metrics.attacks.linkage import RANKS, Ranking, is_detected
+from metrics.stats.intervals import Floats
 from metrics.stats.risk import Figure, FigureContext
 
 OUTPUT_COUNTS = (1, 2, 4, 8, 16)
@@ -17,7 +18,7 @@ OUTPUT_COUNTS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class AveragedRankings:
-    """What an attack found with the average of k outputs: one ``Ranking`` for each k."""
+    """The ranking of the average of k outputs, by k."""
 
     rankings: Mapping[int, Ranking]
 
@@ -28,9 +29,9 @@ class AveragedRankings:
 
 
 def average(embeddings: Floats, k: int) -> Floats:
-    """The normalised mean of the first ``k`` of K outputs: (N, K, D) to (N, D).
+    """Return the normalised mean of the first ``k`` of K outputs: (N, K, D) to (N, D).
 
-    Outputs that were not detected (NaN) are left out; a row of which none was stays NaN. Raises ValueError.
+    Outputs that were not detected (NaN) are left out; a row without a detected one stays NaN. Raises ValueError.
     """
     if embeddings.ndim != 3 or not 1 <= k <= embeddings.shape[1]:
         raise ValueError(f"embeddings must be (N, K, D) and k in 1..K, got {embeddings.shape} and {k}")
@@ -38,16 +39,15 @@ def average(embeddings: Floats, k: int) -> Floats:
     seen = is_detected(first.reshape(-1, first.shape[-1])).reshape(first.shape[:2])  # (N, k)
     total = np.where(seen[..., None], first, 0).sum(axis=1)
     norm = np.linalg.norm(total, axis=-1, keepdims=True)
-    found: Floats = np.divide(total, norm, out=np.full_like(total, np.nan), where=norm > 0)
-    return found
+    return np.asarray(np.divide(total, norm, out=np.full_like(total, np.nan), where=norm > 0))
 
 
 def attack_averages(
     embeddings: Floats, attack: Callable[[Floats], Ranking], counts: Sequence[int] = OUTPUT_COUNTS
 ) -> AveragedRankings:
-    """``attack``, for example linkage with a fixed gallery, on averages of k outputs; each k that K allows.
+    """Run ``attack``, such as linkage with a fixed gallery, on averages of k outputs, for each of ``counts`` up to K.
 
-    ``embeddings`` (N, K, D), unit norm, NaN rows where nothing was detected.
+    ``embeddings`` (N, K, D) of unit norm, rows of NaN where nothing was detected.
     """
     if embeddings.ndim != 3:
         raise ValueError(f"embeddings must be (N, K, D), got {embeddings.shape}")
@@ -55,14 +55,11 @@ def attack_averages(
 
 
 def figures(
-    averaged: AveragedRankings,
-    rng: np.random.Generator,
-    ranks: Sequence[int] = RANKS,
-    **described: Unpack[FigureContext],
+    averaged: AveragedRankings, rng: np.random.Generator, ranks: Sequence[int] = RANKS, **context: Unpack[FigureContext]
 ) -> list[Figure]:
-    """The figures of ``linkage.figures`` for each k."""
+    """Return the figures of ``linkage.figures`` for each k."""
     lines: list[Figure] = []
     for k, ranking in averaged.rankings.items():
-        described["outputs"] = k
-        lines += figures_of_ranking(ranking, rng, ranks, **described)
+        context["outputs"] = k
+        lines += linkage.figures(ranking, rng, ranks, **context)
     return lines

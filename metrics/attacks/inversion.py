@@ -1,6 +1,6 @@
-"""Inversion: a small network that learns to undo the level on other people's pairs (Fantomas, arXiv 2210.10651).
+"""Inversion: a small network learns from other people's pairs to undo the level (Fantomas, arXiv 2210.10651).
 
-What it restores is attacked like any output; where that succeeds more often, the method was partly reversible.
+Restored images are attacked like any output; where that succeeds more often, the method was partly reversible.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.nn import functional as F
 
 from metrics.attacks.training_pairs import Pairs, hold_out
 
-WIDTHS = (32, 64, 128)  # channels at a half, a quarter and an eighth of the picture's side
+WIDTHS = (32, 64, 128)  # channels at a half, a quarter and an eighth of the image's side
 GROUPS = 8
 BATCH = 16
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1e-4
-EVALUATIONS = 10  # how often the held-out loss is looked at
-RESTORE_BATCH = 64  # pictures restored at once; bounds memory
+EVALUATIONS = 10  # of the held-out loss
+RESTORE_BATCH = 64  # images restored at once; bounds memory
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions around which the input passes (He et al. 2016)."""
+    """Two 3 x 3 convolutions with a residual connection (He et al. 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class Block(nn.Module):
 
 
 class Restorer(nn.Module):
-    """A residual U-Net (Ronneberger et al. 2015) of 0.9 M parameters that changes nothing before it is trained.
+    """A residual U-Net (Ronneberger et al. 2015) of 0.9 M parameters, the identity before it is trained.
 
-    Pixels are first folded 2 x 2 into channels, so that the costly full resolution is never convolved.
+    Pixels are first folded 2 x 2 into channels: convolutions at full resolution would be costly.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Restorer(nn.Module):
         nn.init.zeros_(torch.as_tensor(self.leave.bias))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) to the same shape; H and W divisible by 4."""
+        """Map (B, 3, H, W) to the same shape; H and W divisible by 4."""
         h1 = self.fine_in(self.enter(F.pixel_unshuffle(x, 2)))  # (B, 32, H / 2, W / 2)
         h2 = self.middle_in(self.down1(h1))  # (B, 64, H / 4, W / 4)
         h3 = self.coarse(self.down2(h2))  # (B, 128, H / 8, W / 8), rounded up
@@ -78,12 +78,12 @@ class Inverter:
 
     @property
     def has_improved(self) -> bool:
-        """Whether anything was found that brings outputs closer to originals; if not, nothing is changed."""
+        """Whether training brought outputs closer to originals; if not, the network is the identity."""
         return min(self.losses.values()) < self.losses[0]
 
     @torch.inference_mode()
     def restore(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Outputs (N, 3, H, W) in [-1, 1], sides divisible by 4, to guesses at their originals. Raises ValueError."""
+        """Return guessed originals of outputs (N, 3, H, W) in [-1, 1], sides divisible by 4. Raises ValueError."""
         _check_shape(outputs)
         device = next(self.network.parameters()).device
         parts = [self.network(x.to(device, torch.float32)).clamp(-1, 1) for x in outputs.split(RESTORE_BATCH)]
@@ -91,22 +91,19 @@ class Inverter:
 
 
 def train(
-    pairs: Pairs,
-    rng: np.random.Generator,
-    steps: int = 400,
-    progress: Callable[[int], None] | None = None,
+    pairs: Pairs, rng: np.random.Generator, steps: int = 400, progress: Callable[[int], None] = lambda done: None
 ) -> Inverter:
-    """Learn to undo on ``pairs`` what was done to them: L1 loss, batches of 16, each picture flipped half of the time.
+    """Train a network to map the outputs of ``pairs`` to their originals: L1 loss, batches of 16, random flips.
 
-    Nobody is both learnt from and held out. Of ten looks, the network with the lowest held-out loss is kept, and the
-    first of these is the identity. ``progress`` hears how many steps are done. Works where the pairs lie.
-    At 64 x 64 with 256 pairs, 400 steps take 51 s and 0.9 GB on one thread of a server processor.
+    Nobody is both trained on and held out. The network with the lowest held-out loss of ten evaluations, the first of
+    which is the identity, is returned. ``progress`` receives 1 after each step. Runs on the device of the pairs. At
+    64 x 64 with 256 pairs, 400 steps take 51 s and 0.9 GB on one thread of a server processor.
     """
     _check_shape(pairs.outputs)
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}: leave the attack out instead")
-    held = hold_out(range(len(pairs)) if pairs.people is None else pairs.people, rng)  # (n,)
-    learn, judge = pairs[~held], pairs[held]
+    held_out = hold_out(range(len(pairs)) if pairs.people is None else pairs.people, rng)  # (n,)
+    learn, judge = pairs[~held_out], pairs[held_out]
     network = _initialise(rng).to(pairs.outputs.device)
     adam = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     rates = torch.optim.lr_scheduler.OneCycleLR(adam, LEARNING_RATE, total_steps=steps + 1)
@@ -122,28 +119,25 @@ def train(
             losses[step] = _loss(network, judge)
             if losses[step] == min(losses.values()):
                 best = deepcopy(network.state_dict())
-        if progress is not None:
-            progress(1)
+        progress(1)
     network.load_state_dict(best)
     return Inverter(network.eval().requires_grad_(False), losses)
 
 
-def _check_shape(pictures: torch.Tensor) -> None:
-    if pictures.ndim != 4 or pictures.shape[1] != 3 or any(side % 4 for side in pictures.shape[2:]):
-        raise ValueError(
-            f"outputs must be (N, 3, H, W) with sides divisible by 4, got {tuple(pictures.shape)}: pad them"
-        )
+def _check_shape(images: torch.Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or any(side % 4 for side in images.shape[2:]):
+        raise ValueError(f"outputs must be (N, 3, H, W) with sides divisible by 4, got {tuple(images.shape)}: pad them")
 
 
 def _initialise(rng: np.random.Generator) -> Restorer:
-    """A network with weights drawn from ``rng``; torch's global generator is put back as it was."""
+    """Return a network with weights drawn from ``rng``; torch's global generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**62)))
         return Restorer()
 
 
 def _flip_at_random(pairs: Pairs, rng: np.random.Generator) -> Pairs:
-    """Both halves of about every second pair, mirrored."""
+    """Mirror both images of each pair with probability 1/2."""
     turn = torch.from_numpy(rng.random(len(pairs)) < 0.5).to(pairs.outputs.device)[:, None, None, None]
     originals, outputs = (torch.where(turn, x.flip(-1), x) for x in (pairs.originals, pairs.outputs))
     return Pairs(originals, outputs, pairs.people)
@@ -151,6 +145,6 @@ def _flip_at_random(pairs: Pairs, rng: np.random.Generator) -> Pairs:
 
 @torch.no_grad()
 def _loss(network: Restorer, pairs: Pairs) -> float:
-    """Mean absolute error of what is restored."""
+    """Return the mean absolute error of restored images."""
     parts = zip(pairs.outputs.split(RESTORE_BATCH), pairs.originals.split(RESTORE_BATCH), strict=True)
     return sum(float((network(y).clamp(-1, 1) - x).abs().mean()) * len(x) for y, x in parts) / len(pairs)

@@ -1,7 +1,7 @@
-"""Membership: was this photo in the released set, and was it in the diffusion model's training set?
+"""Membership: was this photo in the released set, or in the diffusion model's training set?
 
-Every attack gives a score to members and to others, and is judged by how well the score tells them apart. Closeness of
-outputs to the model's training pictures is the same question, with outputs in the members' place.
+Every attack scores members and others and is judged by how well the score separates them. How near outputs come to the
+model's training images is the same question, with outputs as members.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 
 from anonymizer.backbones.protocol import Denoised
-from metrics.attacks.linkage import Floats, Names, is_detected, row_blocks
-from metrics.stats.intervals import concatenate
+from metrics.attacks.linkage import is_detected, row_blocks
+from metrics.stats.intervals import Floats, Names, concatenate
 from metrics.stats.risk import Figure, FigureContext
 from metrics.stats.roc import roc_figures
 
 LOSS_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of T, at which the denoising loss is taken
-UNDETECTED_SCORE = -2.0  # the score of a photo that was not detected: below every (calibrated) cosine similarity
-CHUNK = 32  # pictures denoised at once; bounds memory
+UNDETECTED_SCORE = -2.0  # below every (calibrated) cosine similarity
+CHUNK = 32  # images denoised at once; bounds memory
 
 
 @dataclass(frozen=True)
 class MembershipScores:
-    """Higher means "a member": scores of members (N,) and of others (M,), and whose they are."""
+    """Scores of members (N,) and of others (M,), higher for members, and the person behind each."""
 
     members: Floats
     others: Floats
@@ -44,34 +44,34 @@ class MembershipScores:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Photos of which the attacker asks whether they were in: embeddings (N, D), NaN if not detected; their people."""
+    """Photos that may be members: embeddings (N, D), NaN where not detected, and their people."""
 
     embeddings: Floats
     subjects: Names
 
 
 def nearest_similarity(queries: Floats, targets: Floats) -> Floats:
-    """The highest cosine similarity of each query (N, D) to any target (M, D): (N,), ``LOWEST`` where it holds NaN.
+    """Return the highest cosine similarity of each query (N, D) to any target (M, D): (N,).
 
-    Raises ValueError if no target is left.
+    A query that was not detected scores ``UNDETECTED_SCORE``. Raises ValueError if no target was detected.
     """
     usable = targets[is_detected(targets)]
     if not len(usable):
         raise ValueError("targets are empty: give at least one picture with an embedding")
-    found = np.empty(len(queries))
+    nearest = np.empty(len(queries))
     for rows in row_blocks(len(queries), len(usable)):
-        found[rows] = (queries[rows] @ usable.T).max(axis=1)
-    return np.where(np.isnan(found), UNDETECTED_SCORE, found)
+        nearest[rows] = (queries[rows] @ usable.T).max(axis=1)
+    return np.where(np.isnan(nearest), UNDETECTED_SCORE, nearest)
 
 
 def score_release(
     members: Candidates, others: Candidates, outputs: Floats, reference: Floats | None = None
 ) -> MembershipScores:
-    """How near a photo is to the nearest of the released ``outputs`` (K, D).
+    """Score photos by the similarity to the nearest of the released ``outputs`` (K, D).
 
-    With ``reference`` (R, D), the aware attacker's own outputs of pictures that are not behind the release, about as
-    many as it has, the score is calibrated: less how near the photo is to the nearest of those, so that a photo that
-    resembles everything is not taken for a member. A photo that was not detected scores ``LOWEST``.
+    With ``reference`` (R, D), about as many outputs that the aware attacker made of images outside the release, the
+    similarity to the nearest of those is subtracted, so that a photo that resembles everything does not pass for a
+    member. A photo that was not detected scores ``UNDETECTED_SCORE``.
     """
 
     def score(photos: Floats) -> Floats:
@@ -84,17 +84,17 @@ def score_release(
 
 
 def score_closeness(outputs: Candidates, held_out: Candidates, training: Floats) -> MembershipScores:
-    """Similarity to the nearest of the model's training pictures (M, D): outputs beside originals it never saw.
+    """Score outputs, and originals that the model never saw, by the nearest of its training images (M, D).
 
-    An AUC above one half means that outputs crowd around training pictures more than new photographs do; the TPR at
-    1 % FPR is the share of outputs nearer than all but a hundredth of those.
+    An AUC above one half means that outputs crowd around training images more than new photographs do; the TPR at 1 %
+    FPR is the share of outputs nearer than all but a hundredth of those.
     """
     near, usual = nearest_similarity(outputs.embeddings, training), nearest_similarity(held_out.embeddings, training)
     return MembershipScores(near, usual, outputs.subjects, held_out.subjects)
 
 
 class Denoiser(Protocol):
-    """What the loss needs of a diffusion model; ``anonymizer.backbones.Backbone`` is one."""
+    """The part of ``anonymizer.backbones.Backbone`` that the loss needs."""
 
     T: int
     alphas_cumprod: torch.Tensor
@@ -112,16 +112,15 @@ def denoising_losses(
     levels: Sequence[float] = LOSS_LEVELS,
     repeats: int = 4,
 ) -> Floats:
-    """The mean squared error of the noise that the model sees in each picture, (B, 3, size, size) in [-1, 1] to (B,).
+    """Return the mean squared error of the noise predicted in images (B, 3, size, size) in [-1, 1]: (B,).
 
-    Averaged over ``repeats`` draws at each of ``levels`` (shares of T). All pictures meet the same noise, so that they
-    differ by what they are alone: score all candidates with generators of one seed. Matsumoto et al. (2023); Carlini
-    et al. (2023) find that low and middle levels tell most.
+    Averaged over ``repeats`` draws at each of ``levels`` (shares of T). All images meet the same noise, so that only
+    they differ: score all candidates with generators of one seed. Low and middle levels tell most (Matsumoto et al.
+    2023; Carlini et al. 2023).
     """
     if not levels or min(levels) <= 0 or max(levels) > 1 or repeats < 1:
         raise ValueError(f"levels must lie in (0, 1] and repeats be positive, got {tuple(levels)} and {repeats}")
-    parts = images.split(CHUNK)
-    z0s = [model.encode(part) for part in parts]
+    z0s = [model.encode(part) for part in images.split(CHUNK)]
     total = np.zeros(len(images))
     for t in [max(1, round(level * model.T)) for level in levels] * repeats:
         abar = float(model.alphas_cumprod[t - 1])
@@ -131,18 +130,17 @@ def denoising_losses(
             for z0 in z0s
         ]
         total += torch.cat(errors).double().cpu().numpy()
-    losses: Floats = total / (len(levels) * repeats)
-    return losses
+    return np.asarray(total / (len(levels) * repeats))
 
 
 def score_training_set(
     members: Floats, others: Floats, member_subjects: Names, other_subjects: Names
 ) -> MembershipScores:
-    """From denoising losses of training pictures (N,) and of others (M,): what the model knows well, it has seen."""
+    """Score training images (N,) and others (M,) by their denoising losses: the model knows well what it has seen."""
     return MembershipScores(-members, -others, member_subjects, other_subjects)
 
 
-def figures(scores: MembershipScores, rng: np.random.Generator, **described: Unpack[FigureContext]) -> list[Figure]:
-    """AUC, and TPR at 1 % and 0.1 % FPR beside the share of others that its threshold really lets through."""
-    sides = scores.member_subjects, scores.other_subjects
-    return roc_figures(scores.members, scores.others, rng, *sides, **described)
+def figures(scores: MembershipScores, rng: np.random.Generator, **context: Unpack[FigureContext]) -> list[Figure]:
+    """Return AUC, and TPR at 1 % and 0.1 % FPR with the share of others that its threshold lets through."""
+    subjects = scores.member_subjects, scores.other_subjects
+    return roc_figures(scores.members, scores.others, rng, *subjects, **context)

@@ -1,8 +1,8 @@
-"""Re-identification: with other photos of the same people, whose picture is this output?
+"""Re-identification: with other photos of the same people, who is on this output?
 
-Closed set, open set and verification, in the terms of ISO/IEC 19795 and NIST's FRVT 1:N. Each threshold is set on
-unmodified pictures of the data at hand, never taken from a library. A probe on which no face is detected is not
-identified, and is counted as such (``seen``): it is not protected, this recogniser has nothing to say about it.
+Closed set, open set and verification, in the terms of ISO/IEC 19795 and NIST's FRVT 1:N. Thresholds are set on
+unmodified images of the data at hand, never taken from a library. A probe without a detected face is not identified,
+and is counted as such (``seen``): it is not protected, the recogniser just has nothing to say about it.
 """
 
 from __future__ import annotations
@@ -15,27 +15,24 @@ import numpy as np
 
 from metrics.attacks.linkage import (
     NOT_DETECTED,
-    Bools,
-    Floats,
-    Names,
-    Numbers,
     Ranking,
     draw_other_people,
     is_detected,
-    ranks,
+    ranks_with_control,
     row_blocks,
 )
-from metrics.stats.risk import Figure, FigureContext, Trials, make_figure
+from metrics.stats.intervals import Bools, Floats, Names, Numbers, Trials
+from metrics.stats.risk import Figure, FigureContext, make_figure
 from metrics.stats.roc import threshold_at
 
 FPIRS = (0.1, 0.01)
 FMRS = (1e-2, 1e-3)
-MAX_IMPOSTOR_PAIRS = 2_000_000  # pairs; of more, as many are drawn
+MAX_IMPOSTOR_PAIRS = 2_000_000  # of more pairs, as many are drawn
 
 
 @dataclass(frozen=True)
 class Faces:
-    """Embeddings (N, D) of unit norm, NaN where no face was detected, and whose they are, ``identities`` (N,)."""
+    """Embeddings (N, D) of unit norm, NaN where no face was detected, and their people, ``identities`` (N,)."""
 
     embeddings: Floats
     identities: Names
@@ -58,11 +55,11 @@ class Faces:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Decisions at thresholds that let through a share ``at`` (F,) of impostors.
+    """Decisions at thresholds that accept a share ``at`` (F,) of impostors.
 
-    ``hits`` (N, F): the right person was accepted; ``control`` (N, F): a wrong one was; ``seen`` (N,); ``subjects``
-    (N,); ``candidates`` (N,) how many persons each probe was searched among, 1 in a verification; ``impostors`` the
-    comparisons that the thresholds rest on (with fewer than 1 / at there is none, and nobody is accepted).
+    ``hits`` (N, F): the right person was accepted; ``control`` (N, F): a wrong one was; ``seen`` and ``subjects`` (N,);
+    ``candidates`` (N,): persons that each probe was searched among, 1 in a verification; ``impostors``: comparisons
+    that the thresholds rest on (fewer than 1 / at allow no threshold, and nobody is accepted).
     """
 
     at: tuple[float, ...]
@@ -95,7 +92,7 @@ class Decisions:
 
 
 def enrol(faces: Faces, photos: int, rng: np.random.Generator | None = None) -> Faces:
-    """``photos`` of each person, drawn by ``rng`` or else the first; those with a detected face before the others.
+    """Return ``photos`` of each person, drawn by ``rng`` or else the first; detected faces before others.
 
     Of a person with fewer, all are taken. Raises ValueError.
     """
@@ -104,43 +101,45 @@ def enrol(faces: Faces, photos: int, rng: np.random.Generator | None = None) -> 
     luck = np.arange(len(faces)) if rng is None else rng.permutation(len(faces))
     order = np.lexsort((luck, ~faces.seen, faces.identities))
     people, first = np.unique(faces.identities[order], return_index=True)
-    place = np.arange(len(order)) - first[np.searchsorted(people, faces.identities[order])]
-    return faces[order[place < photos]]
+    number = np.arange(len(order)) - first[np.searchsorted(people, faces.identities[order])]
+    return faces[order[number < photos]]
 
 
 def person_scores(probes: Floats, gallery: Faces, people: Names) -> Floats:
-    """Probes (N, D) to (N, P): the best cosine similarity over each person's photos; -inf where a face is missing.
+    """Return the best cosine similarity of probes (N, D) over each person's photos: (N, P), -inf where not detected.
 
-    ``people`` (P,) are sorted and hold all of the gallery's.
+    ``people`` (P,) are sorted and include the gallery's.
     """
-    found = np.full((len(probes), len(people)), -np.inf)
+    scores = np.full((len(probes), len(people)), -np.inf)
     seen, usable = np.flatnonzero(is_detected(probes)), gallery[gallery.seen]
     if len(usable):
         usable = usable[np.argsort(usable.identities, kind="stable")]
         present, starts = np.unique(usable.identities, return_index=True)
-        each = probes[seen] @ usable.embeddings.T  # (N, M)
-        found[np.ix_(seen, np.searchsorted(people, present))] = np.maximum.reduceat(each, starts, axis=1)
-    return found
+        similarity = probes[seen] @ usable.embeddings.T  # (N, M)
+        columns = np.searchsorted(people, present)
+        scores[np.ix_(seen, columns)] = np.maximum.reduceat(similarity, starts, axis=1)
+    return scores
 
 
 def closed_set(probes: Faces, gallery: Faces, rng: np.random.Generator) -> Ranking:
-    """At which place the right person comes; a probe without a face is given up (its rank is beyond the last).
+    """Rank the people of the gallery for each probe; a probe without a face is given up (its rank is beyond the last).
 
-    The control looks for a wrong person, as if the gallery's names had been dealt out anew. Raises ValueError.
+    The control looks for a wrong person, as if the gallery's names had been permuted. Raises ValueError.
     """
     people, truth = _check_gallery(probes, gallery)
-    wrong = (truth + rng.integers(1, len(people), len(probes))) % len(people)
-    luck, seen = rng.spawn(2), probes.seen
-    found, control = np.empty(len(probes), np.int64), np.empty(len(probes), np.int64)
-    for rows in row_blocks(len(probes), len(gallery)):
-        scores = person_scores(probes.embeddings[rows], gallery, people)
-        found[rows], control[rows] = ranks(scores, truth[rows], luck[0]), ranks(scores, wrong[rows], luck[1])
-    found[~seen] = control[~seen] = len(people) + 1
-    return Ranking(found, control, np.full(len(probes), len(people)), seen, probes.identities)
+    wrong = _draw_wrong(truth, len(people), rng)
+    luck, seen = np.stack([generator.random(len(probes)) for generator in rng.spawn(2)]), probes.seen
+
+    def scores(rows: slice) -> Floats:
+        return person_scores(probes.embeddings[rows], gallery, people)
+
+    right, control = ranks_with_control(scores, len(gallery), truth, wrong, luck)
+    right[~seen] = control[~seen] = len(people) + 1
+    return Ranking(right, control, np.full(len(probes), len(people)), seen, probes.identities)
 
 
 def _check_gallery(probes: Faces, gallery: Faces) -> tuple[Names, Numbers]:
-    """The gallery's people, sorted, and each probe's among them."""
+    """Return the gallery's people, sorted, and the position of each probe's among them. Raises ValueError."""
     people = np.unique(gallery.identities)
     unknown = np.setdiff1d(probes.identities, people)
     if len(unknown):
@@ -150,8 +149,12 @@ def _check_gallery(probes: Faces, gallery: Faces) -> tuple[Names, Numbers]:
     return people, np.searchsorted(people, probes.identities)
 
 
+def _draw_wrong(truth: Numbers, people: int, rng: np.random.Generator) -> Numbers:
+    return np.asarray((truth + rng.integers(1, people, len(truth))) % people)
+
+
 def set_thresholds(impostors: Floats, at: Sequence[float]) -> Floats:
-    """The scores (F,) above which a share ``at`` of impostors (N,) lies; infinite where N is below 1 / at.
+    """Return the scores (F,) above which a share ``at`` of impostors (N,) lies; infinite where N is below 1 / at.
 
     Raises ValueError without an impostor.
     """
@@ -161,48 +164,46 @@ def set_thresholds(impostors: Floats, at: Sequence[float]) -> Floats:
 
 
 def is_measurable(impostors: int, rate: float) -> bool:
-    """Whether so many comparisons can show one false alarm at this rate."""
+    """Whether this many comparisons can show one false alarm at this rate."""
     return impostors * rate >= 1 - 1e-9
 
 
 def open_set(
     probes: Faces, unmodified: Faces, gallery: Faces, rng: np.random.Generator, at: Sequence[float] = FPIRS
 ) -> Decisions:
-    """TPIR at fixed FPIRs: the right person comes first *and* above the threshold.
+    """Decide at fixed FPIRs (for TPIR): the right person comes first and above the threshold.
 
-    Half of the people, drawn by ``rng``, are enrolled; ``unmodified`` pictures of the other half are the non-mated
-    searches that set the threshold. Then the halves change places, so that each probe is tried once. The control asks
-    how often the first above the threshold is a wrong person who was named beforehand. Raises ValueError.
+    Half of the people, drawn by ``rng``, are enrolled; ``unmodified`` images of the other half are the non-mated
+    searches that set the threshold. Then the halves change places, so that each probe is searched once. The control
+    counts how often the first above the threshold is a wrong person named beforehand. Raises ValueError.
     """
     people, _ = _check_gallery(probes, gallery)
     if len(people) < 4:
         raise ValueError(f"gallery must hold four people or more for an open set, got {len(people)}")
     drawn = rng.permutation(people)
-    first, second = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
-    one, other = (_open_half(probes, unmodified, gallery, half, rng, tuple(at)) for half in (first, second))
-    return one + other
+    halves = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
+    first, second = (_open_half(probes, unmodified, gallery, np.sort(half), rng, tuple(at)) for half in halves)
+    return first + second
 
 
 def _open_half(
-    probes: Faces, unmodified: Faces, gallery: Faces, half: Names, rng: np.random.Generator, at: tuple[float, ...]
+    probes: Faces, unmodified: Faces, gallery: Faces, people: Names, rng: np.random.Generator, at: tuple[float, ...]
 ) -> Decisions:
-    people = np.sort(half)
     enrolled = gallery[np.isin(gallery.identities, people)]
     mated = probes[np.isin(probes.identities, people)]
-    strange = unmodified[~np.isin(unmodified.identities, people) & unmodified.seen]
-    nonmated = _best_match(strange, enrolled, people)[0]
+    nonmated = unmodified[~np.isin(unmodified.identities, people) & unmodified.seen]
+    impostors = _best_match(nonmated, enrolled, people)[0]
     score, best = _best_match(mated, enrolled, people)
     truth = np.searchsorted(people, mated.identities)
-    wrong = (truth + rng.integers(1, len(people), len(mated))) % len(people)
-    limits = set_thresholds(nonmated, at)
-    above = score[:, None] > limits  # (N, F)
-    right, named = (best == truth)[:, None], (best == wrong)[:, None]
+    wrong = _draw_wrong(truth, len(people), rng)
+    above = score[:, None] > set_thresholds(impostors, at)  # (N, F)
+    hits, control = above & (best == truth)[:, None], above & (best == wrong)[:, None]
     candidates = np.full(len(mated), len(people))
-    return Decisions(at, above & right, above & named, mated.seen, mated.identities, candidates, len(nonmated))
+    return Decisions(at, hits, control, mated.seen, mated.identities, candidates, len(impostors))
 
 
 def _best_match(probes: Faces, gallery: Faces, people: Names) -> tuple[Floats, Numbers]:
-    """The best score (N,) and whose it is (N,), block by block."""
+    """Return the best score (N,) and the position of its person (N,), block by block."""
     score, best = np.empty(len(probes)), np.empty(len(probes), np.int64)
     for rows in row_blocks(len(probes), len(gallery)):
         scores = person_scores(probes.embeddings[rows], gallery, people)
@@ -213,9 +214,9 @@ def _best_match(probes: Faces, gallery: Faces, people: Names) -> tuple[Floats, N
 def verification(
     probes: Faces, unmodified: Faces, gallery: Faces, rng: np.random.Generator, at: Sequence[float] = FMRS
 ) -> Decisions:
-    """TMR at fixed FMRs, over all pairs of a probe and a gallery photo of the same person.
+    """Decide at fixed FMRs (for TMR), over all pairs of a probe and a gallery photo of the same person.
 
-    Impostor pairs are an ``unmodified`` picture and a gallery photo of another person. The control gives each pair a
+    Impostor pairs are an ``unmodified`` image and a gallery photo of another person. The control gives each pair a
     photo of another person instead. Raises ValueError.
     """
     _check_gallery(probes, gallery)
@@ -223,34 +224,31 @@ def verification(
     limits = set_thresholds(impostors, at)
     probe, photo = _genuine_pairs(probes.identities, gallery.identities)
     other = draw_other_people(gallery.identities, rng, photo)
-
-    def accepted(photos: Numbers) -> Bools:
-        found: Bools = _pair_scores(probes, probe, gallery, photos)[:, None] > limits
-        return found
-
-    subjects, ones = probes.identities[probe], np.ones(len(probe), np.int64)
-    return Decisions(tuple(at), accepted(photo), accepted(other), probes.seen[probe], subjects, ones, len(impostors))
+    hits, control = (_pair_scores(probes, probe, gallery, photos)[:, None] > limits for photos in (photo, other))
+    subjects, candidates = probes.identities[probe], np.ones(len(probe), np.int64)
+    return Decisions(tuple(at), hits, control, probes.seen[probe], subjects, candidates, len(impostors))
 
 
 def _genuine_pairs(left: Names, right: Names) -> tuple[Numbers, Numbers]:
-    """All pairs of rows of the same person."""
+    """Return all pairs of rows of the same person."""
     order = np.argsort(right, kind="stable")
     start, stop = (np.searchsorted(right[order], left, side) for side in ("left", "right"))
-    which = np.repeat(np.arange(len(left)), stop - start)
-    step = np.arange(len(which)) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
-    return which, order[start[which] + step]
+    counts = stop - start
+    rows = np.repeat(np.arange(len(left)), counts)
+    step = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, order[start[rows] + step]
 
 
 def _pair_scores(left: Faces, i: Numbers, right: Faces, j: Numbers) -> Floats:
-    """Cosine similarities (K,) of pairs of rows, -inf where a face is missing; block by block."""
-    found = np.empty(len(i))
+    """Return cosine similarities (K,) of pairs of rows, -inf where a face is missing, block by block."""
+    scores = np.empty(len(i))
     for rows in row_blocks(len(i), left.embeddings.shape[1]):
-        found[rows] = np.einsum("nd,nd->n", left.embeddings[i[rows]], right.embeddings[j[rows]])
-    return np.where(np.isnan(found), -np.inf, found)
+        scores[rows] = np.einsum("nd,nd->n", left.embeddings[i[rows]], right.embeddings[j[rows]])
+    return np.where(np.isnan(scores), -np.inf, scores)
 
 
 def _impostor_scores(unmodified: Faces, gallery: Faces, rng: np.random.Generator) -> Floats:
-    """Similarities of pairs of different people, all of them or as many as memory allows."""
+    """Return similarities of pairs of different people, all of them or at most ``MAX_IMPOSTOR_PAIRS``."""
     left, right = unmodified[unmodified.seen], gallery[gallery.seen]
     total = len(left) * len(right)
     drawn = np.arange(total) if total <= MAX_IMPOSTOR_PAIRS else rng.integers(0, total, MAX_IMPOSTOR_PAIRS)
@@ -259,24 +257,24 @@ def _impostor_scores(unmodified: Faces, gallery: Faces, rng: np.random.Generator
     return _pair_scores(left, i[different], right, j[different])
 
 
-def figures(accepted: Decisions, rng: np.random.Generator, **described: Unpack[FigureContext]) -> list[Figure]:
-    """TPIR or TMR at each rate beside its control, and the share of probes (or of their pairs) without a face.
+def figures(decisions: Decisions, rng: np.random.Generator, **context: Unpack[FigureContext]) -> list[Figure]:
+    """Return TPIR or TMR at each rate with its control, and the share of probes (or of their pairs) without a face.
 
-    Of a closed set, see ``linkage.figures``. Chance is what the
-    thresholds let through, times the chance that it is the right person.
+    Chance is the share that the thresholds accept, times the chance that it is the right person. For a closed set, see
+    ``linkage.figures``.
     """
-    persons = np.unique(accepted.candidates)
-    searched = bool((accepted.candidates > 1).any())
-    if searched and len(persons) == 1:
-        described["gallery"] = int(persons[0])
-    name, chance = ("TPIR at FPIR", 1 / accepted.candidates.mean()) if searched else ("TMR at FMR", 1.0)
+    persons = np.unique(decisions.candidates)
+    is_search = bool((persons > 1).any())
+    if is_search and len(persons) == 1:
+        context["gallery"] = int(persons[0])
+    name, chance = ("TPIR at FPIR", 1 / decisions.candidates.mean()) if is_search else ("TMR at FMR", 1.0)
     lines = []
-    for at in accepted.at:
-        trials, measure = accepted.trials(at), f"{name} {at:g}"
-        if is_measurable(accepted.impostors, at):
-            control = accepted.control_trials(at)
-            lines.append(make_figure(trials, rng, measure=measure, control=control, chance=at * chance, **described))
+    for at in decisions.at:
+        trials, measure = decisions.trials(at), f"{name} {at:g}"
+        if is_measurable(decisions.impostors, at):
+            control = decisions.control_trials(at)
+            lines.append(make_figure(trials, rng, measure=measure, control=control, chance=at * chance, **context))
         else:
-            note = f"too few: thresholds rest on {accepted.impostors} impostor comparisons, {1 / at:g} are needed"
-            lines.append(Figure(measure=measure, n=len(trials), subjects=trials.people, note=note, **described))
-    return [*lines, make_figure(accepted.unseen, rng, measure=NOT_DETECTED, **described)]
+            note = f"too few: thresholds rest on {decisions.impostors} impostor comparisons, {1 / at:g} are needed"
+            lines.append(Figure(measure=measure, n=len(trials), subjects=trials.people, note=note, **context))
+    return [*lines, make_figure(decisions.unseen, rng, measure=NOT_DETECTED, **context)]

@@ -13,11 +13,12 @@ import numpy as np
 
 from anonymizer.errors import ModelError
 from metrics.attacks import attributes, averaging, linkage, membership, parrot, reidentification
-from metrics.attacks.linkage import Bools, Floats, Names, Ranking, draw_across_people, is_detected, number_within_person
+from metrics.attacks.linkage import Ranking, draw_across_people, is_detected, number_within_person
 from metrics.attacks.reidentification import Faces
 from metrics.audit.mechanisms import Unrelated
 from metrics.audit.workbench import Workbench
 from metrics.features import Embedder
+from metrics.stats.intervals import Bools, Floats, Names
 from metrics.stats.risk import MIN_TRIALS, Figure, FigureContext, with_note, without_values
 from metrics.stats.subgroups import split_by_group, subgroup_figures
 

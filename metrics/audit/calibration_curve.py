@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from metrics.attacks import attributes
-from metrics.attacks.linkage import Bools, Floats, Names
 from metrics.audit import audit
 from metrics.audit.mechanisms import Mechanism
 from metrics.audit.workbench import Workbench
 from metrics.features import Embedder
-from metrics.stats.risk import CONFIDENCE, Estimate, Figure
+from metrics.stats.intervals import CONFIDENCE, Bools, Estimate, Floats, Names
+from metrics.stats.risk import Figure
 from metrics.utility import fidelity, utility
 
 REPLICATES = 1000

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from metrics.attacks.linkage import Floats, Numbers
+from metrics.stats.intervals import Floats, Numbers
 
 MAX_RECORDS = 100  # outputs, and candidates; all pairs of them are scored
 DISTANCES = ("lpips",)  # scores that are smaller where pictures are more alike

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from metrics.attacks import leaks, linkage
-from metrics.attacks.linkage import Floats, Names, Numbers, Ranking
+from metrics.attacks.linkage import Ranking
 from metrics.audit.published_scores import PublishedScores
-from metrics.stats.risk import Figure, FigureContext, Trials, make_figure, with_note
+from metrics.stats.intervals import Floats, Names, Numbers, Trials
+from metrics.stats.risk import Figure, FigureContext, make_figure, with_note
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 
 from anonymizer.backbones.protocol import Backbone
 from metrics.attacks import inversion, membership
-from metrics.attacks.linkage import Bools, Floats, Names, Numbers, draw_across_people
+from metrics.attacks.linkage import draw_across_people
 from metrics.attacks.training_pairs import Pairs, finite_pairs
 from metrics.audit.mechanisms import Mechanism, apply, generate_people, reencode
 from metrics.features import Embedder, embed_in_batches
-from metrics.stats.risk import as_subjects
+from metrics.stats.intervals import Bools, Floats, Names, Numbers, as_subjects
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Figures as a table: a column for each field, and what all of them share."""
+"""Figures as an Arrow table, a column for each field."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Trials of an attack, and the interval that their number and the people behind them allow for its rate.
+"""Trials of an attack, and the confidence interval of its success rate.
 
-Wilson (1927) for plain rates, a bootstrap over persons where one person is several trials. How often the intervals
-cover the truth where persons are few: docs/decisions/007-few-people.md.
+Wilson (1927) where each person is one trial, a bootstrap over persons where a person is several. Coverage for few
+persons: docs/decisions/007-few-people.md.
 """
 
 from __future__ import annotations
@@ -9,34 +9,45 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
+from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 REPLICATES = 2000
-MAX_DRAWS = 2**21  # draws held at once; bounds memory
+MAX_DRAWS = 2**21  # held at once; bounds memory
 
+Floats = npt.NDArray[np.floating[Any]]
+Numbers = npt.NDArray[np.integer[Any]]
+Bools = npt.NDArray[np.bool_]
+Names = npt.NDArray[np.str_]
 Columns = TypeVar("Columns", bound=Any)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A two-sided interval for a share."""
+    low: float
+    high: float
 
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval."""
+
+    value: float
     low: float
     high: float
 
 
 @dataclass(frozen=True)
 class Trials:
-    """One attack, tried many times: ``hits`` (N,) bool, and whose each trial is, ``subjects`` (N,) of text."""
+    """Repetitions of one attack: ``hits`` (N,), and the person behind each, ``subjects`` (N,)."""
 
-    hits: npt.NDArray[np.bool_]
-    subjects: npt.NDArray[np.str_]
+    hits: Bools
+    subjects: Names
 
     def __post_init__(self) -> None:
         if self.hits.shape != self.subjects.shape or self.hits.ndim != 1:
@@ -57,35 +68,40 @@ class Trials:
         return len(np.unique(self.subjects))
 
 
-def concatenate(one: Columns, other: Columns) -> Columns:
-    """The rows of both: two dataclasses of a kind whose fields are all columns, an array each."""
-    names = [field.name for field in fields(one)]
-    rows = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
-    both: Columns = type(one)(**rows)
-    return both
+def concatenate(first: Columns, second: Columns) -> Columns:
+    """Return the rows of both: two dataclasses of one type whose fields are all arrays of rows."""
+    names = [field.name for field in fields(first)]
+    merged: Columns = type(first)(
+        **{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    )
+    return merged
 
 
-def as_subjects(names: Sequence[object]) -> npt.NDArray[np.str_]:
+def as_subjects(names: Sequence[object]) -> Names:
     return np.array([str(name) for name in names], dtype=np.str_)
 
 
+def normal_quantile(confidence: float = CONFIDENCE) -> float:
+    """Return z of a two-sided normal interval: 1.96 for 95 %."""
+    return float(ndtri((1 + confidence) / 2))
+
+
+def percentile_interval(values: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the central quantiles of bootstrap replicates (R,)."""
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval. Raises ValueError without a trial."""
+    """Return Wilson's score interval. Raises ValueError without a trial."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"successes must be in 0..trials and trials positive, got {successes} of {trials}")
-    return _wilson(successes / trials, trials, confidence)
-
-
-def _wilson(share: float, trials: float, confidence: float) -> Interval:
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    scale = 1 + z * z / trials
-    centre = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Interval(max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+    bounds = binomtest(successes, trials).proportion_ci(confidence, "wilson")
+    return Interval(float(bounds.low), float(bounds.high))
 
 
 def rule_of_three(trials: int, confidence: float = CONFIDENCE) -> float:
-    """The upper bound for a share that showed no hit in ``trials``: exactly 1 - 0.05^(1/n), about 3/n (Hanley 1983)."""
+    """Return the upper bound of a share without a hit in ``trials``: 1 - 0.05^(1/n), about 3/n (Hanley 1983)."""
     if trials < 1:
         raise ValueError(f"trials must be positive, got {trials}")
     return 1.0 - float((1 - confidence) ** (1 / trials))
@@ -94,67 +110,57 @@ def rule_of_three(trials: int, confidence: float = CONFIDENCE) -> float:
 def cluster_bootstrap(
     trials: Trials, rng: np.random.Generator, replicates: int = REPLICATES, confidence: float = CONFIDENCE
 ) -> Interval:
-    """For trials that come several to a person: persons are drawn again with replacement, percentiles taken.
+    """Return the interval of a rate with several trials a person: percentiles of a bootstrap over persons.
 
-    Percentiles alone are too narrow where hits are rare or persons few or alike, so the result covers Wilson's interval
-    at the effective number of trials too. That is what the variance between persons tells, times ``(z / t)^2``, t of
-    Student with one degree of freedom less than persons (as Korn and Graubard 1998 do with Clopper and Pearson's).
-    Where all trials hit or none does there is no variance, and persons, not trials, are counted by the rule of three;
-    one hit more says no more than that: an upper bound is never below it, nor a lower one above its counterpart. One
-    person says nothing about others: [0, 1]. Raises ValueError without a trial.
+    Percentiles alone are too narrow where hits are rare or persons few or alike, so the interval also covers Wilson's
+    at the effective number of trials: the one that the variance between persons gives, times ``(z / t)^2`` with t of
+    Student for persons - 1 degrees of freedom (as Korn and Graubard 1998 with Clopper and Pearson's). A rate of 0 or 1
+    has no variance: persons, not trials, are counted by the rule of three, which also limits all other rates. One
+    person allows no conclusion about others: [0, 1]. Raises ValueError without a trial.
     """
     if not len(trials):
         raise ValueError("trials must not be empty: an interval needs at least one")
-    hits, counts = _count_by_subject(trials)
-    people, share = len(counts), trials.rate
+    _, person = np.unique(trials.subjects, return_inverse=True)
+    counts = np.bincount(person)
+    hits = np.bincount(person[trials.hits], minlength=len(counts))
+    people, rate = len(counts), trials.rate
     if people == 1:
         return Interval(0.0, 1.0)
     margin = rule_of_three(people, confidence)
-    if share in (0.0, 1.0):
-        return Interval(0.0, margin) if share == 0 else Interval(1 - margin, 1.0)
-    rates = _resample_rates(hits, counts, rng, replicates)
-    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if rate in (0.0, 1.0):
+        return Interval(0.0, margin) if rate == 0 else Interval(1 - margin, 1.0)
+    draws = (rng.integers(people, size=(size, people)) for size in chunk_replicates(people, replicates))
+    rates = np.concatenate([hits[drawn].sum(1) / counts[drawn].sum(1) for drawn in draws])  # (R,)
+    low, high = percentile_interval(rates, confidence)
     variance = float(rates.var()) * people / (people - 1)
     fewer = small_sample_factor(people, confidence) ** -2
-    effective = min(len(trials), share * (1 - share) / variance * fewer) if variance else len(trials)
-    score = _wilson(share, effective, confidence)
-    return Interval(min(float(low), score.low, 1 - margin), max(float(high), score.high, margin))
+    effective = min(len(trials), rate * (1 - rate) / variance * fewer) if variance else len(trials)
+    # Wilson's formula, since scipy takes whole trials only
+    z = normal_quantile(confidence)
+    scale = 1 + z * z / effective
+    centre = (rate + z * z / (2 * effective)) / scale
+    half = z / scale * math.sqrt(rate * (1 - rate) / effective + z * z / (4 * effective * effective))
+    return Interval(min(low, max(0.0, centre - half), 1 - margin), max(high, min(1.0, centre + half), margin))
+
+
+def chunk_replicates(columns: int, replicates: int = REPLICATES) -> list[int]:
+    """Return how many replicates to draw at once, so that no more than ``MAX_DRAWS`` rows are held."""
+    rows = max(1, MAX_DRAWS // columns)
+    return [min(rows, replicates - start) for start in range(0, replicates, rows)]
 
 
 def small_sample_factor(people: int, confidence: float = CONFIDENCE) -> float:
-    """How much wider an interval is because its variance was told from few persons: Student's t over the normal's z.
+    """Return Student's t over the normal's z: how much wider an interval is when few persons give its variance.
 
-    With ``people - 1`` degrees of freedom, 1.15 for 10 persons. Raises ValueError for fewer than two.
+    1.15 for 10 persons. Raises ValueError for fewer than two.
     """
     if people < 2:
         raise ValueError(f"people must be two or more to vary, got {people}")
-    at = (1 + confidence) / 2
-    return float(stdtrit(people - 1, at)) / NormalDist().inv_cdf(at)
-
-
-def _count_by_subject(trials: Trials) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Hits and trials of each person, (S,) each."""
-    _, whose = np.unique(trials.subjects, return_inverse=True)
-    counts = np.bincount(whose)
-    hits = np.bincount(whose[trials.hits], minlength=len(counts))
-    return hits.astype(np.int64), counts.astype(np.int64)
-
-
-def _resample_rates(
-    hits: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], rng: np.random.Generator, replicates: int
-) -> npt.NDArray[np.float64]:
-    """The rate in each of ``replicates`` draws of as many persons: (R,)."""
-    people = len(counts)
-    rows = max(1, MAX_DRAWS // people)
-    parts = []
-    for start in range(0, replicates, rows):
-        drawn = rng.integers(people, size=(min(rows, replicates - start), people))  # (rows, S)
-        parts.append(hits[drawn].sum(1) / counts[drawn].sum(1))
-    return np.concatenate(parts)
+    return float(stdtrit(people - 1, (1 + confidence) / 2)) / normal_quantile(confidence)
 
 
 def rate_interval(trials: Trials, rng: np.random.Generator) -> Interval:
-    """Wilson's where each person is one trial, the cluster bootstrap otherwise. Raises ValueError without a trial."""
+    """Return Wilson's where each person is one trial, else the cluster bootstrap. Raises ValueError without a trial."""
     if trials.people == len(trials):
         return wilson_interval(int(trials.hits.sum()), len(trials))
     return cluster_bootstrap(trials, rng)

@@ -1,4 +1,4 @@
-"""Attacks that score: how well scores tell members from others, at every threshold and at rare false alarms.
+"""ROC analysis of attacks that score: AUC, and true positive rates at rare false alarms.
 
 Membership, verification and open-set search end here. Higher scores mean "member".
 """
@@ -8,50 +8,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import NormalDist
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
-import numpy.typing as npt
+from scipy.special import expit, logit
 
-from metrics.stats.intervals import small_sample_factor
-from metrics.stats.risk import (
-    CONFIDENCE,
+from metrics.stats.intervals import (
     Estimate,
-    Figure,
-    FigureContext,
+    Floats,
+    Names,
     Trials,
-    make_figure,
+    normal_quantile,
     rule_of_three,
-    too_few,
-    with_note,
+    small_sample_factor,
 )
+from metrics.stats.risk import Figure, FigureContext, make_figure, too_few, with_note
 
 FPRS = (0.01, 0.001)
-
-Floats = npt.NDArray[np.floating[Any]]
-Names = npt.NDArray[np.str_]
 
 
 def auc(
     members: Floats, others: Floats, member_subjects: Names | None = None, other_subjects: Names | None = None
 ) -> Estimate:
-    """The chance that a member scores above another, ties half (Mann and Whitney), from scores (N,) and (M,).
+    """Return the probability that a member scores above another, ties half, from scores (N,) and (M,).
 
-    The interval is DeLong's (1988) on the logit scale, with Student's t for the people of the smaller side;
-    ``members_of`` and ``others_of`` name whose each score is, and then whole persons vary, who may be on both sides
-    (Obuchowski 1997). Where the two do not overlap at all there is no variance, and the smaller side's people are
-    counted by the rule of three; where they hardly do, no bound says more than that. Raises ValueError for scores that
-    are not finite, or fewer than two people on a side.
+    The interval is DeLong's (1988) on the logit scale, with Student's t for the people of the smaller side. With
+    ``member_subjects`` and ``other_subjects`` whole persons vary, and may be on both sides (Obuchowski 1997). Sides
+    that do not overlap have no variance: the people of the smaller one are counted by the rule of three, which limits
+    all bounds. Raises ValueError for scores that are not finite, or fewer than two people on a side.
     """
-    of_members, of_others = (
-        _subjects_or_distinct(members, member_subjects, "member"),
-        _subjects_or_distinct(others, other_subjects, "other"),
-    )
-    above = _placements(
-        _check_finite(members, "members"), _check_finite(others, "others")
-    )  # (N,) share of others below each member
-    below = 1 - _placements(others, members)  # (M,) share of members above each other
+    above = _placements(_check_finite(members, "members"), _check_finite(others, "others"))  # (N,) share below each
+    below = 1 - _placements(others, members)  # (M,) share of members above each
+    of_members = _subjects_or_distinct(members, member_subjects, "member")
+    of_others = _subjects_or_distinct(others, other_subjects, "other")
     value, people = float(above.mean()), min(len(np.unique(of_members)), len(np.unique(of_others)))
     if people < 2:
         raise ValueError("members and others must be of two people each, got one: give more scores")
@@ -61,24 +50,21 @@ def auc(
     margin = rule_of_three(people)
     if deviation < 1e-12:
         return Estimate(value, max(0.0, value - margin), min(1.0, value + margin))
-    t = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * small_sample_factor(people)
-    centre, half = math.log(value / (1 - value)), t * deviation / (value * (1 - value))
-    return Estimate(value, min(1 - margin, _logistic(centre - half)), max(margin, _logistic(centre + half)))
+    half = normal_quantile() * small_sample_factor(people) * deviation / (value * (1 - value))
+    low, high = expit(logit(value) - half), expit(logit(value) + half)
+    return Estimate(value, min(1 - margin, float(low)), max(margin, float(high)))
 
 
 def threshold_at(others: Floats, fpr: float) -> float:
-    """The lowest score that at most a share of ``fpr`` of the others (M,) lies *above*; what ties with it is no hit.
+    """Return the lowest score that at most a share of ``fpr`` of the others (M,) lies above; a tie is no hit.
 
     Raises ValueError where M is below 1 / fpr: so rare a false alarm cannot be seen in so few.
     """
     if few := _too_few_others(others, fpr):
         raise ValueError(f"others: {few}")
     allowed = min(math.floor(fpr * len(others) + 1e-9), len(others) - 1)
-    place = len(others) - 1 - allowed
-    return float(np.partition(others, place)[place])
-
-
-# Figures
+    rank = len(others) - 1 - allowed
+    return float(np.partition(others, rank)[rank])
 
 
 def auc_figure(
@@ -86,17 +72,20 @@ def auc_figure(
     others: Floats,
     member_subjects: Names | None = None,
     other_subjects: Names | None = None,
-    **described: Unpack[FigureContext],
+    **context: Unpack[FigureContext],
 ) -> Figure:
-    """The AUC as a line of an audit; ``n`` and ``subjects`` count both sides, each of which must suffice."""
-    sides = _trials(members, member_subjects, "member"), _trials(others, other_subjects, "other")
-    n, subjects = len(members) + len(others), (sides[0] + sides[1]).people
-    empty = Figure(measure="AUC", chance=0.5, n=n, subjects=subjects, **described)
-    for side, name in zip(sides, ("members", "others"), strict=True):
+    """Return the AUC as a line of an audit; ``n`` and ``subjects`` count both sides, each of which must suffice."""
+    sides = {
+        "members": _trials_above(-math.inf, members, member_subjects, "member"),
+        "others": _trials_above(-math.inf, others, other_subjects, "other"),
+    }
+    both = sides["members"] + sides["others"]
+    figure = Figure(measure="AUC", chance=0.5, n=len(both), subjects=both.people, **context)
+    for name, side in sides.items():
         if few := too_few(side):
-            return with_note(empty, f"{name}: {few}")
-    found = auc(members, others, member_subjects, other_subjects)
-    return replace(empty, value=found.value, low=found.low, high=found.high)
+            return with_note(figure, f"{name}: {few}")
+    estimate = auc(members, others, member_subjects, other_subjects)
+    return replace(figure, value=estimate.value, low=estimate.low, high=estimate.high)
 
 
 def tpr_figure(
@@ -106,19 +95,16 @@ def tpr_figure(
     rng: np.random.Generator,
     member_subjects: Names | None = None,
     other_subjects: Names | None = None,
-    **described: Unpack[FigureContext],
+    **context: Unpack[FigureContext],
 ) -> Figure:
-    """The true positive rate at a false positive rate; what was really reached on the others is the control."""
-    measure = f"TPR at FPR {fpr:g}"
-    if few := _too_few_others(others, fpr):
-        people = _trials(members, member_subjects, "member").people
-        return Figure(measure=measure, chance=fpr, n=len(members), subjects=people, note=few, **described)
-    threshold = threshold_at(others, fpr)
-    hits, alarms = (
-        _trials(members, member_subjects, "member", threshold),
-        _trials(others, other_subjects, "other", threshold),
-    )
-    return make_figure(hits, rng, measure=measure, control=alarms, chance=fpr, **described)
+    """Return the true positive rate at a false positive rate; the rate reached on the others is the control."""
+    measure, few = f"TPR at FPR {fpr:g}", _too_few_others(others, fpr)
+    threshold = math.inf if few else threshold_at(others, fpr)
+    hits = _trials_above(threshold, members, member_subjects, "member")
+    if few:
+        return Figure(measure=measure, chance=fpr, n=len(hits), subjects=hits.people, note=few, **context)
+    alarms = _trials_above(threshold, others, other_subjects, "other")
+    return make_figure(hits, rng, measure=measure, control=alarms, chance=fpr, **context)
 
 
 def roc_figures(
@@ -128,39 +114,40 @@ def roc_figures(
     member_subjects: Names | None = None,
     other_subjects: Names | None = None,
     fprs: Sequence[float] = FPRS,
-    **described: Unpack[FigureContext],
+    **context: Unpack[FigureContext],
 ) -> list[Figure]:
-    """AUC, then the true positive rate at each of ``fprs``."""
-    rates = [tpr_figure(members, others, fpr, rng, member_subjects, other_subjects, **described) for fpr in fprs]
-    return [auc_figure(members, others, member_subjects, other_subjects, **described), *rates]
+    """Return the AUC, then the true positive rate at each of ``fprs``."""
+    subjects = member_subjects, other_subjects
+    rates = [tpr_figure(members, others, fpr, rng, *subjects, **context) for fpr in fprs]
+    return [auc_figure(members, others, *subjects, **context), *rates]
 
 
-def _placements(scores: Floats, among: Floats) -> npt.NDArray[np.float64]:
-    """For each score the share of ``among`` below it, ties half."""
+def _placements(scores: Floats, among: Floats) -> Floats:
+    """Return for each score the share of ``among`` below it, ties half."""
     ordered = np.sort(among)
     below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
-    return (below + upto) / (2 * len(among))
+    return np.asarray((below + upto) / (2 * len(among)))
 
 
-def _deviations(placed: npt.NDArray[np.float64], of: Names, names: Names) -> npt.NDArray[np.float64]:
-    """What each of ``names`` (S,) adds to the deviation of the mean of ``placed``; zero for who is not there."""
-    people = len(np.unique(of))
-    sums = np.bincount(np.searchsorted(names, of), weights=placed - placed.mean(), minlength=len(names))
-    return sums / len(placed) * math.sqrt(people / (people - 1))
+def _deviations(placements: Floats, subjects: Names, names: Names) -> Floats:
+    """Return each person's part (S,) in the deviation of the mean placement; 0 for persons of the other side."""
+    people = len(np.unique(subjects))
+    weights = placements - placements.mean()
+    sums = np.bincount(np.searchsorted(names, subjects), weights=weights, minlength=len(names))
+    return np.asarray(sums / len(placements) * math.sqrt(people / (people - 1)))
 
 
-def _trials(scores: Floats, of: Names | None, side: str, threshold: float = -math.inf) -> Trials:
-    """Hits: the scores above the threshold."""
-    return Trials(scores > threshold, _subjects_or_distinct(scores, of, side))
+def _trials_above(threshold: float, scores: Floats, subjects: Names | None, side: str) -> Trials:
+    return Trials(scores > threshold, _subjects_or_distinct(scores, subjects, side))
 
 
-def _subjects_or_distinct(scores: Floats, of: Names | None, side: str) -> Names:
-    """Whose each score is; by default each is somebody else's."""
-    if of is None:
+def _subjects_or_distinct(scores: Floats, subjects: Names | None, side: str) -> Names:
+    """Return the person behind each score; without subjects, each score is another person's."""
+    if subjects is None:
         return np.array([f"{side} {i}" for i in range(len(scores))], dtype=np.str_)
-    if of.shape != scores.shape:
-        raise ValueError(f"names must be (N,) as the scores are, got {of.shape} and {scores.shape}")
-    return of
+    if subjects.shape != scores.shape:
+        raise ValueError(f"names must be (N,) as the scores are, got {subjects.shape} and {scores.shape}")
+    return subjects
 
 
 def _check_finite(scores: Floats, name: str) -> Floats:
@@ -179,7 +166,3 @@ def _too_few_others(others: Floats, fpr: float) -> str | None:
     if len(_check_finite(others, "others")) >= needed:
         return None
     return f"too few: {len(others)} others, at least {needed} are needed to see one false alarm at FPR {fpr:g}"
-
-
-def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0

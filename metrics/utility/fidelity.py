@@ -15,8 +15,9 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from metrics.attacks.linkage import Bools, Floats, Names, Numbers, row_blocks
-from metrics.stats.risk import CONFIDENCE, MIN_TRIALS
+from metrics.attacks.linkage import row_blocks
+from metrics.stats.intervals import CONFIDENCE, Bools, Floats, Names, Numbers
+from metrics.stats.risk import MIN_TRIALS
 
 SPLITS = 40
 BIASED = "biased upwards by sample size: compare with the floor, and with distances of this size alone"

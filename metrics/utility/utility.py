@@ -1,7 +1,6 @@
-"""Utility: does a reader taught by outputs read strangers' pictures as well as one taught by originals?
+"""Utility: does a classifier trained on outputs predict originals of other people as well as one trained on originals?
 
-Train on synthetic, test on real (Esteban, Hyland and Rätsch 2017): as ``attacks.attributes`` reads, with a logistic
-regression on embeddings and cross-validated by person, but always judged on originals.
+Train on synthetic, test on real (Esteban, Hyland and Rätsch 2017), with the classifier of ``attacks.attributes``.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metrics.attacks.attributes import FOLDS, Predictions, fit_predict, permute_labels
-from metrics.attacks.linkage import Floats, Names
-from metrics.stats.risk import Estimate, rate_interval, too_few
+from metrics.attacks.attributes import FOLDS, Predictions, cross_predict, permute_labels
+from metrics.stats.intervals import Estimate, Floats, Names, rate_interval
+from metrics.stats.risk import too_few
 
 
 @dataclass(frozen=True)
 class TransferPredictions(Predictions):
-    """What readers read off each of N originals of people whom they had not seen.
+    """Predicted labels of N originals, by classifiers trained on other people; see ``attributes.fit_predict``.
 
-    ``originals``: a reader taught by originals of other people (reference); ``outputs``: by outputs of other people;
-    ``control``: by those outputs under labels that had been dealt out anew among people. An original that was not
-    detected is read as the label most frequent among what the reader was taught.
+    ``originals``: trained on originals (reference); ``outputs``: on outputs; ``control``: on outputs under labels that
+    were permuted among people.
     """
 
     originals: Names
@@ -31,9 +29,9 @@ class TransferPredictions(Predictions):
 
 @dataclass(frozen=True)
 class Utility:
-    """Accuracies on ``n`` originals of ``subjects`` people, 95 % intervals; none where they are too few, see ``note``.
+    """Accuracies on ``n`` originals of ``subjects`` people, with 95 % intervals; None where too few, see ``note``.
 
-    ``chance`` is what always saying the most frequent label gives.
+    ``chance`` is the accuracy of always predicting the most frequent label.
     """
 
     n: int
@@ -46,20 +44,13 @@ class Utility:
 
 
 def predict_by_transfer(
-    originals: Floats,
-    outputs: Floats,
-    labels: Names,
-    subjects: Names,
-    rng: np.random.Generator,
-    folds: int = FOLDS,
+    originals: Floats, outputs: Floats, labels: Names, subjects: Names, rng: np.random.Generator, folds: int = FOLDS
 ) -> TransferPredictions:
-    """Teach ``labels`` (N,) by ``outputs`` and by ``originals`` (N, D), in ``folds`` that split ``subjects`` (N,).
+    """Train on ``outputs`` and on ``originals`` (N, D) with ``labels`` (N,), in ``folds`` that split ``subjects`` (N,).
 
-    Row i of all is one record; see ``attributes.groups`` for labels of numbers. A row with NaN was not detected and
-    teaches nothing. Raises ValueError.
+    Row i of all is one record; see ``attributes.group_values`` for labels of numbers. A row with NaN was not detected
+    and is not trained on. Raises ValueError.
     """
-    from sklearn.model_selection import GroupKFold
-
     if originals.shape != outputs.shape or originals.ndim != 2:
         raise ValueError(
             f"originals and outputs must be (N, D), got {originals.shape} and {outputs.shape}: pair them row by row"
@@ -71,29 +62,21 @@ def predict_by_transfer(
     if people < 2 or folds < 2:
         least = f"got {people} and {folds}: give pictures of more people"
         raise ValueError(f"subjects and folds must be two or more to hold people out, {least}")
-    dealt = permute_labels(labels, subjects, rng)
-    found = {teacher: np.empty_like(labels) for teacher in ("originals", "outputs", "control")}
-    splits = GroupKFold(min(folds, people), shuffle=True, random_state=int(rng.integers(2**31)))
-    for train, test in splits.split(originals, groups=subjects):
-        for teacher, source, taught in (
-            ("originals", originals, labels),
-            ("outputs", outputs, labels),
-            ("control", outputs, dealt),
-        ):
-            found[teacher][test] = fit_predict(source[train], taught[train], originals[test])
-    return TransferPredictions(labels=labels, subjects=subjects, **found)
+    permuted = permute_labels(labels, subjects, rng)
+    models = {
+        "originals": (originals, labels, originals),
+        "outputs": (outputs, labels, originals),
+        "control": (outputs, permuted, originals),
+    }
+    return TransferPredictions(labels=labels, subjects=subjects, **cross_predict(models, subjects, folds, rng))
 
 
-def measure_utility(found: TransferPredictions, rng: np.random.Generator) -> Utility:
-    """The accuracy of each reader with its interval, a bootstrap over people where one has several pictures."""
-    whole = found.trials("outputs")
-    if few := too_few(whole):
-        return Utility(len(found), whole.people, found.chance, note=few)
-
-    def accuracy(teacher: str) -> Estimate:
-        trials = found.trials(teacher)
-        bounds = rate_interval(trials, rng)
-        return Estimate(trials.rate, bounds.low, bounds.high)
-
-    readers = accuracy("originals"), accuracy("outputs"), accuracy("control")
-    return Utility(len(found), whole.people, found.chance, *readers)
+def measure_utility(predictions: TransferPredictions, rng: np.random.Generator) -> Utility:
+    """Return the accuracy of each classifier with its interval, a bootstrap over people with several images."""
+    trials = {teacher: predictions.trials(teacher) for teacher in ("originals", "outputs", "control")}
+    people, chance = trials["outputs"].people, predictions.chance
+    if few := too_few(trials["outputs"]):
+        return Utility(len(predictions), people, chance, note=few)
+    bounds = {teacher: rate_interval(own, rng) for teacher, own in trials.items()}
+    estimates = [Estimate(trials[teacher].rate, one.low, one.high) for teacher, one in bounds.items()]
+    return Utility(len(predictions), people, chance, *estimates)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metrics.attacks.reidentification import Faces
-from metrics.stats.risk import Trials, as_subjects, wilson_interval
+from metrics.stats.intervals import Trials, as_subjects, wilson_interval
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from metrics.attacks import attributes
 from metrics.attacks.attributes import group_known_values, group_values, permute_labels, predict_attribute
-from metrics.stats.risk import as_subjects
+from metrics.stats.intervals import as_subjects
 from tests.support.embeddings import directions, includes, names, unit
 
 RNG = np.random.default_rng

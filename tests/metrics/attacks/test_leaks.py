@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from anonymizer.data.image_codec import encode
 from metrics.attacks import leaks
 from metrics.attacks.linkage import Ranking
-from metrics.stats.risk import wilson_interval
+from metrics.stats.intervals import wilson_interval
 
 N = 200
 WHO = np.array([f"person {i}" for i in range(N)])

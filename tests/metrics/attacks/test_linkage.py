@@ -22,18 +22,18 @@ RNG = np.random.default_rng
 
 def test_four_rows_solved_by_hand() -> None:
     similarity = np.array([[0.9, 0.1, 0.2, 0.3], [0.9, 0.1, 0.2, 0.3], [0.4, 0.3, 0.2, 0.1], [-1.0, -0.5, 0.0, 0.1]])
-    assert ranks(similarity, np.array([0, 1, 1, 2]), RNG(0)).tolist() == [1, 4, 2, 2]
+    assert ranks(similarity, np.array([0, 1, 1, 2]), RNG(0).random(4)).tolist() == [1, 4, 2, 2]
 
 
 def test_ties_are_broken_evenly() -> None:
     similarity = np.tile([0.9, 0.5, 0.5, 0.5, 0.1], (3000, 1))
-    found = ranks(similarity, np.full(3000, 2), RNG(1))
+    found = ranks(similarity, np.full(3000, 2), RNG(1).random(3000))
     assert set(found.tolist()) == {2, 3, 4}
     assert all(abs(np.mean(found == rank) - 1 / 3) < 0.04 for rank in (2, 3, 4))
 
 
 def test_a_row_that_was_not_detected_is_a_blind_guess() -> None:
-    found = ranks(np.full((3000, 4), np.nan), np.full(3000, 1), RNG(2))
+    found = ranks(np.full((3000, 4), np.nan), np.full(3000, 1), RNG(2).random(3000))
     assert all(abs(np.mean(found == rank) - 1 / 4) < 0.04 for rank in (1, 2, 3, 4))
 
 
@@ -42,20 +42,22 @@ def test_ranks_agree_with_sorting(seed: int, rows: int, columns: int) -> None:
     rng = RNG(seed)
     similarity, truth = rng.standard_normal((rows, columns)), rng.integers(0, columns, rows)
     order = np.argsort(-similarity, axis=1)
-    assert ranks(similarity, truth, rng).tolist() == [list(o).index(t) + 1 for o, t in zip(order, truth, strict=True)]
+    assert ranks(similarity, truth, rng.random(len(truth))).tolist() == [
+        list(o).index(t) + 1 for o, t in zip(order, truth, strict=True)
+    ]
 
 
 @given(st.integers(0, 2**32))
 def test_the_order_of_candidates_does_not_matter(seed: int) -> None:
     rng = RNG(seed)
     similarity, truth, order = rng.integers(0, 3, (6, 5)) / 2, rng.integers(0, 5, 6), rng.permutation(5)
-    there = ranks(similarity, truth, RNG(seed))
-    assert (ranks(similarity[:, order], np.argsort(order)[truth], RNG(seed)) == there).all()
+    there = ranks(similarity, truth, RNG(seed).random(len(truth)))
+    assert (ranks(similarity[:, order], np.argsort(order)[truth], RNG(seed).random(len(truth))) == there).all()
 
 
 def test_a_truth_outside_the_gallery_is_an_error() -> None:
     with pytest.raises(ValueError, match="one of 3 candidates, got 0 to 3"):
-        ranks(np.zeros((2, 3)), np.array([0, 3]), RNG(0))
+        ranks(np.zeros((2, 3)), np.array([0, 3]), RNG(0).random(2))
 
 
 def test_a_release_of_originals_is_linked_whole() -> None:

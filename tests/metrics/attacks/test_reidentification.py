@@ -15,7 +15,7 @@ from metrics.attacks.reidentification import (
     set_thresholds,
     verification,
 )
-from metrics.stats.risk import as_subjects
+from metrics.stats.intervals import as_subjects
 from tests.support.embeddings import Floats, directions, includes, names, people, unit
 
 RNG = np.random.default_rng

@@ -23,7 +23,8 @@ from metrics import features
 from metrics.audit import audit
 from metrics.audit.mechanisms import LocalSampling
 from metrics.audit.workbench import Effort, Evidence, Workbench
-from metrics.stats.risk import Figure, as_subjects
+from metrics.stats.intervals import as_subjects
+from metrics.stats.risk import Figure
 from tests.support import ROOT
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import KEY, PlainScorer, begin, folder_of, listing, one_shard, picture, rows, run, settings

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from metrics.stats.intervals import (
+    Trials,
+    as_subjects,
     cluster_bootstrap,
     rate_interval,
     rule_of_three,
     small_sample_factor,
     wilson_interval,
 )
-from metrics.stats.risk import Figure, FigureContext, Trials, as_subjects, make_figure, risk_above_control
+from metrics.stats.risk import Figure, FigureContext, make_figure, risk_above_control
 
 LINKAGE = FigureContext(attack="linkage", attacker="unaware", feature="pixels")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
 from scipy import stats
 
-from metrics.stats.risk import FigureContext, wilson_interval
+from metrics.stats.intervals import wilson_interval
+from metrics.stats.risk import FigureContext
 from metrics.stats.roc import auc, auc_figure, roc_figures, threshold_at, tpr_figure
 
 MEMBERSHIP = FigureContext(attack="membership", attacker="unaware", feature="denoising loss")

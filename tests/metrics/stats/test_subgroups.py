@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from anonymizer.policy.risk_figures import FigureRow, select_strongest
-from metrics.stats.risk import Figure, FigureContext, Trials, as_subjects, make_figure, wilson_interval
+from metrics.stats.intervals import Trials, as_subjects, wilson_interval
+from metrics.stats.risk import Figure, FigureContext, make_figure
 from metrics.stats.subgroups import split_by_group, subgroup_figures
 
 LINKAGE = FigureContext(attack="linkage", attacker="unaware", feature="pixels")

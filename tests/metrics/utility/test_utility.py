@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metrics.attacks.linkage import Names
+from metrics.stats.intervals import Names
 from metrics.utility.utility import measure_utility, predict_by_transfer
 from tests.support.embeddings import Floats, directions, includes, names
 
