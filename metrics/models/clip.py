@@ -1,4 +1,4 @@
-"""CLIP embeddings of pictures, and their cosine similarity."""
+"""CLIP embeddings of images, and their cosine similarity."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from metrics.models import weights
 
 FIELD = "metrics.clip"
 BUNDLED, LOCAL_FOLDER = "bundled:", "local-dir:"
-CHUNK_PIXELS = 2**20  # of the model's own size, embedded at once; bounds memory
+CHUNK_PIXELS = 2**20  # at the model's input size, embedded at once; bounds memory
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its pictures; ``squash`` ignores the aspect ratio, otherwise the centre is cropped."""
+    """The input of a model; ``squash`` ignores the aspect ratio, otherwise the centre is cropped."""
 
     size: int
     mean: tuple[float, float, float]
@@ -35,17 +35,17 @@ class Preprocess:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """From open_clip's ``preprocess_cfg``. Raises ModelError for what is not supported."""
+        """Read open_clip's ``preprocess_cfg``. Raises ModelError for unsupported settings."""
         size = config["size"]
         height, width = (size, size) if isinstance(size, int) else size[-2:]
         mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
         if height != width or mode not in ("shortest", "squash") or interpolation not in ("bicubic", "bilinear"):
-            what = f"{interpolation} {mode} to {height} x {width}"
-            raise ModelError(f"{FIELD}: the model wants pictures resized by {what}: choose one with a square input")
+            resizing = f"{interpolation} {mode} to {height} x {width}"
+            raise ModelError(f"{FIELD}: the model wants pictures resized by {resizing}: choose one with a square input")
         return cls(height, tuple(config["mean"]), tuple(config["std"]), interpolation, mode == "squash")
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, 3, size, size), normalised: open_clip's transform without 8-bit rounding."""
+        """Map (B, 3, H, W) in [-1, 1] to (B, 3, size, size) as open_clip does, without 8-bit rounding."""
         height, width = images.shape[-2:]
         x = (images.float().clamp(-1, 1) + 1) / 2
         new = (self.size, self.size) if self.squash else _resized_shape(height, width, self.size)
@@ -58,7 +58,7 @@ class Preprocess:
 
 
 class ClipEmbedder:
-    """A CLIP image tower on one device; embeds pictures in bounded chunks, in float32."""
+    """A CLIP image tower on one device; embeds images in bounded chunks, in float32."""
 
     def __init__(self, model: Any, preprocess: Preprocess, *, name: str, digest: str, device: torch.device) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
@@ -66,7 +66,7 @@ class ClipEmbedder:
 
     @classmethod
     def load(cls, spec: str, device: str | torch.device = "cpu", *, allow_pickle: bool = False) -> Self:
-        """``bundled:NAME``, ``local-dir:FOLDER``, or open_clip's ``MODEL/PRETRAINED`` (a tag or a file).
+        """Load ``bundled:NAME``, ``local-dir:FOLDER``, or open_clip's ``MODEL/PRETRAINED`` (a tag or a file).
 
         Only safetensors are loaded unless ``allow_pickle``, and even then only plain tensors. Raises ModelError.
         """
@@ -77,7 +77,7 @@ class ClipEmbedder:
         else:
             model, config, path = _load_named(spec, allow_pickle)
         name = Path(spec).name if spec.startswith(LOCAL_FOLDER) else spec.removeprefix(BUNDLED)
-        if Path(name.partition("/")[2]).suffix:  # a file: its digest names it, its path is nobody's business
+        if Path(name.partition("/")[2]).suffix:  # a file: its digest names it, its path stays private
             name = name.partition("/")[0]
         digest = weights.digest(path)
         return cls(model, Preprocess.from_config(config), name=name, digest=digest, device=torch.device(device))
@@ -88,7 +88,7 @@ class ClipEmbedder:
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, D), float32, unit norm, on the model's device. Raises ValueError."""
+        """Return (B, D), float32, unit norm, on the model's device, for (B, 3, H, W) in [-1, 1]. Raises ValueError."""
         check_images(images)
         chunk = max(1, CHUNK_PIXELS // self.preprocess.size**2)
         parts = [self.model.encode_image(self.preprocess(x.to(self.device))).float() for x in images.split(chunk)]
@@ -96,14 +96,14 @@ class ClipEmbedder:
 
 
 def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Row by row: two (B, D) of unit norm to (B,) in [-1, 1]."""
+    """Return the similarity (B,) in [-1, 1] of two (B, D) of unit norm, row by row."""
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"embeddings must be two equal (B, D), got {tuple(a.shape)} and {tuple(b.shape)}")
     return (a * b).sum(1).clamp(-1, 1)
 
 
 def check_images(images: torch.Tensor) -> None:
-    """Refuse what is not (B, 3, H, W) of floats with at least one row."""
+    """Raise ValueError unless images are (B, 3, H, W) of floats with at least one row."""
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}: convert to RGB and stack")
     if not images.is_floating_point():
@@ -111,7 +111,7 @@ def check_images(images: torch.Tensor) -> None:
 
 
 def _resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """The shorter side becomes ``size``, the other is truncated, as torchvision's Resize does."""
+    """Return the shape whose shorter side is ``size``, the other truncated as torchvision's Resize does."""
     short, long = sorted((height, width))
     other = int(size * long / short)
     return (size, other) if height <= width else (other, size)
@@ -127,7 +127,7 @@ def _load_bundled(name: str) -> tuple[Any, dict[str, Any], Path]:
 
 
 def _load_folder(folder: Path, spec: str) -> tuple[Any, dict[str, Any], Path]:
-    """open_clip's own folder format."""
+    """Load open_clip's own folder format; returns model, preprocessing and the file of weights."""
     config, path = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
     for file in (config, path):
         if not file.is_file():
@@ -140,7 +140,7 @@ def _load_folder(folder: Path, spec: str) -> tuple[Any, dict[str, Any], Path]:
 
 
 def _load_named(spec: str, allow_pickle: bool) -> tuple[Any, dict[str, Any], Path]:
-    """An architecture that open_clip knows, with weights of a known tag or from a file."""
+    """Load an architecture that open_clip knows, with weights of a known tag or from a file."""
     import open_clip
 
     architecture, _, pretrained = spec.partition("/")
@@ -175,20 +175,20 @@ def _fetch_tag(spec: str, architecture: str, tag: dict[str, Any], allow_pickle: 
 
 
 def _create_model(spec: str, **arguments: Any) -> Any:
-    """open_clip's model with its weights; what goes wrong becomes one line."""
+    """Create open_clip's model with its weights. Raises ModelError in one line."""
     import open_clip
 
     with _silence_open_clip():
         try:
             return open_clip.create_model(**arguments, precision="fp32", require_pretrained=True)
-        except Exception as error:  # open_clip wraps whatever a wrong file causes
+        except Exception as error:  # open_clip raises many types for a wrong file
             reason = next(iter(str(error).splitlines()), "")[:160]
             raise ModelError(f"{FIELD}: {spec!r}: the weights do not fit the model ({reason}): check both") from None
 
 
 @contextmanager
 def _silence_open_clip() -> Iterator[None]:
-    """open_clip logs through the root logger, which would set up a handler of its own, and warns about activations."""
+    """Keep open_clip from adding a handler to the root logger and from warning about activations."""
     handler, root = logging.NullHandler(), logging.getLogger()
     root.addHandler(handler)
     try:

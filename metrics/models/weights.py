@@ -1,24 +1,25 @@
-"""Finds the weight files of scoring models: bundled, inside a package, in a cache, or where the user says."""
+"""Weight files of scoring models: inside a package, in a cache, on a hub, or where the user says."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
+import urllib.request
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.error import HTTPError
 
 from anonymizer.errors import ModelError
-from anonymizer.storage.download import download_file as fetched
-from anonymizer.storage.download import is_uri
+from anonymizer.storage.download import download_file, is_uri
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 10.0
 
 
 def find_in_package(package: str, inner: str) -> Path:
-    """A file that an installed distribution ships, found without importing it. Raises ModelError."""
+    """Return a file that an installed distribution ships, without importing it. Raises ModelError."""
     try:
         path = Path(str(distribution(package).locate_file(inner)))
     except PackageNotFoundError:
@@ -29,9 +30,9 @@ def find_in_package(package: str, inner: str) -> Path:
 
 
 def resolve_file(field: str, text: str, hint: str = "give the path of the weights") -> Path:
-    """A file that the user names, fetched first where it lies elsewhere. Raises ModelError."""
+    """Return a file that the user names, downloaded first if it is an address. Raises ModelError."""
     if is_uri(text):
-        return fetched(field, text)
+        return download_file(field, text)
     path = Path(text).expanduser()
     if not path.is_file():
         raise ModelError(f"{field}: no file {text!r}: {hint}")
@@ -39,9 +40,9 @@ def resolve_file(field: str, text: str, hint: str = "give the path of the weight
 
 
 def fetch_from_torch_hub(field: str, url: str, usage: str) -> Path:
-    """A file of torch's hub cache, fetched into it where there is network. Raises ModelError that says what to place.
+    """Return a file of torch's hub cache, downloaded if need be. Raises ModelError that names the file to place.
 
-    The name ends in the first digits of the file's SHA-256; what is fetched is checked against them.
+    The name ends in the first digits of the file's SHA-256; downloads are checked against them.
     """
     import torch
 
@@ -62,14 +63,14 @@ def fetch_from_torch_hub(field: str, url: str, usage: str) -> Path:
 
 
 def fetch_from_model_hub(field: str, repo: str, names: Sequence[str], usage: str) -> Path:
-    """The first of ``names`` in the Hugging Face cache, else on the hub. Raises ModelError that says what to place."""
+    """Return the first of ``names`` in the Hugging Face cache, else on the hub. Raises ModelError, as above."""
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError
 
     for name in names:
-        found = hub.try_to_load_from_cache(repo, name)
-        if isinstance(found, str):
-            return Path(found)
+        cached = hub.try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
     problem: Exception | None = None
     for name in names:
         try:
@@ -88,19 +89,13 @@ def fetch_from_model_hub(field: str, repo: str, names: Sequence[str], usage: str
 
 
 def _check_reachable(url: str) -> None:
-    """Raise OSError soon where there is no network; the downloads proper would retry for long or wait without limit."""
-    import urllib.request
-    from urllib.error import HTTPError
-
-    with (
-        contextlib.suppress(HTTPError),  # an answer, whatever it says
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=CONNECT_SECONDS),
-    ):
-        pass
+    """Raise OSError soon where there is no network: the downloads would retry for long or wait without limit."""
+    with contextlib.suppress(HTTPError):  # any answer will do
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=CONNECT_SECONDS).close()
 
 
 def digest(*paths: Path) -> str:
-    """SHA-256 (hex) of the contents, in order."""
+    """Return the SHA-256 (hex) of the contents, in order."""
     total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -109,5 +104,5 @@ def digest(*paths: Path) -> str:
 
 
 def versioned_name(name: str, digest_: str) -> str:
-    """How a model is named beside its scores."""
+    """Return the name of a model with a digest of its weights, as written beside its scores."""
     return f"{name} sha256:{digest_[:16]}"

@@ -1,4 +1,4 @@
-"""Scores a batch of outputs against its originals, which are embedded once."""
+"""Scores of outputs against their originals, which are embedded once."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from metrics.models.lpips import PerceptualDistance
 from metrics.scores.identity import FaceIdentity, identity_distance
 
 NONE = "none"
-MAX_FEATURE_BYTES = 256 * 2**20  # of perceptual features of originals; beyond it they are computed again
+MAX_FEATURE_BYTES = 256 * 2**20  # of perceptual features of originals; larger ones are computed again
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is kept of a batch of originals: everything that a score needs; tensors are on the model's device."""
+    """Features of a batch of originals that scores need; tensors are on the model's device."""
 
-    images: torch.Tensor  # (B, 3, H, W), where a row that was not finite is grey
+    images: torch.Tensor  # (B, 3, H, W); rows that were not finite are grey
     finite: torch.Tensor  # bool (B,)
     clip: torch.Tensor | None  # (B, D), unit norm
-    lpips: tuple[list[torch.Tensor], ...] | None  # features, chunk by chunk; none where they would not fit
+    lpips: tuple[list[torch.Tensor], ...] | None  # features, chunk by chunk; None where too large
     faces: list[Rows] | None  # of each original, (F, D), unit norm
 
 
 class ReleaseScorer:
-    """CLIP similarity, perceptual distance, and distance and number of faces, each of these models optional.
+    """CLIP similarity, perceptual distance, and distance and number of faces, each model optional.
 
-    Fulfils ``anonymizer.drawing.Scorer``. One thread at a time, as networks of faces hold what they work on.
-    ``names`` maps each metric column that is filled to the model that fills it, with a digest of its weights.
+    Implements ``anonymizer.pipeline.batch_sampling.Scorer``. One thread at a time, as face networks have state.
+    ``names`` maps each metric column to the model that fills it, with a digest of its weights.
     """
 
     names: Mapping[str, str]
@@ -48,12 +48,12 @@ class ReleaseScorer:
     ) -> None:
         self.clip, self.lpips, self.identity, self.device = clip, lpips, identity, device
         models = {"clip_similarity": clip, "lpips": lpips}
-        names = {column: model.versioned_name for column, model in models.items() if model is not None}
-        self.names = names if identity is None else names | identity.names
+        self.names = {column: model.versioned_name for column, model in models.items() if model is not None}
+        self.names |= identity.names if identity else {}
 
     @torch.inference_mode()
     def embed(self, originals: torch.Tensor) -> Reference:
-        """Originals (B, 3, H, W) in [-1, 1], on any device. Raises ValueError for another shape."""
+        """Embed originals (B, 3, H, W) in [-1, 1], on any device. Raises ValueError for another shape."""
         images, finite = self._prepare(originals)
         clip = self.clip.embed(images) if self.clip else None
         faces = self.identity.embed_faces(images) if self.identity else None
@@ -61,7 +61,7 @@ class ReleaseScorer:
 
     @torch.inference_mode()
     def score(self, reference: Reference, outputs: torch.Tensor) -> list[Scores]:
-        """One row for each output: ``None`` where a metric is not asked for, NaN where a picture is not finite.
+        """Return one row for each output: None for a metric that is off, NaN where an image is not finite.
 
         ``identity_distance`` is NaN, too, where the original or the output shows no face. ``faces`` is 0 where the
         output shows none or is not finite.
@@ -78,27 +78,27 @@ class ReleaseScorer:
             columns["lpips"] = _column(self._distance(reference, images), valid)
         if self.identity and reference.faces is not None:
             faces = self.identity.embed_faces(images)
-            apart = torch.tensor([identity_distance(a, b) for a, b in zip(reference.faces, faces, strict=True)])
-            columns |= {"identity_distance": _column(apart, valid.cpu()), "faces": [len(rows) for rows in faces]}
+            distances = torch.tensor([identity_distance(a, b) for a, b in zip(reference.faces, faces, strict=True)])
+            columns |= {"identity_distance": _column(distances, valid.cpu()), "faces": [len(rows) for rows in faces]}
         return [Scores(**{name: values[i] for name, values in columns.items()}) for i in range(len(images))]
 
     @torch.inference_mode()
     def score_pairwise(self, originals: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The score of each of N outputs against each of M originals: (N, M) for each that a release may publish.
+        """Return by name the scores (N, M) of N outputs against M originals that a release may publish.
 
-        These are CLIP similarity and LPIPS; what is found of faces is for the gate, and is never published. NaN where a
-        picture is not finite. Raises ValueError for pictures that cannot be compared.
+        These are CLIP similarity and LPIPS; scores of faces serve the gate and are never published. NaN where an image
+        is not finite. Raises ValueError for images that cannot be compared.
         """
         (a, fine_a), (b, fine_b) = self._prepare(outputs), self._prepare(originals)
-        found: dict[str, torch.Tensor] = {}
+        scores: dict[str, torch.Tensor] = {}
         if self.clip:
-            found["clip_similarity"] = (self.clip.embed(a) @ self.clip.embed(b).T).clamp(-1, 1)
+            scores["clip_similarity"] = (self.clip.embed(a) @ self.clip.embed(b).T).clamp(-1, 1)
         if self.lpips:
-            found["lpips"] = self.lpips.pairwise(a, b)
-        return {name: values.where(fine_a[:, None] & fine_b, float("nan")) for name, values in found.items()}
+            scores["lpips"] = self.lpips.pairwise(a, b)
+        return {name: values.where(fine_a[:, None] & fine_b, float("nan")) for name, values in scores.items()}
 
     def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """On our device, within the range that an encoder would save, and which rows are finite."""
+        """Return images on the device, in [-1, 1] as an encoder would save them, and which rows are finite."""
         check_images(images)
         images = images.to(self.device, torch.float32)
         finite = images.isfinite().flatten(1).all(1)
@@ -119,11 +119,11 @@ class ReleaseScorer:
             distances: torch.Tensor = self.lpips(reference.images, images)
             return distances
         parts = zip(reference.lpips, images.split(self.lpips.chunk_size(images)), strict=True)
-        return torch.cat([self.lpips.compare_features(kept, self.lpips.features(part)) for kept, part in parts])
+        return torch.cat([self.lpips.compare_features(features, self.lpips.features(part)) for features, part in parts])
 
 
 def build_scorer(config: MetricsConfig, device: str | torch.device, *, allow_pickle: bool = False) -> ReleaseScorer:
-    """The scorer that ``config`` asks for. Raises ModelError with one line where a model cannot be had."""
+    """Load the models that ``config`` names. Raises ModelError in one line."""
     device = torch.device(device)
     clip = None if config.clip == NONE else ClipEmbedder.load(config.clip, device, allow_pickle=allow_pickle)
     lpips = None if config.lpips == NONE else PerceptualDistance.load(config.lpips, device)

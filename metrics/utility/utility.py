@@ -77,6 +77,9 @@ def measure_utility(predictions: TransferPredictions, rng: np.random.Generator) 
     people, chance = trials["outputs"].people, predictions.chance
     if few := too_few(trials["outputs"]):
         return Utility(len(predictions), people, chance, note=few)
-    bounds = {teacher: rate_interval(own, rng) for teacher, own in trials.items()}
-    estimates = [Estimate(trials[teacher].rate, one.low, one.high) for teacher, one in bounds.items()]
-    return Utility(len(predictions), people, chance, *estimates)
+
+    def estimate(teacher: str) -> Estimate:
+        bounds = rate_interval(trials[teacher], rng)
+        return Estimate(trials[teacher].rate, bounds.low, bounds.high)
+
+    return Utility(len(predictions), people, chance, estimate("originals"), estimate("outputs"), estimate("control"))

@@ -22,7 +22,7 @@ from anonymizer.config import MetricsConfig
 from anonymizer.errors import ModelError
 from anonymizer.records import Scores
 from metrics.features import Rows
-from metrics.features.dlib_faces import LANDMARKS, NETWORK, FaceFinder, find_model_file
+from metrics.features.dlib_faces import LANDMARKS, NETWORK, Face, FaceDescriber, FaceFinder, find_model_file
 from metrics.scores.identity import FaceIdentity, identity_distance
 from metrics.scores.scorer import ReleaseScorer, build_scorer
 from tests.metrics.features.test_features import save_network
@@ -191,8 +191,14 @@ def test_beside_another_a_face_counts_only_where_the_detector_is_sure(found: lis
     finder = FaceFinder(detector, lambda pixels, box: box)
     faces = finder.find_all(torch.zeros(3, 8, 8))
     assert [face.landmarks for face in faces] == taken
-    surest = finder.find(torch.zeros(3, 8, 8))
-    assert (None if surest is None else surest.landmarks) == (taken[0] if taken else None)
+    described: list[float] = []
+
+    def describe(face: Face) -> Any:
+        described.append(face.landmarks)
+        return np.ones(1)
+
+    surest = FaceDescriber(finder, describe, 1).embed_surest(torch.zeros(3, 8, 8))
+    assert described == taken[:1] and np.isnan(surest).all() == (not taken)
 
 
 def rows(*values: list[float]) -> Rows:
