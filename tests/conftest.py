@@ -11,7 +11,7 @@ import fsspec
 import pytest
 import torch
 
-from anonymizer.pipeline import shard
+from anonymizer.pipeline import stages
 from tests.support.ideal_gaussian import IdealGaussian, beside
 
 
@@ -19,7 +19,7 @@ from tests.support.ideal_gaussian import IdealGaussian, beside
 def either_overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores and noise in the thread that samples, as on a CPU, or beside it."""
     if request.param == "beside":
-        monkeypatch.setattr(shard, "overlap", beside)
+        monkeypatch.setattr(stages, "open_overlap", beside)
 
 
 @pytest.fixture

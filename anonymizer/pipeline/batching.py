@@ -1,52 +1,43 @@
-"""Decoded records, and the batches in which a model sees them."""
+"""Batches of items that a model can sample together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 
-from anonymizer.data.image_codec import DecodedImage
-from anonymizer.records import Reason, Record
+from anonymizer.pipeline.item import Item
+
+I = TypeVar("I", bound=Item)  # noqa: E741  an item of a job
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A record with its picture, or with what was published of it before, or with the reason why there is neither.
+def batch_items(
+    items: Iterable[I], batch_size_for: Callable[[I], int], max_waiting_bytes: int = 0
+) -> Iterator[list[I]]:
+    """Yield batches of one level and shape; an item that has a decision already comes at once, by itself.
 
-    ``told``: what the model is told of it. ``earlier``: attempts that came too close, each with its level, scores and
-    reason.
+    ``max_waiting_bytes``: how much of pictures may wait for more of their level and shape; beyond it the fullest batch
+    goes out unfilled. By default nothing waits: a batch ends where the next item is of another level or shape.
     """
-
-    record: Record
-    source_hmac: str | None = None
-    picture: DecodedImage | None = None
-    conditioning_text: str | None = None
-    previous_row: Mapping[str, Any] | None = None  # its row in the previous release's ledger
-    problem: Reason | None = None
-    earlier: tuple[Mapping[str, Any], ...] = ()
-
-
-def batch_by_shape(
-    items: Iterable[Decoded], batch_size_for: Callable[[torch.Tensor], int]
-) -> Iterator[tuple[list[Decoded], list[Decoded]]]:
-    """Full batches of usable records of one shape, and with each the unusable ones met on the way."""
-    good: list[Decoded] = []
-    bad: list[Decoded] = []
-    shape: torch.Size | None = None
+    waiting: dict[tuple[float, torch.Size], list[I]] = {}
+    waiting_bytes = 0
     for item in items:
-        if item.picture is None:
-            bad.append(item)
+        if item.decision is not None or item.picture is None:
+            yield [item]
             continue
-        if good and item.picture.tensor.shape != shape:
-            yield good, bad
-            good, bad = [], []
-        shape = item.picture.tensor.shape
-        good.append(item)
-        if len(good) >= batch_size_for(item.picture.tensor):
-            yield good, bad
-            good, bad = [], []
-    if good or bad:
-        yield good, bad
+        key, tensor = (item.level, item.picture.tensor.shape), item.picture.tensor
+        if not max_waiting_bytes and key not in waiting:
+            yield from waiting.values()
+            waiting.clear()
+        waiting.setdefault(key, []).append(item)
+        waiting_bytes += tensor.nbytes
+        if len(waiting[key]) >= batch_size_for(item):
+            batch = waiting.pop(key)
+        elif waiting_bytes > max_waiting_bytes > 0:
+            batch = waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
+        else:
+            continue
+        waiting_bytes -= sum(item.picture.tensor.nbytes for item in batch if item.picture)
+        yield batch
+    yield from waiting.values()

@@ -1,40 +1,39 @@
-"""The journey of one shard: read, decode, Boomerang, score, gate, encode, stage, commit."""
+"""The journey of a shard's records: read, decode, condition, sample, score, gate, encode, stage, commit."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, fields, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from anonymizer.backbones import Backbone
 from anonymizer.backbones.conditioning import conditioning_text
+from anonymizer.backbones.tiling import TiledBackbone
+from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import image_codec
+from anonymizer.data.geometry import pad_to_square
 from anonymizer.data.passthrough_columns import to_json
 from anonymizer.data.sources import open_source, to_printable
+from anonymizer.devices import device_name
 from anonymizer.errors import RecordError
-from anonymizer.pipeline.batch_sampling import Attempt, BatchSampler, ScoredBatch, Scorer
-from anonymizer.pipeline.batching import Decoded, batch_by_shape
-from anonymizer.pipeline.device_overlap import overlap
+from anonymizer.noise import Noise
+from anonymizer.pipeline.batch_sampling import BatchSampler, SamplingJob, Scorer
+from anonymizer.pipeline.item import Item
+from anonymizer.pipeline.stages import open_stages
 from anonymizer.policy.gates import gate
 from anonymizer.records import Decision, Entry, Reason, Record, Scores, ShardSummary, Status
-from anonymizer.release.history import EMPTY_HISTORY, REUSED_COLUMNS, PublishedHistory
-from anonymizer.release.history import read_scores as scores_of
+from anonymizer.release.history import EMPTY_HISTORY, REUSED_COLUMNS, PublishedHistory, read_scores
 from anonymizer.release.ledger import LedgerRow, ShardWriter
-from anonymizer.release.profiling import Stopwatch
-from anonymizer.storage.prefetch import prefetch_map
-
-SCORE_NAMES = {score.name for score in fields(Scores)}
+from anonymizer.release.profiling import Profile, Stopwatch
 
 
 def anonymize_shard(
@@ -48,143 +47,177 @@ def anonymize_shard(
     progress: Callable[[int], None] = lambda done: None,
     previous: PublishedHistory = EMPTY_HISTORY,
 ) -> ShardSummary:
-    """Take every record of a shard to one of its three ends, and commit.
+    """Process a shard and commit it; each record is released, quarantined or failed.
 
-    Decoding and encoding run in threads beside the model. ``progress`` is told how many records ended. A record that
-    cannot be used becomes a row; anything else that goes wrong leaves the shard uncommitted and is raised.
+    ``progress`` is called with the number of records that have ended. A record that cannot be used becomes a row; any
+    other error leaves the shard uncommitted and is raised.
     """
-    begun, watch, threads = time.monotonic(), Stopwatch(), config.run.threads
+    begun, watch = time.monotonic(), Stopwatch()
+    job = ReleaseJob(shard, config, backbone, scorer, key, writer, previous, watch)
+    batch_size = config.run.initial_batch_size
+    prefetch = 2 if config.source.fit == "tiles" else 2 * batch_size  # few where pictures may be large
     rows: list[LedgerRow] = []
-    with ThreadPoolExecutor(threads, "codec") as pool, overlap(backbone.device, threads) as beside:
-        drawing = BatchSampler(shard, config, backbone, scorer, key, beside, watch)
-        journey = _ShardPipeline(config, drawing, key, writer, previous)
-        writes: deque[Future[list[LedgerRow]]] = deque()
-
-        def written(at_most: int) -> None:
-            """Look after what is being written, until no more than so many batches are."""
-            while writes and (len(writes) > at_most or writes[0].done()):
-                with watch.stage("wait"):
-                    rows.extend(writes.popleft().result())
+    with open_stages(backbone.device, config.run.threads, watch) as stages:
+        sampler = BatchSampler(job, batch_size, stages.overlap, watch)
+        items = stages.decode(job.decode, open_source(config.source).read(entries), prefetch)
+        for row in stages.write(job.finish, sampler.run(items)):
+            rows.append(row)
             progress(len(rows))
-
-        records = watch.time_items("read", open_source(config.source).read(entries))
-        with closing(prefetch_map(journey.decode, records, pool, depth=journey.prefetch_depth)) as decoded:
-            for good, others in batch_by_shape(watch.time_items("wait", decoded), drawing.batch_size_for):
-                rows += [journey.row_without_output(item) for item in others]
-                writes.extend(pool.submit(journey.finish, drawn) for drawn in drawing.submit(good))
-                written(at_most=2)
-            writes.extend(pool.submit(journey.finish, drawn) for drawn in drawing.drain())
-        written(at_most=0)
-    wall = time.monotonic() - begun
-    return writer.commit(rows, len(entries), wall, drawing.profile(wall, len(entries)))
+    wall, device = time.monotonic() - begun, device_name(backbone.device)
+    profile = Profile(1, len(entries), wall, dict(watch.seconds), sampler.batch_size, sampler.halved, device)
+    return writer.commit(rows, len(entries), wall, profile)
 
 
-class _ShardPipeline:
-    """The steps of one shard beside the drawing, in the order in which a record meets them."""
+@dataclass(slots=True)
+class ReleaseItem(Item):
+    """An item of a release."""
+
+    source_hmac: str | None = None
+    attempt: int = 0  # the level that it is sampled at: that of the configuration, then those of ``policy.escalate``
+    earlier: list[Mapping[str, Any]] = field(default_factory=list)  # level, reason and scores of outputs too close
+    reused: Mapping[str, Any] | None = None  # columns of an output that an earlier release published
+    output_id: str | None = None
+    sha256: str | None = None  # of the encoded output
+
+
+class ReleaseJob(SamplingJob[ReleaseItem]):
+    """The stages of a release, in the order in which an item meets them."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        drawing: BatchSampler,
-        key: CustodianKey,
-        writer: ShardWriter,
-        previous: PublishedHistory,
-    ) -> None:
-        self.config, self.drawing, self.key, self.writer, self.previous = config, drawing, key, writer, previous
-        self.first, self.watch = drawing.attempts[0], drawing.watch
+        self, shard: int, config: RunConfig, backbone: Backbone, scorer: Scorer, key: CustodianKey,
+        writer: ShardWriter, previous: PublishedHistory, watch: Stopwatch,
+    ) -> None:  # fmt: skip
+        self.config, self.model, self.scorer, self.key = config, config.model, scorer, key
+        self.writer, self.previous, self.watch = writer, previous, watch
+        tiled = config.source.fit == "tiles"
+        self.backbone = TiledBackbone(backbone, config.model.tile_overlap) if tiled else backbone
+        self.boomerang = Boomerang(self.backbone, config.boomerang.sampler, config.boomerang.steps)
+        levels = (config.boomerang.level, *config.policy.escalate)
+        self.attempts = [{"shard": shard, **self._attempt_columns(level)} for level in levels]
 
-    @property
-    def prefetch_depth(self) -> int:
-        """Records that are decoded before their turn; few where they may be large."""
-        return 2 if self.config.source.fit == "tiles" else 2 * self.config.run.initial_batch_size
-
-    def decode(self, record: Record) -> Decoded:
-        with self.watch.stage("hash"):
-            hmac = None if record.problem else self.key.source_hmac(record.data)
-        subject = None if record.subject is None else self.key.subject_hmac(record.subject)
-        if self.previous.is_erased(hmac, subject):
-            return Decoded(Record(record.entry), hmac, problem=Reason.WITHDRAWN)  # and nothing more of the person
-        if hmac is None:
-            return Decoded(record, problem=record.problem)
-        slim = replace(record, data=b"")  # the encoded bytes are not needed any more
-        if (row := self.previous.find_row(hmac)) is not None:
-            return Decoded(slim, hmac, previous_row=row)
-        try:
-            said = conditioning_text(self.config.model, record, self.drawing.backbone)
-            source, model = self.config.source, self.drawing.backbone
-            with self.watch.stage("decode"):
-                picture = image_codec.decode(record.data, model.size, source.fit, source.limits, model.multiple)
-        except RecordError as error:
-            return Decoded(slim, hmac, problem=error.reason)
-        return Decoded(slim, hmac, picture, said)
-
-    def finish(self, drawn: ScoredBatch) -> list[LedgerRow]:
-        pairs = zip(drawn.items, drawn.outputs, drawn.scores, drawn.unsafe, strict=True)
-        return [self._finish_one(drawn, *pair) for pair in pairs]
-
-    def row_without_output(self, item: Decoded) -> LedgerRow:
-        """The row of a record that no output is drawn of: there is one, or there cannot be one."""
-        if item.previous_row is None:
-            decision = Decision(Status.FAILED, item.problem)
-            return self._row(item, self.first, decision, attempts=0, started=datetime.now(UTC), seconds=0.0)
-        unknown = (
-            SCORE_NAMES - self.drawing.scorer.names.keys()
-        )  # a score is nothing without the name of the model that made it
-        said = {name: None if name in unknown else item.previous_row[name] for name in REUSED_COLUMNS}
-        record_id, fingerprint = item.record.entry.record_id, item.previous_row["config_fingerprint"]
-        output_id = self.key.output_id(record_id, item.source_hmac or "", fingerprint)
-        decision = gate(scores_of(said), self.config)
-        return self._row(item, self.first, decision, **said, output_id=output_id, attempts=0, kept=True)
-
-    def _finish_one(
-        self, drawn: ScoredBatch, item: Decoded, output: torch.Tensor, scores: Scores, unsafe: bool
-    ) -> LedgerRow:
-        out, attempt = self.config.output, drawn.attempt
-        shape = (item.picture.width, item.picture.height) if item.picture else None
-        about: dict[str, Any] = {
-            "attempts": len(item.earlier) + 1,
-            "earlier": json.dumps(item.earlier) if item.earlier else None,
-            "started": drawn.started,
-            "seconds": drawn.seconds,
+    def _attempt_columns(self, level: float) -> dict[str, Any]:
+        """Return what the ledger says of each output at a level."""
+        t_boom = self.boomerang.t_boom(level)
+        return {
+            "level": level,
+            "t_boom": t_boom,
+            "log_snr": self.boomerang.log_snr(t_boom),
+            "sampler": self.config.boomerang.sampler,
+            "steps": len(self.boomerang.grid(t_boom)) - 1,
+            "model": self.model.public_name,
+            "model_digest": self.backbone.digest,
+            "config_fingerprint": self.config.at_level(level).fingerprint(self.backbone.digest),
+            "code_version": version("anonymizer"),
         }
-        if drawn.problem is not None:
-            return self._row(item, attempt, Decision(Status.FAILED, drawn.problem), **about)
-        try:
-            with self.watch.stage("encode"):
-                encoded = image_codec.encode(output, shape, out.image, out.quality, out.size, self.config.source.fit)
-        except RecordError as error:
-            return self._row(item, attempt, Decision(Status.FAILED, error.reason), **about)
-        output_id = self.key.output_id(item.record.entry.record_id, item.source_hmac or "", attempt.fingerprint)
-        with self.watch.stage("write"):
-            self.writer.put(output_id, image_codec.SUFFIXES[out.image], encoded.data)
-        with self.watch.stage("hash"):
-            digest = hashlib.sha256(encoded.data).hexdigest()
-        return self._row(
-            item,
-            attempt,
-            Decision(Status.QUARANTINED, Reason.UNSAFE) if unsafe else gate(scores, self.config),
-            **about,
-            **asdict(scores),
-            output_id=output_id,
-            sha256=digest,
-            bytes=len(encoded.data),
-            width=encoded.width,
-            height=encoded.height,
-        )
 
-    def _row(self, item: Decoded, attempt: Attempt, decision: Decision, **rest: Any) -> LedgerRow:
-        record = item.record
-        nothing: dict[str, Any] = dict.fromkeys(("output_id", "clip_similarity", "lpips", "identity_distance"))
-        own: dict[str, Any] = {
+    def decode(self, record: Record) -> ReleaseItem:
+        """Decode a record, unless it was published or erased before, or cannot be used."""
+        item = ReleaseItem(replace(record, data=b""))
+        with self.watch.stage("hash"):
+            item.source_hmac = None if record.problem else self.key.source_hmac(record.data)
+        subject = None if record.subject is None else self.key.subject_hmac(record.subject)
+        if self.previous.is_erased(item.source_hmac, subject):
+            item.record = Record(record.entry)  # and nothing more of the person
+            item.fail(Reason.WITHDRAWN)
+        elif item.source_hmac is None:
+            item.fail(record.problem)
+        elif (row := self.previous.find_row(item.source_hmac)) is not None:
+            self._reuse(item, row)
+        else:
+            source, model = self.config.source, self.backbone
+            try:
+                item.conditioning_text = conditioning_text(self.model, record, model)
+                with self.watch.stage("decode"):
+                    item.picture = image_codec.decode(
+                        record.data, model.size, source.fit, source.limits, model.multiple
+                    )
+                self._begin_attempt(item, 0)
+            except RecordError as error:
+                item.fail(error.reason)
+        return item
+
+    def _reuse(self, item: ReleaseItem, row: Mapping[str, Any]) -> None:
+        """Release what was published before; a score without the name of the model that made it is no score."""
+        unnamed = asdict(Scores()).keys() - self.scorer.names.keys()
+        columns = {name: None if name in unnamed else row[name] for name in REUSED_COLUMNS}
+        item.output_id = self._output_id(item, row["config_fingerprint"])
+        item.reused, item.scores = columns | {"kept": True}, read_scores(columns)
+        item.decision = gate(item.scores, self.config)
+
+    def _begin_attempt(self, item: ReleaseItem, attempt: int) -> None:
+        columns = self.attempts[attempt]
+        item.attempt, item.level = attempt, columns["level"]
+        item.noise_key = self.key.noise_key(item.source_hmac or "", columns["config_fingerprint"])
+
+    def noise_steps(self, level: float) -> Sequence[int]:
+        return self.boomerang.draws(level)
+
+    def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object) -> torch.Tensor:
+        return self.boomerang.sample(x0, level, noise, condition)
+
+    def score(self, batch: Sequence[ReleaseItem], x0: torch.Tensor, outputs: torch.Tensor) -> None:
+        if self.config.source.fit == "tiles":  # scorers look at squares, or at the middle of what is none
+            x0, outputs = (pad_to_square(images, self.backbone.size) for images in (x0, outputs))
+        scores = self.scorer.score(self.scorer.embed(x0), outputs)
+        if len(scores) != len(batch):
+            raise ValueError(f"scorer: {len(scores)} scores for {len(batch)} outputs: it must give one for each")
+        for item, item_scores in zip(batch, scores, strict=True):
+            item.scores = item_scores
+
+    def gate(self, item: ReleaseItem) -> None:
+        """Release or quarantine an output; one that came too close is sampled again at the next level, if any."""
+        decision = gate(item.scores, self.config)
+        if decision.reason is Reason.TOO_CLOSE and item.attempt + 1 < len(self.attempts):
+            scores = {k: None if v is None or math.isnan(v) else v for k, v in asdict(item.scores).items()}
+            item.earlier.append({"level": item.level, "reason": Reason.TOO_CLOSE} | scores)
+            self._begin_attempt(item, item.attempt + 1)
+        else:
+            item.decision = Decision(Status.QUARANTINED, Reason.UNSAFE) if item.is_unsafe else decision
+
+    def finish(self, item: ReleaseItem) -> LedgerRow:
+        """Encode and stage an item's output, and return its row."""
+        if item.output is not None:
+            self._encode(item, item.output)
+        record, decision = item.record, item.decision
+        assert decision is not None
+        columns: dict[str, Any] = {
+            **self.attempts[item.attempt],
             "record_id": record.entry.record_id,
             "source_uri": to_printable(record.entry.uri),
             "source_hmac": item.source_hmac,
+            "output_id": item.output_id,
             "status": decision.status,
             "reason": decision.reason,
+            "attempts": len(item.earlier) + (item.picture is not None),
+            "earlier": json.dumps(item.earlier) if item.earlier else None,
+            "started": item.started,
+            "seconds": item.seconds,
             "label": record.label,
             "caption": record.caption,
             "carried": to_json(record.columns),
             "restricted": to_json(record.restricted),
             "subject": record.subject,
+            **asdict(item.scores if item.output_id else Scores()),
         }
-        return LedgerRow(**(nothing | dict(attempt.columns) | own | rest))
+        if item.encoded is not None:
+            columns |= {"sha256": item.sha256, "bytes": len(item.encoded.data)}
+            columns |= {"width": item.encoded.width, "height": item.encoded.height}
+        return LedgerRow(**columns | dict(item.reused or {}))
+
+    def _encode(self, item: ReleaseItem, output: torch.Tensor) -> None:
+        out, picture = self.config.output, item.picture
+        shape = (picture.width, picture.height) if picture else None
+        try:
+            with self.watch.stage("encode"):
+                encoded = image_codec.encode(output, shape, out.image, out.quality, out.size, self.config.source.fit)
+        except RecordError as error:
+            item.fail(error.reason)
+            return
+        item.encoded, item.output_id = encoded, self._output_id(item, self.attempts[item.attempt]["config_fingerprint"])
+        with self.watch.stage("write"):
+            self.writer.put(item.output_id, image_codec.SUFFIXES[out.image], encoded.data)
+        with self.watch.stage("hash"):
+            item.sha256 = hashlib.sha256(encoded.data).hexdigest()
+
+    def _output_id(self, item: ReleaseItem, fingerprint: str) -> str:
+        return self.key.output_id(item.record.entry.record_id, item.source_hmac or "", fingerprint)

@@ -25,7 +25,7 @@ from securesystemslib.signer import CryptoSigner
 
 from anonymizer.crypto import signing
 from anonymizer.data import image_codec
-from anonymizer.pipeline.batch_sampling import BatchSampler
+from anonymizer.pipeline.shard import ReleaseJob
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
@@ -225,14 +225,14 @@ def test_nothing_of_an_original_is_found_outside_restricted(
     command += [part for option in options for part in ("--set", option)]
 
     # The second shard fails with a message that names what it was working on.
-    def failing(drawing: Any, batch: Any, attempt: Any) -> Any:
-        if attempt.columns["shard"] == 1:
-            raise RuntimeError(f"{MARK}: {batch[0].record.entry.record_id} of {source}")
-        return original(drawing, batch, attempt)
+    def failing(job: Any, item: Any) -> Any:
+        if job.attempts[0]["shard"] == 1:
+            raise RuntimeError(f"{MARK}: {item.record.entry.record_id} of {source}")
+        return original(job, item)
 
-    original = BatchSampler.sample
+    original = ReleaseJob.gate
     with monkeypatch.context() as patch:
-        patch.setattr(BatchSampler, "sample", failing)
+        patch.setattr(ReleaseJob, "gate", failing)
         failed = CliRunner().invoke(main, command)
     assert (failed.exit_code, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: 1 of 3 shards failed")

@@ -13,8 +13,8 @@ import torch
 from anonymizer.backbones import Denoised
 from anonymizer.boomerang import Boomerang
 from anonymizer.noise import FORWARD, KeyedNoise
-from anonymizer.pipeline import shard
-from anonymizer.pipeline.device_overlap import PrefetchedNoise, Sequential, overlap
+from anonymizer.pipeline import stages
+from anonymizer.pipeline.device_overlap import PrefetchedNoise, Sequential, open_overlap
 from anonymizer.records import Scores
 from tests.support.ideal_gaussian import IdealGaussian, beside
 from tests.support.releases import NotFinite, PlainScorer, handed_out, people, rows, run, settings
@@ -54,8 +54,8 @@ def test_noise_that_is_asked_for_out_of_order_is_an_error() -> None:
 
 
 def test_a_cpu_does_one_thing_after_the_other() -> None:
-    with overlap(CPU, 2) as found:
-        assert isinstance(found, Sequential)
+    with open_overlap(CPU, 2) as overlap:
+        assert type(overlap) is Sequential
 
 
 class Near(PlainScorer):
@@ -74,7 +74,7 @@ def test_a_release_is_the_same_to_the_byte_however_its_work_overlaps(
     made = []
     for name in ("in turn", "beside"):
         if name == "beside":
-            monkeypatch.setattr(shard, "overlap", beside)
+            monkeypatch.setattr(stages, "open_overlap", beside)
         config = settings(
             people(tmp_path / "in", 11), tmp_path / name, policy=policy,
             run={"batch_size": 3, "shard_size": 11}, boomerang={"level": 0.4, "steps": 3},
@@ -101,7 +101,7 @@ def test_scores_are_made_while_the_next_batch_is_sampled(tmp_path: Path, monkeyp
             order.append(("score", current_thread().name))
             return super().score(reference, outputs)
 
-    monkeypatch.setattr(shard, "overlap", beside)
+    monkeypatch.setattr(stages, "open_overlap", beside)
     run(settings(people(tmp_path / "in", 8), tmp_path / "out", run={"batch_size": 2, "shard_size": 8}), Noting(),
         NotingToo())  # fmt: skip
     samplers, scorers = ({thread for what, thread in order if what == which} for which in ("sample", "score"))
@@ -117,7 +117,7 @@ def test_what_goes_wrong_beside_the_model_is_raised_and_nothing_is_left_running(
         def score(self, reference: torch.Tensor, outputs: torch.Tensor) -> list[Scores]:
             raise RuntimeError("no scores today")
 
-    monkeypatch.setattr(shard, "overlap", beside)
+    monkeypatch.setattr(stages, "open_overlap", beside)
     with pytest.raises(RuntimeError, match="no scores today"):
         run(settings(people(tmp_path / "in", 8), tmp_path / "out"), scorer=Failing())
 
