@@ -1,10 +1,10 @@
-"""The audit's page for the custodian, and the few bounds of it that may be public."""
+"""The audit's page for the custodian, and the public summary with upper bounds only."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +16,19 @@ from anonymizer.config import RunConfig
 from anonymizer.crypto.encryption import Encryptor
 from anonymizer.policy.risk_figures import FigureRow, risk_above_chance, select_strongest
 from anonymizer.records import Plan
-from anonymizer.release import ledger, plan
-from anonymizer.report import thumbnails
+from anonymizer.release import ledger
 from anonymizer.report.rendering import render
-from anonymizer.report.thumbnails import Thumbnail
+from anonymizer.report.thumbnails import ImagePair, Row, read_pairs
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 
-MAX_EXPOSED = 12  # records shown
-PUBLIC_STEP = 0.05  # public bounds are rounded up to it
+MAX_EXPOSED = 12  # records on the page
+PUBLIC_STEP = 0.05  # public bounds are rounded up to a multiple of it
 
 
 @dataclass(frozen=True)
 class Question:
-    """One of the three ways to find a person in data (WP29 opinion 05/2014), and the attacks that try it here."""
+    """One of the three risks of WP29 opinion 05/2014, and the attacks that measure it."""
 
     title: str
     text: str
@@ -57,161 +56,121 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Answer:
-    """A question and the strongest attack that was measured for each kind, the strongest of all first."""
+    """A question with the strongest figure of each attack that was measured, strongest first."""
 
     question: Question
     strongest: Sequence[FigureRow]
 
 
 @dataclass(frozen=True)
-class ExposedRecord:
-    """A record that attacks found, beside its output."""
-
-    record_id: str
-    output_id: str
-    original: Thumbnail | str
-    output: Thumbnail | str
-    n_found: int
-    n_attacks: int
-
-
-@dataclass(frozen=True)
 class MethodComparison:
-    """What the strongest attack of each kind reached in the release, or in a baseline."""
+    """Strongest figure of each attack against the release or a baseline; ``distance`` is its median LPIPS."""
 
     name: str
-    distance: float | None  # the median LPIPS from the originals
+    distance: float | None
     figures: Mapping[str, FigureRow | None]
 
 
-def write_audit(release: Release, config: RunConfig, the_plan: Plan, attackers: Mapping[str, str]) -> None:
-    """``restricted/audit.html`` and ``restricted/audit/public.json``, from the tables in ``restricted/audit/``."""
-    every = parquet.read(release.audit / "figures.parquet").to_pylist()
-    lines = [line for line in every if line["baseline"] is None]
-    told = json.loads((release.audit / "audit.json").read())
-    answers = [Answer(question, select_strongest(lines, question.attacks)) for question in QUESTIONS]
+def write_audit(release: Release, config: RunConfig, plan: Plan, attackers: Mapping[str, str]) -> None:
+    """Write ``restricted/audit.html`` and ``restricted/audit/public.json`` from the tables in ``restricted/audit/``.
+
+    ``attackers`` describes each attacker by name.
+    """
+    rows = parquet.read(release.audit / "figures.parquet").to_pylist()
+    audit = json.loads((release.audit / "audit.json").read())
+    own = [row for row in rows if row["baseline"] is None]
+    measured = [row for row in own if row["value"] is not None]
+    answers = [Answer(question, select_strongest(own, question.attacks)) for question in QUESTIONS]
+    names = {row["attacker"] for row in own}
     Encryptor(config.restricted.recipients).write(
         release.audit_page,
         render(
             "audit.html.j2",
-            plan=the_plan,
-            told=told,
+            plan=plan,
+            audit=audit,
             answers=answers,
-            attackers={name: text for name, text in attackers.items() if any(x["attacker"] == name for x in lines)},
-            worst=_most_exposed(release, config, lines),
-            groups=_group_by_attack(lines),
-            averaged=_averaging_figures(lines),
-            beside=_compare_methods(every, the_plan, told["distances"]),
-            subgroups=_subgroup_figures(lines),
-            not_run=[line for line in every if line["value"] is None and line["subgroup"] is None],
-            sentence=told["certificate"]["sentence"],
+            attackers={name: text for name, text in attackers.items() if name in names},
+            exposed=_most_exposed(release, config, plan, own),
+            measured=[row for row in measured if row["subgroup"] is None],
+            comparison=_compare_methods(rows, plan, audit["distances"]),
+            subgroups=_subgroup_figures(measured),
+            not_run=[row for row in rows if row["value"] is None and row["subgroup"] is None],
         ),
     )
-    release.audit_summary.write(json.dumps(build_public_summary(the_plan, told, answers), indent=2).encode())
+    release.audit_summary.write(json.dumps(build_public_summary(plan, audit, answers), indent=2).encode())
 
 
-def build_public_summary(the_plan: Plan, told: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
-    """Upper bounds, rounded up, of the best attacker for each question: no feature, threshold, record or subgroup."""
+def build_public_summary(plan: Plan, audit: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return rounded upper bounds per question from ``audit.json``: no feature, threshold, record or subgroup."""
 
     def bound(answer: Answer) -> dict[str, Any]:
         if not answer.strongest:
             return {"question": answer.question.text, "result": "not measured"}
-        risk = max(risk_above_chance(line) for line in answer.strongest)
+        risk = max(risk_above_chance(row) for row in answer.strongest)
         rounded = min(1.0, math.ceil(risk / PUBLIC_STEP - 1e-9) * PUBLIC_STEP)
         return {
             "question": answer.question.text,
             "risk_above_chance_at_most": round(rounded, 2),
-            "attacks_tried": sorted({line["attack"] for line in answer.strongest}),
+            "attacks_tried": sorted({row["attack"] for row in answer.strongest}),
         }
 
-    what = "this release and of earlier ones" if told.get("union") else "this release"
+    scope = "this release and of earlier ones" if audit.get("union") else "this release"
     return {
-        "manifest_sha256": told["manifest"],
-        "level": the_plan.level,
-        "pictures_attacked": told["audited"],
+        "manifest_sha256": audit["manifest"],
+        "level": plan.level,
+        "pictures_attacked": audit["audited"],
         "confidence": 0.95,
         "answers": {answer.question.title: bound(answer) for answer in answers},
-        # A bound for the originals of the sample is none for all of the release.
-        "formal_guarantee": "No formal guarantee",
-        "reading": f"Bounds hold for the attacks that were tried, on a sample of {what}. Other attackers may do "
+        "formal_guarantee": "No formal guarantee",  # a bound for the sample is none for the whole release
+        "reading": f"Bounds hold for the attacks that were tried, on a sample of {scope}. Other attackers may do "
         "better. A bound of 1 means that the attack cannot be ruled out for any picture."
-        + (f" Here {told['lacking']}." if told.get("lacking") else ""),
+        + (f" Here {audit['lacking']}." if audit.get("lacking") else ""),
     }
 
 
-def _group_by_attack(lines: Sequence[FigureRow]) -> dict[str, list[FigureRow]]:
-    groups: dict[str, list[FigureRow]] = defaultdict(list)
-    for line in lines:
-        if line["value"] is not None and line["subgroup"] is None:
-            groups[line["attack"]].append(line)
-    return dict(groups)
-
-
-def _compare_methods(
-    lines: Sequence[FigureRow], the_plan: Plan, distances: Mapping[str, float]
-) -> list[MethodComparison]:
-    """The release first, with the attacks that were tried; empty where no baseline was attacked."""
-    names = dict.fromkeys(line["baseline"] for line in lines)
+def _compare_methods(rows: Sequence[FigureRow], plan: Plan, distances: Mapping[str, float]) -> list[MethodComparison]:
+    """Compare the release with the baselines by all attacks that were measured; [] if there are no baselines."""
+    names = dict.fromkeys(row["baseline"] for row in rows)
     if len(names) < 2:
         return []
     attacks = [attack for question in QUESTIONS for attack in question.attacks if attack != "leaks"]
-    best = {
-        name: {line["attack"]: line for line in select_strongest([x for x in lines if x["baseline"] == name], attacks)}
+    strongest = {
+        name: {row["attack"]: row for row in select_strongest([r for r in rows if r["baseline"] == name], attacks)}
         for name in names
     }
-    tried = [attack for attack in attacks if any(attack in found for found in best.values())]
-    release = f"level {the_plan.level:g}"
+    measured = [attack for attack in attacks if any(attack in figures for figures in strongest.values())]
+    own = f"level {plan.level:g}"
     return [
-        MethodComparison(name or "this release", distances.get(name or release), {a: found.get(a) for a in tried})
-        for name, found in best.items()
-        if found
+        MethodComparison(name or "this release", distances.get(name or own), {a: figures.get(a) for a in measured})
+        for name, figures in strongest.items()
+        if figures
     ]
 
 
-def _averaging_figures(lines: Sequence[FigureRow]) -> list[FigureRow]:
-    return [x for x in lines if x["attack"] == "averaging" and x["value"] is not None and x["measure"] == "rank-1"]
+def _subgroup_figures(measured: Sequence[FigureRow]) -> list[FigureRow]:
+    """Return the subgroups of each attribute for the strongest linkage."""
+    linkage = [row for row in measured if row["subgroup"] is not None and row["attack"] == "linkage"]
+    strongest = max(linkage, key=risk_above_chance, default={})
+    same = {name: strongest.get(name) for name in ("attacker", "feature")}
+    return [row for row in linkage if same == {name: row[name] for name in same}]
 
 
-def _subgroup_figures(lines: Sequence[FigureRow]) -> list[FigureRow]:
-    """The subgroups of each attribute for the strongest linkage."""
-    mine = [x for x in lines if x["subgroup"] is not None and x["value"] is not None and x["attack"] == "linkage"]
-    if not mine:
+def _most_exposed(release: Release, config: RunConfig, plan: Plan, own: Sequence[FigureRow]) -> list[ImagePair]:
+    """Return the records that most attacks identified, most exposed first."""
+    hits = Counter(parquet.read(release.audit / "found.parquet")["record_id"].to_pylist())
+    exposed = dict(hits.most_common(MAX_EXPOSED))
+    if not exposed:
         return []
-    best = max(mine, key=risk_above_chance)
-    return [x for x in mine if (x["attacker"], x["feature"]) == (best["attacker"], best["feature"])]
-
-
-def _most_exposed(release: Release, config: RunConfig, lines: Sequence[FigureRow]) -> list[ExposedRecord]:
-    """The records that most attacks found, as pictures."""
-    found = parquet.read(release.audit / "found.parquet")
-    if not len(found):
-        return []
-    tried = len({(x["attack"], x["attacker"], x["feature"]) for x in lines if x["measure"] == "rank-1"})
-    counts = found.group_by(["record_id"]).aggregate([("attack", "count")]).sort_by([("attack_count", "descending")])
-    most = {row["record_id"]: row["attack_count"] for row in counts.slice(0, MAX_EXPOSED).to_pylist()}
-    wanted = pa.array(list(most), pa.string())
+    attacks = len({(row["attack"], row["attacker"], row["feature"]) for row in own if row["measure"] == "rank-1"})
+    ids = pa.array(list(exposed), pa.string())
     rows = [
         row
-        for _, table in ledger.scan_shards(release, plan.read(release))
-        for row in table.filter(pc.is_in(table["record_id"], value_set=wanted)).to_pylist()
+        for _, table in ledger.scan_shards(release, plan)
+        for row in table.filter(pc.is_in(table["record_id"], value_set=ids)).to_pylist()
     ]
-    ids = pa.array([row["output_id"] for row in rows], pa.string())
-    published = [
-        row
-        for batch in parquet.open_table(release.manifest).to_batches(parquet.BATCH_ROWS)
-        for row in batch.filter(pc.is_in(batch["output_id"], value_set=ids)).to_pylist()
-    ]
-    outputs = thumbnails.released_thumbnails(release.public_or_candidate, published)
-    originals, _ = thumbnails.original_thumbnails(release, config, rows)
-    shown = [
-        ExposedRecord(
-            record_id=row["record_id"],
-            output_id=row["output_id"],
-            original=originals.get(row["record_id"], "gone"),
-            output=outputs.get(row["output_id"], "not found"),
-            n_found=most[row["record_id"]],
-            n_attacks=tried,
-        )
-        for row in rows
-    ]
-    return sorted(shown, key=lambda one: -one.n_found)
+
+    def caption(row: Row) -> list[tuple[str, str]]:
+        return [("found by", f"{exposed[row['record_id']]} of {attacks} attacks")]
+
+    pairs, _ = read_pairs(release, config, rows, caption)
+    return sorted(pairs.values(), key=lambda pair: -exposed[pair.record_id])

@@ -1,7 +1,7 @@
-"""``croissant.json``: what a release is and how to load it, for machines (Croissant 1.1 with the RAI vocabulary).
+"""``croissant.json``: a machine-readable description of a release (Croissant 1.1 with the RAI vocabulary).
 
-It is told what the card is told, so nothing else can get in. What only the publisher can state, such as a licence, an
-address, a creator or a citation, is left out, though Croissant asks for some of it.
+Its only input are the public facts. Licence, address, creator and citation are left out, though Croissant asks for
+some of them: only the publisher can state them.
 """
 
 from __future__ import annotations
@@ -42,19 +42,18 @@ CONTEXT: dict[str, Any] = {
 DATA_TYPES = {"integer": "sc:Integer", "number": "sc:Float", "true or false": "sc:Boolean"}
 PARQUET = "application/x-parquet"
 PART_FILES = {"webdataset": ("application/x-tar", "data/*.tar"), "parquet": (PARQUET, "data/*.parquet")}
-FILES_ID = "files"  # the set of those that hold pictures
-RECORDS_ID = "pictures"
+FILES_ID, RECORDS_ID = "files", "pictures"
 MANIFEST_SOURCE: dict[str, Any] = {"fileObject": {"@id": MANIFEST}}
 FILES_SOURCE: dict[str, Any] = {"fileSet": {"@id": FILES_ID}}
 
 
 def build_croissant(facts: PublicFacts) -> bytes:
-    """The file, from what the public half is told; the same facts give the same bytes."""
-    told = {
+    """Return the file; the same facts give the same bytes."""
+    document = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "name": facts.title,
-        "description": _describe(facts),
+        "description": _description(facts),
         "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
         "citation": PAPER,
         "datePublished": facts.date.isoformat(),
@@ -64,15 +63,15 @@ def build_croissant(facts: PublicFacts) -> bytes:
         "distribution": [*_list_files(facts)],
         "recordSet": [_record_set(facts)],
     }
-    return json.dumps(told, indent=2).encode()
+    return json.dumps(document, indent=2).encode()
 
 
-def _describe(facts: PublicFacts) -> str:
-    made = {0: "No picture was released", 1: "1 picture, redrawn from one original"}.get(
+def _description(facts: PublicFacts) -> str:
+    summary = {0: "No picture was released", 1: "1 picture, redrawn from one original"}.get(
         facts.released, f"{facts.released:,} pictures, each redrawn from one original"
     )
     return (
-        f"{made}. The originals are not part of this release: noise was added to each, and a diffusion model drew a "
+        f"{summary}. The originals are not part of this release: noise was added to each, and a diffusion model drew a "
         f"new picture from what was left (Boomerang local sampling, {PAPER}). A level is a setting, not a guarantee: "
         "it says how much noise was added, not whether a person can be found again. Licence, address, creator and "
         "citation are the publisher's to state; this file states none."
@@ -80,9 +79,9 @@ def _describe(facts: PublicFacts) -> str:
 
 
 def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
-    """The RAI vocabulary, as far as facts go."""
-    carried = ", ".join(facts.passthrough)
-    settings = "; ".join(f"{f.name}: {f.value}" + (f" ({f.note})" if f.note else "") for f in facts.settings)
+    """Return the terms of the RAI vocabulary that the facts answer."""
+    copied = ", ".join(facts.passthrough)
+    settings = "; ".join(f"{x.name}: {x.value}" + (f" ({x.note})" if x.note else "") for x in facts.settings)
     return {
         "dataCollection": "Each picture was drawn by a diffusion model from one original that the publisher held. How "
         "the originals were collected is the publisher's to say.",
@@ -97,15 +96,15 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
         "dataManipulationProtocol": f"Boomerang local sampling ({PAPER}). {settings}. Where a picture was drawn in "
         "another way, its row says so.",
         "dataAnnotationProtocol": [
-            f"Copied from the source unchanged: {carried}. They were made for the originals, and know nothing of what "
+            f"Copied from the source unchanged: {copied}. They were made for the originals, and know nothing of what "
             "the model changed."
-            if carried
+            if copied
             else "No label, caption or other column was copied from the source."
         ],
         "personalSensitiveInformation": [
-            "Pictures may still show people, redrawn. Whoever holds an original may pick out the picture that was made "
+            "Pictures may still show people, redrawn. An attacker who holds an original may pick out the picture made "
             "from it. The risk is measured by an audit; this file reports none.",
-            *([f"What was copied from the source may itself be personal: {carried}."] if carried else []),
+            *([f"What was copied from the source may itself be personal: {copied}."] if copied else []),
         ],
         "dataLimitations": [
             "What the model drew may never have been there: do not measure, diagnose or identify with these pictures.",
@@ -119,10 +118,10 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
             "Training and testing where the originals cannot be handed out, once it was checked that the pictures "
             "serve the task at hand."
         ],
-        "dataSocialImpact": "Meant to expose whoever is on the originals less than the originals would; nobody can be "
-        "sure not to be recognised. A diffusion model may also draw what it remembers of people elsewhere.",
+        "dataSocialImpact": "Meant to expose the people on the originals less than the originals would; none of them "
+        "can be sure not to be recognised. A diffusion model may also draw what it remembers of people elsewhere.",
         "dataReleaseMaintenancePlan": f"One state of this release is told from another by the SHA-256 of {MANIFEST}. "
-        "Who maintains it, and for how long, is the publisher's to say.",
+        "Maintenance, and for how long, is the publisher's to state.",
     }
 
 
@@ -145,42 +144,44 @@ def _list_files(facts: PublicFacts) -> Iterator[dict[str, Any]]:
 
 
 def _record_set(facts: PublicFacts) -> dict[str, Any]:
-    """The manifest's columns, and, where they can be joined, the pictures."""
+    """Return the columns of the manifest and, if they can be joined, the images."""
     sources = {column.name: {"source": _column_source(MANIFEST_SOURCE, column.name)} for column in facts.columns}
-    has_pictures = facts.released > 0 and facts.has_joined_images
-    if has_pictures:
-        sources["output_id"] = _id_source(facts)
-    fields = [_field(c.name, c.about, DATA_TYPES.get(c.type, "sc:Text"), sources[c.name]) for c in facts.columns]
-    if has_pictures:  # no column is called image
-        fields.append(_field("image", "The picture.", "sc:ImageObject", {"source": _image_source(facts)}))
+    joined = _joined_sources(facts) if facts.released and facts.has_joined_images else {}
+    sources |= joined
+    fields = [(c.name, c.about, DATA_TYPES.get(c.type, "sc:Text")) for c in facts.columns]
+    if joined:  # no column is called image
+        fields.append(("image", "The picture.", "sc:ImageObject"))
     return {
         "@type": "cr:RecordSet",
         "@id": RECORDS_ID,
         "name": RECORDS_ID,
         "description": "One record for each picture.",
         "key": {"@id": f"{RECORDS_ID}/output_id"},
-        "field": fields,
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": f"{RECORDS_ID}/{quote(name, safe='')}",
+                "name": name,
+                "description": about,
+                "dataType": kind,
+                **sources[name],
+            }
+            for name, about, kind in fields
+        ],
     }
 
 
-def _field(name: str, about: str, kind: str, source: dict[str, Any]) -> dict[str, Any]:
-    where = f"{RECORDS_ID}/{quote(name, safe='')}"
-    return {"@type": "cr:Field", "@id": where, "name": name, "description": about, "dataType": kind, **source}
-
-
-def _id_source(facts: PublicFacts) -> dict[str, Any]:
-    """How a row of the manifest finds its picture. mlcroissant transforms the source alone, and does so twice."""
-    by_row = _column_source(MANIFEST_SOURCE, "output_id")
+def _joined_sources(facts: PublicFacts) -> dict[str, Any]:
+    """Return the sources of id and image that join rows to images; mlcroissant transforms sources, not references."""
+    id_column = _column_source(MANIFEST_SOURCE, "output_id")
     if facts.layout == "parquet":
-        return {"source": by_row, "references": _column_source(FILES_SOURCE, "output_id")}
-    by_name = {"extract": {"fileProperty": "filename"}, "transform": {"regex": "^([0-9a-f]+)"}}
-    return {"source": FILES_SOURCE | by_name, "references": by_row}
-
-
-def _image_source(facts: PublicFacts) -> dict[str, Any]:
-    if facts.layout == "parquet":
-        return _column_source(FILES_SOURCE, "image") | {"transform": {"jsonPath": "bytes"}}
-    return FILES_SOURCE | {"extract": {"fileProperty": "content"}}
+        image = _column_source(FILES_SOURCE, "image") | {"transform": {"jsonPath": "bytes"}}
+        output_id = {"source": id_column, "references": _column_source(FILES_SOURCE, "output_id")}
+    else:
+        image = FILES_SOURCE | {"extract": {"fileProperty": "content"}}
+        by_name = {"extract": {"fileProperty": "filename"}, "transform": {"regex": "^([0-9a-f]+)"}}
+        output_id = {"source": FILES_SOURCE | by_name, "references": id_column}
+    return {"output_id": output_id, "image": {"source": image}}
 
 
 def _column_source(files: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,72 +1,71 @@
-"""Plots of a calibration: risk of each attack, and what the pictures are good for, against level and log-SNR."""
+"""Plots of a calibration: risk of each attack, and utility of the images, against level and log-SNR."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anonymizer.policy.calibration import AttackRisk, CalibratedLevel, Calibration, Utility
 from anonymizer.storage.path import StoragePath
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
-HALF_STYLES = {"choosing": "-", "confirming": "--"}
+LINE_STYLES = ("-", "--")  # choosing and confirming half; a measure and its reference
 
 
-def write_curves(folder: StoragePath, found: Calibration) -> None:
-    """``risk.svg`` and ``utility.svg``, and the same as PNG."""
-    for name, figure in (("risk", _plot_risk(found)), ("utility", _plot_utility(found))):
-        for kind in ("svg", "png"):
+def write_curves(folder: StoragePath, calibration: Calibration) -> None:
+    """Write ``risk`` and ``utility`` as SVG and as PNG."""
+    for name, figure in (("risk", _plot_risk(calibration)), ("utility", _plot_utility(calibration))):
+        for kind, date in (("svg", {"Date": None}), ("png", {"Software": None})):
             file = io.BytesIO()
-            figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            figure.savefig(file, format=kind, dpi=150, metadata=date)
             (folder / f"{name}.{kind}").write(file.getvalue())
 
 
-def _plot_risk(found: Calibration) -> Any:
-    """One panel for each attack: both halves with their intervals."""
-    figure, panels = _make_panels(len(found.attacks), "risk above chance")
-    for panel, attack, colour in zip(panels, found.attacks, cycle(COLOURS), strict=False):
-        for half, style in HALF_STYLES.items():
-            risks = [next((r for r in getattr(one, half) if r.attack == attack), None) for one in found.levels]
-            _plot_line(panel, found.levels, risks, colour, style, half)
-        panel.set_title(attack)
+def _plot_risk(calibration: Calibration) -> Figure:
+    """Draw one panel for each attack: both halves with their intervals."""
+    figure, panels = _make_panels(calibration.attacks, "risk above chance")
+    for panel, attack, colour in zip(panels, calibration.attacks, cycle(COLOURS), strict=False):
+        for half, style in zip(("choosing", "confirming"), LINE_STYLES, strict=True):
+            risks = [{r.attack: r for r in getattr(level, half)}.get(attack) for level in calibration.levels]
+            _plot_line(panel, calibration.levels, risks, colour, style, half)
         panel.set_ylim(-0.02, 1.02)
         panel.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _plot_utility(found: Calibration) -> Any:
-    """One panel for each measure; its reference (a floor, another teacher) is dashed beside it."""
+def _plot_utility(calibration: Calibration) -> Figure:
+    """Draw one panel for each measure, with its reference, such as a floor, as a dashed line."""
     groups: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for level in found.levels for name in level.utility):
+    for name in dict.fromkeys(name for level in calibration.levels for name in level.utility):
         groups.setdefault(name.partition(", ")[0], []).append(name)
-    figure, panels = _make_panels(len(groups), "")
-    for panel, (title, members), colour in zip(panels, groups.items(), cycle(COLOURS), strict=False):
-        for name, style in zip(members, HALF_STYLES.values(), strict=False):
-            measured = [level.utility.get(name) for level in found.levels]
-            _plot_line(panel, found.levels, measured, colour, style, name.partition(", ")[2] or "outputs")
-        panel.set_title(title)
-        if len(members) > 1:
+    figure, panels = _make_panels(groups, "")
+    for panel, names, colour in zip(panels, groups.values(), cycle(COLOURS), strict=False):
+        for name, style in zip(names, LINE_STYLES, strict=False):
+            values = [level.utility.get(name) for level in calibration.levels]
+            _plot_line(panel, calibration.levels, values, colour, style, name.partition(", ")[2] or "outputs")
+        if len(names) > 1:
             panel.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _make_panels(count: int, label: str) -> tuple[Any, Sequence[Axes]]:
+def _make_panels(titles: Iterable[str], label: str) -> tuple[Figure, Sequence[Axes]]:
     from matplotlib.figure import Figure
 
-    across = min(3, count)
-    down = -(-count // across)
-    figure = Figure(figsize=(4 * across, 3.2 * down), layout="constrained")
-    axes = [figure.add_subplot(down, across, i + 1) for i in range(count)]
-    for panel in axes:
-        panel.set_ylabel(label)
+    titles = list(titles)
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    panels = [figure.add_subplot(rows, columns, i + 1, title=title, ylabel=label) for i, title in enumerate(titles)]
+    for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
-    return figure, axes
+    return figure, panels
 
 
 def _plot_line(
@@ -77,9 +76,9 @@ def _plot_line(
     style: str,
     label: str,
 ) -> None:
-    """Values over levels with their intervals, and log-SNR below the level; what was not measured is a gap."""
+    """Draw values over levels with their intervals; what was not measured is a gap."""
     value, low, high = (
-        [float("nan") if one is None or (x := getattr(one, side)) is None else x for one in measured]
+        [float("nan") if m is None or (x := getattr(m, side)) is None else x for m in measured]
         for side in ("value", "low", "high")
     )
     x = [level.level for level in levels]

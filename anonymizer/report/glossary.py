@@ -1,4 +1,4 @@
-"""What columns, scores, reasons and settings mean, said once for reports, card and tests."""
+"""Meaning of scores, reasons and settings in words, for reports and the dataset card."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ REASONS: Mapping[str, str] = {
     Reason.TOO_MANY_PIXELS: "Larger than source.limits.max_pixels, or than the output format can hold.",
     Reason.TOO_MANY_FRAMES: "More frames than source.limits.max_frames.",
     Reason.UNSUPPORTED_MODE: "Pixels whose meaning would have to be guessed.",
-    Reason.UNREADABLE: "Listed, but the bytes could not be had.",
+    Reason.UNREADABLE: "Listed, but the bytes could not be read.",
     Reason.CHANGED: "Not what was there when the run was planned.",
     Reason.OUTSIDE_SOURCE: "A link or path that leaves the source.",
     Reason.DUPLICATE_ID: "A second record of the same id.",
     Reason.BAD_METADATA: "A label, caption or column that cannot be read.",
-    Reason.NO_CONDITION: "The class or prompt that the model should be told is missing, or unknown to it.",
+    Reason.NO_CONDITION: "The class or prompt for the model is missing, or unknown to it.",
     Reason.NOT_FINITE: "The model returned no usable picture.",
     Reason.OUT_OF_MEMORY: "Larger than what the model's device has room for, even alone.",
     Reason.NOT_SCORED: "A score that the run asks for is missing; the output was held back.",
@@ -80,75 +80,72 @@ def describe_settings(
     image_size: str,
     levels: Mapping[float, int],
 ) -> list[Setting]:
-    """What made the pictures: nothing of the source, the output's place or the key.
+    """Return how the images were made: nothing about the source, the output's place or the key.
 
-    ``sizes`` are of the pictures; ``levels`` count those that were released at each level.
+    ``levels`` counts the released images at each level.
     """
-    others = {level: count for level, count in sorted(levels.items()) if level != plan.level}
-    encoding = config.output.image.upper() + ("" if config.output.image == "png" else f" at {config.output.quality}")
-    fits = {"crop": "its centred square was taken", "pad": "it was padded to a square, and the padding cut off again"}
-    if config.output.size == "model":
-        fits["pad"] = "it was padded to a square"
-    fits["tiles"] = "it was worked on in overlapping tiles of the model's size"
-    ways = {"crop": "cropped", "pad": "padded", "tiles": "kept"}
-    facts = [
+    image, source = config.output, config.source
+    encoding = image.image.upper() + ("" if image.image == "png" else f" at {image.quality}")
+    padding = "it was padded to a square" + ("" if image.size == "model" else ", and the padding cut off again")
+    fit, fit_note = {
+        "crop": ("cropped", "its centred square was taken"),
+        "pad": ("padded", padding),
+        "tiles": ("kept", "it was worked on in overlapping tiles of the model's size"),
+    }[source.fit]
+    others = [f"{format_number(n)} at {level:g}" for level, n in sorted(levels.items()) if level != plan.level]
+    others_note = "drawn again because a weaker level came too close, or kept from before"
+    step, ratio = f"{format_number(plan.t_boom)} of {format_number(plan.T)}", f"{math.exp(plan.log_snr):.2g} to 1"
+    return [
         Setting("Level", f"{plan.level:g}", "share of the noise schedule that was run; at 1 next to nothing is left"),
-        *_other_levels(others),
-        Setting(
-            "Step", f"{format_number(plan.t_boom)} of {format_number(plan.T)}", "where the level starts: t_boom of T"
-        ),
-        Setting(
-            "Log-SNR",
-            f"{plan.log_snr:+.2f}".replace("-", MINUS),
-            f"at that step: signal to noise {math.exp(plan.log_snr):.2g} to 1",
-        ),
+        *([Setting("Other levels", ", ".join(others), others_note)] if others else []),
+        Setting("Step", step, "where the level starts: t_boom of T"),
+        Setting("Log-SNR", format_signed(plan.log_snr), f"at that step: signal to noise {ratio}"),
         *_describe_condition(config.model),
         Setting("Sampler", f"{plan.sampler}, {format_number(plan.steps)} steps", "network calls for each picture"),
         Setting("Model", model, f"SHA-256 {plan.model_digest[:12]}…"),
         *(
-            Setting(SCORES[name].title if name in SCORES else name, made_by, "the model that made the score")
-            for name, made_by in score_models.items()
+            Setting(SCORES[name].title if name in SCORES else name, score_model, "the model that made the score")
+            for name, score_model in score_models.items()
         ),
         Setting(
             "Pictures",
             f"{image_size}, {encoding}" if image_size else encoding,
             "freshly encoded from pixels, with nothing else",
         ),
-        Setting("Other shapes", ways[config.source.fit], fits[config.source.fit]),
+        Setting("Other shapes", fit, fit_note),
         Setting("Settings", f"{plan.fingerprint[:12]}…", "fingerprint of all that changes pixels"),
     ]
-    return facts
 
 
 def _describe_condition(model: ModelConfig) -> Iterator[Setting]:
-    """What the model knew of each picture besides its pixels; not in which words."""
+    """Yield what the model knew of each image besides its pixels, without the words of a prompt."""
     if model.condition == "label":
-        yield Setting("Told", "its label", "the model was told the class of each picture")
+        yield Setting("Condition", "its label", "the model was given the class of each picture")
     elif model.prompt_fields:
-        yield Setting("Told", "a prompt of its own", "what that says of a picture was drawn into it")
+        yield Setting("Condition", "a prompt of its own", "what that says of a picture was drawn into it")
     elif model.prompt:
-        yield Setting("Told", "a prompt", "the same for all pictures")
+        yield Setting("Condition", "a prompt", "the same for all pictures")
 
 
-def _other_levels(levels: Mapping[float, int]) -> Iterator[Setting]:
-    if levels:
-        said = ", ".join(f"{format_number(count)} at {level:g}" for level, count in levels.items())
-        yield Setting("Other levels", said, "drawn again because a weaker level came too close, or kept from before")
-
-
-def describe_sizes(pictures: TableLike) -> str:
-    """The size of pictures in words, from a table with ``width`` and ``height``."""
-    (low, high), (least, most) = (pc.min_max(pictures[name]).as_py().values() for name in ("width", "height"))
-    if low is None:
+def describe_sizes(images: TableLike) -> str:
+    """Return the size, or the range of sizes, of images in a table with ``width`` and ``height``; "" for no images."""
+    widths, heights = (pc.min_max(images[name]).as_py() for name in ("width", "height"))
+    if widths["min"] is None:
         return ""
-    return (
-        f"{low} {TIMES} {least}" if (low, least) == (high, most) else f"{low} {TIMES} {least} to {high} {TIMES} {most}"
-    )
+    smallest, largest = (f"{widths[end]} {TIMES} {heights[end]}" for end in ("min", "max"))
+    return smallest if smallest == largest else f"{smallest} to {largest}"
 
 
-def format_date(when: date) -> str:
-    return f"{when.day} {when:%B %Y}"
+def format_date(day: date) -> str:
+    """Return a date as in ``3 May 2026``."""
+    return f"{day.day} {day:%B %Y}"
 
 
 def format_number(value: float) -> str:
+    """Return a number with commas between thousands."""
     return f"{value:,}"
+
+
+def format_signed(value: float) -> str:
+    """Return a number with its sign and two digits."""
+    return f"{value:+.2f}".replace("-", MINUS)

@@ -1,4 +1,4 @@
-"""What it gives away that a gate let pictures out: the level that a picture needed is public, and says something."""
+"""Information that the public level of an image gives away about its original, if levels differ."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LevelShare:
-    """How many pictures were released at a level, and what that level says of one of them, in bits."""
+    """Number of images released at a level, and the information in that level, in bits."""
 
     level: float
     pictures: int
@@ -18,20 +18,20 @@ class LevelShare:
 
 @dataclass(frozen=True)
 class LevelLeakage:
-    """The levels of a release, and what they say of a picture on average: the entropy of the levels, in bits."""
+    """The levels of a release; ``bits`` is their entropy, the information about an image on average."""
 
     levels: Sequence[LevelShare]
     bits: float
 
 
 def measure_leakage(levels: Mapping[float, int]) -> LevelLeakage | None:
-    """What levels (level -> pictures) give away; none where all pictures have one.
+    """Return what levels (level -> number of images) give away, or None if all images have the same one.
 
-    Whoever knows how many pictures have which level, and sees that one has a level of share p, learns -log2(p) bits
-    about whether its original is easily redrawn: nothing more, since the level depends on the scores alone.
+    A level of share p gives away -log2(p) bits about how easily the original is redrawn. It gives away nothing more,
+    since the level depends on the scores alone.
     """
-    total = sum(levels.values())
     if len(levels) < 2:
         return None
-    drawn = [LevelShare(level, count, -math.log2(count / total)) for level, count in sorted(levels.items())]
-    return LevelLeakage(drawn, sum(one.pictures / total * one.bits for one in drawn))
+    total = sum(levels.values())
+    shares = [LevelShare(level, count, -math.log2(count / total)) for level, count in sorted(levels.items())]
+    return LevelLeakage(shares, sum(share.pictures / total * share.bits for share in shares))

@@ -1,4 +1,4 @@
-"""Templates to bytes: pages escape every value, and a value that is missing is an error."""
+"""Rendering of Jinja templates: HTML values are escaped, and a missing value is an error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import jinja2
 
 from anonymizer.report.glossary import format_date, format_number
 
+MARKDOWN_ESCAPES = str.maketrans({c: f"&#{ord(c)};" for c in "|`[\\*"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
 
 def render(name: str, **context: Any) -> bytes:
+    """Return a rendered template as UTF-8; lone surrogates are written as backslash escapes."""
     return _environment().get_template(name).render(context).encode("utf-8", "backslashreplace")
 
 
@@ -25,24 +28,18 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["number"] = format_number
-    environment.filters["date"] = format_date
-    environment.filters["cell"] = markdown_cell
-    environment.filters["code"] = markdown_code
+    filters = {"number": format_number, "date": format_date, "cell": markdown_cell, "code": markdown_code}
+    environment.filters.update(filters)
     return environment
 
 
 def markdown_cell(text: object) -> str:
-    """Text as one cell of a Markdown table, without markup of its own."""
-    line = " ".join(str(text).split())
-    for mark, plain in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;"), ("[", "&#91;")):
-        line = line.replace(mark, plain)
-    line = line.replace("\\", "&#92;").replace("*", "&#42;")
+    """Return text for one cell of a Markdown table, without markup of its own."""
+    line = " ".join(str(text).split()).translate(MARKDOWN_ESCAPES)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", "&#95;", line)  # inside a word it is no markup
 
 
 def markdown_code(name: str) -> str:
-    """A name as code in a Markdown table, or as text where it has marks that end code."""
-    return (
-        f"`{name}`" if re.fullmatch(r"[\w .,:/-]*\w[\w .,:/-]*", name) and name.isprintable() else markdown_cell(name)
-    )
+    """Return a name as code for a Markdown table, or as text if it holds marks that could end the code."""
+    is_plain = re.fullmatch(r"[\w .,:/-]*\w[\w .,:/-]*", name) and name.isprintable()
+    return f"`{name}`" if is_plain else markdown_cell(name)

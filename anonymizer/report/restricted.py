@@ -14,25 +14,14 @@ from anonymizer.crypto.encryption import Encryptor
 from anonymizer.records import Plan, Summary
 from anonymizer.release import history
 from anonymizer.report import histograms, thumbnails
-from anonymizer.report.glossary import REASONS, SCORES, Score, Setting, describe_settings, describe_sizes, format_date
+from anonymizer.report.glossary import REASONS, SCORES, Setting, describe_settings, describe_sizes, format_date
 from anonymizer.report.ledger_summary import MAX_NAMED, Row, summarize_ledger
 from anonymizer.report.level_leakage import measure_leakage
 from anonymizer.report.rendering import render
-from anonymizer.report.thumbnails import Thumbnail
+from anonymizer.report.thumbnails import ImagePair, Thumbnail
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from anonymizer.storage.parquet import TableLike
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """An original beside its output; either is a picture, or the reason why it cannot be shown."""
-
-    record_id: str
-    output_id: str
-    original: Thumbnail | str
-    output: Thumbnail | str
-    scores: Sequence[tuple[Score, str]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,7 @@ def _image_pair(
         output_id=row["output_id"],
         original=originals.get(row["record_id"], missing),
         output=outputs.get(row["output_id"], "not found"),
-        scores=[(score, f"{row[name]:.3f}") for name, score in SCORES.items() if row[name] is not None],
+        figures=[(score.short, f"{row[name]:.3f}") for name, score in SCORES.items() if row[name] is not None],
     )
 
 

@@ -1,29 +1,35 @@
-"""Pictures for a page: released ones read back, originals read again, both as data URIs of bounded size."""
+"""Thumbnails of released images and of originals, as data URIs of bounded size."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from anonymizer.config import Limits, RunConfig
 from anonymizer.data import image_codec, released_images
 from anonymizer.data.sources import open_source
 from anonymizer.errors import AnonymizerError, RecordError
 from anonymizer.release import plan
+from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 
-MAX_SIDE = 256  # pixels of a picture on a page
-MAX_BYTES = 24 * 2**10  # a file that is no larger is shown as it is
-MAX_PIXELATED = 128  # up to here, pixels are enlarged as squares
+MAX_SIDE = 256  # pixels
+MAX_BYTES = 24 * 2**10  # an image that is no larger is its own thumbnail
+MAX_PIXELATED = 128  # pixels of the longer side up to which pages show pixels as squares
+IMAGE_COLUMNS = ["output_id", "file", "member", "format", "width", "height"]  # what reading an image takes
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture on a page."""
+    """An image on a page."""
 
     uri: str
     width: int
@@ -34,70 +40,106 @@ class Thumbnail:
         return max(self.width, self.height) <= MAX_PIXELATED
 
 
-def output_thumbnail(data: bytes, width: int, height: int, suffix: str) -> Thumbnail:
-    """A released picture: its own bytes while they are few, else a copy of at most 256 pixels. Raises RecordError."""
+@dataclass(frozen=True)
+class ImagePair:
+    """An original and its output, each as a thumbnail or as the reason why there is none; ``figures`` are captions."""
+
+    record_id: str
+    output_id: str
+    original: Thumbnail | str
+    output: Thumbnail | str
+    figures: Sequence[tuple[str, str]]
+
+
+def output_thumbnail(data: bytes, width: int, height: int, image_format: str) -> Thumbnail:
+    """Return a thumbnail of an encoded output: its own bytes if they are few, else a copy. Raises RecordError."""
     if len(data) <= MAX_BYTES and max(width, height) <= MAX_SIDE:
-        kind = {v: k for k, v in image_codec.SUFFIXES.items()}[suffix]
-        return _to_thumbnail(data, image_codec.MEDIA_TYPES[kind], width, height)
+        return _to_thumbnail(data, image_format, width, height)
     return original_thumbnail(data, width, height, "pad")
 
 
 def original_thumbnail(
     data: bytes, width: int, height: int, fit: image_codec.Fit, limits: Limits = image_codec.LIMITS
 ) -> Thumbnail:
-    """A picture brought to the shape of a width x height output, at most 256 pixels long. Raises RecordError."""
+    """Return a copy in the proportions of a width x height output, at most 256 pixels long. Raises RecordError."""
     scale = min(1.0, MAX_SIDE / max(width, height))
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = image_codec.decode(data, max(shape), fit, limits)
+    image = image_codec.decode(data, max(shape), fit, limits)
     size: Literal["model", "original"] = "model" if width == height else "original"
-    kind: image_codec.Encoding = "png" if max(shape) <= MAX_PIXELATED else "jpeg"
-    small = image_codec.encode(picture.tensor, shape, kind, 85, size)
-    return _to_thumbnail(small.data, image_codec.MEDIA_TYPES[kind], small.width, small.height)
+    image_format: image_codec.Encoding = "png" if max(shape) <= MAX_PIXELATED else "jpeg"
+    encoded = image_codec.encode(image.tensor, shape, image_format, 85, size)
+    return _to_thumbnail(encoded.data, image_format, encoded.width, encoded.height)
 
 
-def released_thumbnails(folder: StoragePath, rows: Sequence[Mapping[str, Any]]) -> dict[str, Thumbnail]:
-    """Output id -> picture, for rows of a manifest whose files lie in ``folder``; what cannot be read is left out."""
-    found = {}
+def released_thumbnails(folder: StoragePath, rows: Iterable[Row]) -> dict[str, Thumbnail]:
+    """Return output id -> thumbnail for rows of the manifest in ``folder``, without images that cannot be read."""
+    thumbnails = {}
     for row, data in released_images.read_images(folder, rows):
-        with contextlib.suppress(RecordError):
-            suffix = image_codec.SUFFIXES[row["format"]]
-            found[row["output_id"]] = output_thumbnail(data, row["width"], row["height"], suffix)
-    return found
+        with suppress(RecordError):
+            thumbnails[row["output_id"]] = output_thumbnail(data, row["width"], row["height"], row["format"])
+    return thumbnails
+
+
+def read_pairs(
+    release: Release, config: RunConfig, rows: Sequence[Row], figures: Callable[[Row], Sequence[tuple[str, str]]]
+) -> tuple[dict[str, ImagePair], str]:
+    """Return record id -> pair for rows of the ledger, and why the source cannot be read any more, if so."""
+    outputs = {}
+    if release.manifest.exists():
+        ids = pa.array([row["output_id"] for row in rows], pa.string())
+        batches = parquet.open_table(release.manifest).select(IMAGE_COLUMNS).to_batches(parquet.BATCH_ROWS)
+        matches = (batch.filter(pc.is_in(batch["output_id"], value_set=ids)) for batch in batches)
+        public = (row for batch in matches for row in batch.to_pylist())
+        outputs = released_thumbnails(release.public_or_candidate, public)
+    originals, source_error = original_thumbnails(release, config, rows)
+    missing = "gone" if source_error else "not read"
+    return {
+        row["record_id"]: ImagePair(
+            record_id=row["record_id"],
+            output_id=row["output_id"],
+            original=originals.get(row["record_id"], missing),
+            output=outputs.get(row["output_id"], "not found"),
+            figures=figures(row),
+        )
+        for row in rows
+    }, source_error
 
 
 def original_thumbnails(
-    release: Release, config: RunConfig, rows: Sequence[Mapping[str, Any]]
+    release: Release, config: RunConfig, rows: Sequence[Row]
 ) -> tuple[dict[str, Thumbnail | str], str]:
-    """Record id -> its original, or why there is none; and why the source as a whole cannot be read, if so.
+    """Return record id -> original as the model saw it, or why there is none, and why the source is unreadable, if so.
 
-    ``rows`` are rows of the ledger. The originals are read again from the source, so they may be gone.
+    ``rows`` are rows of the ledger. The originals are read again from the source.
     """
-    wanted = {row["record_id"]: row for row in rows}
-    found: dict[str, Thumbnail | str] = {}
+    by_id = {row["record_id"]: row for row in rows}
+    thumbnails: dict[str, Thumbnail | str] = {}
     try:
         entries = [
             entry
             for shard in sorted({row["shard"] for row in rows})
             for entry in plan.read_entries(release, shard)
-            if entry.record_id in wanted
+            if entry.record_id in by_id
         ]
         for record in open_source(config.source).read(entries):
-            name = record.entry.record_id
-            found[name] = record.problem.value if record.problem else _model_input(record.data, wanted[name], config)
+            row = by_id[record.entry.record_id]
+            try:
+                thumbnails[row["record_id"]] = (
+                    record.problem.value
+                    if record.problem
+                    else original_thumbnail(
+                        record.data, row["width"], row["height"], config.source.square_fit, config.source.limits
+                    )
+                )
+            except RecordError as error:
+                thumbnails[row["record_id"]] = error.reason.value
     except AnonymizerError as error:
-        return found, str(error)
-    except Exception as error:  # as above
-        return found, f"the source raised {type(error).__name__}"
-    return found, ""
+        return thumbnails, str(error)
+    except Exception as error:  # libraries of sources raise errors of their own
+        return thumbnails, f"the source raised {type(error).__name__}"
+    return thumbnails, ""
 
 
-def _model_input(data: bytes, row: Mapping[str, Any], config: RunConfig) -> Thumbnail | str:
-    """An original as the model saw it."""
-    try:
-        return original_thumbnail(data, row["width"], row["height"], config.source.square_fit, config.source.limits)
-    except RecordError as error:
-        return error.reason.value
-
-
-def _to_thumbnail(data: bytes, media_type: str, width: int, height: int) -> Thumbnail:
+def _to_thumbnail(data: bytes, image_format: str, width: int, height: int) -> Thumbnail:
+    media_type = image_codec.MEDIA_TYPES[image_format]
     return Thumbnail(f"data:{media_type};base64,{base64.b64encode(data).decode()}", width, height)
