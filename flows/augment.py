@@ -1,38 +1,38 @@
-"""The augmentation on Prefect: one task, which draws all samples."""
+"""The augmentation flow."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import AugmentConfig
+from anonymizer.errors import StepError
+from anonymizer.storage.path import StoragePath
 from flows.jobs import augment as augment_job
 from flows.jobs.progress import current_progress
-from flows.runtime.tags import tag_run
+from flows.runtime import run_templates
+from flows.runtime.stages import StageRunner
 
 TAGS = ["anonymizer", "augmentation"]
 
 
 @flow(name="augment", persist_result=False, validate_parameters=False)
-def augment(config: dict[str, Any]) -> dict[str, Any]:
-    """Local samples for training, which are not anonymised, from a configuration (nested mappings); returns counts.
+def augment(config: AugmentConfig | str) -> dict[str, Any]:
+    """Draw local samples for training, which are not anonymised; return counts.
 
     Prefect sees the configuration, with names of labels where ``filter.names`` has some, and counts. It never sees a
     picture or an id.
     """
-    tag_run(TAGS)
-    summary = draw(config)
+    settings = run_templates.read_config(AugmentConfig, config)
+    folder = StoragePath.from_uri(settings.output.uri).as_private()
+    stage = StageRunner("augment", folder, StepError("augment: failed, begin again in a new folder"), TAGS)
+    summary = stage(augment_job.run, settings, current_progress())
     text = (
-        f"## Augmentation\n\n{summary['kept']} of {summary['drawn']} samples kept, of {summary['usable']} records. "
+        f"## Augmentation\n\n{summary.kept} of {summary.drawn} samples kept, of {summary.usable} records. "
         "They are not anonymised."
     )
     create_markdown_artifact(text, key="augmentation-summary", description="counts of one augmentation")
-    return summary
-
-
-@task(name="draw", tags=TAGS, persist_result=False)
-def draw(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(augment_job.run_for_scheduler(AugmentConfig.model_validate(config), current_progress()))
+    return asdict(summary)

@@ -1,39 +1,34 @@
-"""The calibration on Prefect: one task, since all levels share what they look at."""
+"""The calibration flow."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.config import CalibrationConfig
+from anonymizer.errors import StepError
+from anonymizer.storage.path import StoragePath
 from flows.jobs import calibrate as calibrate_job
 from flows.jobs.progress import current_progress
 from flows.runtime import run_templates
-from flows.runtime.tags import tag_run
+from flows.runtime.stages import StageRunner
 
 TAGS = ["anonymizer", "calibration"]
 
 
 @flow(name="calibrate", persist_result=False, validate_parameters=False)
-def calibrate(config: Any) -> dict[str, Any]:
-    """Measure risk and utility at several levels; returns counts.
-
-    ``config`` is nested mappings, or the address of a YAML file.
+def calibrate(config: CalibrationConfig | str) -> dict[str, Any]:
+    """Measure risk and utility at several levels, from settings or the address of a YAML file; return counts.
 
     Prefect sees the configuration and counts. It never sees a picture, an id, a figure or a key.
     """
-    tag_run(TAGS)
-    summary = measure(run_templates.calibration_config(config).model_dump(mode="json"))
-    text = (
-        f"## Calibration\n\n{summary['levels']} levels, {summary['pictures']} pictures of {summary['people']} people."
-    )
+    settings = run_templates.calibration_config(config)
+    folder, error = StoragePath.from_uri(settings.folder), StepError("calibration: failed")
+    stage = StageRunner("calibrate", folder, error, TAGS)
+    summary = stage(calibrate_job.run, settings, current_progress())
+    text = f"## Calibration\n\n{summary.levels} levels, {summary.pictures} pictures of {summary.people} people."
     create_markdown_artifact(text, key="calibration-summary", description="counts of one calibration")
-    return summary
-
-
-@task(name="measure", tags=TAGS, persist_result=False)
-def measure(config: dict[str, Any]) -> dict[str, Any]:
-    return asdict(calibrate_job.run_for_scheduler(CalibrationConfig.model_validate(config), current_progress()))
+    return asdict(summary)

@@ -1,4 +1,4 @@
-"""The main job on Prefect: plan, one task for each shard, assemble, report."""
+"""The release flow: plan, one task for each shard, assemble and publish."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.errors import GateError, OutputError
+from anonymizer.records import Plan, ShardSummary, Summary
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.jobs import release as release_job
@@ -18,35 +20,40 @@ from flows.jobs.progress import current_progress
 from flows.lineage.emit import emit_run_events
 from flows.runtime import dispatch, run_templates, task_runners
 from flows.runtime.progress_artifact import ProgressArtifact
-from flows.runtime.tags import tag_run
+from flows.runtime.stages import log_stage
 
 TAGS = ["anonymizer", "release"]
+ONE_THREAD: Any = ThreadPoolTaskRunner(max_workers=1)  # shards take turns at the model, which has threads of its own
 
 
-@flow(name="release", persist_result=False, validate_parameters=False)
-def release(config: Any) -> dict[str, Any]:
-    """Make one release; returns its counts.
+# Not validated by Prefect: a level that a calibration chooses is resolved first, and each problem is one line.
+@flow(name="release", task_runner=ONE_THREAD, persist_result=False, validate_parameters=False)
+def release(config: RunConfig | str) -> dict[str, Any]:
+    """Make one release from settings, or from the address of a YAML file with them; return its counts.
 
-    ``config`` is nested mappings, as in the YAML file, or the address of such a file; ``{month}`` and ``{newest}``
-    in it are filled in. ``problems`` are lines about events that a lineage server did not take.
+    ``{month}`` and ``{newest}`` in the settings are filled in. ``problems`` in what is returned are lines about events
+    that a lineage server did not take.
 
     Prefect sees the configuration, shard numbers and counts. It never sees a picture, an id or a key.
     """
-    tag_run(TAGS)
-    settled = run_templates.run_config(config)  # a level that a calibration chooses is chosen once, for all tasks
-    _refuse_completed(settled)
-    with run_lock.exclusive_run(settled.output.uri), emit_run_events(settled, "release") as told:
+    settings = run_templates.run_config(config)
+    _refuse_completed(settings)
+    with run_lock.exclusive_run(settings.output.uri), emit_run_events(settings, "release") as outcome:
         try:
-            summary = _release(settled)
+            plan = make_plan(settings)
+            _anonymize(settings, plan)
+            summary = assemble(settings)
         except GateError:
-            told.gate = "fail"
+            outcome.gate = "fail"
             raise
-        told.gate = "none" if settled.policy == PolicyConfig() else "pass"
-    return summary | {"problems": told.problems}
+        outcome.gate = "none" if settings.policy == PolicyConfig() else "pass"
+        text = _format_markdown(plan, summary)
+        create_markdown_artifact(text, key="release-summary", description="counts of one release")
+    return asdict(summary) | {"problems": outcome.problems}
 
 
 def _refuse_completed(config: RunConfig) -> None:
-    """A schedule asks for another release; that the last one is complete would look like success each month."""
+    """Raise OutputError if a schedule asks for a release that is complete, which would look like success each month."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or not context.flow_run.auto_scheduled:
         return
@@ -57,53 +64,64 @@ def _refuse_completed(config: RunConfig) -> None:
         )
 
 
-def _release(config: RunConfig) -> dict[str, Any]:
-    plan = make_plan(config.model_dump(mode="json"))
+@task(name="plan", tags=TAGS, persist_result=False)
+def make_plan(config: RunConfig) -> Plan:
+    progress = current_progress()
+    progress.stage("planning")
+    task_runners.check(config)
+    with log_stage("plan") as count:
+        plan = release_job.prepare_for_scheduler(config)
+        count(plan)
+    pending = release_job.count_records(config, release_job.list_uncommitted(config))
+    progress.begin(plan.records, plan.records - pending)
+    progress.stage("anonymising")
+    return plan
+
+
+def _anonymize(config: RunConfig, plan: Plan) -> None:
+    """Do the shards in this flow run, or in a nested one on the task runner of a cluster."""
+    if config.run.runner == "local":
+        anonymize.fn(config, plan.shards)
+        return
+    cluster = task_runners.ray_runner if config.run.runner == "ray" else task_runners.dask_runner
+    with cluster(config) as runner:
+        anonymize.with_options(task_runner=runner)(config, plan.shards)
+
+
+@flow(name="anonymize", persist_result=False, validate_parameters=False)
+def anonymize(config: RunConfig, shards: int) -> None:
+    """Do those of so many shards that are not committed. ShardError, or what may be repeated, if some are left."""
     release_job.log_event(config, "started")
-    left = release_job.list_uncommitted(config)
-    _log_missed_commits(config, set(range(plan["shards"])) - set(left))
-    share = ProgressArtifact(plan["shards"] - len(left), plan["shards"], "shards committed", "release-progress")
+    pending = release_job.list_uncommitted(config)
+    # Shards whose run was killed between the commit and its event.
+    for shard in sorted(set(range(shards)) - set(pending) - release_job.read_logged_shards(config)):
+        _log_commit(config, release_job.summarize_shard(config, shard))
+    artifact = ProgressArtifact(shards - len(pending), shards, "shards committed", "release-progress")
     problems = list[BaseException]()
-    for result in dispatch.run_shards(config, left):
+    for result in dispatch.run_shards(config, pending):
         if isinstance(result, BaseException):
             problems.append(result)
         else:
-            release_job.log_event(config, "shard committed", **result)
-            share.advance(1)
-    dispatch.raise_if_incomplete(config, problems, left)
-    summary = finish(config.model_dump(mode="json"))
-    create_markdown_artifact(
-        _summary_markdown(plan, summary), key="release-summary", description="counts of one release"
-    )
-    return summary
+            _log_commit(config, result)
+            artifact.advance(1)
+    dispatch.raise_if_incomplete(config, problems, pending)
 
 
-def _log_missed_commits(config: RunConfig, committed: set[int]) -> None:
-    """Shards whose run was killed between the commit and its event."""
-    for shard in sorted(committed - release_job.read_logged_shards(config)):
-        release_job.log_event(config, "shard committed", **asdict(release_job.summarize_shard(config, shard)))
-
-
-@task(name="plan", tags=TAGS, persist_result=False)
-def make_plan(config: dict[str, Any]) -> dict[str, Any]:
-    current_progress().stage("planning")
-    settings = RunConfig.model_validate(config)
-    task_runners.check(settings)
-    plan = release_job.prepare_for_scheduler(settings)
-    current_progress().begin(
-        plan.records, plan.records - release_job.count_records(settings, release_job.list_uncommitted(settings))
-    )
-    current_progress().stage("anonymising")
-    return {"shards": plan.shards, "records": plan.records}
+def _log_commit(config: RunConfig, summary: ShardSummary) -> None:
+    release_job.log_event(config, "shard committed", **asdict(summary))
 
 
 @task(name="assemble", tags=TAGS, persist_result=False)
-def finish(config: dict[str, Any]) -> dict[str, Any]:
+def assemble(config: RunConfig) -> Summary:
     current_progress().stage("assembling")
-    return asdict(release_job.finish(RunConfig.model_validate(config)))
+    with log_stage("assemble") as count:
+        summary = release_job.finish(config)
+        count(summary)
+    return summary
 
 
-def _summary_markdown(plan: dict[str, Any], summary: dict[str, Any]) -> str:
-    rows = "".join(f"| {name} | {summary[name]} |\n" for name in ("read", "released", "quarantined", "failed"))
-    reasons = "".join(f"| failed or quarantined: {name} | {count} |\n" for name, count in summary["reasons"].items())
-    return f"## Release\n\n| records | |\n|---|---|\n{rows}{reasons}\n{plan['shards']} shards."
+def _format_markdown(plan: Plan, summary: Summary) -> str:
+    counts = {name: getattr(summary, name) for name in ("read", "released", "quarantined", "failed")}
+    reasons = {f"failed or quarantined: {reason}": count for reason, count in summary.reasons.items()}
+    rows = "".join(f"| {name} | {count} |\n" for name, count in (counts | reasons).items())
+    return f"## Release\n\n| records | |\n|---|---|\n{rows}\n{plan.shards} shards."

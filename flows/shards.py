@@ -1,4 +1,4 @@
-"""A range of shards of a release that another flow run has planned, in a worker process of its own."""
+"""The flow that does a range of shards of a release which another flow run has planned, in a worker's process."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from typing import Any
 
 from prefect import flow
 
-from anonymizer.config import build
+from anonymizer.config import RunConfig
 from flows.jobs import release as release_job
 from flows.jobs.progress import report_progress_to
-from flows.runtime import dispatch
+from flows.release import ONE_THREAD
+from flows.runtime import dispatch, run_templates
 from flows.runtime.progress_artifact import ProgressArtifact
-from flows.runtime.tags import tag_run
-
-TAGS = ["anonymizer", "release", "shards"]
+from flows.runtime.range_runs import pass_error_on
 
 
-@flow(name="anonymize-shards", persist_result=False, validate_parameters=False)
-def anonymize_shards(config: dict[str, Any], first: int, last: int) -> dict[str, Any]:
-    """Do those shards from ``first`` to ``last`` that are not committed yet; returns how many were.
+@flow(name="anonymize-shards", task_runner=ONE_THREAD, persist_result=False, validate_parameters=False)
+def anonymize_shards(config: RunConfig, first: int, last: int) -> dict[str, Any]:
+    """Do those shards from ``first`` to ``last`` that are not committed yet; return how many were.
 
-    ``config`` is that of the flow run that hands ranges out. Prefect sees it, shard numbers and counts.
+    ``config`` is that of the flow run that starts ranges. Prefect sees it, shard numbers and counts.
     """
-    tag_run(TAGS)
-    settled = build(config | {"run": config.get("run", {}) | {"dispatch": "inline"}})
-    left = [shard for shard in release_job.list_uncommitted(settled) if first <= shard <= last]
-    share = ProgressArtifact(0, release_job.count_records(settled, left), "pictures of these shards")
-    with share.heartbeat(), report_progress_to(share):
-        problems = [result for result in dispatch.run_as_tasks(settled, left) if isinstance(result, BaseException)]
-    dispatch.raise_if_incomplete(settled, problems, left)
-    return {"committed": len(left)}
+    settings = run_templates.read_config(RunConfig, config)
+    with pass_error_on(settings):
+        pending = [shard for shard in release_job.list_uncommitted(settings) if first <= shard <= last]
+        artifact = ProgressArtifact(0, release_job.count_records(settings, pending), "pictures of these shards")
+        with artifact.heartbeat(), report_progress_to(artifact):
+            results = list(dispatch.run_as_tasks(settings, pending))
+        problems = [result for result in results if isinstance(result, BaseException)]
+        dispatch.raise_if_incomplete(settings, problems, pending)
+    return {"committed": len(pending)}

@@ -1,90 +1,86 @@
-"""How shards reach whoever does them: a bounded window of tasks, or ranges for the workers of a deployment."""
+"""How shards reach what does them: tasks of this flow run, or ranges for the workers of a deployment."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from prefect import task
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, as_completed
 
 from anonymizer.config import RunConfig
 from anonymizer.errors import ReportableError, ShardError
+from anonymizer.records import ShardSummary
+from anonymizer.storage.prefetch import chunked
 from flows.jobs import release as release_job
 from flows.jobs.progress import current_progress
 from flows.runtime import gpu_limit, task_runners, worker_ranges
+from flows.runtime.stages import log_stage
 
 TAGS = ["anonymizer", "release", "shard"]
-WINDOW = 128  # tasks handed over and not done: enough for as many processes, and 10,000 shards are not 10,000 futures
+WINDOW = 128  # tasks submitted and not done: enough for as many processes, and 10,000 shards are not 10,000 futures
 
-Result = dict[str, Any]  # a ShardSummary
+Result = ShardSummary | BaseException
 
 
 @task(name="shard", task_run_name="shard-{shard}", tags=TAGS, persist_result=False, retry_delay_seconds=1)
-def run_shard(shard: int, config: dict[str, Any]) -> Result:
-    told = 0
+def run_shard(shard: int, config: RunConfig) -> ShardSummary:
+    progress, reported = current_progress(), 0
 
-    def progress(done: int) -> None:
-        nonlocal told
-        current_progress().advance(done - told)
-        told = done
+    def report(done: int) -> None:
+        nonlocal reported
+        progress.advance(done - reported)
+        reported = done
 
-    settings = RunConfig.model_validate(config)
     try:
-        with gpu_limit.gpu_slot(settings.model.device):
-            summary = release_job.run_shard(settings, shard, progress)
+        with gpu_limit.gpu_slot(config.model.device), log_stage(f"shard {shard}") as count:
+            summary = release_job.run_shard(config, shard, report)
+            count(summary)
     except BaseException:
-        current_progress().advance(-told)  # a retry begins with the first picture again
+        progress.advance(-reported)  # a retry begins with the first picture again
         raise
-    progress(summary.read)
-    return asdict(summary)
+    report(summary.read)
+    return summary
 
 
-def run_shards(config: RunConfig, shards: Sequence[int]) -> Iterator[Result | BaseException]:
-    """The summary of each shard as it is committed, and an error for each task or range that failed for good."""
-    results = (
-        worker_ranges.run_ranges(config, shards) if config.run.dispatch == "workers" else run_as_tasks(config, shards)
-    )
-    for result in results:
-        if isinstance(result, dict) and task_runners.is_distributed(config):  # whoever watches is in this process only
-            current_progress().advance(result["read"])
+def run_shards(config: RunConfig, shards: Sequence[int]) -> Iterator[Result]:
+    """Yield the summary of each shard once it is committed, and an error for each task or range that failed."""
+    run = worker_ranges.run_ranges if config.run.dispatch == "workers" else run_as_tasks
+    for result in run(config, shards):
+        if isinstance(result, ShardSummary) and task_runners.is_distributed(config):  # progress is of this process only
+            current_progress().advance(result.read)
         yield result
 
 
-def run_as_tasks(config: RunConfig, shards: Sequence[int]) -> Iterator[Result | BaseException]:
-    """One task for each shard."""
-    settings, shard_task = config.model_dump(mode="json"), run_shard.with_options(retries=config.run.retries)
-    waiting: deque[PrefectFuture[Result]] = deque()
-    if not shards:
-        return
-    with task_runners.task_runner(config) as runner:
-        for shard in shards:
-            if len(waiting) == WINDOW:
-                yield _result_of(waiting.popleft())
-            waiting.append(runner.submit(shard_task, {"shard": shard, "config": settings}))
-        while waiting:
-            yield _result_of(waiting.popleft())
+def run_as_tasks(config: RunConfig, shards: Sequence[int]) -> Iterator[Result]:
+    """Submit a task for each shard to the task runner of this flow; yield what comes of each, in no order."""
+    shard_task = run_shard.with_options(retries=config.run.retries)
+    in_flight = deque[list[PrefectFuture[ShardSummary]]]()
+    for numbers in chunked(shards, WINDOW // 2):
+        in_flight.append([shard_task.submit(shard, config) for shard in numbers])
+        if len(in_flight) == 2:  # while one half of the window is waited for, the other half is worked on
+            yield from map(_result_of, as_completed(in_flight.popleft()))
+    for futures in in_flight:
+        yield from map(_result_of, as_completed(futures))
 
 
 def raise_if_incomplete(config: RunConfig, problems: Sequence[BaseException], shards: Sequence[int]) -> None:
-    """Raise what stands in the way: one of ``shards`` that the ledger does not have. The ledger is the truth."""
+    """Raise the first problem that may be repeated, or ShardError, if the ledger lacks one of ``shards``."""
     left = set(release_job.list_uncommitted(config)) & set(shards)
     if not left:
         return
     for problem in problems:
         if isinstance(problem, ReportableError):  # no space, another key: says more than how many shards failed
-            raise type(problem)(str(problem))
+            raise problem
     first = next((problem for problem in problems if isinstance(problem, ShardError)), "see restricted/errors/")
     raise ShardError(f"{len(left)} of {len(shards)} shards failed: {first}: run again to finish them")
 
 
-def _result_of(future: PrefectFuture[Result]) -> Result | BaseException:
-    """What a task returned, or why it did not: an error of its own, or that its process is gone."""
+def _result_of(future: PrefectFuture[ShardSummary]) -> Result:
+    """Return what a task returned, or the error that it or its process ended with."""
     try:
         future.wait()
-        found: Result | BaseException = future.result(raise_on_failure=False)
+        result: Result = future.result(raise_on_failure=False)
     except Exception as error:  # of Ray or Dask: whatever it holds stays here
         return ShardError(f"a worker process was lost ({type(error).__name__})")
-    return found
+    return result

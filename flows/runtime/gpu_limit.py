@@ -26,11 +26,11 @@ def gpu_slot(device: str) -> Iterator[None]:
 
 
 def limit_name(device: str) -> str | None:
-    """The name of the limit: ``anonymizer-gpu-HOST-N``, N as CUDA_VISIBLE_DEVICES has it; none without a GPU."""
+    """Return ``anonymizer-gpu-HOST-N``, N as CUDA_VISIBLE_DEVICES has it; None without a GPU."""
     if not torch.cuda.is_available() or not (device == "auto" or device.startswith("cuda")):
         return None
     index = int(device.partition(":")[2] or 0)
-    visible = [one.strip() for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return f"anonymizer-gpu-{socket.gethostname()}-{visible[index] if index < len(visible) else index}"
 
 

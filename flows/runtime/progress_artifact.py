@@ -20,7 +20,7 @@ HEARTBEAT_SECONDS = 20.0  # between two updates in any case
 
 
 class ProgressArtifact(ProgressReporter):
-    """Shown on the page of the flow run; and how whoever handed out its work sees that it gets on."""
+    """Shown on the page of the flow run; a controller sees by it that a range of shards gets on."""
 
     def __init__(self, done: int, total: int, description: str, key: str | None = None) -> None:
         self.done, self.total, self.updated_at = done, total, time.monotonic()
@@ -30,30 +30,29 @@ class ProgressArtifact(ProgressReporter):
     def percent(self) -> float:
         return 100.0 * self.done / self.total if self.total else 100.0
 
-    def advance(self, count: int) -> None:
-        """So many more are done; fewer than none where some begin again."""
-        self.done += count
+    def advance(self, records: int) -> None:
+        self.done += records
         if self.done == self.total or time.monotonic() - self.updated_at > UPDATE_SECONDS:
             self.update()
 
     def update(self) -> None:
         self.updated_at = time.monotonic()
-        with suppress(httpx.HTTPError):  # a server that is away is told the next time
+        with suppress(httpx.HTTPError):  # a server that is away gets the next update
             update_progress_artifact(self.artifact_id, self.percent)
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Say it again every so often, whether it has changed or not: this process lives."""
-        over, here = Event(), copy_context()
+        """Update the artifact every so often, changed or not, as a sign that this process lives."""
+        stop, context = Event(), copy_context()
 
         def beat() -> None:
-            while not over.wait(HEARTBEAT_SECONDS):
+            while not stop.wait(HEARTBEAT_SECONDS):
                 self.update()
 
-        beating = Thread(target=here.run, args=(beat,), name="share", daemon=True)
-        beating.start()
+        thread = Thread(target=context.run, args=(beat,), name="heartbeat", daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            over.set()
-            beating.join()
+            stop.set()
+            thread.join()

@@ -1,8 +1,8 @@
-"""A range of shards in somebody else's hands: a flow run that is asked for, looked at, and stopped where it hangs."""
+"""A range of shards as a flow run in a worker: started, watched, and cancelled where it is stalled or lost."""
 
 from __future__ import annotations
 
-import re
+import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -25,19 +25,22 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, Artifact, FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Cancelling, Crashed
 
 from anonymizer import errors
 from anonymizer.config import RunConfig
 from anonymizer.errors import AnonymizerError, ReportableError, ShardError
+from anonymizer.storage.layout import Release
+from anonymizer.storage.path import StoragePath
 
 STALLED, LOST = "no picture was finished in", "nothing was heard of its process for"
-LOST_SECONDS = 180.0  # its share is told again every 20 (``flows.share``)
+LOST_SECONDS = 180.0  # its progress artifact is updated every 20 (``progress_artifact``)
 
 
 @dataclass(frozen=True)
 class ShardRange:
-    """Shards from the first to the last of these, how often they were handed out before, and a name for this time."""
+    """Shards in order, how often they were started before, and a key for this time."""
 
     shards: Sequence[int]
     tries: int = 0
@@ -46,13 +49,13 @@ class ShardRange:
 
 @dataclass
 class StallTimer:
-    """Since when something has been as it is."""
+    """A value and since when it has not changed."""
 
     value: object = None
     since: float = field(default_factory=time.monotonic)
 
     def is_stalled(self, value: object, seconds: float) -> bool:
-        """Whether it has been so for longer; not where it is none, and nobody can say."""
+        """Return whether the value has been this one for longer; never where it is None, which is unknown."""
         if value is None or value != self.value:
             self.value, self.since = value, time.monotonic()
         return time.monotonic() - self.since > seconds
@@ -60,7 +63,7 @@ class StallTimer:
 
 @dataclass
 class RangeRun:
-    """A range that somebody has, or will have; how far it is, and when it last said so."""
+    """A range, the flow run that does it, and when its counts and its artifact last changed."""
 
     range: ShardRange
     flow_run: UUID
@@ -74,26 +77,26 @@ def start_range(config: RunConfig, shard_range: ShardRange) -> RangeRun:
         config.run.deployment,
         parameters={"config": config.model_dump(mode="json"), "first": first, "last": last},
         flow_run_name=f"shards-{first}-{last}",
-        timeout=0,  # others are handed out meanwhile
-        idempotency_key=shard_range.idempotency_key,  # an answer that was lost is asked for again
+        timeout=0,  # do not wait for it
+        idempotency_key=shard_range.idempotency_key,  # where an answer was lost, asking again starts no second one
     )
     return RangeRun(shard_range, flow_run.id)
 
 
 def cancel_orphans(client: SyncPrefectClient, config: RunConfig) -> None:
-    """Stop the ranges of this release that a controller handed out which is gone: whoever calls has its lock."""
+    """Cancel ranges of this release that a controller started which is gone. The caller holds the release's lock."""
     not_ended = [kind for kind in StateType if kind not in TERMINAL_STATES]
-    found = client.read_flow_runs(
+    runs = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=not_ended))),
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[config.run.deployment.partition("/")[2]])),
     )
-    for run in found:
+    for run in runs:
         if _output_uri(run) == config.output.uri:
             cancel(client, RangeRun(ShardRange(()), run.id))
 
 
 def _output_uri(run: FlowRun) -> object:
-    """Where a range's release goes; none of what somebody started by hand with other parameters."""
+    """Return where a range's release goes; None for a run that somebody started by hand with other parameters."""
     try:
         return run.parameters["config"]["output"]["uri"]
     except (KeyError, TypeError):
@@ -101,7 +104,7 @@ def _output_uri(run: FlowRun) -> object:
 
 
 def read_state(client: SyncPrefectClient, run: RangeRun) -> State[Any] | None:
-    """How a range stands; none while the server is away."""
+    """Return the state of a range's flow run; None while the server is away."""
     with tolerate_server_outage():
         try:
             return client.read_flow_run(run.flow_run).state
@@ -113,19 +116,28 @@ def read_state(client: SyncPrefectClient, run: RangeRun) -> State[Any] | None:
 def stop_if_stalled(
     client: SyncPrefectClient, run: RangeRun, state: State[Any] | None, seconds: float
 ) -> State[Any] | None:
-    """How a range is left whose process is gone, or runs and has finished no picture for so long; none for any other.
+    """Cancel a range whose process is gone, or that finished no picture for ``seconds``; return how it is left.
 
-    It is stopped. Should it go on all the same, of two who commit a shard the first one counts.
+    None for any other. Should it go on all the same, the first of two commits of a shard counts.
     """
-    told = _progress_artifacts(client, run) if state is not None and state.is_running() else None
-    gone = run.heartbeat.is_stalled(
-        None if told is None else [(share.id, share.updated) for share in told], LOST_SECONDS
+    artifacts = _progress_artifacts(client, run) if state is not None and state.is_running() else None
+    updates, shares = (
+        None if artifacts is None else [(artifact.id, getattr(artifact, name)) for artifact in artifacts]
+        for name in ("updated", "data")
     )
-    stuck = run.progress.is_stalled(None if told is None else [(share.id, share.data) for share in told], seconds)
-    if not gone and not stuck:
+    is_lost, is_stalled = run.heartbeat.is_stalled(updates, LOST_SECONDS), run.progress.is_stalled(shares, seconds)
+    if not is_lost and not is_stalled:
         return None
     cancel(client, run)
-    return Crashed(message=f"{LOST} {LOST_SECONDS:g} s" if gone else f"{STALLED} {seconds:g} s (run.timeout)")
+    return Crashed(message=f"{LOST} {LOST_SECONDS:g} s" if is_lost else f"{STALLED} {seconds:g} s (run.timeout)")
+
+
+def _progress_artifacts(client: SyncPrefectClient, run: RangeRun) -> Sequence[Artifact] | None:
+    """Return the progress artifact of each attempt of the flow run; None while the server is away."""
+    with tolerate_server_outage():
+        own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.flow_run]))
+        return sorted(client.read_artifacts(artifact_filter=own), key=lambda artifact: artifact.id)
+    return None
 
 
 def cancel(client: SyncPrefectClient, run: RangeRun) -> None:
@@ -133,20 +145,39 @@ def cancel(client: SyncPrefectClient, run: RangeRun) -> None:
         client.set_flow_run_state(run.flow_run, Cancelling(), force=True)
 
 
-def error_of(state: State[Any], shards: Sequence[int]) -> AnonymizerError:
-    """What a range that left these shards says of itself: what its process raised, if that may be repeated."""
+@contextmanager
+def pass_error_on(config: RunConfig) -> Iterator[None]:
+    """Write an error of this flow run that may be repeated where the flow run that started it reads it.
+
+    In the restricted half, since a state has only the text of an error, and Prefect persists no results here.
+    """
+    try:
+        yield
+    except ReportableError as error:
+        with suppress(Exception):  # the disk may be full
+            document = {"error": type(error).__name__, "message": str(error)}
+            _error_file(config, UUID(this_flow_run.id)).write_uncommitted(json.dumps(document).encode())
+        raise
+
+
+def read_error(config: RunConfig, run: RangeRun, state: State[Any], shards: Sequence[int]) -> AnonymizerError:
+    """Return the error of a range that left these shards: the one its process passed on, or a ShardError."""
+    with suppress(OSError, ValueError, KeyError):
+        document = json.loads(_error_file(config, run.flow_run).read())
+        kind: type[ReportableError] = getattr(errors, document["error"])
+        return kind(document["message"])
     message = state.message or ""
-    raised = re.search(r"(\w+Error): (.+)", message, re.DOTALL)
-    kind = getattr(errors, raised[1], None) if raised else None
-    if raised and isinstance(kind, type) and issubclass(kind, ReportableError):
-        return kind(raised[2])
-    why = message if message.startswith((STALLED, LOST)) else f"{state.type.value.lower()} in a worker"
-    return ShardError(f"shards {shards[0]} to {shards[-1]}: {why}")
+    reason = message if message.startswith((STALLED, LOST)) else f"{state.type.value.lower()} in a worker"
+    return ShardError(f"shards {shards[0]} to {shards[-1]}: {reason}")
+
+
+def _error_file(config: RunConfig, flow_run: UUID) -> StoragePath:
+    return Release.at(config.output.uri).restricted / "errors" / f"range-{flow_run}.json"
 
 
 @contextmanager
 def tolerate_server_outage() -> Iterator[None]:
-    """One that is restarted, or too busy, is asked again later."""
+    """Ignore that the server is restarted or too busy: the caller asks again later."""
     try:
         yield
     except httpx.TransportError:
@@ -154,11 +185,3 @@ def tolerate_server_outage() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         if error.response.status_code < 500:
             raise
-
-
-def _progress_artifacts(client: SyncPrefectClient, run: RangeRun) -> Sequence[Artifact] | None:
-    """Its share, from each of its tries; none while the server is away."""
-    with tolerate_server_outage():
-        own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.flow_run]))
-        return sorted(client.read_artifacts(artifact_filter=own), key=lambda share: share.id)
-    return None

@@ -1,28 +1,28 @@
-"""What does the shards: a thread of this process, Ray or Dask; and what each needs, said before any work."""
+"""Task runners: what does the shards (a thread of this process, Ray or Dask), and what each needs before any work."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import load_key
 from anonymizer.errors import ConfigError, CustodianKeyError
-from flows.runtime import prefect_settings
+from flows.runtime.prefect_settings import apply_defaults, override_environment
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
-SHARDS_FLOW = "anonymize-shards"  # the flow that ranges are handed to
+SHARDS_FLOW = "anonymize-shards"  # does a range of shards in a worker
 LIBRARIES = {"ray": ("prefect_ray", "ray"), "dask": ("prefect_dask", "distributed")}
 
 
 def check(config: RunConfig) -> None:
-    """ConfigError where an extra or a server is missing, CustodianKeyError where other processes would lack the key."""
+    """Raise ConfigError if an extra or a server is missing, CustodianKeyError if other processes would lack the key."""
     run = config.run
     if missing := [name for name in LIBRARIES.get(run.runner, ()) if find_spec(name) is None]:
         raise ConfigError(f"run.runner {run.runner}: {missing[0]} is missing: pip install 'anonymizer[{run.runner}]'")
@@ -41,53 +41,35 @@ def check(config: RunConfig) -> None:
 
 
 def is_distributed(config: RunConfig) -> bool:
-    """Whether other processes than this one do the shards."""
+    """Return whether other processes than this one do the shards."""
     return config.run.runner != "local" or config.run.dispatch == "workers"
 
 
-def task_runner(config: RunConfig) -> AbstractContextManager[TaskRunner[Any]]:
-    """A started task runner."""
-    if config.run.runner == "ray":
-        return _ray(config)
-    return _dask(config) if config.run.runner == "dask" else _local()
-
-
 @contextmanager
-def _local() -> Iterator[TaskRunner[Any]]:
-    """One thread: shards take turns at the model, which has threads of its own."""
-    from prefect.task_runners import ThreadPoolTaskRunner
-
-    local: Any = ThreadPoolTaskRunner(max_workers=1)
-    with local as started:
-        yield started
-
-
-@contextmanager
-def _ray(config: RunConfig) -> Iterator[TaskRunner[Any]]:
-    """The cluster that RAY_ADDRESS names, or one on this machine; a task has a GPU to itself if its model is on one."""
+def ray_runner(config: RunConfig) -> Iterator[TaskRunner[Any]]:
+    """Yield a runner on the cluster of RAY_ADDRESS or one on this machine; a task has a GPU if its model is on one."""
     import ray
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 
     # What a worker prints stays with it.
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if not os.environ.get("RAY_ADDRESS"):  # "local": and not one that somebody has started here
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "namespace": "prefect"}
+    if not os.environ.get("RAY_ADDRESS"):  # "local", so not a cluster that somebody else has started here
         options |= {"address": "local", "num_cpus": config.run.workers, "include_dashboard": False}
     # It makes a token that keeps others on this machine out, and would say so in the middle of the progress bar.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    with (
-        prefect_settings.override_environment({"RAY_USAGE_STATS_ENABLED": "0"}),
-        ExitStack() as stack,
-    ):  # nobody is told
+    with override_environment({"RAY_USAGE_STATS_ENABLED": "0"}), ExitStack() as stack:
         with _connection_errors("ray", "RAY_ADDRESS"):
-            started: TaskRunner[Any] = stack.enter_context(RayTaskRunner(init_kwargs=options))
-            at_hand = ray.cluster_resources().get("GPU", 0)
-        stack.enter_context(remote_options(num_cpus=1, num_gpus=_gpus_per_task(config, at_hand)))
-        yield started
+            if not ray.is_initialized():
+                ray.init(**options)
+                stack.callback(ray.shutdown)
+            available = ray.cluster_resources().get("GPU", 0)
+        stack.enter_context(remote_options(num_cpus=1, num_gpus=gpus_per_task(config, available)))
+        yield RayTaskRunner()  # which takes the cluster that is connected
 
 
-def _gpus_per_task(config: RunConfig, available: float) -> int:
-    """GPUs of one task."""
+def gpus_per_task(config: RunConfig, available: float) -> int:
+    """Return 0 or 1. ConfigError if the model needs a GPU and no node has one."""
     device = config.model.device
     if device.startswith("cuda") and not available:
         raise ConfigError(f"model.device {device}: no node of the Ray cluster has a GPU: use auto, or cpu")
@@ -95,28 +77,32 @@ def _gpus_per_task(config: RunConfig, available: float) -> int:
 
 
 @contextmanager
-def _dask(config: RunConfig) -> Iterator[TaskRunner[Any]]:
-    """The cluster whose scheduler DASK_SCHEDULER_ADDRESS names, or one on this machine."""
+def dask_runner(config: RunConfig) -> Iterator[TaskRunner[Any]]:
+    """Yield a runner on the cluster of DASK_SCHEDULER_ADDRESS or one on this machine."""
     import dask
 
     dask.config.update_defaults({"logging": {"distributed": "warning"}})  # before it is imported
-    from prefect_dask.task_runners import DaskTaskRunner
+    from distributed import Client, LocalCluster
+    from prefect_dask import DaskTaskRunner
 
-    # Its workers hold the key: certificates of its own keep others on this machine out.
-    local: dict[str, Any] = {"n_workers": config.run.workers, "threads_per_worker": 1, "security": True}
-    local["scheduler_kwargs"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    address = dask.config.get("scheduler-address", None)
+    address, client_options = dask.config.get("scheduler-address", None), dict[str, Any]()
     with ExitStack() as stack:
         with _connection_errors("dask", "DASK_SCHEDULER_ADDRESS"):
-            runner = DaskTaskRunner(**{"address": address} if address else {"cluster_kwargs": local})
-            started = stack.enter_context(runner)
-            _ = started.client  # which connects when it is first asked for
-        yield cast("TaskRunner[Any]", started)
+            if not address:
+                # Its workers hold the key: certificates of its own keep others on this machine out.
+                cluster = LocalCluster(
+                    n_workers=config.run.workers, threads_per_worker=1, security=True,
+                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                )  # fmt: skip
+                address = stack.enter_context(cluster).scheduler_address
+                client_options = {"security": cluster.security}
+            Client(address, set_as_default=False, **client_options).close()
+        yield DaskTaskRunner(address=address, client_kwargs=client_options)
 
 
 @contextmanager
 def _connection_errors(runner: str, variable: str) -> Iterator[None]:
-    """ConfigError in place of whatever an engine raises that does not answer or start."""
+    """Raise ConfigError for whatever a cluster raises that does not answer or start."""
     try:
         yield
     except Exception as error:
@@ -127,8 +113,8 @@ def _connection_errors(runner: str, variable: str) -> Iterator[None]:
 
 
 def _check_deployment(name: str) -> None:
-    """ConfigError unless a server has this deployment."""
-    prefect_settings.apply_defaults()
+    """Raise ConfigError unless a server has this deployment."""
+    apply_defaults()
     from httpx import HTTPError
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound

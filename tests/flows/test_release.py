@@ -45,7 +45,9 @@ from tests.support.releases import (
 @pytest.fixture
 def flow(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Run the flow with a model and scores in closed form, under a key."""
-    from flows.release import release
+    from prefect import tags
+
+    from flows.release import TAGS, release
 
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
 
@@ -53,7 +55,8 @@ def flow(prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
         backbone, scorer = backbone or IdealGaussian(), scorer or PlainScorer()
         monkeypatch.setattr(release_job, "backbone_of", lambda model: backbone)
         monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: scorer)
-        return release(config.model_dump(mode="json"))
+        with tags(*TAGS):
+            return release(config.model_dump(mode="json"))
 
     return run_it
 
@@ -266,7 +269,7 @@ SETTINGS = """
 import os
 before = set(os.environ)
 from flows.runtime import temporary_server as server
-with server.available("SECRET") as ready:
+with server.ensure_server("SECRET") as ready:
     ready()
     from prefect.settings import get_current_settings as now
     print(now().api.url, now().logging.level, now().logging.to_api.enabled, sorted(set(os.environ) - before))
@@ -347,7 +350,7 @@ def test_a_server_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatc
 HOLD = """
 import os, sys, time
 from flows.runtime import temporary_server as server
-with server.available("SECRET") as ready:
+with server.ensure_server("SECRET") as ready:
     ready()
     print(os.environ["PREFECT_API_URL"], flush=True)
     time.sleep(600)
@@ -373,8 +376,8 @@ def test_the_server_goes_when_its_run_is_killed(tmp_path: Path) -> None:
 def test_the_server_never_sees_the_key(tmp_path: Path) -> None:
     """Linux shows a process's environment as a file."""
     code = (
-        "import os, sys; from flows import server\n"
-        "with server.available('SECRET') as ready:\n"
+        "import os, sys; from flows.runtime import temporary_server as server\n"
+        "with server.ensure_server('SECRET') as ready:\n"
         "    import subprocess\n"
         "    ready()\n"
         "    children = open(f'/proc/self/task/{os.getpid()}/children').read().split()\n"
@@ -387,7 +390,7 @@ def test_the_server_never_sees_the_key(tmp_path: Path) -> None:
 
 RUN = """
 from flows.runtime import temporary_server as server
-with server.available("SECRET") as ready:
+with server.ensure_server("SECRET") as ready:
     ready()
     from prefect import flow
     @flow(name="planted-flow")

@@ -411,9 +411,9 @@ def test_events_can_go_to_a_store(config: RunConfig) -> None:
 
 def test_without_a_place_for_events_openlineage_is_not_even_imported(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom anonymizer.config import build\nfrom flows.lineage.emit import emitting\n"
+        "import sys\nfrom anonymizer.config import build\nfrom flows.lineage.emit import emit_run_events\n"
         "config = build({'source': {'uri': 'in'}, 'output': {'uri': 'out'}})\n"
-        "with emitting(config, 'release') as told: told.gate = 'pass'\n"
+        "with emit_run_events(config, 'release') as told: told.gate = 'pass'\n"
         "print(told.problems, [name for name in sys.modules if name.startswith('openlineage')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -95,14 +95,14 @@ def test_work_is_spread_in_one_way_only(tmp_path: Path) -> None:
 def test_a_gpu_that_no_node_of_a_cluster_has_is_not_waited_for(tmp_path: Path) -> None:
     asked = settings(tmp_path / "in", tmp_path / "out", "model.device=cuda:0")
     with pytest.raises(ConfigError, match=r"model\.device cuda:0: no node of the Ray cluster has a GPU"):
-        task_runners._gpus_per_task(asked, 0)
+        task_runners.gpus_per_task(asked, 0)
     found = settings(tmp_path / "in", tmp_path / "out")
     assert [
-        task_runners._gpus_per_task(asked, 8),
-        task_runners._gpus_per_task(found, 8),
-        task_runners._gpus_per_task(found, 0),
+        task_runners.gpus_per_task(asked, 8),
+        task_runners.gpus_per_task(found, 8),
+        task_runners.gpus_per_task(found, 0),
     ] == [1, 1, 0]
-    assert task_runners._gpus_per_task(settings(tmp_path / "in", tmp_path / "out", "model.device=cpu"), 8) == 0
+    assert task_runners.gpus_per_task(settings(tmp_path / "in", tmp_path / "out", "model.device=cpu"), 8) == 0
 
 
 # -- ranges -----------------------------------------------------------------------------------------------------------
@@ -122,17 +122,32 @@ def test_ranges_are_as_many_as_keep_all_workers_busy_and_no_more(shards: int, wo
 
 
 @pytest.mark.usefixtures("prefect_home")
-def test_what_a_worker_said_that_may_be_repeated_is_what_the_release_says() -> None:
+def test_an_error_of_a_worker_that_may_be_repeated_is_the_error_of_the_release(tmp_path: Path) -> None:
+    from prefect import flow
+    from prefect.runtime import flow_run
     from prefect.states import Crashed, Failed
 
     from flows.runtime import range_runs
 
+    config, started = settings(tmp_path / "in", tmp_path / "out"), list[range_runs.RangeRun]()
+
+    @flow
+    def failing_range(error: str) -> None:
+        started.append(range_runs.RangeRun(range_runs.ShardRange([3, 4]), UUID(flow_run.id)))
+        with range_runs.pass_error_on(config):
+            if error == "key":
+                raise CustodianKeyError("ANONYMIZER_KEY: not the key")
+            raise ValueError("/home/alice/7.png")
+
+    states = [failing_range(error, return_state=True) for error in ("key", "value")]
+    passed_on = range_runs.read_error(config, started[0], states[0], [3, 4])
+    assert (type(passed_on), str(passed_on)) == (CustodianKeyError, "ANONYMIZER_KEY: not the key")
     prefix = "Flow run encountered an exception: "
-    said = range_runs.error_of(Failed(message=prefix + "CustodianKeyError: ANONYMIZER_KEY: not the key"), [3, 4])
-    assert (type(said), str(said)) == (CustodianKeyError, "ANONYMIZER_KEY: not the key")
-    for state in (Failed(message=prefix + "ValueError: /home/alice/7.png"), Crashed(message="exit code -9"), Crashed()):
-        other = range_runs.error_of(state, [3, 4])
-        assert str(other) == f"shards 3 to 4: {state.type.value.lower()} in a worker"
+    for state in (
+        states[1], Failed(message=prefix + "ValueError: /home/alice/7.png"), Crashed(message="exit code -9"), Crashed(),
+    ):  # fmt: skip
+        error = range_runs.read_error(config, started[1], state, [3, 4])
+        assert str(error) == f"shards 3 to 4: {state.type.value.lower()} in a worker"
 
 
 @pytest.mark.usefixtures("prefect_home")
@@ -366,7 +381,7 @@ def watch(event, args):
             file.write("x")
 sys.addaudithook(watch)
 """
-LOAD = "import sys\nfrom flows.steps import backbone_of\nfrom anonymizer.config import ModelConfig\n"
+LOAD = "import sys\nfrom flows.jobs.release import backbone_of\nfrom anonymizer.config import ModelConfig\n"
 LOAD += "for _ in range(2): backbone_of(ModelConfig(id=sys.argv[1]))"
 
 
