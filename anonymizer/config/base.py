@@ -1,4 +1,4 @@
-"""What all sections of a configuration are made of: strict, frozen, and silent about passwords."""
+"""Base section and value types of all configurations: strict, frozen, and silent about passwords."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from functools import reduce
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
@@ -14,6 +14,8 @@ KEY_ENV_MESSAGE = "must be the name of an environment variable: put the key into
 
 
 class Section(BaseModel):
+    """A part of a configuration; unknown keys are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
@@ -21,7 +23,7 @@ class Section(BaseModel):
 CREDENTIALS_PATTERN = re.compile(r"(?<!\bgithub)(?<!\bgit)://[^/:@]*:(?!\d+(?:/|$))[^@]*@")
 
 
-def _address(value: str) -> str:
+def _check_address(value: str) -> str:
     if CREDENTIALS_PATTERN.search(value):  # neither repeated here nor stored with the run
         raise ValueError(
             "holds a password, which would be stored with the run: leave it out of the address, and give it in the "
@@ -32,31 +34,44 @@ def _address(value: str) -> str:
     return value
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):  # which Python would take for 0 or 1
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python takes for 0 or 1
         raise ValueError(f"must be a number, got {str(value).lower()}")
     return value
 
 
-def _kind(value: str) -> str:
-    if not value.strip() or not value.isprintable():
-        raise ValueError(f"must say in a few words what is on the pictures, got {value!r}")
-    return value.strip()
+Uri = Annotated[str, AfterValidator(_check_address)]
+Int = Annotated[int, BeforeValidator(_refuse_bool)]
+Float = Annotated[float, BeforeValidator(_refuse_bool)]
+Sampler = Annotated[
+    Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc", "lcm", "tcd"],
+    Field(description="ddpm (the paper's), ddim, dpm++, sde-dpm++, unipc; of few-step models lcm, tcd"),
+]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
+ImageFormat = Annotated[Literal["png", "jpeg", "webp"], Field(description="png, jpeg or webp")]
+Quality = Annotated[Int, Field(ge=1, le=100, description="of jpeg and webp, 1 to 100")]
 
 
-Uri = Annotated[str, AfterValidator(_address)]
-PictureKind = Annotated[str, AfterValidator(_kind)]
-Int = Annotated[int, BeforeValidator(_number)]
-Float = Annotated[float, BeforeValidator(_number)]
+class ImageOutput(Section):
+    """Where images that are no release go, and how they are encoded."""
+
+    uri: Uri = Field(description="a new folder or prefix; any fsspec URI")
+    image: ImageFormat = "png"
+    quality: Quality = 95
 
 
 def safe_repr(value: Any) -> str:
-    """A value as it may be repeated: short, and not if it holds a password."""
+    """Return a short representation of a value for a message, without any password."""
     if CREDENTIALS_PATTERN.search(text := "nothing" if value is None else repr(value)):
         return "an address with a password"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def format_levels(levels: tuple[float, ...]) -> str:
+    """Return numbers with commas for a message, or ``none``."""
+    return ", ".join(f"{level:g}" for level in levels) or "none"
+
+
 def get_setting(config: BaseModel, name: str) -> Any:
-    """The value of ``section.key``."""
+    """Return the value of the setting ``section.key``."""
     return reduce(getattr, name.split("."), config)

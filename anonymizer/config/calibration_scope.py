@@ -1,4 +1,4 @@
-"""What a calibration belongs to, and the record of a level that was chosen from one."""
+"""What a calibration applies to, and how a level was chosen from one."""
 
 from __future__ import annotations
 
@@ -6,64 +6,47 @@ from pydantic import Field
 
 from anonymizer.config.base import Float, Section, Uri
 
-# Where the settings stand that a calibration belongs to.
-SCOPE_KEYS = {
-    "dtype": "model.dtype",
-    "variant": "model.variant",
-    "side": "model.size",
-    "prompt": "model.prompt",
-    "negative_prompt": "model.negative_prompt",
-    "guidance": "model.guidance",
-    "condition": "model.condition",
-    "vae_tiling": "model.vae_tiling",
-    "tile_overlap": "model.tile_overlap",
-    "sampler": "boomerang.sampler",
-    "steps": "boomerang.steps",
-    "fit": "source.fit",
-    "image": "output.image",
-    "quality": "output.quality",
-    "size": "output.size",
-    "kind": "source.kind",
-}
-
 
 class CalibrationScope(Section):
-    """What a calibration holds for: all that changes pixels but the level, and what is on the pictures.
+    """All settings that change pixels but the level, and what the pictures show.
 
-    ``model`` is the public name; ``model_digest`` is what counts.
+    Descriptions name the setting that a field is compared with; of the model its digest counts, not its public name.
     """
 
     model_digest: str
     model: str
-    dtype: str
-    variant: str | None
-    side: int | None
-    prompt: str
-    negative_prompt: str
-    guidance: float
-    condition: str
-    vae_tiling: bool
-    tile_overlap: float
-    sampler: str
-    steps: int | None
-    fit: str
-    image: str
-    quality: int
-    size: str
-    kind: str
+    dtype: str = Field(description="model.dtype")
+    variant: str | None = Field(description="model.variant")
+    side: int | None = Field(description="model.size")
+    prompt: str = Field(description="model.prompt")
+    negative_prompt: str = Field(description="model.negative_prompt")
+    guidance: float = Field(description="model.guidance")
+    condition: str = Field(description="model.condition")
+    vae_tiling: bool = Field(description="model.vae_tiling")
+    tile_overlap: float = Field(description="model.tile_overlap")
+    sampler: str = Field(description="boomerang.sampler")
+    steps: int | None = Field(description="boomerang.steps")
+    fit: str = Field(description="source.fit")
+    image: str = Field(description="output.image")
+    quality: int = Field(description="output.quality")
+    size: str = Field(description="output.size")
+    kind: str = Field(description="source.kind")
+
+
+SCOPE_KEYS = {name: field.description for name, field in CalibrationScope.model_fields.items() if field.description}
 
 
 class ChosenLevel(Section):
-    """How ``boomerang.level`` was chosen from a calibration: a record that the program makes, and no setting."""
+    """How ``boomerang.level`` was chosen from a calibration; recorded by the program, and no setting."""
 
     level: float
     identified: bool = Field(False, description="whether people were told apart when the sample was halved")
-    calibration: str = Field(description="SHA-256 of the calibration's file; where that lay is not kept")
-    max_risk: float = Field(description="the risk above chance that was to be kept")
-    attacks: tuple[str, ...] = Field(description="what this is about")
+    calibration: str = Field(description="SHA-256 of the calibration's file, whose address is not stored")
+    max_risk: float = Field(description="highest risk above chance that the level had to keep")
+    attacks: tuple[str, ...] = Field(description="attacks that this applies to")
     choosing_high: float = Field(description="highest upper bound of these attacks, in the half that chose")
     confirming_value: float = Field(description="highest risk of these attacks, in the half that confirmed")
-    confirming_high: float = Field(description="and the highest upper bound there")
+    confirming_high: float = Field(description="highest upper bound of these attacks, in the half that confirmed")
     belongs_to: CalibrationScope
 
     def __str__(self) -> str:
@@ -71,7 +54,7 @@ class ChosenLevel(Section):
 
 
 class LevelRule(Section):
-    """``boomerang.level`` as a promise about risk, in place of a number; see ``policy.calibration``."""
+    """``boomerang.level`` as the smallest level that keeps a risk, in place of a number; see policy.calibration."""
 
     calibration: Uri
     max_risk: Float

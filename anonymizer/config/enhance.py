@@ -1,4 +1,4 @@
-"""The settings of an enhancement: pictures enlarged, which invents detail and anonymises nobody."""
+"""Settings of an enhancement: enlarged pictures with invented detail, which are not anonymised."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from anonymizer.config.base import Float, Int, Section, Uri
+from anonymizer.config.base import Float, ImageOutput, Int, Sampler, Section, Seed, format_levels
 from anonymizer.config.model import ModelConfig
-from anonymizer.config.run import Sampler, SourceConfig, check_condition_columns
+from anonymizer.config.source import SourceConfig, check_condition_columns
 
 
-def _list(value: Any) -> Any:
-    """``.5,.3``, or one number, as a list."""
+def _parse_list(value: Any) -> Any:
+    """Return the numbers of ``.5,.3``, or of one number."""
     if isinstance(value, str):
         try:
             return [float(part) for part in value.split(",")]
@@ -21,57 +21,47 @@ def _list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
-def _place(value: Any) -> Any:
-    """An address alone, as the source that lies there."""
+def _parse_source(value: Any) -> Any:
+    """Return a source section for a plain address."""
     return {"uri": value} if isinstance(value, str) else value
 
 
-class EnhanceOutput(Section):
-    """Where the enlarged pictures go and what they are encoded as."""
-
-    uri: Uri = Field(description="a new folder or prefix; any fsspec URI")
-    image: Literal["png", "jpeg", "webp"] = Field("png", description="png, jpeg or webp")
-    quality: Int = Field(95, ge=1, le=100, description="of jpeg and webp, 1 to 100")
-
-
 class EnhanceMetrics(Section):
-    """What compares with references, beside PSNR and SSIM."""
+    """Comparisons with references besides PSNR and SSIM."""
 
     lpips: str = Field("st-alex", description="st-alex (offline), alex, vgg, squeeze, 'alex:WEIGHTS_FILE', or none")
 
 
 class EnhanceConfig(Section):
-    """Everything that enlarged pictures are made from."""
+    """All settings of enlarged pictures."""
 
     source: SourceConfig
-    output: EnhanceOutput
-    references: Annotated[SourceConfig | None, BeforeValidator(_place)] = Field(
+    output: ImageOutput
+    references: Annotated[SourceConfig | None, BeforeValidator(_parse_source)] = Field(
         None, description="the same pictures at full size, to compare with; an address, or a section like source"
     )
     model: ModelConfig = ModelConfig()
-    factor: Int = Field(4, ge=2, le=16, description="how many times as long a side becomes")
-    levels: Annotated[tuple[Float, ...], BeforeValidator(_list)] = Field(
+    factor: Int = Field(4, ge=2, le=16, description="factor by which each side grows")
+    levels: Annotated[tuple[Float, ...], BeforeValidator(_parse_list)] = Field(
         (0.4,), description="a level for each pass of Boomerang, in turn; several make a cascade"
     )
     upsampling: Literal["bilinear", "bicubic", "lanczos"] = Field(
         "bicubic", description="bilinear, bicubic or lanczos, before the first pass"
     )
-    sampler: Sampler = Field(
-        "sde-dpm++", description="ddpm (the paper's), ddim, dpm++, sde-dpm++, unipc; of few-step models lcm, tcd"
-    )
+    sampler: Sampler = "sde-dpm++"
     steps: Int | None = Field(20, ge=1, description="reverse steps of each pass, from t_boom to 0; null: every step")
-    seed: Int = Field(0, ge=0, lt=2**63, description="the same seed gives the same pictures; no secret")
-    batch_size: Int = Field(32, ge=1, description="pictures of the model's size that it sees at once; fewer of larger")
+    seed: Seed = Field(0, description="the same seed gives the same pictures; no secret")
+    batch_size: Int = Field(32, ge=1, description="pictures of the model's size in one batch; fewer of larger ones")
     metrics: EnhanceMetrics = EnhanceMetrics()
 
     @field_validator("levels")
     @classmethod
-    def _levels(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_levels(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or not all(0 < level <= 1 for level in value):
-            raise ValueError(f"must be numbers in (0, 1], got {', '.join(f'{x:g}' for x in value) or 'none'}")
+            raise ValueError(f"must be numbers in (0, 1], got {format_levels(value)}")
         return value
 
     @model_validator(mode="after")
-    def _condition_is_read(self) -> EnhanceConfig:
+    def _check_condition(self) -> EnhanceConfig:
         check_condition_columns(self.model, self.source)
         return self

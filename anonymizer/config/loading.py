@@ -22,67 +22,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, An
     return build(read_tree(path), overrides, given)
 
 
-def read_tree(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file, on a disk or at an fsspec URI. ConfigError in one line."""
-    if "://" in str(path):
-        return parse(_at_address(str(path)), str(path))
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"config: no file {str(path)!r}: name a YAML file, or use --source and --output") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: cannot read {str(path)!r} ({type(error).__name__}): check the file") from None
-    return parse(text, str(path))
-
-
-def _at_address(uri: str) -> str:
-    """What lies at a URI, as text."""
-    from anonymizer.storage.path import StoragePath  # fsspec, which a file on a disk does not need
-
-    if CREDENTIALS_PATTERN.search(uri):
-        raise ConfigError(
-            "config: its address holds a password: leave it out, and give it in the environment or in fsspec's own "
-            "config file (~/.config/fsspec/)"
-        )
-    try:
-        return StoragePath.from_uri(uri).read().decode()
-    except FileNotFoundError:
-        raise ConfigError(f"config: no file {uri!r}: check the address") from None
-    except OutputError as error:
-        raise ConfigError(f"config: cannot read {uri!r}: {str(error).partition(': ')[2]}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: cannot read {uri!r} ({type(error).__name__}): check the file") from None
-
-
-def parse(text: str, name: str) -> dict[str, Any]:
-    """The mapping in a YAML text; ``name`` says where it is from."""
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        what = f"key {error.args[1]!r} stands twice" if isinstance(error, _DuplicateKeyError) else "is not YAML"
-        step = "remove one of them" if isinstance(error, _DuplicateKeyError) else "check indentation and quotes"
-        raise ConfigError(f"config: {name!r}: {what}{where}: {step}") from None
-    except (RecursionError, ValueError):  # an anchor that holds itself; a date that there is not
-        raise ConfigError(f"config: {name!r} cannot be read as values: write them out, and dates in quotes") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"config: {name!r} holds no mapping: it needs at least source.uri and output.uri")
-    return tree
-
-
-def dump(config: RunConfig) -> str:
-    """The YAML text that ``parse`` and ``build`` make the same configuration of.
-
-    In ASCII: with ``allow_unicode`` PyYAML writes some line separators as they are and reads them back as others.
-    """
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    return text
-
-
 def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
     """Return a run's configuration from nested mappings, changed as ``merge`` does."""
-    return validate(RunConfig, merge(tree, overrides, given))
+    return build_as(RunConfig, tree, overrides, given)
 
 
 def build_as(
@@ -90,6 +32,58 @@ def build_as(
 ) -> C:
     """Return a configuration of any kind from nested mappings, changed as ``merge`` does."""
     return validate(kind, merge(tree, overrides, given))
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, on a disk or at an fsspec URI. ConfigError in one line."""
+    name = str(path)
+    hint = "check the address" if "://" in name else "name a YAML file, or use --source and --output"
+    try:
+        return parse(_read_uri(name) if "://" in name else Path(path).read_text(encoding="utf-8"), name)
+    except FileNotFoundError:
+        raise ConfigError(f"config: no file {name!r}: {hint}") from None
+    except OutputError as error:
+        raise ConfigError(f"config: cannot read {name!r}: {str(error).partition(': ')[2]}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: cannot read {name!r} ({type(error).__name__}): check the file") from None
+
+
+def _read_uri(uri: str) -> str:
+    from anonymizer.storage.path import StoragePath  # fsspec, which a file on a disk does not need
+
+    if CREDENTIALS_PATTERN.search(uri):
+        raise ConfigError(
+            "config: its address holds a password: leave it out, and give it in the environment or in fsspec's own "
+            "config file (~/.config/fsspec/)"
+        )
+    return StoragePath.from_uri(uri).read().decode()
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """Return the mapping in a YAML text; ``name`` is the file's in messages. ConfigError in one line."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem, step = "is not YAML", "check indentation and quotes"
+        if isinstance(error, _DuplicateKeyError):
+            problem, step = f"key {error.key!r} stands twice", "remove one of them"
+        raise ConfigError(f"config: {name!r}: {problem}{where}: {step}") from None
+    except (RecursionError, ValueError):  # an anchor that holds itself; an impossible date
+        raise ConfigError(f"config: {name!r} cannot be read as values: write them out, and dates in quotes") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config: {name!r} holds no mapping: it needs at least source.uri and output.uri")
+    return tree
+
+
+def dump(config: RunConfig) -> str:
+    """Return the YAML text that ``parse`` and ``build`` make the same configuration of.
+
+    In ASCII: with ``allow_unicode`` PyYAML writes some line separators as they are and reads them back as others.
+    """
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
 
 
 def merge(
@@ -104,13 +98,19 @@ def merge(
         name, separator, value = override.partition("=")
         if not separator or not all(name.split(".")):
             raise ConfigError(f"--set: got {safe_repr(override)}: write it as section.key=value")
-        changes[name] = _value(name, value)
+        changes[name] = _parse_override(name, value)
     try:
-        merged: dict[str, Any] = _plain(tree)
+        merged: dict[str, Any] = _copy(tree)
     except RecursionError:
         raise ConfigError("config: holds itself: write the values out instead of using an anchor") from None
     for name, value in changes.items():
-        _put(merged, name, value)
+        *sections, key = name.split(".")
+        node = merged
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set: {name!r} goes through {section!r}, which is a value: check the key")
+        node[key] = value
     return merged
 
 
@@ -122,35 +122,29 @@ def validate(kind: type[C], tree: Mapping[str, Any]) -> C:
         raise ConfigError("; ".join(format_error(item, kind) for item in error.errors())) from None
 
 
-def _value(name: str, text: str) -> Any:
-    """The value of an override, read as YAML; a prompt that is no text there stays as it is written."""
+def _parse_override(name: str, text: str) -> Any:
+    """Return an override's value, read as YAML; a prompt that is no string there stays as it is written."""
     is_prompt = name.endswith("prompt")  # it may begin with a column in braces, which YAML takes for a mapping
     try:
-        read = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError):
         if is_prompt:
             return text
         got = "" if name.endswith("key_env") else f" {safe_repr(text)}"
         raise ConfigError(f"--set {name}: the value{got} is not YAML: put it in quotes") from None
-    return text if is_prompt and not isinstance(read, str) else read
+    return text if is_prompt and not isinstance(value, str) else value
 
 
-def _put(tree: Any, name: str, value: Any) -> None:
-    *sections, key = name.split(".")
-    node = tree
-    for section in sections:
-        node = node.setdefault(section, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set: {name!r} goes through {section!r}, which is a value: check the key")
-    node[key] = value
+def _copy(node: Any) -> Any:
+    return {key: _copy(value) for key, value in node.items()} if isinstance(node, Mapping) else node
 
 
 class _DuplicateKeyError(yaml.YAMLError):
-    """A key that stands twice, of which YAML would silently take the last; carries its place and itself."""
+    """A repeated key, of which YAML would silently take the last."""
 
     def __init__(self, mark: Any, key: str) -> None:
         super().__init__(mark, key)
-        self.problem_mark = mark
+        self.problem_mark, self.key = mark, key
 
 
 class _Loader(yaml.SafeLoader):
@@ -162,7 +156,3 @@ class _Loader(yaml.SafeLoader):
                     raise _DuplicateKeyError(key.start_mark, key.value)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-def _plain(node: Any) -> Any:
-    return {k: _plain(v) for k, v in node.items()} if isinstance(node, Mapping) else node

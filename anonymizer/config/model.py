@@ -1,4 +1,4 @@
-"""The settings of the diffusion model, and of what it is told."""
+"""Settings of the diffusion model and of its conditioning."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from anonymizer.config.base import Float, Int, Section, Uri
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
-# What changes what a model of the same weights makes of a picture.
+# Settings that change the outputs of a model with the same weights.
 PIXEL_SETTINGS = {"variant", "size", "prompt", "negative_prompt", "guidance", "condition", "vae_tiling", "tile_overlap"}
 
 
 class ModelConfig(Section):
-    """Which diffusion model samples, and on what."""
+    """The diffusion model, its device and its conditioning."""
 
     id: Uri = Field(
         "bundled:faces-64", description="bundled:NAME, a folder, any fsspec URI of one, or a hub id with a revision"
@@ -24,28 +24,26 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="commit of a hub model; needed for one, so that it cannot change")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32",
-        description="float32, bfloat16, float16; auto: bfloat16 where the run is planned on a GPU made for it",
+        description="float32, bfloat16, float16; auto: bfloat16 if the run is planned on a GPU with support for it",
     )
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, or cuda:N")
-    variant: str | None = Field(None, description="of the weights' files, such as fp16; the plain ones by default")
+    variant: str | None = Field(None, description="variant of the weights' files, such as fp16; none by default")
     allow_pickle: bool = Field(False, description="whether pickled weights are loaded; they can run code")
-    size: Int | None = Field(
-        None, gt=0, le=8192, description="side in pixels that the model works at; its own by default"
-    )
-    prompt: str = Field("", description="what a model with prompts is told; {label}, {caption} or {COLUMN} of each")
-    negative_prompt: str = Field("", description="what guidance leads away from")
+    size: Int | None = Field(None, gt=0, le=8192, description="side in pixels of the model's input; its own by default")
+    prompt: str = Field("", description="prompt of a model with prompts; may hold {label}, {caption} or {COLUMN}")
+    negative_prompt: str = Field("", description="prompt that guidance leads away from")
     guidance: Float = Field(1.0, ge=0, description="weight of the prompt or class; 1: as the model was trained")
     condition: Literal["none", "label"] = Field(
-        "none", description="label: a model with classes is told each record's; none: no class"
+        "none", description="label: models with classes get each record's; none: no class"
     )
-    safety_checker: bool = Field(True, description="whether what the model's safety checker objects to is quarantined")
+    safety_checker: bool = Field(True, description="whether what the model's safety checker rejects is quarantined")
     vae_tiling: bool = Field(False, description="whether large pictures are encoded and decoded in tiles, for memory")
     tile_overlap: Float = Field(0.25, ge=0, le=0.75, description="share of a tile's side that it shares with the next")
 
     @model_validator(mode="before")
     @classmethod
-    def _dtype(cls, given: Any) -> Any:
-        """``auto`` is settled once, where a run is configured, so that all of its workers do the same."""
+    def _resolve_dtype(cls, given: Any) -> Any:
+        """Resolve ``auto`` once, where a run is configured, so that all of its workers do the same."""
         if isinstance(given, dict) and given.get("dtype") == "auto":
             from anonymizer.devices import fast_dtype  # torch, which most configurations do without
 
@@ -54,24 +52,24 @@ class ModelConfig(Section):
 
     @field_validator("negative_prompt")
     @classmethod
-    def _negative_prompt(cls, value: str) -> str:
+    def _check_negative_prompt(cls, value: str) -> str:
         if set(value) & set("{}"):
             raise ValueError(f"must hold no braces, got {value!r}: it is the same for all records")
         return value
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:
-        """What of each record stands in the prompt."""
+        """The columns in the prompt, in order."""
         return tuple(dict.fromkeys(PLACEHOLDER.findall(self.prompt)))
 
     @property
     def common_prompt(self) -> str:
-        """What can be told without a record: the prompt, without what of a record stands in it."""
+        """The prompt without its columns."""
         return " ".join(PLACEHOLDER.sub("", self.prompt).split())
 
     @property
     def has_record_condition(self) -> bool:
-        """Whether the model is told something else of each record."""
+        """Whether the conditioning differs by record."""
         return self.condition != "none" or bool(self.prompt_fields)
 
     @property
@@ -81,14 +79,14 @@ class ModelConfig(Section):
 
     @property
     def public_name(self) -> str:
-        """What a manifest calls the model: where a folder lies is nobody's business, and its digest names it."""
+        """The model's name in a manifest, which hides the path of a local folder."""
         hub = self.revision is not None and self.is_hub_id
         known = self.id.startswith("bundled:") or (hub and not Path(self.id).is_dir())
         return self.id if known else "a local model"
 
     @field_validator("prompt")
     @classmethod
-    def _prompt(cls, value: str) -> str:
+    def _check_prompt(cls, value: str) -> str:
         if set(PLACEHOLDER.sub("", value)) & set("{}"):
             raise ValueError(f"must hold braces around names of columns only, got {value!r}: {{label}}, {{caption}}")
         return value

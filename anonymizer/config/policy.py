@@ -1,4 +1,4 @@
-"""What may leave the house: bounds for each record, bounds for the release, who must approve, and what is waived."""
+"""Settings of the policy: bounds for each record and for the release, approvals, and waivers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from anonymizer.config.base import Attack, Float, Int, Section
+from anonymizer.config.base import Attack, Float, Int, Section, format_levels
 
 Score = Literal["clip_similarity", "lpips", "identity_distance", "faces"]
 
-# Measures of an audit's figures, by the names that they have in a rule.
+# Name of a measure in a rule -> its name among an audit's figures.
 MEASURES = {
     "rank1": "rank-1",
     "auc": "AUC",
@@ -27,24 +27,24 @@ MEASURES = {
 ATTACKS = get_args(Attack)
 
 
-def _words(text: str) -> str:
+def _check_words(text: str) -> str:
     if not text.strip() or not text.isprintable():
         raise ValueError(f"must be words in one line, got {text!r}")
     return text.strip()
 
 
 Finite = Annotated[Float, Field(allow_inf_nan=False)]  # nothing is less than NaN: such a bound would bound nothing
-Words = Annotated[str, AfterValidator(_words)]
+Words = Annotated[str, AfterValidator(_check_words)]
 
 
 class Bound(Section):
-    """Where a score may lie; either end may be left out."""
+    """The range of a score; either end may be left out."""
 
     min: Finite | None = None
     max: Finite | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Bound:
+    def _check_range(self) -> Bound:
         if self.min is None and self.max is None:
             raise ValueError("bounds nothing: give min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -53,13 +53,13 @@ class Bound(Section):
 
 
 class RiskBound(Section):
-    """How high the upper end of a figure's 95 % interval may be."""
+    """The highest upper end of a figure's 95 % interval."""
 
     upper: Float = Field(ge=0, le=1)
 
 
 class Waiver(Section):
-    """A rule that a named person sets aside, why, and until which day; it is signed and published with the release."""
+    """A rule that a named person sets aside until a day, signed and published with the release."""
 
     rule: str
     who: Words
@@ -68,9 +68,9 @@ class Waiver(Section):
 
 
 def parse_risk_rule(name: str) -> tuple[str, str | None]:
-    """``max_linkage_rank1`` -> ("linkage", "rank-1"); ``max_linkage`` -> ("linkage", None): the risk above chance.
+    """Return the attack and the measure of a rule: ``max_linkage_rank1`` -> ("linkage", "rank-1").
 
-    ValueError for anything else.
+    Without a measure (``max_linkage`` -> ("linkage", None)) it is the risk above chance. ValueError for other names.
     """
     attack, _, measure = name.removeprefix("max_").partition("_")
     if name.startswith("max_") and attack in ATTACKS and (not measure or measure in MEASURES):
@@ -83,58 +83,59 @@ def parse_risk_rule(name: str) -> tuple[str, str | None]:
     raise ValueError(f"{name!r} is no figure of an audit: {hint}")
 
 
-def _known_rule(name: str) -> str:
+def _check_risk_rule(name: str) -> str:
     parse_risk_rule(name)
     return name
 
 
-def _public_key(text: str) -> str:
-    from anonymizer.crypto import signing  # whose library is loaded where there is a key
+def _check_public_key(text: str) -> str:
+    from anonymizer.crypto import signing  # slow to import, and seldom needed
 
     try:
         signing.parse_public_key(text)
-    except ValueError:  # it may be a private one: it is not repeated
+    except ValueError:  # not repeated, since it may be a private one
         raise ValueError("must be a public key as `anonymizer keys` prints it (ed25519:...)") from None
     return text
 
 
 class PolicyConfig(Section):
-    """The gates of each record and of the release. A rule that cannot be checked is a rule that is broken."""
+    """The rules for each record and for the release. A rule that cannot be checked counts as broken."""
 
     scores: dict[Score, Bound] = Field(
-        {}, description="{min, max} of clip_similarity, lpips, identity_distance, faces; what is outside is held back"
+        {},
+        description="{min, max} of clip_similarity, lpips, identity_distance, faces; outside, it is quarantined",
     )
     escalate: tuple[Float, ...] = Field(
-        (), description="stronger levels that an output which came too close is drawn again at, in turn"
+        (), description="stronger levels at which an output that is too close is sampled again, in turn"
     )
-    risk: dict[Annotated[str, AfterValidator(_known_rule)], RiskBound] = Field(
+    risk: dict[Annotated[str, AfterValidator(_check_risk_rule)], RiskBound] = Field(
         {}, description="bounds on the audit's figures: {max_linkage_rank1: {upper: 0.05}}, or max_linkage above chance"
     )
     audits: tuple[Attack, ...] = Field((), description="attacks that must have been tried on this very release")
     audit_days: Int | None = Field(None, ge=0, description="how many days old the audit may be")
-    max_quarantined: Float | None = Field(None, ge=0, le=1, description="share of records that may be held back")
-    max_failed: Float | None = Field(None, ge=0, le=1, description="share of records that may have failed")
+    max_quarantined: Float | None = Field(None, ge=0, le=1, description="largest share of quarantined records")
+    max_failed: Float | None = Field(None, ge=0, le=1, description="largest share of failed records")
     min_released: Int = Field(0, ge=0, description="fewest pictures that may be published")
     approvals: Int = Field(0, ge=0, description="how many of the approvers must sign before anything is published")
-    approvers: dict[Words, Annotated[str, AfterValidator(_public_key)]] = Field(
+    approvers: dict[Words, Annotated[str, AfterValidator(_check_public_key)]] = Field(
         {}, description="name -> public key of each who may approve; both are published"
     )
     waivers: tuple[Waiver, ...] = Field((), description="rules set aside: {rule, who, why, until}; published")
 
     @field_validator("escalate")
     @classmethod
-    def _stronger(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_escalation(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < level <= 1 for level in value) or list(value) != sorted(set(value)):
-            raise ValueError(f"must be rising levels in (0, 1], got {', '.join(f'{x:g}' for x in value)}")
+            raise ValueError(f"must be rising levels in (0, 1], got {format_levels(value)}")
         return value
 
     @property
     def required_attacks(self) -> tuple[str, ...]:
-        """Attacks that a rule asks for, be it a bound on what they find."""
+        """The attacks that a rule needs, for themselves or for a bound on their figures."""
         return tuple(sorted({*self.audits, *(parse_risk_rule(rule)[0] for rule in self.risk)}))
 
     @model_validator(mode="after")
-    def _waivers_waive_something(self) -> PolicyConfig:
+    def _check_waivers(self) -> PolicyConfig:
         rules = ["min_released", *self.risk, *(f"audits.{attack}" for attack in self.required_attacks)]
         rules += [name for name in ("max_quarantined", "max_failed", "audit_days") if getattr(self, name) is not None]
         for waiver in self.waivers:
@@ -143,7 +144,7 @@ class PolicyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _enough_approvers(self) -> PolicyConfig:
+    def _check_approvers(self) -> PolicyConfig:
         if self.approvals > len(self.approvers):
             raise ValueError(
                 f"approvals: {self.approvals} asked for, and {len(self.approvers)} approvers named: name as many"

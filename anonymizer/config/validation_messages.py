@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line: field, value, and what was probably meant."""
+"""Turn pydantic's validation errors into one line each: field, value, and the key that was probably meant."""
 
 from __future__ import annotations
 
@@ -13,42 +13,7 @@ from anonymizer.config.base import KEY_ENV_MESSAGE, safe_repr
 from anonymizer.config.calibration_scope import ChosenLevel
 from anonymizer.config.run import RunConfig
 
-
-def format_error(item: Any, kind: type[BaseModel]) -> str:
-    """One pydantic error as 'field: what, value: next step'."""
-    where = [str(part) for part in item["loc"] if part != "[key]"]
-    name = ".".join(where)
-    if item["type"] == "extra_forbidden":
-        return f"{name}: unknown key: {_nearest(where, kind)}"
-    if item["type"] == "missing":
-        return f"{name}: missing: give it in the config or as --set {name}=..."
-    if name in ("key_env", "signing_key_env"):  # whatever stands there may be the key itself
-        return f"{name} {KEY_ENV_MESSAGE}"
-    text = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        of_section = name and text.partition(":")[0] in _section(where, kind).model_fields
-        return f"{name}.{text}" if of_section else f"{name} {text}".lstrip()
-    got = safe_repr(item["input"])
-    if item["type"] == "model_type":
-        return f"{name}: is a section, got {got}: {_inside(where, item['input'], kind)}"
-    if item["type"] == "dict_type":
-        return f"{name}: is a mapping, got {got}: write {name}.COLUMN: VALUE"
-    if item["type"] == "tuple_type":
-        return f"{name}: is a list, got {got}: put it in square brackets"
-    hint = ": put it in quotes" if item["type"] == "string_type" else ""
-    return f"{name}: {text}, got {got}{hint}"
-
-
-def _inside(where: Sequence[str], value: Any, kind: type[BaseModel]) -> str:
-    """What to write instead of a value that stands where a section belongs."""
-    fields, name = _settings(_section(where, kind)), ".".join(where)
-    key = fields[0]
-    if isinstance(value, str) and key in ("uri", "id"):
-        return f"write {name}.{key}: {value if safe_repr(value) == repr(value) else '...'}"
-    return f"its keys are {', '.join(fields)}"
-
-
-# What is looked for under another name than ours, and what it is called here.
+# Keys that users of other programs may expect, and the ones here.
 SYNONYMS = {
     "columns": "source.carry",
     "source.columns": "source.carry",
@@ -58,61 +23,82 @@ SYNONYMS = {
 }
 
 
-def _nearest(where: Sequence[str], kind: type[BaseModel]) -> str:
-    """What an unknown key was probably meant to be: the same key elsewhere, or the most similar one beside it.
-
-    At the top, where a section may have been forgotten, all keys are compared.
-    """
-    *sections, key = where
-    beside = sorted(_settings(_section(sections, kind)))
-    leaves: dict[str, list[str]] = {}
-    for known in known_keys(kind):
-        leaves.setdefault(known.split(".")[-1], []).append(known)
-    if meant := leaves.get(key) or [*filter(None, [SYNONYMS.get(".".join(where))])]:
-        return f"did you mean {_either(meant)}?"
-    close = difflib.get_close_matches(key, [*beside, *(() if sections else leaves)], n=1, cutoff=0.5)
-    if not close:
-        return f"known keys: {', '.join(beside)}"
-    return f"did you mean {_either(close if close[0] in beside else leaves[close[0]])}?"
-
-
-def _either(names: Sequence[str]) -> str:
-    return " or ".join(repr(name) for name in names)
-
-
-def _section(where: Sequence[str], kind: type[BaseModel]) -> type[BaseModel]:
-    at: Any = kind
-    for part in where:  # of a section a field, of a mapping or a list one of its values
-        at = kind.model_fields[part].annotation if at is kind else next(filter(_is_section, get_args(at)), None)
-        kind = next(filter(_is_section, [at, *_alternatives(at)]), kind)
-        at = kind if _is_section(at) or _alternatives(at) else at
-    return kind
-
-
-def _sections(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """Name -> section, of those fields that are one (or may be left out)."""
-    of = {name: [field.annotation, *_alternatives(field.annotation)] for name, field in kind.model_fields.items()}
-    return {name: a for name, some in of.items() for a in some if _is_section(a)}
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _settings(kind: type[BaseModel]) -> list[str]:
-    """The names in a section, without the record of a choice, which nobody sets."""
-    return [name for name in kind.model_fields if _sections(kind).get(name) is not ChosenLevel]
+def format_error(error: Any, kind: type[BaseModel]) -> str:
+    """Return one of pydantic's error details as 'field: problem, value: next step'."""
+    parts = [str(part) for part in error["loc"] if part != "[key]"]
+    name, type_ = ".".join(parts), error["type"]
+    if type_ == "extra_forbidden":
+        return f"{name}: unknown key: {_suggest_key(parts, kind)}"
+    if type_ == "missing":
+        return f"{name}: missing: give it in the config or as --set {name}=..."
+    if name in ("key_env", "signing_key_env"):  # the value may be the key itself
+        return f"{name} {KEY_ENV_MESSAGE}"
+    text = error["msg"].removeprefix("Value error, ")
+    if type_ == "value_error":
+        is_about_key = name and text.partition(":")[0] in _section_at(parts, kind).model_fields
+        return f"{name}.{text}" if is_about_key else f"{name} {text}".lstrip()
+    got = safe_repr(error["input"])
+    if type_ == "model_type":
+        return f"{name}: is a section, got {got}: {_suggest_section(parts, error['input'], kind)}"
+    if type_ == "dict_type":
+        return f"{name}: is a mapping, got {got}: write {name}.COLUMN: VALUE"
+    if type_ == "tuple_type":
+        return f"{name}: is a list, got {got}: put it in square brackets"
+    hint = ": put it in quotes" if type_ == "string_type" else ""
+    return f"{name}: {text}, got {got}{hint}"
 
 
 def known_keys(kind: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings."""
-    sections = _sections(kind)
-    for name in _settings(kind):
-        if name in sections:
-            yield from known_keys(sections[name], f"{prefix}{name}.")
+    """Yield the dotted names of all settings in order."""
+    for name in _setting_names(kind):
+        if section := _section_in(kind.model_fields[name].annotation):
+            yield from known_keys(section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def _suggest_section(parts: Sequence[str], value: Any, kind: type[BaseModel]) -> str:
+    """Return what to write instead of a plain value where a section is expected."""
+    keys = _setting_names(_section_at(parts, kind))
+    if isinstance(value, str) and keys[0] in ("uri", "id"):
+        return f"write {'.'.join(parts)}.{keys[0]}: {value if safe_repr(value) == repr(value) else '...'}"
+    return f"its keys are {', '.join(keys)}"
+
+
+def _suggest_key(parts: Sequence[str], kind: type[BaseModel]) -> str:
+    """Return the same key elsewhere, or the most similar sibling; at the top, all keys are compared."""
+    *sections, key = parts
+    siblings = sorted(_setting_names(_section_at(sections, kind)))
+    leaves: dict[str, list[str]] = {}
+    for known in known_keys(kind):
+        leaves.setdefault(known.split(".")[-1], []).append(known)
+    synonym = SYNONYMS.get(".".join(parts))
+    names = leaves.get(key) or ([synonym] if synonym else [])
+    if not names:
+        close = difflib.get_close_matches(key, [*siblings, *(() if sections else leaves)], n=1, cutoff=0.5)
+        if not close:
+            return f"known keys: {', '.join(siblings)}"
+        names = close if close[0] in siblings else leaves[close[0]]
+    return f"did you mean {' or '.join(map(repr, names))}?"
+
+
+def _setting_names(kind: type[BaseModel]) -> list[str]:
+    """Return the keys of a section without the record of a chosen level, which is no setting."""
+    return [name for name, field in kind.model_fields.items() if _section_in(field.annotation) is not ChosenLevel]
+
+
+def _section_at(parts: Sequence[str], kind: type[BaseModel]) -> type[BaseModel]:
+    """Return the innermost section on the way to a value, through lists and mappings of sections too."""
+    for part in parts:
+        if part in kind.model_fields:
+            kind = _section_in(kind.model_fields[part].annotation, inside_containers=True) or kind
+    return kind
+
+
+def _section_in(annotation: Any, inside_containers: bool = False) -> type[BaseModel] | None:
+    """Return the section that a field is, or may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if not inside_containers and get_origin(annotation) not in (Union, UnionType):
+        return None
+    return next(filter(None, (_section_in(part, inside_containers) for part in get_args(annotation))), None)

@@ -1,0 +1,71 @@
+"""Settings of a source: where the originals are, and which columns are read with them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from anonymizer.config.base import Int, Section, Uri
+from anonymizer.config.model import ModelConfig
+
+
+class Limits(Section):
+    """Bounds on what is decoded; a record beyond them fails with a typed reason."""
+
+    max_bytes: Int = Field(64 * 2**20, gt=0, description="bytes of one encoded picture")
+    max_pixels: Int = Field(100_000_000, gt=0, description="width x height of one picture")
+    max_frames: Int = Field(1000, gt=0, description="frames of an animation; the first one is used")
+
+
+class SourceConfig(Section):
+    """Where the originals are, and which columns are read with them."""
+
+    uri: Uri = Field(description="folder, file or prefix; any fsspec URI")
+    format: Literal["auto", "folder", "webdataset", "parquet", "listing"] = Field(
+        "auto", description="auto (by what lies there), folder, webdataset, parquet, or listing (CSV, JSONL)"
+    )
+    image: str = Field("image", description="column of a Parquet file or listing that holds the picture or its path")
+    id: str | None = Field(None, description="column that names a record; without it, file and row do")
+    label: str | None = Field(None, description="'folder', or the column or key to carry as label; none by default")
+    caption: str | None = Field(None, description="column or key to carry as caption; none by default")
+    carry: tuple[str, ...] = Field((), description="further columns to carry into the manifest")
+    drop: tuple[str, ...] = Field((), description="columns to drop; '*' for all that are not named")
+    restricted: tuple[str, ...] = Field((), description="columns to store in the ledger only")
+    subject: str | None = Field(
+        None,
+        description="'folder', or the column that identifies a person, stored in the ledger for erasure",
+    )
+    where: dict[str, str] = Field({}, description="keep only rows whose column has this value (Parquet, listing)")
+    fit: Literal["crop", "pad", "tiles"] = Field(
+        "crop", description="crop or pad any other shape to the model's square; or keep it, in overlapping tiles"
+    )
+    kind: str | None = Field(
+        None, description="what is on the pictures, in your own words; a calibration holds for one kind"
+    )
+    limits: Limits = Limits()
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or not value.isprintable()):
+            raise ValueError(f"must say in a few words what is on the pictures, got {value!r}")
+        return value and value.strip()
+
+    @property
+    def square_fit(self) -> Literal["crop", "pad"]:
+        """The fit for networks that take squares only, such as an attacker's."""
+        return "crop" if self.fit == "crop" else "pad"
+
+
+def check_condition_columns(model: ModelConfig, source: SourceConfig) -> None:
+    """Raise ValueError unless the source reads each column that the model is conditioned on."""
+    settings = ("label", "caption")
+    columns = {*source.carry, *source.restricted} - set(settings)
+    columns |= {name for name in settings if getattr(source, name) is not None}
+    for name in model.prompt_fields:
+        if name not in columns:
+            step = f"set source.{name}" if name in settings else "name the column in source.carry or source.restricted"
+            raise ValueError(f"model.prompt: {{{name}}} is not read from the source: {step}")
+    if model.condition == "label" and source.label is None:
+        raise ValueError("model.condition: label, and source.label is not set: say where the label stands")
