@@ -1,18 +1,18 @@
-"""What can go wrong, and who can mend it.
+"""The tree of errors.
 
     AnonymizerError
-    ├── UsageError            the user can mend it before any work starts; the command line exits with 2
+    ├── UsageError            wrong input, reported before any work starts; the command line exits with 2
     │   ├── ConfigError       a key or a value of the configuration
-    │   ├── SourceError       the dataset that is to be read
-    │   ├── OutputError       the place that is to be written
+    │   ├── SourceError       the dataset to read
+    │   ├── OutputError       the output to write
     │   ├── ModelError        a diffusion or scoring model, its device, its dtype
     │   ├── CustodianKeyError the custodian's key
     │   └── SigningKeyError   a publisher's or approver's key
-    ├── RecordError           one record cannot be used; it becomes a row with a reason, the run goes on
-    ├── StepError             a step of a run failed unexpectedly; its text never names a record
+    ├── RecordError           one unusable record; it becomes a row with a reason, and the run goes on
+    ├── StepError             an unexpected failure of a step of a run
     │   └── ShardError        one shard or more
-    ├── GateError             the policy does not let the release out (exit 1)
-    └── IntegrityError        numbers or files that must agree do not; nothing is published (exit 1)
+    ├── GateError             the policy does not allow the release (exit 1)
+    └── IntegrityError        counts or files that must agree differ; nothing is published (exit 1)
 
 Messages name field, value and next step in one line. ``UsageError`` may name paths that the user typed.
 ``RecordError`` and ``StepError`` never name a record, a path or a value: they may end up in logs. Errors that a
@@ -36,7 +36,7 @@ class ReportableError(AnonymizerError):
 
 
 class UsageError(AnonymizerError):
-    """The user's input is at fault; said before any long work starts."""
+    """The user's input is wrong; raised before any long work starts."""
 
 
 class ConfigError(UsageError, ReportableError):
@@ -44,7 +44,7 @@ class ConfigError(UsageError, ReportableError):
 
 
 class SourceError(UsageError):
-    """The source is missing, empty, or not of the format that was named."""
+    """The source is missing, empty, or not of the given format."""
 
 
 class OutputError(UsageError, ReportableError):
@@ -52,19 +52,19 @@ class OutputError(UsageError, ReportableError):
 
 
 class ModelError(UsageError, ReportableError):
-    """A model cannot be found or used as asked."""
+    """A model is missing, or cannot be used with these settings."""
 
 
 class CustodianKeyError(UsageError, ReportableError):
-    """The custodian's key is malformed or not the one that this release was begun with."""
+    """The custodian's key is malformed, or not the one that the release was begun with."""
 
 
 class SigningKeyError(UsageError, ReportableError):
-    """A private key is missing, or is none, or is not one that may sign here."""
+    """A private key is missing or malformed, or may not sign here."""
 
 
 class RecordError(AnonymizerError):
-    """One record cannot be used. Carries a typed reason and nothing else."""
+    """One record cannot be used; carries a typed reason and nothing else."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
@@ -80,8 +80,8 @@ class ShardError(StepError):
 
 
 class GateError(ReportableError):
-    """The policy does not let the release out; says which rules are broken."""
+    """The policy does not allow the release; names the broken rules."""
 
 
 class IntegrityError(ReportableError):
-    """Counts or files that must agree do not."""
+    """Counts or files that must agree differ."""

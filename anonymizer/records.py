@@ -1,4 +1,4 @@
-"""The types that every room hands on: where a record lies, what was read, what became of it."""
+"""Types shared by all rooms: entries, records, scores and decisions; plans and summaries of releases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """How a record ended; there is no fourth way."""
+    """The end of a record."""
 
     RELEASED = "released"
     QUARANTINED = "quarantined"
@@ -19,38 +19,37 @@ class Reason(StrEnum):
     """Why a record was not released."""
 
     EMPTY = "empty"  # zero bytes
-    NOT_AN_IMAGE = "not_an_image"  # no decoder knows it
-    TRUNCATED = "truncated"  # a decoder knows it, and it ends early or is damaged
+    NOT_AN_IMAGE = "not_an_image"  # recognised by no decoder
+    TRUNCATED = "truncated"  # recognised by a decoder, but ends early or is damaged
     TOO_MANY_BYTES = "too_many_bytes"
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_MANY_FRAMES = "too_many_frames"
-    UNSUPPORTED_MODE = "unsupported_mode"  # pixels whose meaning we would have to guess
-    UNREADABLE = "unreadable"  # listed, but the bytes cannot be had (missing, permission, I/O)
-    CHANGED = "changed"  # not the bytes that were there when the run was planned
-    OUTSIDE_SOURCE = "outside_source"  # a link or a path that leaves the source
-    DUPLICATE_ID = "duplicate_id"  # a second record of the same id
+    UNSUPPORTED_MODE = "unsupported_mode"  # the meaning of the pixels is ambiguous
+    UNREADABLE = "unreadable"  # listed, but its bytes cannot be read (missing, permission, I/O)
+    CHANGED = "changed"  # other bytes than when the run was planned
+    OUTSIDE_SOURCE = "outside_source"  # a link or path that leads out of the source
+    DUPLICATE_ID = "duplicate_id"  # a second record with the same id
     BAD_METADATA = "bad_metadata"  # a label, caption or carried column that cannot be read
-    NO_CONDITION = "no_condition"  # the class or prompt that the model should be told is missing, or unknown to it
+    NO_CONDITION = "no_condition"  # the class or prompt is missing, or unknown to the model
     NOT_FINITE = "not_finite"  # the model returned NaN or infinity
-    OUT_OF_MEMORY = "out_of_memory"  # larger than what the model's device has room for, even alone
-    NOT_SCORED = "not_scored"  # a score that the run asks for is missing
-    UNSAFE = "unsafe"  # the model's own safety checker objects to the output
-    NO_FACE = "no_face"  # the policy asks about faces, and none was detected
-    TOO_CLOSE = "too_close"  # nearer to its original than the policy allows
-    TOO_FAR = "too_far"  # further from it than the policy allows: of no use
-    UNCLASSIFIED = "unclassified"  # a column that the configuration neither carries, drops nor restricts
+    OUT_OF_MEMORY = "out_of_memory"  # too large for the model's device, even in a batch of one
+    NOT_SCORED = "not_scored"  # a configured score is missing
+    UNSAFE = "unsafe"  # rejected by the model's safety checker
+    NO_FACE = "no_face"  # a rule about faces, and none was detected
+    TOO_CLOSE = "too_close"  # closer to its original than the policy allows
+    TOO_FAR = "too_far"  # farther from its original than the policy allows: of no use
+    UNCLASSIFIED = "unclassified"  # has a column that the configuration neither carries, drops nor restricts
     WITHDRAWN = "withdrawn"  # erased from an earlier release
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one record lies; listed at planning, without reading a pixel.
+    """The location of one record; listed at planning, without reading a pixel.
 
     ``record_id`` is unique in a source, printable UTF-8 (other bytes and control characters percent-encoded).
-    ``member`` names a part inside ``uri``: a tar member, a Parquet row, a listing row. ``size`` in bytes where the
-    listing knows it. ``problem`` marks a record that is known to be unusable before it is read. ``mark`` is what tells
-    a row of a table from one that has taken its place since: a digest of the row, or the version of its file.
-    ``subject`` is whose picture it is, where the listing knows it.
+    ``member`` names a part of ``uri``: a tar member, a Parquet row, a listing row. ``size`` in bytes, ``label`` and
+    ``subject`` (the person) are set if the listing has them. ``problem`` marks a record that is unusable before it is
+    read. ``mark`` detects a changed table: a digest of the row, or the version of its file.
     """
 
     record_id: str
@@ -66,21 +65,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """One record as read: its bytes and what the configuration asked to carry, or the reason why there is nothing."""
+    """One record as read: its bytes and the configured columns, or the reason why there are none."""
 
     entry: Entry
     data: bytes = b""
     label: str | None = None
     caption: str | None = None
     columns: Mapping[str, object] = field(default_factory=dict)
-    restricted: Mapping[str, object] = field(default_factory=dict)  # kept in the ledger, and nowhere else
-    subject: str | None = None  # whose picture it is; kept in the ledger, and nowhere else
+    restricted: Mapping[str, object] = field(default_factory=dict)  # stored in the ledger only
+    subject: str | None = None  # the person; stored in the ledger only
     problem: Reason | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How far one output is from its original. ``None``: not asked for. NaN never means 'not asked for'."""
+    """Scores of one output against its original; None (never NaN) for those that are not configured."""
 
     clip_similarity: float | None = None
     lpips: float | None = None
@@ -90,7 +89,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate says of one record."""
+    """The gate's decision about one record."""
 
     status: Status
     reason: Reason | None = None

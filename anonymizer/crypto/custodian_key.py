@@ -1,7 +1,7 @@
-"""The custodian's key, and what is derived from it: output ids, source digests, noise streams.
+"""The custodian's key, and what is derived from it: output ids, keyed digests, noise keys.
 
-Nothing that is derived can be traced back without the key. A run without a key draws a fresh one for each process and
-throws it away: then nobody, its custodian included, can replay the run or link an id to a source.
+Nothing derived can be traced back without the key. A run without a key draws one for the process and discards it: then
+nobody, the custodian included, can replay the run or link an id to a source.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from anonymizer.errors import CustodianKeyError
 
 @dataclass(frozen=True)
 class CustodianKey:
-    """A secret of 16 bytes or more; ``lasting`` is false for one that is thrown away with the process."""
+    """A secret of 16 bytes or more; ``is_persistent`` is false for a key that is discarded with the process."""
 
     secret: bytes = field(repr=False)
     is_persistent: bool = True
 
     def derive(self, purpose: str, *parts: bytes) -> bytes:
-        """HMAC-SHA256 (32 bytes) of length-prefixed parts, in a domain of its own for each purpose."""
+        """Return the HMAC-SHA256 (32 bytes) of length-prefixed parts, in a domain of its own for each purpose."""
         return self._derive(purpose, parts)
 
     def _derive(self, purpose: str, parts: Iterable[bytes]) -> bytes:
@@ -35,41 +35,41 @@ class CustodianKey:
         return mac.digest()
 
     def output_id(self, record_id: str, data_hmac: str, fingerprint: str) -> str:
-        """The public name of a record's output: 32 hex digits, unrelated to source order.
+        """Return the public id of a record's output: 32 hex digits, unrelated to source order.
 
-        Another picture under the same name, or other settings, give another id: ids of two releases agree only where
-        the outputs do.
+        Other bytes under the same name, or other settings, give another id: ids of two releases are equal only if the
+        outputs are.
         """
         return self.derive("output-id", record_id.encode(), data_hmac.encode(), fingerprint.encode())[:16].hex()
 
     def source_hmac(self, data: bytes) -> str:
-        """A keyed digest of an original's bytes (64 hex digits); a bare hash would be a membership oracle."""
+        """Return a keyed digest of an original's bytes (64 hex digits); a bare hash would be a membership oracle."""
         return self.derive("source", hashlib.sha256(data).digest()).hex()
 
     def subject_hmac(self, subject: str) -> str:
-        """A keyed digest (64 hex digits) of what a source calls a person."""
+        """Return a keyed digest (64 hex digits) of a person's name in the source."""
         return self.derive("subject", subject.encode()).hex()
 
     def materials_hmac(self, data_hmacs: Iterable[str]) -> str:
-        """One keyed digest (64 hex digits) of all originals of a release, which come sorted."""
+        """Return one keyed digest (64 hex digits) of all originals of a release, given sorted."""
         return self._derive("materials", (digest.encode() for digest in data_hmacs)).hex()
 
     def noise_key(self, data_hmac: str, fingerprint: str) -> bytes:
-        """The 128-bit key of one original's noise.
+        """Return the 128-bit key of an original's noise.
 
-        It depends on the original's bytes, so that copies of one original get one output and not two that add up; and
-        on the fingerprint, since noise that is used at two levels could be cancelled by whoever holds both outputs.
+        It depends on the original's bytes, so that copies get one output instead of several that add up; and on the
+        fingerprint, since noise that is used at two levels could be cancelled with both outputs.
         """
         return self.derive("noise", data_hmac.encode(), fingerprint.encode())[:16]
 
     @property
     def check_value(self) -> str | None:
-        """Tells two lasting keys apart without telling either; none for a fresh key."""
+        """16 hex digits that differ between persistent keys and reveal nothing of them; None for a fresh key."""
         return self.derive("check")[:8].hex() if self.is_persistent else None
 
 
 def load_key(name: str) -> CustodianKey:
-    """The key in the environment variable ``name`` (hex, 32 digits or more), or this process's own fresh one."""
+    """Return the key in an environment variable (hex, 32 digits or more), or else this process's own fresh key."""
     text = os.environ.get(name, "").strip()
     if not text:
         return _fresh_key()
@@ -77,8 +77,7 @@ def load_key(name: str) -> CustodianKey:
         secret = bytes.fromhex(text)
     except ValueError:
         secret = b""
-    if len(secret) < 16 or len(set(secret)) < 4:
-        # The value is a secret: it is not repeated here.
+    if len(secret) < 16 or len(set(secret)) < 4:  # the value is not repeated
         raise CustodianKeyError(
             f"{name}: not a key: give 32 or more random hex digits, for example from `openssl rand -hex 32`"
         )

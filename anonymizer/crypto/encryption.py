@@ -1,78 +1,73 @@
-"""What shows an original, encrypted with age to those who may see it; whoever writes it needs no private key."""
+"""Encrypt files that show an original to age recipients; writing them needs no private key."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyrage
 
 from anonymizer.errors import ConfigError, UsageError
 from anonymizer.storage.layout import ENCRYPTED_SUFFIX
-
-if TYPE_CHECKING:  # configurations are checked with this module, and have no need of file systems
-    from anonymizer.storage.path import StoragePath
+from anonymizer.storage.path import StoragePath
 
 PRIVATE_KEY_PREFIX = "AGE-SECRET-KEY-"
 
 
 class Encryptor:
-    """Writes bytes as they are, or, where there are recipients, encrypted to every one of them under another name."""
+    """Write files encrypted to all recipients, with another name; without recipients, write them as they are."""
 
     def __init__(self, recipients: Sequence[str]) -> None:
-        self._keys = [_public_key(text) for text in recipients]
+        self._keys = [_parse_recipient(text) for text in recipients]
 
     def file_name(self, name: str) -> str:
-        """What a file that would be called ``name`` is called."""
+        """Return the name under which a file called ``name`` is written."""
         return f"{name}{ENCRYPTED_SUFFIX}" if self._keys else name
 
-    def write_uncommitted(self, place: StoragePath, data: bytes) -> None:
-        """``Place.put``; takes away what lies there in the other form, from a run with other settings."""
-        wanted, other = self._places(place)
-        wanted.write_uncommitted(self._sealed(data))
+    def write(self, path: StoragePath, data: bytes) -> None:
+        """Write a file atomically, and delete its other form, which a run with other settings may have left."""
+        target, other = self._paths(path)
+        target.write(self._encrypt(data))
         other.remove()
 
-    def write(self, place: StoragePath, data: bytes) -> None:
-        """``put``, but whole or not at all, as ``Place.write`` does."""
-        wanted, other = self._places(place)
-        wanted.write(self._sealed(data))
+    def write_uncommitted(self, path: StoragePath, data: bytes) -> None:
+        """Write a file as ``write`` does, but with ``StoragePath.write_uncommitted``."""
+        target, other = self._paths(path)
+        target.write_uncommitted(self._encrypt(data))
         other.remove()
 
-    def _places(self, place: StoragePath) -> tuple[StoragePath, StoragePath]:
-        sealed = replace(place, path=f"{place.path}{ENCRYPTED_SUFFIX}")
-        return (sealed, place) if self._keys else (place, sealed)
+    def _paths(self, path: StoragePath) -> tuple[StoragePath, StoragePath]:
+        encrypted = replace(path, path=f"{path.path}{ENCRYPTED_SUFFIX}")
+        return (encrypted, path) if self._keys else (path, encrypted)
 
-    def _sealed(self, data: bytes) -> bytes:
-        if not self._keys:
-            return data
-        sealed: bytes = pyrage.encrypt(data, self._keys)
-        return sealed
+    def _encrypt(self, data: bytes) -> bytes:
+        return bytes(pyrage.encrypt(data, self._keys)) if self._keys else data
 
 
 def decrypt(data: bytes, identity_text: str) -> bytes:
-    """What was encrypted, by an age identity file's text: private keys, a line each; lines with # are comments.
+    """Return the plain bytes of an encrypted file.
 
-    UsageError if none of them opens it; it repeats nothing of the text.
+    ``identity_text`` is an age identity file: private keys, one a line, and comments with #. UsageError, which repeats
+    nothing of it, if no key decrypts the data.
     """
     lines = [line.strip() for line in identity_text.splitlines()]
-    keys = [_private_key(line) for line in lines if line and not line.startswith("#")]
+    keys = [_parse_identity(line) for line in lines if line and not line.startswith("#")]
     if not keys:
         raise UsageError(
             f"identity: holds no private key: give the {PRIVATE_KEY_PREFIX}1... line that `age-keygen` printed"
         )
     try:
-        opened: bytes = pyrage.decrypt(data, keys)
+        return bytes(pyrage.decrypt(data, keys))
     except pyrage.DecryptError:
         raise UsageError(
             "identity: does not open this file, which was encrypted to other recipients, is damaged, or is not of age: "
             "give the private key of one who is named in restricted.recipients"
         ) from None
-    return opened
 
 
-def _public_key(text: str) -> Any:
-    if "SECRET-KEY" in text.upper():  # it is not repeated
+def _parse_recipient(text: str) -> Any:
+    if "SECRET-KEY" in text.upper():  # not repeated
         raise ConfigError("restricted.recipients: holds a private key: name the public one, and make a new pair")
     try:
         return pyrage.x25519.Recipient.from_str(text)
@@ -83,7 +78,7 @@ def _public_key(text: str) -> Any:
         ) from None
 
 
-def _private_key(line: str) -> Any:
+def _parse_identity(line: str) -> Any:
     try:
         return pyrage.x25519.Identity.from_str(line)
     except (pyrage.IdentityError, UnicodeError):

@@ -1,4 +1,4 @@
-"""Ed25519 key pairs: made, read from a file or an environment variable, and never shown."""
+"""Ed25519 key pairs: generated, and read from a file or an environment variable."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ KEY_HINT = "make one with `anonymizer keys NAME`"
 
 
 def generate_key_pair() -> CryptoSigner:
-    """A new key pair. ``private_bytes`` of what comes back is its private half (PKCS 8, PEM)."""
+    """Return a new key pair, whose ``private_bytes`` are its private half (PKCS 8, PEM)."""
     return CryptoSigner.generate_ed25519()
 
 
 def format_public_key(key: SSlibKey) -> str:
-    """``ed25519:BASE64``: a public key as settings and statements write it."""
+    """Return a public key as settings and statements write it: ``ed25519:BASE64``."""
     return PUBLIC_KEY_PREFIX + base64.b64encode(bytes.fromhex(key.keyval["public"])).decode()
 
 
 def parse_public_key(text: str) -> SSlibKey:
-    """The key that ``public_text`` wrote. ValueError for anything else."""
+    """Return the key that ``format_public_key`` wrote. ValueError for anything else."""
     raw = base64.b64decode(text.removeprefix(PUBLIC_KEY_PREFIX), validate=True)
     key: SSlibKey = SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
     if format_public_key(key) != text:
@@ -37,28 +37,28 @@ def parse_public_key(text: str) -> SSlibKey:
 
 
 def signer_from_env(variable: str) -> CryptoSigner | None:
-    """The private key in an environment variable, which holds it (PEM) or names its file; none where it is not set.
+    """Return the private key in an environment variable, which holds it (PEM) or names its file; None if it is unset.
 
-    SigningKeyError where what is there is no private key; its value is not repeated.
+    SigningKeyError, without the value, if it is no private key.
     """
     value = os.environ.get(variable, "").strip()
     if not value:
         return None
     if value.startswith("-----BEGIN"):
-        return _signer(value.replace("\\n", "\n").encode(), variable)
+        return _parse_pem(value.replace("\\n", "\n").encode(), variable)
     return signer_from_file(Path(value), variable)
 
 
 def signer_from_file(file: Path, name: str = "--key") -> CryptoSigner:
-    """The private key in a file (PEM). SigningKeyError, which names ``name``, where there is none."""
+    """Return the private key in a file (PEM). SigningKeyError, which names ``name``, if there is none."""
     try:
         data = file.read_bytes()
-    except (OSError, ValueError):  # what was meant to be a path may be the key itself: it is not repeated
+    except (OSError, ValueError):  # the path is not repeated, since it may be the key itself
         raise SigningKeyError(f"{name}: no such file, or it cannot be read: {KEY_HINT}") from None
-    return _signer(data, name)
+    return _parse_pem(data, name)
 
 
-def _signer(pem: bytes, name: str) -> CryptoSigner:
+def _parse_pem(pem: bytes, name: str) -> CryptoSigner:
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
