@@ -1,4 +1,4 @@
-"""What attackers are given: the evidence of an audit or a calibration, read from where its settings say."""
+"""The evidence of an audit or a calibration, read from where its settings say."""
 
 from __future__ import annotations
 
@@ -15,28 +15,25 @@ from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.data.sources.folder import FolderSource
 from anonymizer.errors import ConfigError, SourceError
-from anonymizer.release import audit_sample
-from anonymizer.release.audit_sample import ImageSet
+from anonymizer.release.audit_sample import ImageSet, draw_images, exclude_insiders
 from flows.jobs.release import in_fresh_thread
 from metrics import features
 from metrics.audit.mechanisms import Mechanism
 from metrics.audit.workbench import Effort, Evidence
 from metrics.features import Embedder
-from metrics.stats.intervals import Names, as_subjects
+from metrics.stats.intervals import as_subjects
 
-MAX_EXTRA_IMAGES = (
-    1000  # outsiders, and training pictures, at most: as many as a false alarm in a thousand takes to be seen
-)
+MAX_EXTRA_IMAGES = 1000  # outsiders, and training images: enough to see one false alarm in a thousand
 
 
 @lru_cache(maxsize=1)
 def load_embedders(names: tuple[str, ...], device: str) -> Sequence[Embedder]:
-    """What pictures are compared by, loaded once for each process."""
+    """Load the features that attackers compare, once for each process."""
     return in_fresh_thread(lambda: features.load_embedders(names, device))
 
 
 def check_sources(config: AttackerConfig) -> None:
-    """Whether the attackers' own pictures can be had. SourceError, which names the setting, if not."""
+    """Raise SourceError, which names the setting, where the attackers' own images cannot be read."""
     for name in ("others", "outsiders", "training"):
         if (extra := getattr(config, name)) is not None:
             usage_marker.refuse_marked_source(f"{name}.uri", extra.uri)
@@ -47,14 +44,13 @@ def check_sources(config: AttackerConfig) -> None:
 
 
 def with_attack_columns(source: SourceConfig, config: AttackerConfig) -> SourceConfig:
-    """A source, asked for what attackers want to know of each record besides."""
-    return _read_only(source).model_copy(
-        update={"label": config.identity, "caption": None, "carry": tuple(dict.fromkeys(config.attributes))}
-    )
+    """Return a source that also reads the columns that attackers want to know of each record."""
+    columns = tuple(dict.fromkeys(config.attributes))
+    return _read_only(source).model_copy(update={"label": config.identity, "caption": None, "carry": columns})
 
 
 def _read_only(source: SourceConfig) -> SourceConfig:
-    """A source of which nothing is released or kept: what is not asked for is left behind, whatever a release does."""
+    """Return a source without the columns of a release: all that is not asked for is dropped."""
     return source.model_copy(update={"drop": ("*",), "restricted": (), "subject": None})
 
 
@@ -70,19 +66,15 @@ def gather_evidence(
     model: Backbone,
     rng: np.random.Generator,
 ) -> Evidence:
-    """Originals and outputs (N, 3, S, S), whose they are, and what the settings give to attackers besides."""
+    """Gather originals and outputs (N, 3, S, S), their people, and what the settings give to attackers besides."""
+
+    def draw(source: SourceConfig | None, limit: int) -> ImageSet | None:
+        return None if source is None else draw_images(_read_only(source), model.size, limit, rng)
+
     names = originals.labels if config.identity is not None else originals.record_ids
-    others = (
-        audit_sample.draw_images(_read_only(config.others), model.size, 10 * config.sample, rng)
-        if config.others
-        else None
-    )
-    outsiders, note = _read_outsiders(config, originals, model.size, rng) if config.outsiders else (None, None)
-    training = (
-        audit_sample.draw_images(_read_only(config.training), model.size, MAX_EXTRA_IMAGES, rng)
-        if config.training
-        else None
-    )
+    others = draw(config.others, 10 * config.sample)
+    outsiders, note = _read_outsiders(config, config.outsiders, originals, model.size, rng)
+    training = draw(config.training, MAX_EXTRA_IMAGES)
     return Evidence(
         originals=originals.images,
         outputs=outputs,
@@ -91,40 +83,39 @@ def gather_evidence(
         mechanism=mechanism,
         model=model,
         attributes={name: [columns.get(name) for columns in originals.columns] for name in config.attributes},
-        others=(others.images, np.array([str(label) for label in others.labels])) if others else None,
-        outsiders=(outsiders.images, _subject_names(outsiders)) if outsiders else None,
+        others=(others.images, as_subjects(others.labels)) if others else None,
+        outsiders=(outsiders.images, as_subjects([f"outsider {name or i}" for i, name in enumerate(outsiders.labels)]))
+        if outsiders
+        else None,
         note=note,
         training=training.images if training else None,
     )
 
 
 def _read_outsiders(
-    config: AttackerConfig, originals: ImageSet, size: int, rng: np.random.Generator
-) -> tuple[ImageSet, str | None]:
-    """Photos of people outside, without any that turn out to be inside, and what is to be said of that.
+    config: AttackerConfig,
+    source: SourceConfig | None,
+    originals: ImageSet,
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[ImageSet | None, str | None]:
+    """Read photos of people outside, without any of the insiders, and a note on what was left out.
 
-    ConfigError where none is left.
+    Outsiders in a folder for each person are labelled by it where the release's people are. Raises ConfigError where
+    none is left.
     """
-    assert config.outsiders is not None
-    photos = audit_sample.draw_images(
-        _label_by_folder(_read_only(config.outsiders), config), size, MAX_EXTRA_IMAGES, rng
-    )
-    told = len(set(photos.labels) - {None}) > 1
-    found = audit_sample.exclude_insiders(photos, originals, identified=config.identity is not None and told)
-    if not len(found.images):
-        raise ConfigError(f"{found.note}: nobody is left: give photos of people who are not in the release")
-    if told:
-        return found.images, found.note
+    if source is None:
+        return None, None
+    source = _read_only(source)
+    if config.identity == "folder" and source.label is None and isinstance(open_source(source), FolderSource):
+        source = source.model_copy(update={"label": "folder"})
+    images = draw_images(source, size, MAX_EXTRA_IMAGES, rng)
+    is_labelled = len(set(images.labels) - {None}) > 1
+    outsiders = exclude_insiders(images, originals, identified=config.identity is not None and is_labelled)
+    if not len(outsiders.images):
+        raise ConfigError(f"{outsiders.note}: nobody is left: give photos of people who are not in the release")
+    if is_labelled:
+        return outsiders.images, outsiders.note
     unknown = "outsiders: who they are is not known (outsiders.label), so only equal pictures were looked for"
-    return replace(found.images, labels=[None] * len(found.images)), "; ".join(filter(None, [found.note, unknown]))
-
-
-def _label_by_folder(outsiders: SourceConfig, config: AttackerConfig) -> SourceConfig:
-    """Outsiders in a folder for each person are told apart as the release's people are."""
-    in_folders = config.identity == "folder" and isinstance(open_source(outsiders), FolderSource)
-    return outsiders.model_copy(update={"label": "folder"}) if in_folders and outsiders.label is None else outsiders
-
-
-def _subject_names(photos: ImageSet) -> Names:
-    """Whose each photo is; without a label, somebody else's."""
-    return as_subjects([f"outsider {name or number}" for number, name in enumerate(photos.labels)])
+    unlabelled = replace(outsiders.images, labels=[None] * len(outsiders.images))
+    return unlabelled, "; ".join(filter(None, [outsiders.note, unknown]))
