@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from anonymizer.config.base import Attack, Float, Section, Uri, format_levels
+from anonymizer.config.base import Attack, Float, Section, Uri, are_levels, ensure
 from anonymizer.config.run import RunConfig
 from anonymizer.config.source import SourceConfig
 
@@ -72,22 +72,22 @@ class CalibrationConfig(AttackerConfig):
     """The levels at which a run's settings are measured, on a sample of its source."""
 
     run: RunConfig
-    levels: Annotated[tuple[Float, ...], BeforeValidator(_parse_levels)] = Field(
+    levels: Annotated[
+        tuple[Float, ...],
+        BeforeValidator(_parse_levels),
+        ensure(
+            lambda levels: levels and len(set(levels)) == len(levels) and are_levels(levels),
+            "must be different numbers in (0, 1], got {}",
+        ),
+        AfterValidator(lambda levels: tuple(sorted(levels))),
+    ] = Field(
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="levels to measure: FIRST:LAST:STEP, or a list"
     )
-    attacks: tuple[Attack, ...] = Field(("linkage", "reidentification", "parrot"), description="attacks to try")
+    attacks: Annotated[
+        tuple[Attack, ...],
+        ensure(
+            lambda attacks: attacks and "leaks" not in attacks,
+            "must name attacks on pictures: leaks are looked for in a release, by `anonymizer audit`",
+        ),
+    ] = Field(("linkage", "reidentification", "parrot"), description="attacks to try")
     folder: Uri = Field("calibration", description="where calibration.json, its tables and plots go")
-
-    @field_validator("levels")
-    @classmethod
-    def _check_levels(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or len(set(value)) < len(value) or not all(0 < level <= 1 for level in value):
-            raise ValueError(f"must be different numbers in (0, 1], got {format_levels(value)}")
-        return tuple(sorted(value))
-
-    @field_validator("attacks")
-    @classmethod
-    def _check_attacks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or "leaks" in value:
-            raise ValueError("must name attacks on pictures: leaks are looked for in a release, by `anonymizer audit`")
-        return value

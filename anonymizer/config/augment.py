@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from anonymizer.config.base import Float, ImageOutput, Int, Sampler, Section, Seed
+from anonymizer.config.base import Float, ImageOutput, Int, Sampler, Section, Seed, ensure
 from anonymizer.config.model import ModelConfig
 from anonymizer.config.source import SourceConfig, check_condition_columns
 
@@ -30,20 +30,19 @@ class FilterConfig(Section):
         "none", description="clip (by the names of the labels), classifier (one of yours), or none"
     )
     clip: str = Field("bundled:clip-mini", description="bundled:clip-mini, or an open_clip 'MODEL/PRETRAINED'")
-    prompt: str = Field("a photo of a {label}", description="CLIP prompt for each label; holds {label}")
+    prompt: Annotated[
+        str,
+        ensure(
+            lambda text: "{label}" in text and not set(text.replace("{label}", "")) & set("{}"),
+            "must hold {{label}} and no other braces, got {!r}",
+        ),
+    ] = Field("a photo of a {label}", description="CLIP prompt for each label; holds {label}")
     classifier: str | None = Field(
         None, description="folder of an image classifier in transformers' format: safetensors, id2label, preprocessor"
     )
     names: dict[str, str] = Field(
         {}, description="label -> its name in the prompt or its class of the classifier, where it differs"
     )
-
-    @field_validator("prompt")
-    @classmethod
-    def _check_prompt(cls, value: str) -> str:
-        if "{label}" not in value or set(value.replace("{label}", "")) & set("{}"):
-            raise ValueError(f"must hold {{label}} and no other braces, got {value!r}")
-        return value
 
     @model_validator(mode="after")
     def _check_classifier(self) -> FilterConfig:
@@ -60,9 +59,13 @@ class AugmentConfig(Section):
     source: SourceConfig
     output: ImageOutput
     model: ModelConfig = ModelConfig()
-    levels: Annotated[tuple[Float, Float], BeforeValidator(_parse_range)] = Field(
-        (0.1, 0.4), description="lowest and highest level; each sample draws one of 16 from there to there"
-    )
+    levels: Annotated[
+        tuple[Float, Float],
+        BeforeValidator(_parse_range),
+        ensure(
+            lambda levels: 0 < levels[0] <= levels[1] <= 1, "must be two numbers in (0, 1], the lowest first, got {}"
+        ),
+    ] = Field((0.1, 0.4), description="lowest and highest level; each sample draws one of 16 from there to there")
     samples: Int = Field(2, ge=0, description="samples of each record; 0 with balance: only smaller classes get any")
     balance: bool = Field(
         False, description="whether smaller classes get more samples, until all classes are of one size"
@@ -72,14 +75,6 @@ class AugmentConfig(Section):
     filter: FilterConfig = FilterConfig()
     seed: Seed = Field(0, description="the same seed gives the same samples; no secret")
     batch_size: Int = Field(32, ge=1, description="pictures in one batch")
-
-    @field_validator("levels")
-    @classmethod
-    def _check_levels(cls, value: tuple[float, float]) -> tuple[float, float]:
-        low, high = value
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"must be two numbers in (0, 1], the lowest first, got {low:g} and {high:g}")
-        return value
 
     @model_validator(mode="after")
     def _check_labels(self) -> AugmentConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import reduce
 from typing import Annotated, Any, Literal
 
@@ -23,15 +24,16 @@ class Section(BaseModel):
 CREDENTIALS_PATTERN = re.compile(r"(?<!\bgithub)(?<!\bgit)://[^/:@]*:(?!\d+(?:/|$))[^@]*@")
 
 
-def _check_address(value: str) -> str:
-    if CREDENTIALS_PATTERN.search(value):  # neither repeated here nor stored with the run
-        raise ValueError(
-            "holds a password, which would be stored with the run: leave it out of the address, and give it in the "
-            "environment or in fsspec's own config file (~/.config/fsspec/)"
-        )
-    if not value.strip() or "\0" in value:
-        raise ValueError(f"must name a folder, file or prefix, got {value!r}")
-    return value
+def ensure(is_valid: Callable[[Any], object], message: str) -> AfterValidator:
+    """Return a validator that raises ValueError unless ``is_valid(value)``; ``{}`` in the message is the value."""
+
+    def check(value: Any) -> Any:
+        if not is_valid(value):
+            is_numbers = isinstance(value, tuple)
+            raise ValueError(message.format(", ".join(f"{x:g}" for x in value) or "none" if is_numbers else value))
+        return value
+
+    return AfterValidator(check)
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -40,7 +42,15 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
-Uri = Annotated[str, AfterValidator(_check_address)]
+Uri = Annotated[
+    str,
+    ensure(
+        lambda uri: not CREDENTIALS_PATTERN.search(uri),
+        "holds a password, which would be stored with the run: leave it out of the address, and give it in the "
+        "environment or in fsspec's own config file (~/.config/fsspec/)",
+    ),
+    ensure(lambda uri: uri.strip() and "\0" not in uri, "must name a folder, file or prefix, got {!r}"),
+]
 Int = Annotated[int, BeforeValidator(_refuse_bool)]
 Float = Annotated[float, BeforeValidator(_refuse_bool)]
 Sampler = Annotated[
@@ -67,9 +77,14 @@ def safe_repr(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def format_levels(levels: tuple[float, ...]) -> str:
-    """Return numbers with commas for a message, or ``none``."""
-    return ", ".join(f"{level:g}" for level in levels) or "none"
+def is_words(text: str) -> bool:
+    """Return whether a text is one printable line that is not blank."""
+    return bool(text.strip()) and text.isprintable()
+
+
+def are_levels(values: tuple[float, ...]) -> bool:
+    """Return whether all values are levels, in (0, 1]."""
+    return all(0 < value <= 1 for value in values)
 
 
 def get_setting(config: BaseModel, name: str) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from anonymizer.config.base import Float, ImageOutput, Int, Sampler, Section, Seed, format_levels
+from anonymizer.config.base import Float, ImageOutput, Int, Sampler, Section, Seed, are_levels, ensure
 from anonymizer.config.model import ModelConfig
 from anonymizer.config.source import SourceConfig, check_condition_columns
 
@@ -42,9 +42,11 @@ class EnhanceConfig(Section):
     )
     model: ModelConfig = ModelConfig()
     factor: Int = Field(4, ge=2, le=16, description="factor by which each side grows")
-    levels: Annotated[tuple[Float, ...], BeforeValidator(_parse_list)] = Field(
-        (0.4,), description="a level for each pass of Boomerang, in turn; several make a cascade"
-    )
+    levels: Annotated[
+        tuple[Float, ...],
+        BeforeValidator(_parse_list),
+        ensure(lambda levels: levels and are_levels(levels), "must be numbers in (0, 1], got {}"),
+    ] = Field((0.4,), description="a level for each pass of Boomerang, in turn; several make a cascade")
     upsampling: Literal["bilinear", "bicubic", "lanczos"] = Field(
         "bicubic", description="bilinear, bicubic or lanczos, before the first pass"
     )
@@ -53,13 +55,6 @@ class EnhanceConfig(Section):
     seed: Seed = Field(0, description="the same seed gives the same pictures; no secret")
     batch_size: Int = Field(32, ge=1, description="pictures of the model's size in one batch; fewer of larger ones")
     metrics: EnhanceMetrics = EnhanceMetrics()
-
-    @field_validator("levels")
-    @classmethod
-    def _check_levels(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or not all(0 < level <= 1 for level in value):
-            raise ValueError(f"must be numbers in (0, 1], got {format_levels(value)}")
-        return value
 
     @model_validator(mode="after")
     def _check_condition(self) -> EnhanceConfig:

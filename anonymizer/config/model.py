@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from anonymizer.config.base import Float, Int, Section, Uri
+from anonymizer.config.base import Float, Int, Section, Uri, ensure
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 # Settings that change the outputs of a model with the same weights.
@@ -30,8 +30,17 @@ class ModelConfig(Section):
     variant: str | None = Field(None, description="variant of the weights' files, such as fp16; none by default")
     allow_pickle: bool = Field(False, description="whether pickled weights are loaded; they can run code")
     size: Int | None = Field(None, gt=0, le=8192, description="side in pixels of the model's input; its own by default")
-    prompt: str = Field("", description="prompt of a model with prompts; may hold {label}, {caption} or {COLUMN}")
-    negative_prompt: str = Field("", description="prompt that guidance leads away from")
+    prompt: Annotated[
+        str,
+        ensure(
+            lambda text: not set(PLACEHOLDER.sub("", text)) & set("{}"),
+            "must hold braces around names of columns only, got {!r}: {{label}}, {{caption}}",
+        ),
+    ] = Field("", description="prompt of a model with prompts; may hold {label}, {caption} or {COLUMN}")
+    negative_prompt: Annotated[
+        str,
+        ensure(lambda text: not set(text) & set("{}"), "must hold no braces, got {!r}: it is the same for all records"),
+    ] = Field("", description="prompt that guidance leads away from")
     guidance: Float = Field(1.0, ge=0, description="weight of the prompt or class; 1: as the model was trained")
     condition: Literal["none", "label"] = Field(
         "none", description="label: models with classes get each record's; none: no class"
@@ -49,13 +58,6 @@ class ModelConfig(Section):
 
             return {**given, "dtype": fast_dtype(str(given.get("device", "auto")))}
         return given
-
-    @field_validator("negative_prompt")
-    @classmethod
-    def _check_negative_prompt(cls, value: str) -> str:
-        if set(value) & set("{}"):
-            raise ValueError(f"must hold no braces, got {value!r}: it is the same for all records")
-        return value
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:
@@ -83,10 +85,3 @@ class ModelConfig(Section):
         hub = self.revision is not None and self.is_hub_id
         known = self.id.startswith("bundled:") or (hub and not Path(self.id).is_dir())
         return self.id if known else "a local model"
-
-    @field_validator("prompt")
-    @classmethod
-    def _check_prompt(cls, value: str) -> str:
-        if set(PLACEHOLDER.sub("", value)) & set("{}"):
-            raise ValueError(f"must hold braces around names of columns only, got {value!r}: {{label}}, {{caption}}")
-        return value

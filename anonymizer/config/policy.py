@@ -6,9 +6,9 @@ from datetime import date
 from difflib import get_close_matches
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from anonymizer.config.base import Attack, Float, Int, Section, format_levels
+from anonymizer.config.base import Attack, Float, Int, Section, are_levels, ensure, is_words
 
 Score = Literal["clip_similarity", "lpips", "identity_distance", "faces"]
 
@@ -27,14 +27,15 @@ MEASURES = {
 ATTACKS = get_args(Attack)
 
 
-def _check_words(text: str) -> str:
-    if not text.strip() or not text.isprintable():
-        raise ValueError(f"must be words in one line, got {text!r}")
-    return text.strip()
-
-
 Finite = Annotated[Float, Field(allow_inf_nan=False)]  # nothing is less than NaN: such a bound would bound nothing
-Words = Annotated[str, AfterValidator(_check_words)]
+RisingLevels = Annotated[
+    tuple[Float, ...],
+    ensure(
+        lambda levels: are_levels(levels) and list(levels) == sorted(set(levels)),
+        "must be rising levels in (0, 1], got {}",
+    ),
+]
+Words = Annotated[str, ensure(is_words, "must be words in one line, got {!r}"), AfterValidator(str.strip)]
 
 
 class Bound(Section):
@@ -105,7 +106,7 @@ class PolicyConfig(Section):
         {},
         description="{min, max} of clip_similarity, lpips, identity_distance, faces; outside, it is quarantined",
     )
-    escalate: tuple[Float, ...] = Field(
+    escalate: RisingLevels = Field(
         (), description="stronger levels at which an output that is too close is sampled again, in turn"
     )
     risk: dict[Annotated[str, AfterValidator(_check_risk_rule)], RiskBound] = Field(
@@ -121,13 +122,6 @@ class PolicyConfig(Section):
         {}, description="name -> public key of each who may approve; both are published"
     )
     waivers: tuple[Waiver, ...] = Field((), description="rules set aside: {rule, who, why, until}; published")
-
-    @field_validator("escalate")
-    @classmethod
-    def _check_escalation(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < level <= 1 for level in value) or list(value) != sorted(set(value)):
-            raise ValueError(f"must be rising levels in (0, 1], got {format_levels(value)}")
-        return value
 
     @property
     def required_attacks(self) -> tuple[str, ...]:

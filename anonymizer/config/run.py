@@ -18,6 +18,7 @@ from anonymizer.config.base import (
     Sampler,
     Section,
     Uri,
+    ensure,
     get_setting,
     safe_repr,
 )
@@ -28,6 +29,11 @@ from anonymizer.config.source import SourceConfig, check_condition_columns
 from anonymizer.errors import ConfigError
 
 DEFAULT_BATCH_SIZE = 32
+# The message does not repeat the value, which may be the key itself.
+KeyEnv = Annotated[
+    str,
+    ensure(lambda name: re.fullmatch(r"(?![0-9A-Fa-f]{16,}$)[A-Za-z_][A-Za-z0-9_]*", name), KEY_ENV_MESSAGE),
+]
 SCORE_MODELS = {"clip_similarity": "clip", "lpips": "lpips", "identity_distance": "identity", "faces": "identity"}
 
 
@@ -49,31 +55,24 @@ class OutputConfig(Section):
 class BoomerangConfig(Section):
     """The anonymity level and the sampler of the reverse half."""
 
-    level: Annotated[Float, WithJsonSchema({"anyOf": [{"type": "number"}, LevelRule.model_json_schema()]})] = Field(
-        0.6, description="share of the training schedule, in (0, 1]; or a rule, {calibration, max_risk, attacks}"
-    )
+    level: Annotated[
+        Float,
+        WithJsonSchema({"anyOf": [{"type": "number"}, LevelRule.model_json_schema()]}),
+        ensure(
+            lambda level: 0 < level <= 1,
+            "must be in (0, 1], got {:g}: level 0 would release the original, 1 is global sampling",
+        ),
+    ] = Field(0.6, description="share of the training schedule, in (0, 1]; or a rule, {calibration, max_risk, attacks}")
     sampler: Sampler = "sde-dpm++"
     steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; null: every step")
-    samples: Int = Field(1, description="outputs for each original; a release takes 1 only")
+    samples: Annotated[
+        Int,
+        ensure(
+            lambda count: count == 1,
+            "must be 1 in a release, got {}: several outputs of one original add up for an attacker",
+        ),
+    ] = Field(1, description="outputs for each original; a release takes 1 only")
     chosen: ChosenLevel | None = None
-
-    @field_validator("level")
-    @classmethod
-    def _check_level(cls, value: float) -> float:
-        if not 0 < value <= 1:
-            raise ValueError(
-                f"must be in (0, 1], got {value:g}: level 0 would release the original, 1 is global sampling"
-            )
-        return value
-
-    @field_validator("samples")
-    @classmethod
-    def _check_samples(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError(
-                f"must be 1 in a release, got {value}: several outputs of one original add up for an attacker"
-            )
-        return value
 
 
 class MetricsConfig(Section):
@@ -111,16 +110,13 @@ class RunSettings(Section):
         gt=0,
         description="seconds for a worker to finish one more picture; then its range is given to another",
     )
-    deployment: str = Field(
-        "anonymize-shards/anonymize-shards", description="FLOW/DEPLOYMENT that runs ranges of shards"
-    )
-
-    @field_validator("deployment")
-    @classmethod
-    def _check_deployment(cls, value: str) -> str:
-        if not re.fullmatch(r"[^/]+/[^/]+", value):
-            raise ValueError(f"must be FLOW/DEPLOYMENT, as `prefect deployment ls` prints it, got {value!r}")
-        return value
+    deployment: Annotated[
+        str,
+        ensure(
+            lambda name: re.fullmatch(r"[^/]+/[^/]+", name),
+            "must be FLOW/DEPLOYMENT, as `prefect deployment ls` prints it, got {!r}",
+        ),
+    ] = Field("anonymize-shards/anonymize-shards", description="FLOW/DEPLOYMENT that runs ranges of shards")
 
     @model_validator(mode="after")
     def _check_dispatch(self) -> RunSettings:
@@ -182,19 +178,12 @@ class RunConfig(Section):
     restricted: RestrictedConfig = RestrictedConfig()
     lineage: LineageConfig = LineageConfig()
     run: RunSettings = RunSettings()
-    key_env: str = Field(
+    key_env: KeyEnv = Field(
         "ANONYMIZER_KEY", description="environment variable with the custodian's key (hex, 32 digits or more)"
     )
-    signing_key_env: str = Field(
+    signing_key_env: KeyEnv = Field(
         "ANONYMIZER_SIGNING_KEY", description="environment variable with the publisher's private key, or its file"
     )
-
-    @field_validator("key_env", "signing_key_env")
-    @classmethod
-    def _check_key_env(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or re.fullmatch(r"[0-9A-Fa-f]{16,}", value):
-            raise ValueError(KEY_ENV_MESSAGE)  # without the value, which may be the key itself
-        return value
 
     @model_validator(mode="after")
     def _check_escalation(self) -> RunConfig:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
-from anonymizer.config.base import Int, Section, Uri
+from anonymizer.config.base import Int, Section, Uri, ensure, is_words
 from anonymizer.config.model import ModelConfig
+
+PictureKind = Annotated[
+    str, ensure(is_words, "must say in a few words what is on the pictures, got {!r}"), AfterValidator(str.strip)
+]
 
 
 class Limits(Section):
@@ -40,17 +44,10 @@ class SourceConfig(Section):
     fit: Literal["crop", "pad", "tiles"] = Field(
         "crop", description="crop or pad any other shape to the model's square; or keep it, in overlapping tiles"
     )
-    kind: str | None = Field(
+    kind: PictureKind | None = Field(
         None, description="what is on the pictures, in your own words; a calibration holds for one kind"
     )
     limits: Limits = Limits()
-
-    @field_validator("kind")
-    @classmethod
-    def _kind(cls, value: str | None) -> str | None:
-        if value is not None and (not value.strip() or not value.isprintable()):
-            raise ValueError(f"must say in a few words what is on the pictures, got {value!r}")
-        return value and value.strip()
 
     @property
     def square_fit(self) -> Literal["crop", "pad"]:
