@@ -1,4 +1,4 @@
-"""Pixels of any mode that has a clear meaning, as opaque sRGB: palettes, inks, deep greys, transparency, profiles."""
+"""Convert pixels of any well-defined mode to opaque sRGB: palettes, inks, deep greys, transparency, profiles."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from anonymizer.records import Reason
 
 
 def to_resizable_mode(image: Any) -> Any:
-    """The image in a mode that can be resized: L, RGB, CMYK, RGBa (transparent) or F (0 to 255)."""
+    """Return the image in a mode that can be resized: L, RGB, CMYK, RGBa (transparent) or F (0 to 255)."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
         levels = np.asarray(image).astype(np.float32)
         tags = image.tag_v2 if image.format == "TIFF" else {}
-        white = 4095 if tags.get(258) == (12,) else 65535  # bits a sample
-        grey = (white - levels if tags.get(262) == 0 else levels) * (255 / white)  # photometric 0: white is zero
+        white = 4095 if tags.get(258) == (12,) else 65535  # bits per sample
+        grey = (white - levels if tags.get(262) == 0 else levels) * (255 / white)  # photometric 0: zero is white
         clear = image.info.get("transparency")
         return Image.fromarray(grey if not isinstance(clear, int) else np.where(levels == clear, 255, grey))
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -38,7 +38,7 @@ def to_resizable_mode(image: Any) -> Any:
 
 
 def resize_to_srgb(image: Any, target: Any, box: Any, profile: bytes | None) -> Any:
-    """Resize, flatten on white and convert to sRGB: (h, w, 3) array of 0 to 255."""
+    """Return the resized image on white in sRGB as an (h, w, 3) array of 0 to 255."""
     small = image.resize(target, Image.Resampling.LANCZOS, box=box)
     if small.mode == "RGBa":
         premultiplied = np.asarray(small).astype(np.int16)
@@ -51,10 +51,10 @@ def resize_to_srgb(image: Any, target: Any, box: Any, profile: bytes | None) -> 
 
 
 def _apply_profile(image: Any, profile: bytes) -> Any:
-    """The image in sRGB according to its ICC profile; None when the profile is broken or not about these pixels."""
+    """Return the image in sRGB by its ICC profile; None if the profile is broken or not for such pixels."""
     try:
-        kept = len(profile) < 2**22
-        space, transform = _profile_transform(profile) if kept else _profile_transform.__wrapped__(profile)
+        is_cached = len(profile) < 2**22
+        space, transform = _profile_transform(profile) if is_cached else _profile_transform.__wrapped__(profile)
         if space == "RGB" and image.mode in ("RGB", "L"):
             return transform.apply(image.convert("RGB"))
         if space == "GRAY" and image.mode in ("L", "F"):
@@ -66,11 +66,11 @@ def _apply_profile(image: Any, profile: bytes) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _profile_transform(profile: bytes) -> tuple[str, Any]:
-    """Colour space of a profile, and what brings it to sRGB; kept, since most pictures of a dataset share a profile."""
+    """Return a profile's colour space and its transform to sRGB; cached, since images of a dataset share profiles."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     intent, mode = ImageCms.Intent.RELATIVE_COLORIMETRIC, {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space)
     if mode is None:
-        raise ValueError("a colour space that no picture of ours has")
+        raise ValueError("a colour space of no supported mode")
     srgb = ImageCms.createProfile("sRGB")  # without a cache of pixels, one transform can serve several threads
     return space, ImageCms.buildTransform(source, srgb, mode, "RGB", intent, ImageCms.Flags.NOCACHE)

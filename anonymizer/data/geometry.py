@@ -1,4 +1,4 @@
-"""How a picture of any shape is brought to the shape that a model works on, and how that is undone."""
+"""Fit images of any shape to the shape that a model works on, and undo it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch.nn import functional as F
 
 
 def content_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of the picture inside a padded square of ``size``; all of it for a square one."""
+    """Return (left, top, width, height) of the image inside a square of ``size`` that it was padded to."""
     longest = max(width, height)
     inner_width, inner_height = (max(1, round(side * size / longest)) for side in (width, height))
     return (size - inner_width) // 2, (size - inner_height) // 2, inner_width, inner_height
 
 
 def tiled_sides(sides: tuple[int, int], size: int, multiple: int) -> tuple[int, int]:
-    """The sides of a picture that is worked on in tiles: its own, no smaller than one tile."""
+    """Return (width, height) of an image for tiling: its own, at least one tile, in multiples of ``multiple``."""
     scale = max(1.0, size / min(sides))
     width, height = (max(size, round(side * scale / multiple) * multiple) for side in sides)
     return width, height
 
 
 def pad_to_square(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Pictures (B, 3, H, W) as "pad" makes them: (B, 3, size, size), all of each seen, edges repeated."""
+    """Return images (B, 3, H, W) fitted as by "pad": (B, 3, size, size), with the edges repeated."""
     height, width = images.shape[-2:]
     left, top, inner_width, inner_height = content_box(width, height, size)
     inner = F.interpolate(images, (inner_height, inner_width), mode="bicubic", antialias=True).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Says what an encoded picture carries besides its pixels, by walking the file's own structure."""
+"""Find what an encoded image holds besides its pixels, by walking the file's own structure."""
 
 from __future__ import annotations
 
@@ -9,32 +9,45 @@ from collections.abc import Iterator
 
 from anonymizer.data.pillow_warnings import suppress_pillow_warnings
 
-# PNG chunks that only say how to show the pixels.
+# PNG chunks of pixels and of how to show them.
 PIXEL_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"cICP"}
 PIXEL_PNG_CHUNKS |= {b"acTL", b"fcTL", b"fdAT"}
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # in a JPEG's scan, what is neither stuffing nor a restart
+METADATA_PNG_CHUNKS = {b"iCCP": "icc", b"tIME": "timestamp", b"pHYs": "resolution"}
+PNG_TEXT_KEYS = {"exif": "exif", "iptc": "iptc", "xmp": "xmp", "icc": "icc", "time": "timestamp", "date": "timestamp"}
+PNG_TEXT_KEYS |= {"comment": "comment", "thumb": "thumbnail"}  # part of a text's key -> kind of metadata
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # in a JPEG's scan, neither stuffing nor a restart
 PIXEL_WEBP_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
+METADATA_TIFF_TAGS = {  # text, times, places and embedded blocks
+    "text": (269, 270, 271, 272, 285, 305, 315, 316, 337, 33432),
+    "timestamp": (306,),
+    "exif": (34665,),
+    "gps": (34853,),
+    "xmp": (700,),
+    "iptc": (33723, 34377),
+    "icc": (34675,),
+}
+PILLOW_INFO = {"exif": "exif", "icc_profile": "icc", "xmp": "xmp", "comment": "comment", "photoshop": "iptc"}
 
 
 def find_metadata(data: bytes) -> list[str]:
-    """Names of what an encoded file carries besides pixels, sorted; [] when there is nothing.
+    """Return the kinds of metadata in an encoded file, sorted; [] if it holds pixels only.
 
     PNG, JPEG and WebP are walked chunk by chunk: "exif", "gps", "xmp", "iptc", "icc", "comment", "thumbnail", "text",
-    "timestamp", "resolution", "trailing data", and "other (NAME)" for a block that is not known to be harmless. A file
-    of another format is asked through Pillow. A file that is no picture, or a broken one, gives ["unreadable"].
+    "timestamp", "resolution", "trailing data", and "other (NAME)" for a block that is not known to be harmless. Other
+    formats are read with Pillow. A file that is no image, or a broken one, gives ["unreadable"].
     """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        kinds = _walk_png(data)
+    elif data.startswith(b"\xff\xd8"):
+        kinds = _walk_jpeg(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        kinds = _walk_webp(data)
+    else:
+        kinds = _read_with_pillow(data)
     try:
-        if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            found = set(_walk_png(data))
-        elif data.startswith(b"\xff\xd8"):
-            found = set(_walk_jpeg(data))
-        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            found = set(_walk_webp(data))
-        else:
-            found = set(_read_with_pillow(data))
+        return sorted(set(kinds))
     except (struct.error, IndexError, ValueError):
         return ["unreadable"]
-    return sorted(found)
 
 
 def _walk_png(data: bytes) -> Iterator[str]:
@@ -49,22 +62,12 @@ def _walk_png(data: bytes) -> Iterator[str]:
             break
         if kind == b"eXIf":
             yield from _walk_exif(body)
-        elif kind == b"iCCP":
-            yield "icc"
-        elif kind == b"tIME":
-            yield "timestamp"
-        elif kind == b"pHYs":
-            yield "resolution"
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             key = body.partition(b"\0")[0].lower()
             yield "text"
-            yield from (name for name in ("exif", "iptc", "xmp", "icc") if name.encode() in key)
-            if b"time" in key or b"date" in key:
-                yield "timestamp"
-            if b"comment" in key:
-                yield "comment"
-            if b"thumb" in key:
-                yield "thumbnail"
+            yield from (name for part, name in PNG_TEXT_KEYS.items() if part.encode() in key)
+        elif kind in METADATA_PNG_CHUNKS:
+            yield METADATA_PNG_CHUNKS[kind]
         elif kind not in PIXEL_PNG_CHUNKS:
             yield f"other ({kind.decode('latin-1')})"
     if at < len(data):
@@ -90,10 +93,10 @@ def _walk_jpeg(data: bytes) -> Iterator[str]:
             raise ValueError("ends early")
         at += length
         yield from _walk_jpeg_segment(marker, body)
-        if marker == 0xDA:  # the scan itself: up to the next marker that is neither stuffing nor a restart
-            if (found := JPEG_MARKER.search(data, at)) is None:
+        if marker == 0xDA:  # the scan follows
+            if (match := JPEG_MARKER.search(data, at)) is None:
                 raise ValueError("ends early")
-            at = found.start()
+            at = match.start()
     if at < len(data):
         yield "trailing data"
 
@@ -116,7 +119,7 @@ def _walk_jpeg_segment(marker: int, body: bytes) -> Iterator[str]:
         yield "icc"
     elif marker == 0xED:
         yield "iptc"
-    elif marker == 0xEE and body.startswith(b"Adobe"):  # says which colour transform the pixels need
+    elif marker == 0xEE and body.startswith(b"Adobe"):  # the colour transform of the pixels
         return
     elif 0xE0 <= marker <= 0xEF:
         yield f"other (APP{marker - 0xE0})"
@@ -142,7 +145,7 @@ def _walk_webp(data: bytes) -> Iterator[str]:
 
 
 def _walk_exif(block: bytes) -> Iterator[str]:
-    """'exif', and what of note is in the TIFF structure of an EXIF block."""
+    """Yield 'exif', and the other kinds of metadata in the TIFF structure of an EXIF block."""
     yield "exif"
     try:
         order = {b"II": "<", b"MM": ">"}[block[:2]]
@@ -163,34 +166,21 @@ def _walk_exif(block: bytes) -> Iterator[str]:
         return
 
 
-# TIFF tags with words, places, times and embedded blocks.
-METADATA_TIFF_TAGS = {
-    "text": (269, 270, 271, 272, 285, 305, 315, 316, 337, 33432),
-    "timestamp": (306,),
-    "exif": (34665,),
-    "gps": (34853,),
-    "xmp": (700,),
-    "iptc": (33723, 34377),
-    "icc": (34675,),
-}
-
-
 def _read_with_pillow(data: bytes) -> Iterator[str]:
     from PIL import Image
 
-    keys = {"exif": "exif", "icc_profile": "icc", "xmp": "xmp", "comment": "comment", "photoshop": "iptc"}
     with suppress_pillow_warnings():
         try:
             with Image.open(io.BytesIO(data), formats=("GIF", "TIFF", "AVIF", "BMP", "PPM")) as image:
-                yield from (name for key, name in keys.items() if image.info.get(key))
+                yield from (name for key, name in PILLOW_INFO.items() if image.info.get(key))
                 tags = set(getattr(image, "tag_v2", ()))
-        except Exception:  # hostile bytes raise anything at all in a decoder
+        except Exception:  # a decoder raises anything at all on hostile bytes
             raise ValueError("no picture") from None
-    yield from (name for name, telling in METADATA_TIFF_TAGS.items() if tags.intersection(telling))
+    yield from (name for name, numbers in METADATA_TIFF_TAGS.items() if tags.intersection(numbers))
 
 
 def count_gif_frames(data: bytes, limit: int) -> int:
-    """Frames of a GIF, counted up to ``most`` without decoding; a file that ends early has those seen so far."""
+    """Return the frames of a GIF, at most ``limit``, without decoding; if it ends early, those before the end."""
     frames, at = 0, 13 + _gif_palette_bytes(data[10]) if len(data) > 10 else len(data)
     while at + 1 < len(data) and frames < limit:
         if data[at] == 0x2C:  # an image: descriptor, palette, code size, blocks

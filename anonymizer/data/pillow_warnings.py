@@ -1,4 +1,4 @@
-"""Keeps Pillow's warnings and debug lines, which may quote a picture's metadata, out of logs and of callers' way."""
+"""Keep Pillow's warnings and debug lines, which may quote an image's metadata, out of logs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if logging.getLogger("PIL").level == logging.NOTSET:
 
 _lock = threading.Lock()
 _active = 0
+_filters: list[object] = []
 
 
 @contextlib.contextmanager
 def suppress_pillow_warnings() -> Iterator[None]:
-    """Ignore warnings raised by Pillow's own modules.
+    """Ignore warnings raised by Pillow's own modules, in any number of threads.
 
-    ``warnings.catch_warnings`` swaps a process-wide list and so is not safe in threads; here one filter for one module
-    is put in by whoever comes first and taken out by whoever leaves last.
+    ``warnings.catch_warnings`` swaps a process-wide list and so is not safe in threads; here the first thread installs
+    one filter and the last removes it.
     """
     global _active
     with _lock:
@@ -37,8 +38,5 @@ def suppress_pillow_warnings() -> Iterator[None]:
             _active -= 1
             if _active == 0:
                 for item in _filters:
-                    with contextlib.suppress(ValueError):  # someone else restored the list in between
+                    with contextlib.suppress(ValueError):  # other code may have restored the list meanwhile
                         warnings.filters.remove(item)  # type: ignore[attr-defined]
-
-
-_filters: list[object] = []

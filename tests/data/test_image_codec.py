@@ -17,7 +17,8 @@ from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
 from anonymizer.config import Limits
 from anonymizer.data.geometry import content_box
-from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES, DecodedImage, decode, encode, find_metadata
+from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES, DecodedImage, decode, encode
+from anonymizer.data.metadata import find_metadata
 from anonymizer.data.pillow_warnings import suppress_pillow_warnings
 from anonymizer.errors import RecordError
 from anonymizer.records import Reason

@@ -24,7 +24,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from securesystemslib.signer import CryptoSigner
 
 from anonymizer.crypto import signing
-from anonymizer.data import image_codec
+from anonymizer.data.metadata import find_metadata
 from anonymizer.pipeline.shard import ReleaseJob
 from anonymizer.storage.layout import Release
 from flows.cli import main
@@ -255,7 +255,7 @@ def test_nothing_of_an_original_is_found_outside_restricted(
         for view in seen_in(name, data):
             assert not [mark for mark in marks if mark in view], f"public/{name}"
     for data in pictures_of(public):
-        assert image_codec.find_metadata(data) == []
+        assert find_metadata(data) == []
     assert len(list(pictures_of(public))) == 7
 
     said = capfd.readouterr()
@@ -293,8 +293,8 @@ def test_the_search_finds_what_it_looks_for() -> None:
         hidden = [text.encode(), text.encode("utf-16-le"), base64.b64encode(text.encode()), quote(text).encode()]
         for data in hidden:
             assert [mark for mark in spellings(MARK) if mark in data], data
-    assert image_codec.find_metadata(jpeg(1, MARK)) != []
-    assert image_codec.find_metadata(png(1, MARK)) != []
+    assert find_metadata(jpeg(1, MARK)) != []
+    assert find_metadata(png(1, MARK)) != []
     table = pa.table({"a": [MARK] * 1000})
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd")

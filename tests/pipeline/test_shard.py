@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from anonymizer.boomerang import Boomerang
 from anonymizer.data import image_codec
+from anonymizer.data.metadata import find_metadata
 from anonymizer.noise import KeyedNoise
 from anonymizer.records import Scores
 from anonymizer.release import ledger
@@ -272,7 +273,7 @@ def test_the_ledger_says_what_was_written(tmp_path: Path, image: str, size: str)
     for row in manifest(release).to_pylist():
         data = (Path(release.public.path) / row["file"]).read_bytes()
         assert (row["bytes"], row["width"], row["height"]) == (len(data), side, side)
-        assert image_codec.find_metadata(data) == []
+        assert find_metadata(data) == []
 
 
 def test_nothing_is_written_beside_the_release(tmp_path: Path) -> None:
