@@ -92,7 +92,7 @@ def count_leaks(source: Path, public: Path, names: Sequence[str]) -> list[tuple[
 
 def _leak_detectors(names: Sequence[str]) -> dict[str, Callable[[Path, bytes], bool]]:
     from anonymizer.bundled import demo_data
-    from anonymizer.data.image_codec import find_metadata
+    from anonymizer.data.metadata import find_metadata
 
     def metadata(kind: str) -> Callable[[Path, bytes], bool]:
         return lambda path, data: path.suffix in (".jpg", ".png") and kind in find_metadata(data)
