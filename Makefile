@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types slow clean
+.PHONY: demo test check lint types docs slow clean
 demo: $(READY)
 	$(VENV)/bin/anonymizer demo
 
@@ -17,10 +17,14 @@ lint: $(READY)
 types: $(READY)
 	$(VENV)/bin/mypy
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "build/site/index.html"
+
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -q -m "slow or fault or scale"
 
-check: lint types test slow
+check: lint types docs test slow
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
@@ -30,4 +34,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build

@@ -36,7 +36,7 @@ from anonymizer.data import image_codec
 from anonymizer.data.sources import open_source
 from anonymizer.release import assemble, plan
 from anonymizer.storage.layout import Release
-from flows.cli import release as release_commands
+from flows import api
 from flows.jobs import release as release_job
 from flows.jobs.progress import report_progress_to
 
@@ -72,7 +72,7 @@ def run_job(config: RunConfig) -> dict[str, float]:
     """Seconds of start-up, of the shards, and of assembling."""
     clock, begun = Clock(), time.monotonic()
     with report_progress_to(clock):
-        release_commands.run_release_flow(config, quiet=True)
+        api.run_release(config)
     ended = time.monotonic()
     place = Release.at(config.output.uri)
     result = assemble.summarize_release(place, plan.read(place))

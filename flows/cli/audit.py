@@ -43,16 +43,13 @@ def audit(
     """
     from anonymizer.config import AuditConfig
     from anonymizer.storage.layout import Release
+    from flows import api
     from flows.cli import console
-    from flows.cli.start import run_flow
-    from flows.jobs import audit as audit_job
-    from flows.lineage.emit import emit_run_events
 
     config = build_config(AuditConfig, None, {"release": release} | attackers | options, overrides)
     with console.progress_bar(quiet or as_json):
-        settings = audit_job.check(config)
-        with emit_run_events(settings, "audit", config.release) as outcome:
-            summary = run_flow("audit", config, secrets=(settings.key_env, settings.signing_key_env))
+        summary = api.run_audit(config)
+    problems = summary.pop("problems")
     audited = Release.at(config.release)
     public = json.loads(audited.audit_summary.read())
     if as_json:
@@ -76,7 +73,7 @@ def audit(
             "may be handed out": audited.audit_summary,
         },
     )
-    console.print_cautions(outcome.problems)
+    console.print_cautions(problems)
     console.print_line(
         "Bounds are upper ends of 95 % intervals, for the attacks that were tried. Other attackers may do better."
     )
@@ -114,8 +111,8 @@ def calibrate(
     from anonymizer.policy.calibration import build_resolved
     from anonymizer.storage.path import StoragePath
     from flows.cli import console
-    from flows.cli.start import run_flow
     from flows.jobs import calibrate as calibrate_job
+    from flows.start import run_flow
 
     own = [override for override in overrides if override.startswith("calibration.")]
     # All of --levels are measured, whatever level the settings name; a user's own override still counts.

@@ -39,9 +39,8 @@ def augment(
     """
     from anonymizer.config import AugmentConfig
     from anonymizer.storage.path import StoragePath
+    from flows import api
     from flows.cli import console
-    from flows.cli.start import run_flow
-    from flows.jobs import augment as augment_job
 
     is_folder = label_filter not in (None, "none", "clip")  # of a classifier
     options = {
@@ -51,8 +50,7 @@ def augment(
     }  # fmt: skip
     settings = build_config(AugmentConfig, config, options, overrides)
     with console.progress_bar(quiet or as_json):
-        augment_job.check(settings)
-        summary = run_flow("augment", settings)
+        summary = api.augment(settings)
     folder = StoragePath.from_uri(settings.output.uri)
     if as_json:
         click.echo(json.dumps(summary))

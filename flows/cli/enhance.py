@@ -40,9 +40,8 @@ def enhance(
     """
     from anonymizer.config import EnhanceConfig
     from anonymizer.storage.path import StoragePath
+    from flows import api
     from flows.cli import console
-    from flows.cli.start import run_flow
-    from flows.jobs import enhance as enhance_job
 
     options = {
         "source.uri": source, "output.uri": output, "references.uri": references, "factor": factor, "levels": levels,
@@ -50,8 +49,7 @@ def enhance(
     }  # fmt: skip
     settings = build_config(EnhanceConfig, config, options, overrides)
     with console.progress_bar(quiet or as_json):
-        enhance_job.check(settings)
-        run_flow("enhance", settings)
+        api.enhance(settings)
     folder = StoragePath.from_uri(settings.output.uri)
     summary = json.loads((folder / "summary.json").read())
     if as_json:

@@ -6,20 +6,18 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from anonymizer.errors import AnonymizerError, GateError, OutputError, SigningKeyError, SourceError, UsageError
+from anonymizer.errors import OutputError, SigningKeyError, SourceError, UsageError
 from flows.cli.options import as_json, quiet
 
 if TYPE_CHECKING:
-    from anonymizer.attest.verify import Finding
-    from anonymizer.storage.layout import Release
+    pass
 
 trust_option = click.option(
     "--trust", multiple=True, help="A public key, or its file, that the publisher's must be; repeatable."
@@ -85,6 +83,7 @@ def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]
     from anonymizer.release import erase, publish
     from anonymizer.storage import run_lock
     from anonymizer.storage.layout import Release
+    from flows.api import read_public_keys
     from flows.cli import console
 
     opened = Release.at(release)
@@ -93,7 +92,7 @@ def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]
         raise SigningKeyError(f"--key: none given, and {key_env} is not set: name the file of your private key")
     if not opened.statement.exists():
         raise SourceError(f"release {release!r}: nothing to approve yet: see `anonymizer status {release}`")
-    findings = list(check_public(opened.public_or_candidate, _public_keys(trust)))
+    findings = list(check_public(opened.public_or_candidate, read_public_keys(trust)))
     if bad := [finding for finding in findings if finding.result == "fail" and finding.check != "approvals"]:
         raise SigningKeyError(
             f"release {release!r}: is not what its publisher signed ({bad[0].message}): do not approve it"
@@ -162,9 +161,9 @@ def erase(release: str, records: Path, output: str, as_json: bool, quiet: bool) 
     from anonymizer.release import history
     from anonymizer.storage.layout import Release
     from flows.cli import console
-    from flows.cli.start import run_flow
     from flows.jobs import erase as erase_job
     from flows.lineage.emit import emit_run_events
+    from flows.start import run_flow
 
     settings = erase_job.check(release, records, output)
     with console.progress_bar(quiet or as_json), emit_run_events(settings, "erase", output) as outcome:
@@ -270,77 +269,21 @@ def _generate_key(kind: str) -> tuple[bytes, str | None]:
     return signer.private_bytes, signing.format_public_key(signer.public_key)
 
 
-def _public_keys(texts: Sequence[str]) -> list[str]:
-    """Return public keys as given, or from their files; what is neither may be a private one, and is not repeated."""
-    from anonymizer.crypto import signing
-
-    keys = []
-    for text in texts:
-        try:
-            key = text if text.startswith(signing.PUBLIC_KEY_PREFIX) else Path(text).read_text(encoding="utf-8").strip()
-            signing.parse_public_key(key)
-        except (ValueError, OSError):
-            raise SigningKeyError("--trust: no public key, and no file of one: see `anonymizer keys`") from None
-        keys.append(key)
-    return keys
-
-
 def verify_release(
     uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = 0, replay: int = 0,
     as_json: bool = False,
 ) -> bool:  # fmt: skip
     """Check a release or a public half and print the findings; return whether no check failed."""
-    from anonymizer.attest.verify import check_public
-    from anonymizer.attest.verify.findings import failed
-    from anonymizer.storage.layout import STATEMENT, Release
-    from anonymizer.storage.path import StoragePath
+    from flows import api
     from flows.cli import console
 
-    root = StoragePath.from_uri(uri)
-    is_public_half = (root / STATEMENT).exists()  # whatever else lies in it
-    is_whole = not is_public_half and ((root / "public").exists() or (root / "restricted").exists())
-    release = Release(root) if is_whole else None
-    if release is not None and release.is_assembled and not release.statement.exists() and not release.is_published:
-        raise GateError(
-            f"release {uri!r}: its policy holds it back, and nothing is signed yet: see `anonymizer status`"
-        )
-    half = root if release is None else release.public if release.public.exists() else release.candidate
-    findings = list(check_public(half, _public_keys(trust), decode))
-    if release is not None:
-        findings += _check_release(release, half == release.candidate, rescore, replay)
-    elif rescore or replay:
-        findings.append(failed("originals", "--rescore and --replay need the restricted half: give the whole release"))
+    findings = api.verify(uri, trust, decode=decode, rescore=rescore, replay=replay)
     passed = not any(finding.result == "fail" for finding in findings)
-    if release is not None:
-        _log_verification(release, passed)
     if as_json:
         click.echo(json.dumps({"passed": passed, "findings": [finding.to_json() for finding in findings]}))
     else:
         console.print_findings(f"{'Verified' if passed else 'NOT as it should be'}: {uri}", findings)
     return passed
-
-
-def _check_release(release: Release, is_candidate: bool, rescore: int | None, replay: int) -> Iterator[Finding]:
-    """Yield what is to be known of a whole release besides its public half."""
-    from anonymizer.attest.verify.findings import failed, noted
-    from flows.jobs import replay as replay_job
-
-    if is_candidate:
-        yield noted("state", "not published: what was checked is the candidate")
-    elif release.candidate.exists():
-        yield failed("state", "there is a candidate beside public/: run the same `anonymizer run` again")
-    if release.restricted.exists():
-        yield from replay_job.verify_release(release, rescore, replay)
-    else:
-        yield noted("restricted", "is not here: the public half was checked alone")
-
-
-def _log_verification(release: Release, passed: bool) -> None:
-    from anonymizer.release import event_log
-
-    with suppress(AnonymizerError):  # a broken chain is among the findings
-        if release.event_log.exists():
-            event_log.record(release, "verified", result="pass" if passed else "fail")
 
 
 def unseal_file(file: str, identity: str, output: str) -> None:

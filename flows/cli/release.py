@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from flows.cli.options import as_json, quiet, run_options
 
 if TYPE_CHECKING:
     from anonymizer.config import RunConfig
-    from anonymizer.records import Plan, Reason
+    from anonymizer.records import Reason
     from anonymizer.storage.layout import Release
 
 
@@ -29,31 +29,15 @@ def plan(config: RunConfig, as_json: bool, quiet: bool) -> None:
 
     Writes nothing, and refuses what `run` would refuse.
     """
-    from anonymizer.crypto.custodian_key import load_key
-    from anonymizer.data.sources import open_source, sample_metadata
-    from anonymizer.release import assemble, history
-    from anonymizer.release import plan as planning
-    from anonymizer.storage.layout import Release
+    from flows import api
     from flows.cli import console
-    from flows.jobs import release as release_job
 
-    release = Release.at(config.output.uri)
     with console.progress_bar(quiet or as_json):
-        _check(config)
-        backbone, key = release_job.backbone_of(config.model), load_key(config.key_env)
-        history.check(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
-        if release.plan.exists():
-            plan = planning.write_or_resume(config, backbone, key, release)
-            done = assemble.summarize_release(release, plan).read
-        else:
-            plan, done = planning.build_plan(config, backbone, key, planning.count_records(config)), 0
-        seconds = planning.estimate_seconds(config, backbone, replace(plan, records=plan.records - done))
-        source = open_source(config.source)
-        fields = [*source.fields(), *sample_metadata(source)]
-    cautions = _cautions(config, plan)
+        report = api.plan(config)
+    plan, backbone, seconds = report.plan, report.backbone, report.seconds
     if as_json:
-        document = asdict(plan) | {"done": done, "estimated_seconds": seconds, "cautions": cautions}
-        click.echo(json.dumps(document | {"fields": [field.to_json() for field in fields]}))
+        document = asdict(plan) | {"done": report.done, "estimated_seconds": seconds, "cautions": report.cautions}
+        click.echo(json.dumps(document | {"fields": [field.to_json() for field in report.fields]}))
         return
     level = console.format_level(plan.level, f"{plan.t_boom} of {plan.T}", plan.log_snr)
     time = f"about {console.format_duration(seconds)} on this machine, from one timed network call"
@@ -69,7 +53,7 @@ def plan(config: RunConfig, as_json: bool, quiet: bool) -> None:
             "level": f"{level}, {config.boomerang.chosen}" if config.boomerang.chosen else level,
             "condition": console.format_conditioning(config.model) if backbone.condition_kind != "nothing" else None,
             "sampler": console.format_sampler(plan.sampler, plan.steps),
-            "records": f"{done} of {plan.records} done",
+            "records": f"{report.done} of {plan.records} done",
             "shards": f"{plan.shards} of up to {plan.shard_size} records",
             "key": "from the environment" if plan.key_check else no_key,
             "sampling time": time,
@@ -78,9 +62,9 @@ def plan(config: RunConfig, as_json: bool, quiet: bool) -> None:
     console.print_table(
         "What becomes of what is in the source",
         {"field": "left", "found": "left", "becomes": "left"},
-        [(field.name, field.location, field.treatment) for field in fields],
+        [(field.name, field.location, field.treatment) for field in report.fields],
     )
-    console.print_cautions(cautions)
+    console.print_cautions(report.cautions)
 
 
 @click.command()
@@ -197,13 +181,15 @@ def run_release(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     from anonymizer.release import plan as planning
     from anonymizer.report import closest_bins
     from anonymizer.storage.layout import Release
+    from flows import api
     from flows.cli import console
 
-    done = run_release_flow(config, quiet=quiet or as_json)
+    with console.progress_bar(quiet or as_json):
+        done = api.run_release(config)
     release = Release.at(config.output.uri)
     plan, state = planning.read(release), publish.read_status(release)
     counts = done or asdict(assemble.summarize_release(release, plan))
-    cautions = _cautions(config, plan) + counts.pop("problems", [])
+    cautions = api.list_cautions(config, plan) + counts.pop("problems", [])
     difference = history.compare_with_previous(config, release)
     if as_json:
         document: dict[str, Any] = {"against_previous": asdict(difference)} if difference else {}
@@ -231,50 +217,6 @@ def run_release(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         )
     if not counts["released"]:
         raise AnonymizerError("release: no picture could be released: see the reasons in restricted/report.html")
-
-
-def run_release_flow(config: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
-    """Run the release flow; return its counts, and as ``problems`` a line for each lineage event that was lost.
-
-    Everything that is wrong with the input is raised before the flow starts. None where the release is complete.
-    """
-    from anonymizer.crypto.custodian_key import load_key
-    from anonymizer.release import plan as planning
-    from anonymizer.storage.layout import Release
-    from flows.cli import console
-    from flows.cli.start import run_flow
-    from flows.jobs import release as release_job
-
-    release = Release.at(config.output.uri)
-    with console.progress_bar(quiet):
-        _check(config)
-        if release.is_complete:  # but is it what was asked for?
-            planning.write_or_resume(config, release_job.backbone_of(config.model), load_key(config.key_env), release)
-            return None
-        secrets = (config.key_env, config.signing_key_env)
-        return run_flow("release", config, secrets=secrets, prepare=lambda: release_job.prepare(config))
-
-
-def _check(config: RunConfig) -> None:
-    """Raise what is wrong and takes a moment to see; write nothing."""
-    from flows.jobs import release as release_job
-    from flows.runtime import run_templates, task_runners
-
-    task_runners.check(config)
-    run_templates.refuse_placeholders(config)
-    release_job.check(config)
-
-
-def _cautions(config: RunConfig, plan: Plan) -> list[str]:
-    from anonymizer.release import history, preflight
-    from anonymizer.release import plan as planning
-
-    cautions = [*planning.list_cautions(config, plan), *preflight.list_cautions(config)]
-    if missing := history.count_missing(config):
-        cautions.append(
-            f"previous: {missing} earlier releases are not at hand: who was only there gets a second output"
-        )
-    return cautions
 
 
 def _count_facts(counts: Mapping[str, Any]) -> dict[str, Any]:

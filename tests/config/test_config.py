@@ -18,6 +18,7 @@ from anonymizer.config import ModelConfig, RunConfig, build, dump, known_keys, l
 from anonymizer.errors import ConfigError
 from tests.support import ROOT
 from tests.support.releases import begin, people, settings
+from tests.support.site import page_text
 
 LEAST: dict[str, Any] = {"source": {"uri": "in"}, "output": {"uri": "out"}}
 
@@ -323,7 +324,8 @@ def field(name: str) -> Any:
 
 
 def test_the_documentation_has_every_setting_with_its_default_and_meaning() -> None:
-    rows = {name: (default, meaning) for name, default, meaning in ROW.findall((ROOT / "docs/commands.md").read_text())}
+    table = page_text("reference/configuration.md").partition("## A release")[2].partition("\n## ")[0]
+    rows = {name: (default, meaning) for name, default, meaning in ROW.findall(table)}
     assert list(rows) == list(known_keys())
     for name, (default, meaning) in rows.items():
         assert meaning == field(name).description

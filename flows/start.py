@@ -1,4 +1,4 @@
-"""Prefect flows started from the command line, in this process."""
+"""Start a Prefect flow in this process, on the user's server or on a temporary one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,242 @@
+"""The commands as functions, for scripts and notebooks: settings in, results out, nothing printed.
+
+Settings are a configuration object, nested mappings, or the address of a YAML file. Heavy imports wait for a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+from anonymizer.config import AuditConfig, AugmentConfig, EnhanceConfig, RunConfig, read_tree
+from anonymizer.errors import AnonymizerError, GateError, SigningKeyError
+from anonymizer.policy.calibration import build_resolved
+
+if TYPE_CHECKING:
+    from anonymizer.attest.verify import Finding
+    from anonymizer.backbones import Backbone
+    from anonymizer.data.sources import Field
+    from anonymizer.records import Plan
+    from anonymizer.storage.layout import Release
+
+C = TypeVar("C", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a run would do: its plan, and what should be known before it starts."""
+
+    plan: Plan
+    done: int  # records that are finished, of a release that was begun
+    seconds: float  # estimated for what is left, from one timed network call
+    fields: Sequence[Field]  # columns of the source and metadata in its images, and what becomes of them
+    cautions: Sequence[str]  # settings that reveal more than images
+    backbone: Backbone
+
+
+def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
+    """Return what ``release`` would do. Writes nothing; raises AnonymizerError for what ``release`` would refuse."""
+    from anonymizer.crypto.custodian_key import load_key
+    from anonymizer.data.sources import open_source, sample_metadata
+    from anonymizer.release import assemble, history
+    from anonymizer.release import plan as planning
+    from anonymizer.storage.layout import Release
+    from flows.jobs import release as release_job
+
+    config = _build(RunConfig, config)
+    check(config)
+    opened = Release.at(config.output.uri)
+    backbone, key = release_job.backbone_of(config.model), load_key(config.key_env)
+    history.check(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
+    if opened.plan.exists():
+        plan = planning.write_or_resume(config, backbone, key, opened)
+        done = assemble.summarize_release(opened, plan).read
+    else:
+        plan, done = planning.build_plan(config, backbone, key, planning.count_records(config)), 0
+    seconds = planning.estimate_seconds(config, backbone, replace(plan, records=plan.records - done))
+    source = open_source(config.source)
+    fields = [*source.fields(), *sample_metadata(source)]
+    return PlanReport(plan, done, seconds, fields, list_cautions(config, plan), backbone)
+
+
+def release(config: RunConfig | Mapping[str, Any] | str) -> dict[str, Any]:
+    """Make a release, or finish one that was stopped; return its counts by outcome and reason.
+
+    ``problems`` of the result are lineage events that were lost. Everything that is wrong with the input is raised as
+    AnonymizerError before the work starts. GateError: a policy or missing approvals hold the release back.
+    """
+    from dataclasses import asdict
+
+    from anonymizer.release import assemble
+    from anonymizer.release import plan as planning
+    from anonymizer.storage.layout import Release
+
+    config = _build(RunConfig, config)
+    if (counts := run_release(config)) is None:
+        opened = Release.at(config.output.uri)
+        counts = asdict(assemble.summarize_release(opened, planning.read(opened)))
+    return counts
+
+
+def run_release(config: RunConfig) -> dict[str, Any] | None:
+    """Run the release flow; return its counts, or None where the release was complete already."""
+    from anonymizer.crypto.custodian_key import load_key
+    from anonymizer.release import plan as planning
+    from anonymizer.storage.layout import Release
+    from flows.jobs import release as release_job
+    from flows.start import run_flow
+
+    check(config)
+    opened = Release.at(config.output.uri)
+    if opened.is_complete:  # but is it what was asked for?
+        planning.write_or_resume(config, release_job.backbone_of(config.model), load_key(config.key_env), opened)
+        return None
+    secrets = (config.key_env, config.signing_key_env)
+    return run_flow("release", config, secrets=secrets, prepare=lambda: release_job.prepare(config))
+
+
+def audit(release: str, **settings: Any) -> dict[str, Any]:
+    """Attack the release at ``release`` and write the audit into its restricted half; return counts.
+
+    ``settings`` are those of an audit: ``identity="folder"``, ``attacks=["linkage"]``, ``others={"uri": ...}``.
+    """
+    return run_audit(build_resolved(AuditConfig, {"release": release, **settings}))
+
+
+def run_audit(config: AuditConfig) -> dict[str, Any]:
+    """Run the audit flow; return its counts, and as ``problems`` the lineage events that were lost."""
+    from flows.jobs import audit as audit_job
+    from flows.lineage.emit import emit_run_events
+    from flows.start import run_flow
+
+    run_config = audit_job.check(config)
+    with emit_run_events(run_config, "audit", config.release) as outcome:
+        summary = run_flow("audit", config, secrets=(run_config.key_env, run_config.signing_key_env))
+    return summary | {"problems": outcome.problems}
+
+
+def augment(config: AugmentConfig | Mapping[str, Any] | str) -> dict[str, Any]:
+    """Draw local samples for training, with their labels; return counts. They are not anonymised."""
+    from flows.jobs import augment as augment_job
+    from flows.start import run_flow
+
+    config = _build(AugmentConfig, config)
+    augment_job.check(config)
+    return run_flow("augment", config)
+
+
+def enhance(config: EnhanceConfig | Mapping[str, Any] | str) -> dict[str, Any]:
+    """Enlarge images by upsampling and local sampling; return counts. Nobody is anonymised."""
+    from flows.jobs import enhance as enhance_job
+    from flows.start import run_flow
+
+    config = _build(EnhanceConfig, config)
+    enhance_job.check(config)
+    return run_flow("enhance", config)
+
+
+def verify(
+    uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = None, replay: int = 0
+) -> list[Finding]:
+    """Check a release, or a public half alone, against its signed statement; return one finding for each check.
+
+    ``trust``: public keys, or files with one, that the publisher's must be among. ``decode``: about how many images to
+    decode, None for all. ``rescore``, ``replay``: how many outputs to score or to draw again from their originals;
+    ``rescore`` None is 8 where originals are at hand. Raises GateError for a release that its policy holds back.
+    """
+    from anonymizer.attest.verify import check_public
+    from anonymizer.attest.verify.findings import failed
+    from anonymizer.storage.layout import STATEMENT, Release
+    from anonymizer.storage.path import StoragePath
+
+    root = StoragePath.from_uri(uri)
+    is_public_half = (root / STATEMENT).exists()  # whatever else lies in it
+    is_whole = not is_public_half and ((root / "public").exists() or (root / "restricted").exists())
+    release = Release(root) if is_whole else None
+    if release is not None and release.is_assembled and not release.statement.exists() and not release.is_published:
+        raise GateError(
+            f"release {uri!r}: its policy holds it back, and nothing is signed yet: see `anonymizer status`"
+        )
+    half = root if release is None else release.public if release.public.exists() else release.candidate
+    findings = list(check_public(half, read_public_keys(trust), decode))
+    if release is None:
+        if rescore or replay:
+            reason = "--rescore and --replay need the restricted half: give the whole release"
+            findings.append(failed("originals", reason))
+        return findings
+    findings += _verify_whole(release, half == release.candidate, rescore, replay)
+    _log_verification(release, not any(finding.result == "fail" for finding in findings))
+    return findings
+
+
+def read_public_keys(texts: Sequence[str]) -> list[str]:
+    """Return public keys as given, or from their files; what is neither may be a private one, and is not repeated."""
+    from anonymizer.crypto import signing
+
+    keys = []
+    for text in texts:
+        try:
+            key = text if text.startswith(signing.PUBLIC_KEY_PREFIX) else Path(text).read_text(encoding="utf-8").strip()
+            signing.parse_public_key(key)
+        except (ValueError, OSError):
+            raise SigningKeyError("--trust: no public key, and no file of one: see `anonymizer keys`") from None
+        keys.append(key)
+    return keys
+
+
+def _verify_whole(release: Release, is_candidate: bool, rescore: int | None, replay: int) -> Iterator[Finding]:
+    """Yield what is to be known of a whole release besides its public half."""
+    from anonymizer.attest.verify.findings import failed, noted
+    from flows.jobs import replay as replay_job
+
+    if is_candidate:
+        yield noted("state", "not published: what was checked is the candidate")
+    elif release.candidate.exists():
+        yield failed("state", "there is a candidate beside public/: run the same `anonymizer run` again")
+    if release.restricted.exists():
+        yield from replay_job.verify_release(release, rescore, replay)
+    else:
+        yield noted("restricted", "is not here: the public half was checked alone")
+
+
+def _log_verification(release: Release, passed: bool) -> None:
+    from anonymizer.release import event_log
+
+    with suppress(AnonymizerError):  # a broken chain is among the findings
+        if release.event_log.exists():
+            event_log.record(release, "verified", result="pass" if passed else "fail")
+
+
+def check(config: RunConfig) -> None:
+    """Raise what is wrong and takes a moment to see; write nothing."""
+    from flows.jobs import release as release_job
+    from flows.runtime import run_templates, task_runners
+
+    task_runners.check(config)
+    run_templates.refuse_placeholders(config)
+    release_job.check(config)
+
+
+def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
+    from anonymizer.release import history, preflight
+    from anonymizer.release import plan as planning
+
+    cautions = [*planning.list_cautions(config, plan), *preflight.list_cautions(config)]
+    if missing := history.count_missing(config):
+        cautions.append(
+            f"previous: {missing} earlier releases are not at hand: who was only there gets a second output"
+        )
+    return cautions
+
+
+def _build(kind: type[C], settings: C | Mapping[str, Any] | str) -> C:
+    """Return settings as a configuration of a kind, with its level rule resolved. Raises ConfigError."""
+    if isinstance(settings, kind):
+        return settings
+    tree: Mapping[str, Any] = read_tree(settings) if isinstance(settings, str) else dict(settings)
+    return build_resolved(kind, tree)
