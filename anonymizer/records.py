@@ -92,7 +92,7 @@ class Decision:
     """The gate's decision about one record."""
 
     status: Status
-    reason: Reason | None = None
+    reason: str | None = None  # a ``Reason``, or what another job than a release drops an output for
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from anonymizer.data.sources import open_source
 from anonymizer.release import assemble, plan
 from anonymizer.storage.layout import Release
 from flows import api
+from flows.jobs import models
 from flows.jobs import release as release_job
 from flows.jobs.progress import report_progress_to
 
@@ -86,7 +87,7 @@ def run_job(config: RunConfig) -> dict[str, float]:
 
 
 def run_bare_loop(config: RunConfig, encoded: list[bytes]) -> float:
-    backbone = release_job.backbone_of(config.model)
+    backbone = models.backbone_of(config.model)
     scorer = release_job.scorer_of(config.metrics, str(backbone.device))
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     decoded = [image_codec.decode(data, backbone.size).tensor for data in encoded]
@@ -106,7 +107,7 @@ def run_script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
     from diffusers import DPMSolverMultistepScheduler
     from torch.nn import functional as F
 
-    backbone = release_job.backbone_of(config.model)
+    backbone = models.backbone_of(config.model)
     scorer = release_job.scorer_of(config.metrics, str(backbone.device))
     unet, patch, t_boom = backbone.unet, backbone.patch, round(config.boomerang.level * backbone.T)  # type: ignore[attr-defined]
     betas = 1 - backbone.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), backbone.alphas_cumprod[:-1]])

@@ -25,6 +25,7 @@ from pipeline import make_pictures
 from anonymizer.config import RunConfig, build
 from anonymizer.release import ledger, plan
 from anonymizer.storage.layout import Release
+from flows.jobs import models
 from flows.jobs import release as release_job
 
 LOAD_TIMEOUT = 600.0  # seconds that loading may take
@@ -34,7 +35,7 @@ def worker(tree: dict[str, Any], first: int, every: int, ready: Any) -> None:
     """Shards ``first``, ``first + every`` and so on, once everybody is ready."""
     torch.set_num_threads(1)
     config = RunConfig.model_validate(tree)
-    backbone = release_job.backbone_of(config.model)
+    backbone = models.backbone_of(config.model)
     release_job.load_checked_scorer(config.metrics, backbone)
     shards = plan.read(Release.at(config.output.uri)).shards
     ready.wait(LOAD_TIMEOUT)

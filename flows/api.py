@@ -46,12 +46,13 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     from anonymizer.release import assemble, history
     from anonymizer.release import plan as planning
     from anonymizer.storage.layout import Release
+    from flows.jobs import models
     from flows.jobs import release as release_job
 
     config = _build(RunConfig, config)
     check(config)
     opened = Release.at(config.output.uri)
-    backbone, key = release_job.backbone_of(config.model), load_key(config.key_env)
+    backbone, key = models.backbone_of(config.model), load_key(config.key_env)
     history.check(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
     if opened.plan.exists():
         plan = planning.write_or_resume(config, backbone, key, opened)
@@ -88,13 +89,14 @@ def run_release(config: RunConfig) -> dict[str, Any] | None:
     from anonymizer.crypto.custodian_key import load_key
     from anonymizer.release import plan as planning
     from anonymizer.storage.layout import Release
+    from flows.jobs import models
     from flows.jobs import release as release_job
     from flows.start import run_flow
 
     check(config)
     opened = Release.at(config.output.uri)
     if opened.is_complete:  # but is it what was asked for?
-        planning.write_or_resume(config, release_job.backbone_of(config.model), load_key(config.key_env), opened)
+        planning.write_or_resume(config, models.backbone_of(config.model), load_key(config.key_env), opened)
         return None
     secrets = (config.key_env, config.signing_key_env)
     return run_flow("release", config, secrets=secrets, prepare=lambda: release_job.prepare(config))

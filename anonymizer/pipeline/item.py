@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import torch
 
 from anonymizer.data.image_codec import DecodedImage, EncodedImage
-from anonymizer.records import Decision, Reason, Record, Scores, Status
+from anonymizer.records import Decision, Record, Scores, Status
 
 
 @dataclass(slots=True)
@@ -32,6 +32,6 @@ class Item:
     decision: Decision | None = None
     encoded: EncodedImage | None = None
 
-    def fail(self, reason: Reason | None) -> None:
+    def fail(self, reason: str | None) -> None:
         """End the item without an output."""
         self.output, self.decision = None, Decision(Status.FAILED, reason)

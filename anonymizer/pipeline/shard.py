@@ -14,9 +14,6 @@ from typing import Any
 import torch
 
 from anonymizer.backbones import Backbone
-from anonymizer.backbones.conditioning import conditioning_text
-from anonymizer.backbones.tiling import TiledBackbone
-from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import image_codec
@@ -25,8 +22,8 @@ from anonymizer.data.passthrough_columns import to_json
 from anonymizer.data.sources import open_source, to_printable
 from anonymizer.devices import device_name
 from anonymizer.errors import RecordError
-from anonymizer.noise import Noise
-from anonymizer.pipeline.batch_sampling import BatchSampler, SamplingJob, Scorer
+from anonymizer.pipeline.batch_sampling import BatchSampler, Scorer
+from anonymizer.pipeline.boomerang_job import BoomerangJob
 from anonymizer.pipeline.item import Item
 from anonymizer.pipeline.stages import open_stages
 from anonymizer.policy.gates import gate
@@ -55,11 +52,11 @@ def anonymize_shard(
     begun, watch = time.monotonic(), Stopwatch()
     job = ReleaseJob(shard, config, backbone, scorer, key, writer, previous, watch)
     batch_size = config.run.initial_batch_size
-    prefetch = 2 if config.source.fit == "tiles" else 2 * batch_size  # few where pictures may be large
     rows: list[LedgerRow] = []
     with open_stages(backbone.device, config.run.threads, watch) as stages:
         sampler = BatchSampler(job, batch_size, stages.overlap, watch)
-        items = stages.decode(job.decode, open_source(config.source).read(entries), prefetch)
+        records = open_source(config.source).read(entries)
+        items = stages.decode(job.decode, records, job.prefetch_depth(batch_size))
         for row in stages.write(job.finish, sampler.run(items)):
             rows.append(row)
             progress(len(rows))
@@ -80,35 +77,31 @@ class ReleaseItem(Item):
     sha256: str | None = None  # of the encoded output
 
 
-class ReleaseJob(SamplingJob[ReleaseItem]):
+class ReleaseJob(BoomerangJob[ReleaseItem]):
     """The stages of a release, in the order in which an item meets them."""
 
     def __init__(
         self, shard: int, config: RunConfig, backbone: Backbone, scorer: Scorer, key: CustodianKey,
         writer: ShardWriter, previous: PublishedHistory, watch: Stopwatch,
     ) -> None:  # fmt: skip
-        self.config, self.model, self.scorer, self.key = config, config.model, scorer, key
+        super().__init__(config.source, config.model, backbone, config.boomerang.sampler, config.boomerang.steps)
+        self.config, self.scorer, self.key = config, scorer, key
         self.writer, self.previous, self.watch = writer, previous, watch
-        tiled = config.source.fit == "tiles"
-        self.backbone = TiledBackbone(backbone, config.model.tile_overlap) if tiled else backbone
-        self.boomerang = Boomerang(self.backbone, config.boomerang.sampler, config.boomerang.steps)
-        levels = (config.boomerang.level, *config.policy.escalate)
-        self.attempts = [{"shard": shard, **self._attempt_columns(level)} for level in levels]
-
-    def _attempt_columns(self, level: float) -> dict[str, Any]:
-        """Return what the ledger says of each output at a level."""
-        t_boom = self.boomerang.t_boom(level)
-        return {
-            "level": level,
-            "t_boom": t_boom,
-            "log_snr": self.boomerang.log_snr(t_boom),
-            "sampler": self.config.boomerang.sampler,
-            "steps": len(self.boomerang.grid(t_boom)) - 1,
-            "model": self.model.public_name,
-            "model_digest": self.backbone.digest,
-            "config_fingerprint": self.config.at_level(level).fingerprint(self.backbone.digest),
+        constants = {
+            "shard": shard,
+            "sampler": config.boomerang.sampler,
+            "model": config.model.public_name,
+            "model_digest": backbone.digest,
             "code_version": version("anonymizer"),
         }
+        self.attempts = [  # what the ledger says of an output at each level
+            {**constants, **self.level_columns(level), "config_fingerprint": self._fingerprint(level)}
+            for level in (config.boomerang.level, *config.policy.escalate)
+        ]
+
+    def _fingerprint(self, level: float) -> str:
+        """Return the fingerprint at a level: an output is the one that a run at this level would have made."""
+        return self.config.at_level(level).fingerprint(self.backbone.digest)
 
     def decode(self, record: Record) -> ReleaseItem:
         """Decode a record, unless it was published or erased before, or cannot be used."""
@@ -124,13 +117,9 @@ class ReleaseJob(SamplingJob[ReleaseItem]):
         elif (row := self.previous.find_row(item.source_hmac)) is not None:
             self._reuse(item, row)
         else:
-            source, model = self.config.source, self.backbone
             try:
-                item.conditioning_text = conditioning_text(self.model, record, model)
                 with self.watch.stage("decode"):
-                    item.picture = image_codec.decode(
-                        record.data, model.size, source.fit, source.limits, model.multiple
-                    )
+                    self.decode_image(item, record.data)
                 self._begin_attempt(item, 0)
             except RecordError as error:
                 item.fail(error.reason)
@@ -149,14 +138,8 @@ class ReleaseJob(SamplingJob[ReleaseItem]):
         item.attempt, item.level = attempt, columns["level"]
         item.noise_key = self.key.noise_key(item.source_hmac or "", columns["config_fingerprint"])
 
-    def noise_steps(self, level: float) -> Sequence[int]:
-        return self.boomerang.draws(level)
-
-    def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object) -> torch.Tensor:
-        return self.boomerang.sample(x0, level, noise, condition)
-
     def score(self, batch: Sequence[ReleaseItem], x0: torch.Tensor, outputs: torch.Tensor) -> None:
-        if self.config.source.fit == "tiles":  # scorers look at squares, or at the middle of what is none
+        if self.is_tiled:  # scorers look at squares, or at the middle of what is none
             x0, outputs = (pad_to_square(images, self.backbone.size) for images in (x0, outputs))
         scores = self.scorer.score(self.scorer.embed(x0), outputs)
         if len(scores) != len(batch):

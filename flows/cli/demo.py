@@ -35,7 +35,7 @@ def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
     from flows.cli import console
     from flows.cli.governance import make_keys, verify_release
     from flows.cli.release import run_release
-    from flows.jobs import release as release_job
+    from flows.jobs import models, redaction
     from flows.jobs.progress import current_progress
     from flows.runtime.prefect_settings import override_environment
 
@@ -58,8 +58,8 @@ def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
         progress = current_progress()
         progress.begin(pictures, 0)
         progress.stage("inventing")
-        backbone = release_job.backbone_of(settings.model)
-        names = release_job.in_fresh_thread(
+        backbone = models.backbone_of(settings.model)
+        names = redaction.in_fresh_thread(
             lambda: demo_data.write_demo_source(source, pictures, backbone, progress.advance)
         )
     console.out.print("Releasing them, signed with a new key (starting Prefect takes a moment) ...\n")

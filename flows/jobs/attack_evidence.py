@@ -16,7 +16,7 @@ from anonymizer.data.sources import open_source
 from anonymizer.data.sources.folder import FolderSource
 from anonymizer.errors import ConfigError, SourceError
 from anonymizer.release.audit_sample import ImageSet, draw_images, exclude_insiders
-from flows.jobs.release import in_fresh_thread
+from flows.jobs.redaction import in_fresh_thread
 from metrics import features
 from metrics.audit.mechanisms import Mechanism
 from metrics.audit.workbench import Effort, Evidence

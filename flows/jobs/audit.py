@@ -28,8 +28,10 @@ from anonymizer.release.plan import resolve_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows.jobs import attack_evidence, audit_caveats
+from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
-from flows.jobs.release import backbone_of, in_fresh_thread, redact_errors, scorer_of
+from flows.jobs.redaction import in_fresh_thread, redact_errors
+from flows.jobs.release import scorer_of
 from metrics.attacks import ATTACKERS
 from metrics.audit import audit, baselines, side_channels
 from metrics.audit.audit import Findings

@@ -24,8 +24,9 @@ from anonymizer.release import audit_sample, preflight
 from anonymizer.storage import parquet
 from anonymizer.storage.path import StoragePath
 from flows.jobs import attack_evidence
+from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
-from flows.jobs.release import backbone_of, in_fresh_thread, redact_errors
+from flows.jobs.redaction import in_fresh_thread, redact_errors
 from metrics.audit.audit import ALL_ATTACKERS
 from metrics.audit.calibration_curve import CHOOSING, CONFIRMING, CalibrationCurve, ImageScore, split_halves
 from metrics.audit.mechanisms import LocalSampling, RoundTrip, apply

@@ -27,8 +27,9 @@ from anonymizer.storage.path import StoragePath
 from flows.jobs import enhance_manifest
 from flows.jobs.enhance_inputs import MISSING, EnhanceInputs, EnhanceItem
 from flows.jobs.enhance_manifest import DIRECTION, ENHANCED, METHODS, USED, EnhanceSummary, Method, Row, column_name
+from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
-from flows.jobs.release import backbone_of, in_fresh_thread, redact_errors
+from flows.jobs.redaction import in_fresh_thread, redact_errors
 from metrics.models.lpips import PerceptualDistance
 from metrics.utility.image_quality import score_images
 

@@ -23,7 +23,7 @@ from anonymizer.release.plan import resolve_config
 from anonymizer.release.publish import PublicationStatus
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
-from flows.jobs.release import redact_errors
+from flows.jobs.redaction import redact_errors
 
 
 @dataclass(frozen=True)

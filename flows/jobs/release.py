@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from anonymizer import report
-from anonymizer.backbones import Backbone, compilation, load_backbone
+from anonymizer.backbones import Backbone, compilation
 from anonymizer.backbones.conditioning import encode_conditions, placeholder_condition
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.errors import (
-    AnonymizerError,
     CustodianKeyError,
     IntegrityError,
     ModelError,
-    ReportableError,
     ShardError,
     StepError,
 )
@@ -33,17 +28,11 @@ from anonymizer.release.history import PublishedHistory
 from anonymizer.release.ledger import ShardWriter
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
+from flows.jobs.models import backbone_of
+from flows.jobs.redaction import in_fresh_thread, redact_errors
 
 if TYPE_CHECKING:
     from metrics.scores.scorer import ReleaseScorer
-
-T = TypeVar("T")
-
-
-@lru_cache(maxsize=1)
-def backbone_of(model: ModelConfig) -> Backbone:
-    """The model, loaded once for each process."""
-    return in_fresh_thread(lambda: load_backbone(model))
 
 
 @lru_cache(maxsize=1)
@@ -72,16 +61,6 @@ def load_checked_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseSc
 def load_previous(output: str, the_plan: Plan) -> PublishedHistory:
     """What the releases before this one published, loaded once for each process and plan."""
     return in_fresh_thread(lambda: history.load(Release.at(output)))
-
-
-def in_fresh_thread(work: Callable[[], T]) -> T:
-    """What ``work`` returns, done in a thread that ends with it.
-
-    OpenMP keeps a team for every thread that has computed, and once all teams together outnumber the cores it lets
-    their members sleep at barriers instead of spinning. Shards have threads of their own; see docs/benchmarks.md.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
 
 
 def check(config: RunConfig) -> None:
@@ -225,21 +204,3 @@ def _finish(config: RunConfig) -> Summary:
 
 def _restricted(config: RunConfig) -> StoragePath:
     return Release.at(config.output.uri).restricted
-
-
-def redact_errors(folder: StoragePath, step: str, fallback: StepError, work: Callable[[], T]) -> T:
-    """What ``work`` returns, done apart. An error that may hold a path or a value goes to ``errors/`` in ``place``.
-
-    What is raised in its place is new and raised outside the handler, so that it carries no chained exception and no
-    frame of the other to a log or a database.
-    """
-    try:
-        return in_fresh_thread(work)
-    except ReportableError as error:
-        redacted: AnonymizerError = type(error)(str(error))
-    except Exception:
-        with suppress(Exception):  # the disk may be full
-            details = folder / "errors" / f"{step}.txt"
-            details.write_uncommitted(traceback.format_exc().encode("utf-8", "backslashreplace"))
-        redacted = type(fallback)(f"{fallback}: see {folder.name}/errors/{step}.txt")
-    raise redacted

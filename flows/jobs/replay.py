@@ -24,7 +24,9 @@ from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage.layout import Release
-from flows.jobs.release import backbone_of, in_fresh_thread, scorer_of
+from flows.jobs.models import backbone_of
+from flows.jobs.redaction import in_fresh_thread
+from flows.jobs.release import scorer_of
 
 # Scores were measured before images were rounded to bytes, or packed by JPEG and WebP, which changes them a little.
 SCORE_TOLERANCE = {"png": 0.02, "jpeg": 0.1, "webp": 0.1}

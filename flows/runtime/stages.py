@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 
 from anonymizer.errors import StepError
 from anonymizer.storage.path import StoragePath
-from flows.jobs.release import redact_errors
+from flows.jobs.redaction import redact_errors
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -21,6 +21,7 @@ from anonymizer.errors import AnonymizerError, ConfigError, IntegrityError, Outp
 from anonymizer.release import ledger
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
+from flows.jobs import models, redaction
 from flows.jobs import release as release_job
 from flows.jobs.progress import report_progress_to
 from flows.runtime import prefect_settings, server_database, temporary_server
@@ -137,10 +138,8 @@ def test_tags_of_whoever_starts_a_run_stay_on_it(tmp_path: Path, flow: Any, pref
 
 def test_models_are_loaded_in_a_thread_that_ends_so_that_shards_have_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
-    monkeypatch.setattr(release_job, "load_backbone", lambda model: threads.append(threading.current_thread()))
-    release_job.backbone_of.__wrapped__(
-        RunConfig.model_validate({"source": {"uri": "a"}, "output": {"uri": "b"}}).model
-    )
+    monkeypatch.setattr(models, "load_backbone", lambda model: threads.append(threading.current_thread()))
+    models.backbone_of.__wrapped__(RunConfig.model_validate({"source": {"uri": "a"}, "output": {"uri": "b"}}).model)
     assert threads and threads[0] is not threading.main_thread() and not threads[0].is_alive()
 
 
@@ -229,7 +228,7 @@ def test_an_error_that_is_about_the_run_keeps_its_text_and_no_chain(tmp_path: Pa
             raise IntegrityError("counts disagree") from error
 
     with pytest.raises(IntegrityError, match="counts disagree") as caught:
-        release_job.redact_errors(Release.at(config.output.uri).restricted, "x", StepError("x"), tampered)
+        redaction.redact_errors(Release.at(config.output.uri).restricted, "x", StepError("x"), tampered)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
 
@@ -240,9 +239,7 @@ def test_a_full_disk_does_not_hide_which_step_failed(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(StoragePath, "write_uncommitted", full)
     with pytest.raises(StepError, match="shard 3"):
-        release_job.redact_errors(
-            Release.at(str(tmp_path / "out")).restricted, "x", ShardError("shard 3"), lambda: 1 / 0
-        )
+        redaction.redact_errors(Release.at(str(tmp_path / "out")).restricted, "x", ShardError("shard 3"), lambda: 1 / 0)
 
 
 def test_nobody_is_told_about_runs() -> None:

@@ -381,7 +381,7 @@ def watch(event, args):
             file.write("x")
 sys.addaudithook(watch)
 """
-LOAD = "import sys\nfrom flows.jobs.release import backbone_of\nfrom anonymizer.config import ModelConfig\n"
+LOAD = "import sys\nfrom flows.jobs.models import backbone_of\nfrom anonymizer.config import ModelConfig\n"
 LOAD += "for _ in range(2): backbone_of(ModelConfig(id=sys.argv[1]))"
 
 
