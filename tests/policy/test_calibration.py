@@ -109,7 +109,7 @@ def refused(work: Callable[[], Any]) -> str:
 
 
 @pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with ``c.json``, the curve that gives 0.6 for a risk of 0.05."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.json").write_bytes(to_json(CURVE))
@@ -165,7 +165,7 @@ def test_a_promise_may_be_about_some_attacks_only() -> None:
 
 
 @pytest.mark.parametrize("unmeasured", [{"linkage": 0.01, "leaks": None}, {"linkage": 0.01}])
-def test_what_could_not_be_measured_counts_as_too_high(unmeasured: Highs) -> None:
+def test_an_unmeasured_risk_counts_as_too_high(unmeasured: Highs) -> None:
     """Whether it stands there without a number, or does not stand there at all."""
     full = {"linkage": 0.01, "leaks": 0.01}
     assert choose_level(calibration(level(0.4, unmeasured), level(0.8, full)), 0.05).level == 0.8
@@ -181,7 +181,7 @@ def test_other_people_must_confirm_the_choice() -> None:
     assert choose_level(curve, 0.03) == LevelChoice(0.8, 0.03, ("linkage",), 0.01, 0.01, 0.02)
 
 
-def test_what_confirms_is_the_value_and_its_bound_is_told() -> None:
+def test_the_value_confirms_and_the_error_gives_its_bound() -> None:
     assert choose_level(calibration(level(0.4, 0.04, 0.05)), 0.05) == LevelChoice(
         0.4, 0.05, ("linkage",), 0.04, 0.05, 0.1
     )
@@ -200,7 +200,7 @@ def test_where_no_level_holds_the_error_is_the_curve_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("max_risk", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
-def test_a_promise_that_nobody_can_keep_or_break_is_refused(max_risk: float) -> None:
+def test_a_max_risk_of_0_or_1_is_refused(max_risk: float) -> None:
     assert f"boomerang.level.max_risk must be in (0, 1), got {max_risk:g}" in refused(
         lambda: choose_level(CURVE, max_risk)
     )
@@ -213,7 +213,7 @@ def test_a_promise_about_an_attack_that_was_not_tried_is_refused() -> None:
     assert "boomerang.level.attacks: names none" in refused(lambda: choose_level(CURVE, 0.05, []))
 
 
-def test_a_calibration_that_tried_nothing_promises_nothing() -> None:
+def test_a_calibration_without_attacks_is_refused() -> None:
     assert "tried no attack" in refused(lambda: choose_level(calibration(level(0.4, {}, {})), 0.05))
 
 
@@ -225,8 +225,8 @@ def test_a_calibration_without_a_kind_is_not_begun() -> None:
 # -- the file ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_calibration_survives_its_file(there: Path) -> None:
-    assert read("c.json") == read(str(there / "c.json")) == read((there / "c.json").as_uri()) == CURVE
+def test_a_calibration_survives_its_file(folder: Path) -> None:
+    assert read("c.json") == read(str(folder / "c.json")) == read((folder / "c.json").as_uri()) == CURVE
     assert json.loads(to_json(CURVE))["format"] == "anonymizer calibration 1"
 
 
@@ -304,7 +304,7 @@ def test_a_file_that_is_not_whole_is_one_line(path: str, value: Any, line: str) 
     assert refused(lambda: parse(changed(path, value), "c.json")).startswith(f"calibration 'c.json': {line}")
 
 
-def test_a_file_that_cannot_be_had_is_one_line_without_its_address(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_one_line_without_its_address(tmp_path: Path) -> None:
     secret = tmp_path / "secret project"
     secret.mkdir()
     for uri, line in (
@@ -313,8 +313,8 @@ def test_a_file_that_cannot_be_had_is_one_line_without_its_address(tmp_path: Pat
         (f"nosuch://{secret}/c.json?signed=1", "calibration 'c.json': its address cannot be opened"),
         (f"{secret}/", "calibration 'secret project': cannot be read (IsADirectoryError)"),
     ):
-        assert (said := refused(lambda uri=uri: read(uri))).startswith(line)
-        assert str(tmp_path) not in said
+        assert (message := refused(lambda uri=uri: read(uri))).startswith(line)
+        assert str(tmp_path) not in message
 
 
 def test_every_key_of_the_file_is_documented() -> None:
@@ -330,25 +330,25 @@ def test_every_key_of_the_file_is_documented() -> None:
 # -- the rule ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_rule_in_a_file_becomes_a_number_and_a_record(there: Path) -> None:
-    (there / "run.yaml").write_text(
+def test_a_rule_in_a_file_becomes_a_number_and_a_record(folder: Path) -> None:
+    (folder / "run.yaml").write_text(
         f"source: {{uri: in, kind: {KIND}}}\noutput: {{uri: out}}\n"
         "boomerang:\n  steps: 2\n  level: {calibration: c.json, max_risk: 0.05}\n"
     )
-    config = build(read_tree(there / "run.yaml"))
+    config = build(read_tree(folder / "run.yaml"))
     assert config.boomerang.level == 0.6
     chosen = config.boomerang.chosen
     assert chosen is not None
-    assert chosen.calibration == hashlib.sha256((there / "c.json").read_bytes()).hexdigest()
+    assert chosen.calibration == hashlib.sha256((folder / "c.json").read_bytes()).hexdigest()
     assert (chosen.level, chosen.max_risk, chosen.attacks) == (0.6, 0.05, ("linkage",))
     assert (chosen.choosing_high, chosen.confirming_value, chosen.confirming_high) == (0.05, 0.0, 0.0)
     assert chosen.belongs_to == CURVE.belongs_to
     assert "c.json" not in dump(config)
-    assert build(read_tree(there / "run.yaml"), ["boomerang.level.max_risk=0.3"]).boomerang.level == 0.4
+    assert build(read_tree(folder / "run.yaml"), ["boomerang.level.max_risk=0.3"]).boomerang.level == 0.4
 
 
-def test_a_rule_may_be_given_as_an_override(there: Path) -> None:
-    rule = f"boomerang.level={{calibration: {(there / 'c.json').as_uri()}, max_risk: 0.02, attacks: [linkage]}}"
+def test_a_rule_may_be_given_as_an_override(folder: Path) -> None:
+    rule = f"boomerang.level={{calibration: {(folder / 'c.json').as_uri()}, max_risk: 0.02, attacks: [linkage]}}"
     assert build(SETTINGS, [rule]).boomerang.level == 0.8
     assert build(SETTINGS, [rule, "boomerang.level.max_risk=0.3"]).boomerang.level == 0.4
 
@@ -375,20 +375,20 @@ def test_a_number_is_left_alone() -> None:
         ({"max_risk": 0.001}, "0.2: 1.000 linkage, 0.4: 0.300 linkage"),
     ],
 )
-def test_a_wrong_rule_is_one_line(there: Path, rule: dict[str, Any], line: str) -> None:
-    said = refused(lambda: ruled(**rule))
-    assert line in said
-    assert "hunter2" not in said
+def test_a_wrong_rule_is_one_line(folder: Path, rule: dict[str, Any], line: str) -> None:
+    message = refused(lambda: ruled(**rule))
+    assert line in message
+    assert "hunter2" not in message
 
 
-def test_what_a_rule_lacks_is_named(there: Path) -> None:
+def test_a_missing_key_of_a_rule_is_named(folder: Path) -> None:
     assert "boomerang.level.calibration: missing" in refused(lambda: build(SETTINGS, ["boomerang.level={}"]))
 
 
-def test_other_mistakes_are_said_before_the_calibration_is_asked(there: Path) -> None:
-    said = refused(lambda: ruled("run.treads=1", calibration="none.json"))
-    assert "run.treads: unknown key" in said
-    assert "none.json" not in said
+def test_other_errors_precede_those_of_the_calibration(folder: Path) -> None:
+    message = refused(lambda: ruled("run.treads=1", calibration="none.json"))
+    assert "run.treads: unknown key" in message
+    assert "none.json" not in message
 
 
 OTHERS = {
@@ -401,14 +401,14 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("key", OTHERS)
-def test_a_calibration_is_refused_with_other_settings(there: Path, key: str) -> None:
+def test_a_calibration_is_refused_with_other_settings(folder: Path, key: str) -> None:
     value = OTHERS[key]
     words = "null" if value is None else repr(value)
     line = rf"{key}: the calibration was made with "
-    rule = {"boomerang.level": RULE | {"max_risk": 0.001}}  # which no level holds, but that is not what is said first
-    said = refused(lambda: build(SETTINGS, (), rule | {key: value}))
-    assert said.startswith(line)
-    assert f", not {words}: use that, or calibrate anew" in said
+    rule = {"boomerang.level": RULE | {"max_risk": 0.001}}  # no level holds it, but this error comes later
+    message = refused(lambda: build(SETTINGS, (), rule | {key: value}))
+    assert message.startswith(line)
+    assert f", not {words}: use that, or calibrate anew" in message
     stored = parse_yaml(dump(ruled()), "config.yaml")
     assert refused(lambda: build(stored, (), {key: value})).startswith(line)
 
@@ -419,9 +419,9 @@ def test_every_setting_that_changes_pixels_is_one_that_a_calibration_belongs_to(
     assert set(OTHERS) == set(PIXELS) - {"boomerang.level"} | {"source.kind"}
 
 
-def test_a_rule_needs_to_know_the_kind_of_pictures(there: Path) -> None:
-    said = refused(lambda: ruled("source.kind=null"))
-    assert said == f"source.kind: missing: the calibration is for '{KIND}': set it to that if it is true here"
+def test_a_rule_needs_to_know_the_kind_of_pictures(folder: Path) -> None:
+    message = refused(lambda: ruled("source.kind=null"))
+    assert message == f"source.kind: missing: the calibration is for '{KIND}': set it to that if it is true here"
 
 
 @pytest.mark.parametrize("kind", ["''", "' '", '"a\\nb"', "3"])
@@ -430,9 +430,9 @@ def test_a_kind_is_a_few_words(kind: str) -> None:
     assert build(SETTINGS, [f"source.kind=' {KIND} '"]).source.kind == KIND
 
 
-def test_kinds_that_differ_late_are_different(there: Path) -> None:
+def test_kinds_that_differ_late_are_different(folder: Path) -> None:
     kind = "x" * 100
-    (there / "c.json").write_bytes(
+    (folder / "c.json").write_bytes(
         to_json(calibration(level(0.6, 0.01), config=build(SETTINGS, [f"source.kind={kind}"])))
     )
     assert ruled(f"source.kind={kind}").boomerang.level == 0.6
@@ -442,17 +442,17 @@ def test_kinds_that_differ_late_are_different(there: Path) -> None:
 # -- what follows from it ---------------------------------------------------------------------------------------------
 
 
-def test_a_stored_config_builds_again_without_the_file(there: Path) -> None:
+def test_a_stored_config_builds_again_without_the_file(folder: Path) -> None:
     config = ruled()
-    (there / "c.json").unlink()
+    (folder / "c.json").unlink()
     assert build(parse_yaml(dump(config), "config.yaml")) == config
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_a_level_by_hand_does_not_keep_the_record_of_a_choice(there: Path) -> None:
+def test_a_level_by_hand_does_not_keep_the_record_of_a_choice(folder: Path) -> None:
     stored = parse_yaml(dump(ruled()), "config.yaml")
-    said = refused(lambda: build(stored, ["boomerang.level=0.3"]))
-    assert said == (
+    message = refused(lambda: build(stored, ["boomerang.level=0.3"]))
+    assert message == (
         "boomerang.level: is 0.3, and boomerang.chosen says that a calibration gave 0.6: set boomerang.chosen=null to "
         "choose a level by hand"
     )
@@ -462,7 +462,7 @@ def test_a_level_by_hand_does_not_keep_the_record_of_a_choice(there: Path) -> No
     assert (again.boomerang.level, again.boomerang.chosen and again.boomerang.chosen.max_risk) == (0.4, 0.3)
 
 
-def test_neither_the_choice_nor_the_kind_changes_the_fingerprint(there: Path) -> None:
+def test_neither_the_choice_nor_the_kind_changes_the_fingerprint(folder: Path) -> None:
     plain = build(SETTINGS, ["source.kind=null"])
     assert ruled().fingerprint("m") == plain.fingerprint("m") == build(SETTINGS).fingerprint("m")
 
@@ -472,21 +472,23 @@ def test_a_record_is_not_offered_as_a_setting() -> None:
     assert refused(lambda: build(SETTINGS, ["boomerang=1"])).endswith("its keys are level, sampler, steps, samples")
 
 
-def test_another_model_than_the_calibrations_is_refused_when_planning(there: Path) -> None:
-    (there / "c.json").write_bytes(to_json(calibration(level(0.6, 0.01), digest="a" * 64)))
-    people(there / "in")
-    said = refused(lambda: begin(ruled()))
-    assert said.startswith("model.id: the calibration was made with 'bundled:faces-64' (SHA-256 'aaaaaaaaaaaa'), not ")
-    assert not (there / "out").exists()
+def test_another_model_than_the_calibrations_is_refused_when_planning(folder: Path) -> None:
+    (folder / "c.json").write_bytes(to_json(calibration(level(0.6, 0.01), digest="a" * 64)))
+    people(folder / "in")
+    message = refused(lambda: begin(ruled()))
+    assert message.startswith(
+        "model.id: the calibration was made with 'bundled:faces-64' (SHA-256 'aaaaaaaaaaaa'), not "
+    )
+    assert not (folder / "out").exists()
 
 
-def ruled_run(there: Path, **rule: Any) -> RunConfig:
+def ruled_run(folder: Path, **rule: Any) -> RunConfig:
     return settings("in", "out", source={"kind": KIND}, boomerang={"level": RULE | rule})
 
 
-def test_a_release_with_a_rule_is_the_one_with_its_number_and_tells_only_the_custodian(there: Path) -> None:
-    people(there / "in")
-    config = ruled_run(there)
+def test_a_release_with_a_rule_equals_the_one_with_its_level_and_only_the_custodian_sees_the_rule(folder: Path) -> None:
+    people(folder / "in")
+    config = ruled_run(folder)
     release = run(config)
     plain = run(settings("in", "plain", boomerang={"level": 0.6}))
     assert handed_out(release)[0] == handed_out(plain)[0]
@@ -501,24 +503,24 @@ def test_a_release_with_a_rule_is_the_one_with_its_number_and_tells_only_the_cus
     assert "chosen from a calibration for a risk of at most 0.05 (linkage)" in Path(release.report.path).read_text()
 
 
-def test_a_begun_release_is_finished_with_the_same_rule_or_from_what_it_kept(there: Path) -> None:
-    people(there / "in")
-    release = begin(ruled_run(there))
-    begin(ruled_run(there))
-    (there / "c.json").rename(there / "gone")
+def test_a_started_release_is_finished_with_the_same_rule_or_its_stored_level(folder: Path) -> None:
+    people(folder / "in")
+    release = begin(ruled_run(folder))
+    begin(ruled_run(folder))
+    (folder / "c.json").rename(folder / "gone")
     begin(build(read_tree(release.config.path)))
     for other in (
         settings("in", "out", source={"kind": KIND}, boomerang={"level": 0.6}),
-        ruled_run(there, max_risk=0.06, calibration="gone"),
+        ruled_run(folder, max_risk=0.06, calibration="gone"),
     ):
         with pytest.raises(OutputError, match=r"was begun with boomerang\.level chosen in another way: use the settin"):
             begin(other)
     with pytest.raises(OutputError, match=r"was begun with boomerang\.level 0\.6, not 0\.4"):
-        begin(ruled_run(there, max_risk=0.3, calibration="gone"))
+        begin(ruled_run(folder, max_risk=0.3, calibration="gone"))
 
 
-def test_the_flow_settles_a_rule_once_and_its_tasks_see_the_number(
-    there: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_flow_resolves_a_rule_once_and_its_tasks_see_the_level(
+    folder: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deployment hands the flow the nested mappings of a YAML file."""
     from flows import release as flows_release
@@ -529,38 +531,38 @@ def test_the_flow_settles_a_rule_once_and_its_tasks_see_the_number(
     original, seen = release_job.run_shard, list[RunConfig]()
 
     def run_shard(config: RunConfig, *rest: Any) -> Any:
-        (there / "c.json").unlink(missing_ok=True)  # nobody needs it by now
+        (folder / "c.json").unlink(missing_ok=True)  # nobody needs it by now
         seen.append(config)
         return original(config, *rest)
 
     monkeypatch.setattr(release_job, "run_shard", run_shard)
-    people(there / "in")
+    people(folder / "in")
     given = SETTINGS | {"boomerang": {"level": RULE, "steps": 2}, "run": {"shard_size": 2}}
     assert flows_release.release(given)["released"] == 5
     assert [config.boomerang.level for config in seen] == [0.6] * 3
     assert Release.at("out").is_complete
-    (there / "c.json").write_bytes(b"{}")
+    (folder / "c.json").write_bytes(b"{}")
     assert "is damaged, or no calibration" in refused(lambda: flows_release.release(given))
 
 
 def test_the_command_line_plans_and_refuses_by_a_rule(
-    there: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setenv("COLUMNS", "200")
-    people(there / "in")
+    people(folder / "in")
     config = build(SETTINGS, [f"model.id={tiny_model}"])
     digest = load_backbone(ModelConfig(id=str(tiny_model))).digest
-    (there / "tiny.json").write_bytes(to_json(calibration(*CURVE.levels, config=config, digest=digest)))
+    (folder / "tiny.json").write_bytes(to_json(calibration(*CURVE.levels, config=config, digest=digest)))
 
-    def told(rule: str) -> Any:
+    def plan_with(rule: str) -> Any:
         sets = [f"boomerang.level={rule}", f"source.kind={KIND}", "boomerang.steps=2"]
         sets += ["metrics.clip=none", "metrics.lpips=none"]
         words = [word for one in sets for word in ("--set", one)]
         options = ["--source", "in", "--output", "out", "--model", str(tiny_model)]
         return CliRunner().invoke(main, ["plan", *options, *words])
 
-    done = told("{calibration: tiny.json, max_risk: 0.05}")
+    done = plan_with("{calibration: tiny.json, max_risk: 0.05}")
     assert done.exit_code == 0, done.stderr
     assert "t_boom 600 of 1000" in done.stdout
     assert "chosen from a calibration for a risk of at most 0.05 (linkage)" in done.stdout
@@ -568,10 +570,10 @@ def test_the_command_line_plans_and_refuses_by_a_rule(
         ("{calibration: tiny.json, max_risk: 0.001}", "error: boomerang.level: no level"),
         ("{calibration: c.json, max_risk: 0.05}", "error: model.id: the calibration was made with 'bundled:faces-64'"),
     ):
-        done = told(rule)
+        done = plan_with(rule)
         assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert done.stderr.startswith(line)
-    assert not (there / "out").exists()
+    assert not (folder / "out").exists()
 
 
 def test_an_audits_settings_have_no_rule() -> None:
@@ -581,5 +583,5 @@ def test_an_audits_settings_have_no_rule() -> None:
         build_as(AuditConfig, {"release": "x", "boomerang": {"level": RULE}})
 
 
-def test_a_plan_is_made_from_a_rule(there: Path) -> None:
+def test_a_plan_is_made_from_a_rule(folder: Path) -> None:
     assert plan.build_plan(ruled(), IdealGaussian(), KEY, 5).t_boom == 600

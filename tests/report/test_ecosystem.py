@@ -84,8 +84,8 @@ def listed(tmp_path: Path, items: Sequence[Mapping[str, Any]], **source: Any) ->
 
 
 def croissant(release: Release) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((release.public / "croissant.json").read())
-    return told
+    document: dict[str, Any] = json.loads((release.public / "croissant.json").read())
+    return document
 
 
 def records(mlc: Any, release: Release) -> list[dict[str, Any]]:
@@ -165,9 +165,9 @@ def test_a_release_without_pictures_is_described_and_has_no_records(tmp_path: Pa
     release = run(settings(source, tmp_path / "out"))
     assert len(manifest(release)) == 0
     assert records(mlc, release) == []
-    told = croissant(release)
-    assert [one["@id"] for one in told["distribution"]] == ["manifest.parquet"]
-    assert told["description"].startswith("No picture was released.")
+    document = croissant(release)
+    assert [one["@id"] for one in document["distribution"]] == ["manifest.parquet"]
+    assert document["description"].startswith("No picture was released.")
 
 
 def test_webp_files_are_named_and_their_rows_read(tmp_path: Path, mlc: Any) -> None:
@@ -180,23 +180,25 @@ def test_webp_files_are_named_and_their_rows_read(tmp_path: Path, mlc: Any) -> N
 @pytest.mark.parametrize("how", ["none", "binned", "exact"])
 def test_croissant_speaks_the_vocabulary_and_explains_each_column(tmp_path: Path, how: str) -> None:
     release = run(settings(people(tmp_path / "in"), tmp_path / "out", f"output.public_scores={how}"))
-    told = croissant(release)
-    assert told["conformsTo"] == ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
-    assert {key.removeprefix("rai:") for key in told if key.startswith("rai:")} <= RAI
-    assert not {"license", "url", "creator", "version", "citeAs"} & set(told)
+    document = croissant(release)
+    assert document["conformsTo"] == ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
+    assert {key.removeprefix("rai:") for key in document if key.startswith("rai:")} <= RAI
+    assert not {"license", "url", "creator", "version", "citeAs"} & set(document)
     assert (
-        "A level is a setting, not a guarantee" in told["description"] and "publisher's to state" in told["description"]
+        "A level is a setting, not a guarantee" in document["description"]
+        and "publisher's to state" in document["description"]
     )
-    for field in told["recordSet"][0]["field"][:-1]:
+    for field in document["recordSet"][0]["field"][:-1]:
         assert field["description"] == MANIFEST_MEANINGS[field["name"]]
 
 
-def test_croissant_says_what_was_copied_and_that_it_may_be_personal(tmp_path: Path) -> None:
+def test_croissant_names_copied_columns_as_possibly_personal(tmp_path: Path) -> None:
     release = release_of(tmp_path, "folder", labelled=True)
-    told = croissant(release)
-    assert "Copied from the source unchanged: label." in told["rai:dataAnnotationProtocol"][0]
+    document = croissant(release)
+    assert "Copied from the source unchanged: label." in document["rai:dataAnnotationProtocol"][0]
     assert (
-        told["rai:personalSensitiveInformation"][1] == "What was copied from the source may itself be personal: label."
+        document["rai:personalSensitiveInformation"][1]
+        == "What was copied from the source may itself be personal: label."
     )
 
 
