@@ -25,7 +25,7 @@ from anonymizer.backbones.protocol import Backbone
 from anonymizer.enhance import UPSAMPLINGS, Enhancer, lanczos, resample
 from metrics.features import Rows
 from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
-from metrics.scores.identity import FaceIdentity, identity_distance
+from metrics.scores.identity import FaceRecogniser, identity_distance, load_recogniser, score_models
 from metrics.utility.image_quality import psnr
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class Metrics:
 
     originals: torch.Tensor
     lpips: PerceptualDistance
-    identity: FaceIdentity | None
+    identity: FaceRecogniser | None
     people: Sequence[Rows]
 
     @classmethod
-    def create(cls, originals: torch.Tensor, lpips: PerceptualDistance, identity: FaceIdentity | None) -> Metrics:
-        return cls(originals, lpips, identity, identity.embed_faces(originals) if identity else [])
+    def create(cls, originals: torch.Tensor, lpips: PerceptualDistance, identity: FaceRecogniser | None) -> Metrics:
+        return cls(originals, lpips, identity, identity.embed_faces(originals.cpu()) if identity else [])
 
     def __call__(self, pictures: torch.Tensor) -> Arrays:
         """A row of scores (N,) each, from pictures (N, 3, S, S) uint8; NaN where no face is detected in both."""
@@ -66,7 +66,7 @@ class Metrics:
         found = {"lpips": self.lpips(a, b).double().cpu().numpy(), "psnr": psnr(a, b).numpy()}
         if self.identity is None:
             return found
-        people = self.identity.embed_faces(b)
+        people = self.identity.embed_faces(b.cpu())
         far = np.array([identity_distance(one, other) for one, other in zip(self.people, people, strict=True)])
         return found | {"identity": far, "seen": np.array([len(faces) > 0 for faces in people])}
 
@@ -128,7 +128,7 @@ def load_tasks(args: argparse.Namespace) -> Iterator[Task]:
         originals = common.read_pictures(file, "test", size, count)
         low = originals.with_pixels(to_bytes(lanczos(to_floats(originals.pixels), (size // factor, size // factor))))
         title = f"{name}, {size // factor} to {size}"
-        identity = FaceIdentity.load("dlib") if name == "faces" else None
+        identity = load_recogniser("dlib") if name == "faces" else None
         judges = Metrics.create(to_floats(originals.pixels), lpips, identity)
         yield Task(title, backbone, originals, low, factor, judges)
 
@@ -171,7 +171,7 @@ def enhance(task: Task, enhancer: Enhancer, args: argparse.Namespace, work: Work
 
 def score(task: Task, pictures: torch.Tensor, work: Workspace) -> Arrays:
     judge = task.metrics
-    names = [judge.lpips.versioned_name, *(judge.identity.names.values() if judge.identity else ())]
+    names = [judge.lpips.versioned_name, *(score_models(judge.identity).values() if judge.identity else ())]
     key = {"pictures": digest(pictures), "originals": digest(task.originals.pixels), "judges": names}
     return work.cached_arrays("scores", key, lambda: judge(pictures))
 

@@ -93,11 +93,7 @@ def gather_evidence(
 
 
 def _read_outsiders(
-    config: AttackerConfig,
-    source: SourceConfig | None,
-    originals: ImageSet,
-    size: int,
-    rng: np.random.Generator,
+    config: AttackerConfig, source: SourceConfig | None, originals: ImageSet, size: int, rng: np.random.Generator
 ) -> tuple[ImageSet | None, str | None]:
     """Read photos of people outside, without any of the insiders, and a note on what was left out.
 

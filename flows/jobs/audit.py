@@ -177,7 +177,7 @@ def run_baselines(inputs: AuditInputs, progress: ProgressReporter = NO_PROGRESS)
         try:
             baseline = baselines.apply_baseline(name, evidence, distance, bench.rng(f"baseline {name}"))
         except ValueError as problem:
-            results.figures.append(not_run(str(problem), attack="all", attacker="all", baseline=name))
+            results.figures.append(not_run(str(problem), name, attack="all", attacker="all", feature=""))
             continue
         mechanism = baseline.mechanism
         results.distances[mechanism.name] = baseline.distance

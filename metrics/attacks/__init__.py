@@ -1,4 +1,4 @@
-"""Attacks on a release: each is tried beside a control where there is nothing to find, and counts hits that merge."""
+"""Attacks on a release: each runs with a control in which there is nothing to find, and counts hits that merge."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from types import MappingProxyType
 ATTACKERS = MappingProxyType(
     {
         "unaware": "compares released pictures with others as they are, as if they were photographs",
-        "aware": "knows method, level and model: compares with outputs that he makes of the candidates",
-        "trained": "has learnt from other people's photos and the outputs that he made of them with the public method",
+        "aware": "knows method, level and model: compares with own outputs of the candidates",
+        "trained": "has learnt from other people's photos and own outputs of them by the public method",
         "inverting": "has trained a network on other people's photos to undo the method, and attacks what it restores",
-        "holds the original": "has the originals among his candidates and looks for the one behind each output",
+        "holds the original": "has the originals among the candidates and looks for the one behind each output",
         "holds other photos": "has other photos of the same people, with their names, and looks for the people",
         "sees k outputs": "sees several outputs of one original and averages what they have in common",
         "reads the files": "looks at what surrounds the pictures: metadata, names, order, sizes, times, scores",

@@ -188,7 +188,4 @@ def figures(
     measure, trials, labels = f"accuracy of {column}", predictions.trials(reader), predictions.labels
     whole = make_figure(trials, rng, measure=measure, control=control, chance=predictions.chance, **context)
     controls = None if control is None else split_by_group(control, labels)
-    return [
-        whole,
-        *subgroup_figures(trials, labels, rng, column=column, measure=measure, controls=controls, **context),
-    ]
+    return [whole, *subgroup_figures(trials, labels, rng, column=column, measure=measure, controls=controls, **context)]

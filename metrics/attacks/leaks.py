@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from anonymizer.data.metadata import find_metadata
 from metrics.attacks.linkage import Ranking, link_by_similarity, link_by_value
-from metrics.stats.intervals import Bools, Floats, Interval, Names, Numbers, Trials, as_subjects, normal_quantile
+from metrics.stats.intervals import Bools, Estimate, Floats, Names, Numbers, Trials, as_subjects, normal_quantile
 
 MIN_TOKEN_LENGTH = 4  # characters; shorter tokens occur everywhere
 PERMUTATIONS = 999
@@ -62,7 +62,7 @@ class Order:
     """
 
     correlation: float
-    interval: Interval
+    interval: Estimate
     p_value: float
     neighbours: Trials
     control: Trials
@@ -218,8 +218,8 @@ def _are_neighbours(positions: Floats) -> Bools:
     return np.asarray(np.abs(np.diff(positions)) == 1)
 
 
-def _spearman_interval(rho: float, n: int) -> Interval:
+def _spearman_interval(rho: float, n: int) -> Estimate:
     """Return Bonett and Wright's interval for Spearman's correlation."""
     middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, rho)))
     half = normal_quantile() * math.sqrt((1 + rho**2 / 2) / (n - 3))
-    return Interval(math.tanh(middle - half), math.tanh(middle + half))
+    return Estimate(rho, math.tanh(middle - half), math.tanh(middle + half))

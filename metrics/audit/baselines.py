@@ -1,4 +1,4 @@
-"""What a release is set beside: simpler methods at the same utility, and the two ends: all kept, and nothing kept."""
+"""Baselines of an audit: simpler mechanisms at the same utility, and the two ends, everything and nothing kept."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from metrics.audit.mechanisms import (
 )
 from metrics.audit.workbench import Evidence
 
-DistanceFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # two (N, 3, S, S) to (N,), for example LPIPS
+DistanceFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # two (N, 3, S, S) to (N,), such as LPIPS
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Outputs (N, 3, S, S) of another method, and their median distance from the originals: how much was changed."""
+    """Outputs (N, 3, S, S) of another mechanism, and their median distance from the originals."""
 
     mechanism: Mechanism
     outputs: torch.Tensor
@@ -35,13 +35,13 @@ class Baseline:
 
 
 def apply_baseline(name: str, evidence: Evidence, distance: DistanceFunction, rng: np.random.Generator) -> Baseline:
-    """The named baseline for what was released; blur and pixelation change as much as the release did.
+    """Apply the named baseline; blur and pixelation change images as much as the release did.
 
-    Raises ValueError, in one line, where the evidence lacks what it takes.
+    Raises ValueError, in one line, where the evidence does not suffice.
     """
-    method = BASELINES[name](evidence, distance, rng)
-    outputs = reencode(apply(method, evidence.originals, rng).nan_to_num(0.0))
-    return Baseline(method, outputs, median_distance(evidence.originals, outputs, distance))
+    mechanism = BASELINES[name](evidence, distance, rng)
+    outputs = reencode(apply(mechanism, evidence.originals, rng).nan_to_num(0.0))
+    return Baseline(mechanism, outputs, median_distance(evidence.originals, outputs, distance))
 
 
 def median_distance(originals: torch.Tensor, outputs: torch.Tensor, distance: DistanceFunction) -> float:
@@ -56,26 +56,26 @@ def match_distance(
     distance: DistanceFunction,
     rng: np.random.Generator,
 ) -> Mechanism:
-    """Of a ladder of methods, weakest first, the one whose median distance from ``originals`` comes nearest ``target``.
+    """Return the mechanism of a ladder, weakest first, whose median distance from ``originals`` is nearest ``target``.
 
-    Looks at few rungs, as distances rise along the ladder. A target beyond its ends takes the end.
+    Bisects, as distances rise along the ladder. A target beyond its ends takes the end.
     """
-    reached: dict[int, float] = {}
+    measured: dict[int, float] = {}
 
-    def at(rung: int) -> float:
-        if rung not in reached:
-            reached[rung] = median_distance(originals, reencode(apply(ladder[rung], originals, rng)), distance)
-        return reached[rung]
+    def distance_at(rung: int) -> float:
+        if rung not in measured:
+            measured[rung] = median_distance(originals, reencode(apply(ladder[rung], originals, rng)), distance)
+        return measured[rung]
 
     low, high = 0, len(ladder) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if at(middle) < target else (low, middle)
-    return ladder[min((low, high), key=lambda rung: abs(at(rung) - target))]
+        low, high = (middle, high) if distance_at(middle) < target else (low, middle)
+    return ladder[min((low, high), key=lambda rung: abs(distance_at(rung) - target))]
 
 
 def blur_ladder(size: int) -> list[Mechanism]:
-    """From next to nothing to a single colour, each a tenth stronger than the one before."""
+    """Return blurs from almost none to a single colour, each a tenth stronger than the one before."""
     return [Blur(0.3 * 1.1**i) for i in range(math.ceil(math.log(size / 0.3) / math.log(1.1)))]
 
 
@@ -83,14 +83,11 @@ def pixelation_ladder(size: int) -> list[Mechanism]:
     return [Pixelate(cells) for cells in range(size - 1, 0, -1)]
 
 
-def _matched_to_release(
-    make: Callable[[int], list[Mechanism]],
-) -> Callable[[Evidence, DistanceFunction, np.random.Generator], Mechanism]:
-    def method(evidence: Evidence, distance: DistanceFunction, rng: np.random.Generator) -> Mechanism:
-        target = median_distance(evidence.originals, evidence.outputs, distance)
-        return match_distance(make(evidence.originals.shape[-1]), evidence.originals, target, distance, rng)
-
-    return method
+def _match_release(
+    ladder: Callable[[int], list[Mechanism]], evidence: Evidence, distance: DistanceFunction, rng: np.random.Generator
+) -> Mechanism:
+    target = median_distance(evidence.originals, evidence.outputs, distance)
+    return match_distance(ladder(evidence.originals.shape[-1]), evidence.originals, target, distance, rng)
 
 
 def _global_sampling(evidence: Evidence, *_: object) -> Mechanism:
@@ -107,8 +104,8 @@ def _unrelated_images(evidence: Evidence, *_: object) -> Mechanism:
 
 BASELINES: Mapping[str, Callable[[Evidence, DistanceFunction, np.random.Generator], Mechanism]] = {
     "round-trip": lambda *_: RoundTrip(),
-    "blur": _matched_to_release(blur_ladder),
-    "pixelation": _matched_to_release(pixelation_ladder),
+    "blur": lambda *evidence: _match_release(blur_ladder, *evidence),
+    "pixelation": lambda *evidence: _match_release(pixelation_ladder, *evidence),
     "global": _global_sampling,
     "unrelated": _unrelated_images,
 }

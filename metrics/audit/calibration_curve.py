@@ -1,4 +1,4 @@
-"""A point of a calibration's curve: what attackers find at a level, in each half, and what pictures are good for."""
+"""A point of a calibration's curve: the attacks' figures at a level, in each half, and the utility of its outputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from metrics.attacks import attributes
 from metrics.audit import audit
 from metrics.audit.mechanisms import Mechanism
 from metrics.audit.workbench import Workbench
-from metrics.features import Embedder
-from metrics.stats.intervals import CONFIDENCE, Bools, Estimate, Floats, Names
+from metrics.stats.intervals import Bools, Estimate, Floats, Names, percentile_interval
 from metrics.stats.risk import Figure
 from metrics.utility import fidelity, utility
 
@@ -21,108 +20,111 @@ REPLICATES = 1000
 CHOOSING, CONFIRMING = "choosing", "confirming"
 
 ImageScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # originals and outputs (N, 3, S, S) to (N,)
+Estimates = dict[str, Estimate | None]
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """``figures`` of each half; ``utility`` of all records, with 95 % intervals, none where they are too few."""
+    """``figures`` of each half; ``utility`` of all records, with 95 % intervals, None where they are too few."""
 
     figures: Mapping[str, Sequence[Figure]]
     utility: Mapping[str, Estimate | None]
 
 
 def split_halves(subjects: Names, rng: np.random.Generator) -> Mapping[str, Bools]:
-    """Who chooses a level and who confirms it: rows (N,) of two halves that share no person."""
+    """Split rows (N,) into a half that chooses a level and one that confirms it, which share no person."""
     people, person = np.unique(subjects, return_inverse=True)
     first = (rng.permutation(len(people)) < len(people) // 2)[person]
     return {CHOOSING: first, CONFIRMING: ~first}
 
 
 class CalibrationCurve:
-    """Two halves of a sample and what is measured on them at every level."""
+    """Two halves of a sample, measured at every level."""
 
     def __init__(
-        self, bench: Workbench, parts: Mapping[str, Bools], attacks: Sequence[str], scores: Mapping[str, ImageScore]
+        self,
+        bench: Workbench,
+        rows_by_half: Mapping[str, Bools],
+        attacks: Sequence[str],
+        scores: Mapping[str, ImageScore],
     ) -> None:
-        self.evidence, self.rows_by_half, self.attacks, self.scores = bench.evidence, parts, attacks, scores
-        self.benches = {half: bench.subset(rows, f", {half}") for half, rows in parts.items()}
+        self.evidence, self.rows_by_half, self.attacks, self.scores = bench.evidence, rows_by_half, attacks, scores
+        self.benches = {half: bench.subset(rows, f", {half}") for half, rows in rows_by_half.items()}
         self.rng = bench.rng
         self.utility_embedder = next((e for e in bench.embedders if e.name == "clip"), bench.embedders[0])
 
     def measure(
-        self, method: Mechanism, outputs: torch.Tensor, progress: Callable[[int], None] = lambda done: None
+        self, mechanism: Mechanism, outputs: torch.Tensor, progress: Callable[[int], None] = lambda done: None
     ) -> CurvePoint:
-        """``outputs`` (N, 3, S, S) are what ``method`` made of the originals, as they would be released."""
-        beside = {
-            h: b.with_outputs(method, outputs[torch.from_numpy(self.rows_by_half[h])]) for h, b in self.benches.items()
+        """Attack each half of ``outputs`` (N, 3, S, S), made by ``mechanism`` as for a release, and measure utility."""
+        benches = {
+            half: bench.with_outputs(mechanism, outputs[torch.from_numpy(self.rows_by_half[half])])
+            for half, bench in self.benches.items()
         }
-        figures = {half: audit.run_attacks(bench, self.attacks, progress).figures for half, bench in beside.items()}
-        return CurvePoint(figures, self._measure_utility(outputs, beside))
+        figures = {half: audit.run_attacks(bench, self.attacks, progress).figures for half, bench in benches.items()}
+        return CurvePoint(figures, self._measure_utility(outputs, benches))
 
-    def _measure_utility(self, outputs: torch.Tensor, beside: Mapping[str, Workbench]) -> dict[str, Estimate | None]:
-        evidence, subjects = self.evidence, self.evidence.subjects
-        found: dict[str, Estimate | None] = {
+    def _measure_utility(self, outputs: torch.Tensor, benches: Mapping[str, Workbench]) -> Estimates:
+        evidence, embedder = self.evidence, self.utility_embedder
+        subjects = evidence.subjects
+        estimates: Estimates = {
             name: estimate_median(
                 score(evidence.originals, outputs).cpu().numpy(), subjects, self.rng(f"median {name}")
             )
             for name, score in self.scores.items()
         }
-        before, after = (
-            self._embed_all(kind, beside) for kind in (Workbench.embed_originals, Workbench.embed_released)
-        )
-        found |= _estimate_distances(before, after, subjects, self.rng("fidelity"), self.utility_embedder.name)
+        before = self._join({half: bench.embed_originals(embedder) for half, bench in benches.items()})
+        after = self._join({half: bench.embed_released(embedder) for half, bench in benches.items()})
+        estimates |= _estimate_distances(before, after, subjects, self.rng("fidelity"), embedder.name)
         for column, values in evidence.attributes.items():
-            found |= _estimate_accuracies(column, values, before, after, subjects, self.rng(f"utility {column}"))
-        return found
+            estimates |= _estimate_accuracies(column, values, before, after, subjects, self.rng(f"utility {column}"))
+        return estimates
 
-    def _embed_all(self, kind: Callable[[Workbench, Embedder], Floats], beside: Mapping[str, Workbench]) -> Floats:
-        """Embeddings of all records, from those of the halves."""
-        parts = {half: kind(bench, self.utility_embedder) for half, bench in beside.items()}
-        rows = np.empty((len(self.evidence), parts[CHOOSING].shape[1]), np.float32)
-        for half, part in parts.items():
+    def _join(self, embeddings: Mapping[str, Floats]) -> Floats:
+        """Return the embeddings of all records from those of the halves."""
+        rows = np.empty((len(self.evidence), embeddings[CHOOSING].shape[1]), np.float32)
+        for half, part in embeddings.items():
             rows[self.rows_by_half[half]] = part
         return rows
 
 
 def estimate_median(scores: Floats, subjects: Names, rng: np.random.Generator) -> Estimate | None:
-    """The median and its interval: people are drawn again with replacement, percentiles taken."""
-    scores = scores.astype(np.float64)
-    kept = np.isfinite(scores)
-    if not kept.any():
+    """Return the median of the finite scores and its interval: percentiles of a bootstrap over people."""
+    finite = np.isfinite(scores)
+    if not finite.any():
         return None
-    _, person = np.unique(subjects[kept], return_inverse=True)
-    of = [np.flatnonzero(person == p) for p in range(person.max() + 1)]
-    drawn = [np.concatenate([of[p] for p in rng.integers(len(of), size=len(of))]) for _ in range(REPLICATES)]
-    again = [float(np.median(scores[kept][rows])) for rows in drawn]
-    low, high = np.quantile(again, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(float(np.median(scores[kept])), float(low), float(high))
+    scores = scores[finite].astype(np.float64)
+    _, person = np.unique(subjects[finite], return_inverse=True)
+    rows = [np.flatnonzero(person == p) for p in range(person.max() + 1)]
+    draws = (rng.integers(len(rows), size=len(rows)) for _ in range(REPLICATES))
+    medians = np.array([np.median(scores[np.concatenate([rows[p] for p in drawn])]) for drawn in draws])
+    return Estimate(float(np.median(scores)), *percentile_interval(medians))
 
 
 def _estimate_distances(
-    before: Floats, after: Floats, subjects: Names, rng: np.random.Generator, reader: str
-) -> dict[str, Estimate | None]:
+    before: Floats, after: Floats, subjects: Names, rng: np.random.Generator, embedder: str
+) -> Estimates:
     try:
         measured = fidelity.measure_distances(before, after, rng, subjects)
     except ValueError:  # too few people
         return {}
-    found: dict[str, Estimate | None] = {}
-    for one in measured:
-        name = f"{one.measure} ({reader})"
-        found[name] = Estimate(one.value, one.low, one.high)
-        found[f"{name}, floor"] = Estimate(one.floor, one.floor_low, one.floor_high)
-    return found
+    estimates: Estimates = {}
+    for distance in measured:
+        name = f"{distance.measure} ({embedder})"
+        estimates[name] = Estimate(distance.value, distance.low, distance.high)
+        estimates[f"{name}, floor"] = Estimate(distance.floor, distance.floor_low, distance.floor_high)
+    return estimates
 
 
 def _estimate_accuracies(
     column: str, values: Sequence[object], before: Floats, after: Floats, subjects: Names, rng: np.random.Generator
-) -> dict[str, Estimate | None]:
-    known = np.array([value is not None and value == value for value in values])
+) -> Estimates:
+    known, labels = attributes.known_labels(values)
     if len(np.unique(subjects[known])) < 2:
         return {f"accuracy of {column}, taught by outputs": None}
-    labels = attributes.group_values([value for value, k in zip(values, known, strict=True) if k])
-    taught = utility.predict_by_transfer(before[known], after[known], labels, subjects[known], rng)
-    shown = utility.measure_utility(taught, rng)
+    predictions = utility.predict_by_transfer(before[known], after[known], labels, subjects[known], rng)
+    measured = utility.measure_utility(predictions, rng)
     return {
-        f"accuracy of {column}, taught by outputs": shown.outputs,
-        f"accuracy of {column}, taught by originals": shown.originals,
+        f"accuracy of {column}, taught by outputs": measured.outputs,
+        f"accuracy of {column}, taught by originals": measured.originals,
     }

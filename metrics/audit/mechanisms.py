@@ -1,7 +1,7 @@
-"""What is done to originals before they are handed out: Boomerang, and what it is set beside.
+"""Mechanisms that an audit attacks: Boomerang, and the methods that it is compared with.
 
-Attackers know the method and run it too; only the custodian's noise is secret. So each is a function of pictures and an
-``rng``.
+Attackers know the mechanism and run it too; only the custodian's noise is secret. So each is a function of images and
+an ``rng``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from anonymizer.data.image_codec import Encoding, decode, encode
 from anonymizer.noise import KeyedNoise
 
 BATCH = 32
-GENERATION_SAMPLER = ("sde-dpm++", 25)  # the sampler and its steps that invent people at level 1
+GENERATION_SAMPLER = ("sde-dpm++", 25)  # the sampler and its steps for new people
 
 
 class Mechanism(Protocol):
-    """``is_random``: the outputs of one original differ, so that several of them tell more than one."""
+    """``is_random``: outputs of one original differ, so that several of them tell more than one."""
 
     @property
     def name(self) -> str: ...
@@ -34,7 +34,7 @@ class Mechanism(Protocol):
     def is_random(self) -> bool: ...
 
     def __call__(self, x0: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """One output for each row of (B, 3, S, S) in [-1, 1]; NaN where the model returned no picture."""
+        """Return an output for each of (B, 3, S, S) in [-1, 1]; NaN where the model returned no image."""
         ...
 
 
@@ -53,14 +53,14 @@ class LocalSampling:
         return f"level {self.level:g}"
 
     def __call__(self, x0: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        noise = KeyedNoise([rng.bytes(16) for _ in x0])  # fresh keys: nobody else knows the custodian's
-        made = self.boomerang.sample(x0.to(self.boomerang.backbone.device, torch.float32), self.level, noise)
-        return reencode(made.cpu(), self.image, self.quality)
+        noise = KeyedNoise([rng.bytes(16) for _ in x0])  # fresh keys: only the custodian knows the release's
+        outputs = self.boomerang.sample(x0.to(self.boomerang.backbone.device, torch.float32), self.level, noise)
+        return reencode(outputs.cpu(), self.image, self.quality)
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Encoded and decoded at the model's size, and nothing else: what level 0 would be."""
+    """Encoded and decoded at the model's size, and nothing else: the limit of level 0."""
 
     name = "round trip"
     is_random = False
@@ -81,10 +81,10 @@ class Blur:
         return f"blur, sigma {self.sigma:.3g}"
 
     def __call__(self, x0: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        widest = 2 * min(x0.shape[-2:]) - 1  # the picture is mirrored at its edges, once
+        widest = 2 * min(x0.shape[-2:]) - 1  # the image is mirrored at its edges, once
         side = min(widest, 2 * math.ceil(3 * self.sigma) + 1)
-        found: torch.Tensor = gaussian_blur(x0, [side, side], [self.sigma, self.sigma])
-        return found
+        blurred: torch.Tensor = gaussian_blur(x0, [side, side], [self.sigma, self.sigma])
+        return blurred
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Pixelate:
 
 @dataclass(frozen=True)
 class Unrelated:
-    """Somebody else's picture, drawn by chance from ``pool`` (M, 3, S, S): nothing of an original is in it."""
+    """An image of another person, drawn from ``pool`` (M, 3, S, S): it holds nothing of the original."""
 
     pool: torch.Tensor
     name = "unrelated pictures"
@@ -115,29 +115,29 @@ class Unrelated:
         return self.pool[torch.from_numpy(drawn)]
 
 
-def reencode(pictures: torch.Tensor, image: Encoding = "png", quality: int = 95) -> torch.Tensor:
-    """Pictures (N, 3, S, S) as they come back from a file; one that is not finite fits into none, and stays so."""
+def reencode(images: torch.Tensor, image: Encoding = "png", quality: int = 95) -> torch.Tensor:
+    """Return images (N, 3, S, S) as decoded from their files; one that is not finite stays as it is."""
 
-    def through(x: torch.Tensor) -> torch.Tensor:
+    def round_trip(x: torch.Tensor) -> torch.Tensor:
         return decode(encode(x, encoding=image, quality=quality).data, x.shape[-1]).tensor if x.isfinite().all() else x
 
-    return torch.stack([through(x) for x in pictures])
+    return torch.stack([round_trip(x) for x in images])
 
 
 def apply(
     mechanism: Mechanism,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     rng: np.random.Generator,
     *,
     batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
-    """One output for each of (N, 3, S, S), ``batch`` at a time; ``progress`` hears how many more are done."""
-    parts = []
-    for x0 in pictures.split(batch):
-        parts.append(mechanism(x0, rng).float())
+    """Return an output for each of (N, 3, S, S), ``batch`` at a time; ``progress`` receives the size of each batch."""
+    outputs = []
+    for x0 in images.split(batch):
+        outputs.append(mechanism(x0, rng).float())
         progress(len(x0))
-    return torch.cat(parts)
+    return torch.cat(outputs)
 
 
 def generate_people(
@@ -148,7 +148,7 @@ def generate_people(
     batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
-    """``count`` people who do not exist, (count, 3, S, S) float32 in [-1, 1]: samples of the model at level 1."""
-    sampler, steps = GENERATION_SAMPLER
-    blank = torch.zeros(count, 3, backbone.size, backbone.size)  # nothing is left of it
-    return apply(LocalSampling(Boomerang(backbone, sampler, steps), 1.0), blank, rng, batch=batch, progress=progress)
+    """Generate ``count`` people who do not exist, (count, 3, S, S) float32 in [-1, 1]: samples at level 1."""
+    boomerang = Boomerang(backbone, *GENERATION_SAMPLER)
+    blank = torch.zeros(count, 3, backbone.size, backbone.size)  # of which level 1 keeps nothing
+    return apply(LocalSampling(boomerang, 1.0), blank, rng, batch=batch, progress=progress)

@@ -1,4 +1,4 @@
-"""What published scores give away: whoever holds the originals scores outputs against all of them, and compares."""
+"""Published scores as a leak: an attacker who holds the originals scores outputs against all of them and compares."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from metrics.stats.intervals import Floats, Numbers
 
-MAX_RECORDS = 100  # outputs, and candidates; all pairs of them are scored
-DISTANCES = ("lpips",)  # scores that are smaller where pictures are more alike
+MAX_RECORDS = 100  # all pairs of them are scored
+DISTANCES = ("lpips",)  # scores that are smaller where images are more alike
 
 
 @dataclass(frozen=True)
 class PublishedColumn:
-    """What one column publishes of each of N outputs: ``values`` (N,) of a ``score``, NaN where there is none.
+    """The published ``values`` (N,) of a ``score``, NaN where there is none.
 
-    ``rounded`` makes of a score what would be published of it, as a number; none where a score is published as it is.
+    ``rounding`` maps a score to the published number; None where scores are published as they are.
     """
 
     score: str
@@ -27,7 +27,7 @@ class PublishedColumn:
     rounding: Callable[[float], float] | None = None
 
     def as_published(self, values: Floats) -> Floats:
-        """Of scores of any shape what would be published."""
+        """Round scores of any shape as in publication."""
         if self.rounding is None:
             return values
         return np.array([self.rounding(value) for value in values.ravel().tolist()]).reshape(values.shape)
@@ -35,16 +35,16 @@ class PublishedColumn:
 
 class PairwiseScorer(Protocol):
     def score_pairwise(self, originals: torch.Tensor, outputs: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """The score of each of N outputs against each of M originals: (N, M) by the name of the score."""
+        """Return the scores (N, M) of N outputs against M originals, by the name of the score."""
 
 
 @dataclass(frozen=True)
 class PublishedScores:
-    """Of some records, ``rows`` (n,): each column of the manifest that publishes a score.
+    """The columns of the manifest that publish a score, of the records ``rows`` (n,).
 
-    ``scores`` holds for each column what is published of each output, (n,), NaN where nothing is, and what the attacker
-    gets of each output against each original of these records, (n, n), put into the same bins where bins are published.
-    ``likeness`` (n, n) is what he gets as it is, greater where pictures are more alike: he has it without being told.
+    ``scores``: for each column the published score of each output (n,), NaN where there is none, and the score that the
+    attacker gets of each output against each original (n, n), rounded as the published one. ``similarity`` (n, n): the
+    same before rounding, greater for more alike images; the attacker has it without the manifest.
     """
 
     rows: Numbers
@@ -59,16 +59,17 @@ def recompute_scores(
     scorer: PairwiseScorer,
     rng: np.random.Generator,
 ) -> PublishedScores:
-    """Scores of at most ``MOST`` records, drawn by chance. Row i of all is one record, pictures are (N, 3, S, S).
+    """Score at most ``MAX_RECORDS`` records, drawn at random; row i of all is one record, images are (N, 3, S, S).
 
-    What scored the release worked on pictures before they were encoded, the attacker has them after it.
+    The release was scored before images were encoded; the attacker has them decoded.
     """
     rows = np.sort(rng.choice(len(outputs), min(MAX_RECORDS, len(outputs)), replace=False))
-    where = torch.from_numpy(rows)
-    across = scorer.score_pairwise(originals[where], outputs[where])
-    found = {name: values.double().cpu().numpy() for name, values in across.items()}
-    return PublishedScores(
-        rows,
-        {name: (column.values[rows], column.as_published(found[column.score])) for name, column in columns.items()},
-        {name: (-1 if column.score in DISTANCES else 1) * found[column.score] for name, column in columns.items()},
-    )
+    index = torch.from_numpy(rows)
+    pairwise = scorer.score_pairwise(originals[index], outputs[index])
+    recomputed = {name: values.double().cpu().numpy() for name, values in pairwise.items()}
+    scores, similarity = {}, {}
+    for name, column in columns.items():
+        own = recomputed[column.score]
+        scores[name] = column.values[rows], column.as_published(own)
+        similarity[name] = -own if column.score in DISTANCES else own
+    return PublishedScores(rows, scores, similarity)

@@ -1,4 +1,4 @@
-"""What attackers are given, and what they make of it once: embeddings, outputs and pairs of their own."""
+"""The evidence that attackers are given, and what they derive from it once: embeddings, outputs and pairs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from metrics.stats.intervals import Bools, Floats, Names, Numbers, as_subjects
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the attackers are given. Pictures are (N, 3, S, S) float32 in [-1, 1]; row i of all of them is one record.
+    """Images (N, 3, S, S) float32 in [-1, 1] and what is known of them; row i of all is one record.
 
-    ``subjects`` (N,) tell whose picture each is; where nobody said so, each record is a person of its own and
-    ``identified`` is false. ``others`` are other photos of the same people, ``outsiders`` photos of people who are not
-    in the release, ``training`` pictures that the diffusion ``model`` was trained on; none where there are none.
-    ``method`` is what made the outputs, as the attackers can run it too. ``note`` says what of this was left out.
+    ``subjects`` (N,) names the person of each; without identities, each record counts as a person and
+    ``has_identities`` is false. ``mechanism`` made the outputs, and attackers can run it too, with the diffusion
+    ``model``. ``others`` are other photos of the same people, ``outsiders`` photos of people outside the release,
+    ``training`` images that the model was trained on; None where there are none. ``note``: what was left out of this.
     """
 
     originals: torch.Tensor
@@ -47,23 +47,20 @@ class Evidence:
         return len(self.subjects)
 
     def subset(self, rows: Bools) -> Evidence:
-        """Some of the records, with all that attackers have besides."""
-        where = torch.from_numpy(rows)
+        """Return some of the records, with all that attackers have besides."""
+        index = np.flatnonzero(rows).tolist()
         return replace(
             self,
-            originals=self.originals[where],
-            outputs=self.outputs[where],
+            originals=self.originals[index],
+            outputs=self.outputs[index],
             subjects=self.subjects[rows],
-            attributes={
-                name: [value for value, row in zip(values, rows, strict=True) if row]
-                for name, values in self.attributes.items()
-            },
+            attributes={name: [values[i] for i in index] for name, values in self.attributes.items()},
         )
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard the attackers try: training pairs, outputs of one original, originals for which they make those."""
+    """The attackers' effort: training pairs, outputs of one original, originals for which they make those."""
 
     pairs: int = 256
     outputs: int = 8
@@ -74,10 +71,11 @@ ArrayStore = MutableMapping[str, npt.NDArray[Any]]
 
 
 class Workbench:
-    """Evidence and what is made of it once, for all attacks: embeddings, pairs, restored pictures.
+    """Evidence and arrays that all attacks derive from it once, by name.
 
-    What does not depend on the method is kept for all methods and records, the rest goes with the bench. ``who`` tells
-    benches of different records apart. ``store`` makes a place to keep arrays by name, in memory unless told.
+    Arrays that do not depend on the mechanism are ``shared`` by all mechanisms and subsets of records, the others are
+    the bench's ``own``. ``scope`` distinguishes benches of different records; ``make_store`` makes a place for arrays,
+    in memory by default.
     """
 
     def __init__(
@@ -98,29 +96,27 @@ class Workbench:
         self.own: ArrayStore = make_store()
 
     def with_outputs(self, mechanism: Mechanism, outputs: torch.Tensor) -> Workbench:
-        """The same records, had their outputs been made by another method."""
+        """Return a bench of the same records with the outputs of another mechanism."""
         return self._derive(replace(self.evidence, mechanism=mechanism, outputs=outputs), self.scope)
 
     def subset(self, rows: Bools, scope: str) -> Workbench:
-        """Some of the records, on their own; ``who`` names them."""
+        """Return a bench of some of the records; ``scope`` names them."""
         return self._derive(self.evidence.subset(rows), scope)
 
-    def _derive(self, evidence: Evidence, who: str) -> Workbench:
+    def _derive(self, evidence: Evidence, scope: str) -> Workbench:
         settings = evidence, self.embedders, self.effort, self.seed, self.progress
-        return Workbench(*settings, scope=who, make_store=self.make_store, shared=self.shared)
+        return Workbench(*settings, scope=scope, make_store=self.make_store, shared=self.shared)
 
     def rng(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(f"{self.scope}{purpose}".encode())])
 
-    # -- embeddings, (N, D)
+    def embed_images(self, name: str, images: torch.Tensor, embedder: Embedder) -> Floats:
+        """Embed images that depend on no mechanism and no record, once for each ``name``: (N, D)."""
+        return self._embed(self.shared, name, images, embedder)
 
-    def embed_images(self, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
-        """Of pictures that go by ``name`` and have to do with no method and no record."""
-        return self._embed(self.shared, name, pictures, embedder)
-
-    def embed_outputs(self, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
-        """Of pictures that go by ``name`` and that the method, or an attacker who knows it, made of these records."""
-        return self._embed(self.own, f"{self._cache_scope}, {name}", pictures, embedder)
+    def embed_outputs(self, name: str, images: torch.Tensor, embedder: Embedder) -> Floats:
+        """Embed images that the mechanism, or an attacker who knows it, made of these records: (N, D)."""
+        return self._embed(self.own, self._own_name(name), images, embedder)
 
     def embed_originals(self, embedder: Embedder) -> Floats:
         return self.embed_images(f"originals{self.scope}", self.evidence.originals, embedder)
@@ -131,56 +127,42 @@ class Workbench:
     def embed_round_trip(self, embedder: Embedder) -> Floats:
         return self.embed_images(f"originals{self.scope}, encoded and decoded", self.reencoded_originals, embedder)
 
-    def _embed(self, store: ArrayStore, name: str, pictures: torch.Tensor, embedder: Embedder) -> Floats:
-        def embed() -> Floats:
-            self.progress(f"{embedder.name} of {name}")
-            return embed_in_batches(embedder, pictures)
+    def _embed(self, store: ArrayStore, name: str, images: torch.Tensor, embedder: Embedder) -> Floats:
+        key, doing = f"{name}, by {embedder.versioned_name}", f"{embedder.name} of {name}"
+        return self._cached(store, key, doing, lambda: embed_in_batches(embedder, images))
 
-        return _get_or_make(store, f"{name}, by {embedder.versioned_name}", embed)
-
-    def denoising_losses(self, name: str, pictures: torch.Tensor) -> Floats:
-        """How well the model itself knows pictures that go by ``name``: denoising losses (N,), all under one noise."""
-
-        def denoise() -> Floats:
-            self.progress(f"denoising losses of {name}")
-            rng = np.random.default_rng([self.seed, zlib.crc32(b"denoising")])
-            return membership.denoising_losses(self.evidence.model, pictures, rng)
-
-        return _get_or_make(self.shared, f"denoising losses of {name}", denoise)
-
-    @property
-    def _cache_scope(self) -> str:
-        return f"{self.evidence.mechanism.name}{self.scope}"
-
-    # -- pictures
+    def denoising_losses(self, name: str, images: torch.Tensor) -> Floats:
+        """Return the model's denoising losses (N,) of images, all under one noise, once for each ``name``."""
+        rng, doing = np.random.default_rng([self.seed, zlib.crc32(b"denoising")]), f"denoising losses of {name}"
+        return self._cached(
+            self.shared, doing, doing, lambda: membership.denoising_losses(self.evidence.model, images, rng)
+        )
 
     @cached_property
     def reencoded_originals(self) -> torch.Tensor:
-        """Originals after a mere encoding at the model's size."""
+        """Originals that were only encoded and decoded at the model's size."""
         return reencode(self.evidence.originals)
 
     @cached_property
     def strangers(self) -> tuple[torch.Tensor, Names]:
-        """Whom attackers learn from, and their names: outsiders; where these are few, people whom the model invents."""
-        evidence, most = self.evidence, self.effort.pairs
-        known = evidence.outsiders
-        rows = (
-            np.empty(0, np.int64)
-            if known is None
-            else draw_across_people(known[1], most, self.rng("strangers learnt from"))
-        )
-        missing = most - len(rows)
-
-        def invent() -> npt.NDArray[Any]:
-            self.progress("inventing people for the attackers to learn from")
-            return generate_people(evidence.model, missing, self.rng("strangers")).cpu().numpy()
-
-        found = [] if known is None else [(known[0][torch.from_numpy(rows)], known[1][rows])]
+        """Images and names of people to learn from: outsiders, and where these are few, people that the model makes."""
+        images, names, missing = [], [], self.effort.pairs
+        if self.evidence.outsiders is not None:
+            pictures, subjects = self.evidence.outsiders
+            rows = draw_across_people(subjects, missing, self.rng("strangers learnt from"))
+            images, names, missing = [pictures[torch.from_numpy(rows)]], [subjects[rows]], missing - len(rows)
         if missing:
-            made = torch.from_numpy(_get_or_make(self.shared, f"{missing} strangers", invent))
-            found.append((made, as_subjects([f"invented {i}" for i in range(missing)])))
-        pictures, names = zip(*found, strict=True)
-        return torch.cat(pictures), np.concatenate(names)
+            model, rng, doing = (
+                self.evidence.model,
+                self.rng("strangers"),
+                "inventing people for the attackers to learn from",
+            )
+            made = self._cached(
+                self.shared, f"{missing} strangers", doing, lambda: generate_people(model, missing, rng).cpu().numpy()
+            )
+            images.append(torch.from_numpy(made))
+            names.append(as_subjects([f"invented {i}" for i in range(missing)]))
+        return torch.cat(images), np.concatenate(names)
 
     @property
     def pairs(self) -> Pairs:
@@ -188,39 +170,47 @@ class Workbench:
         strangers, names = self.strangers
 
         def make() -> npt.NDArray[Any]:
-            self.progress("the attacker's own pairs")
-            made = apply(self.evidence.mechanism, strangers, self.rng("pairs"))
-            return torch.stack([strangers, made.cpu()]).numpy()
+            outputs = apply(self.evidence.mechanism, strangers, self.rng("pairs"))
+            return torch.stack([strangers, outputs.cpu()]).numpy()
 
-        originals, outputs = torch.from_numpy(_get_or_make(self.own, f"{self._cache_scope}, pairs", make))
+        pairs = self._cached(self.own, self._own_name("pairs"), "the attacker's own pairs", make)
+        originals, outputs = torch.from_numpy(pairs)
         return finite_pairs(Pairs(originals, outputs, names))
 
     @property
     def restored(self) -> torch.Tensor:
-        """What a network that learnt from the pairs takes the outputs' originals to be."""
+        """The originals of the outputs as guessed by a network that learnt from the pairs."""
 
         def restore() -> npt.NDArray[Any]:
-            pairs = self.pairs
-            self.progress("learning to undo the method")
-            return inversion.train(pairs, self.rng("inversion")).restore(self.evidence.outputs.cpu()).numpy()
+            inverter = inversion.train(self.pairs, self.rng("inversion"))
+            return inverter.restore(self.evidence.outputs.cpu()).numpy()
 
-        return torch.from_numpy(_get_or_make(self.own, f"{self._cache_scope}, restored", restore))
+        return torch.from_numpy(
+            self._cached(self.own, self._own_name("restored"), "learning to undo the method", restore)
+        )
 
     def resample(self, rows: Numbers, count: int, purpose: str) -> torch.Tensor:
-        """``count`` further outputs of some originals, under noise of the attacker's own: (n, count, 3, S, S)."""
+        """Return ``count`` further outputs of some originals under the attacker's own noise: (n, count, 3, S, S)."""
+        doing = "the attacker's own outputs"
 
         def make() -> npt.NDArray[Any]:
             rng, x0 = self.rng(purpose), self.evidence.originals[torch.from_numpy(rows)]
-            made = []
+            outputs = []
             for number in range(count):
-                self.progress(f"the attacker's own outputs, {number + 1} of {count}")
-                made.append(apply(self.evidence.mechanism, x0, rng).cpu())
-            return torch.stack(made, dim=1).nan_to_num(0.0).numpy()
+                self.progress(f"{doing}, {number + 1} of {count}")
+                outputs.append(apply(self.evidence.mechanism, x0, rng).cpu())
+            return torch.stack(outputs, dim=1).nan_to_num(0.0).numpy()
 
-        return torch.from_numpy(_get_or_make(self.own, f"{self._cache_scope}, {len(rows)} x {count} {purpose}", make))
+        name = self._own_name(f"{len(rows)} x {count} {purpose}")
+        return torch.from_numpy(self._cached(self.own, name, doing, make))
 
+    def _own_name(self, name: str) -> str:
+        return f"{self.evidence.mechanism.name}{self.scope}, {name}"
 
-def _get_or_make(store: ArrayStore, name: str, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    if name not in store:
-        store[name] = make()
-    return store[name]
+    def _cached(
+        self, store: ArrayStore, name: str, doing: str, make: Callable[[], npt.NDArray[Any]]
+    ) -> npt.NDArray[Any]:
+        if name not in store:
+            self.progress(doing)
+            store[name] = make()
+        return store[name]

@@ -22,11 +22,7 @@ MAX_CANDIDATE_BYTES = 2**28  # of candidates' features held at once; further can
 # Inputs in [-1, 1] are brought to ImageNet's statistics, as since LPIPS 0.1.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 # The layers of torchvision's ``features`` before which a stage ends.
-BACKBONES = {
-    "alex": (2, 5, 8, 10, 12),
-    "vgg": (4, 9, 16, 23, 30),
-    "squeeze": (2, 5, 8, 10, 11, 12, 13),
-}
+BACKBONES = {"alex": (2, 5, 8, 10, 12), "vgg": (4, 9, 16, 23, 30), "squeeze": (2, 5, 8, 10, 11, 12, 13)}
 ARCHITECTURES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # torchvision's names
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Self
-
-import torch
 
 from anonymizer.errors import ModelError
 from metrics.features.arcface import ArcFace
@@ -15,38 +12,27 @@ from metrics.features.embedder import Rows
 FIELD = "metrics.identity"
 
 
-class FaceIdentity:
-    """Describes the faces of images, on the CPU, one thread at a time.
+FaceRecogniser = ArcFace | DlibFaces
+
+
+def load_recogniser(spec: str) -> FaceRecogniser:
+    """Load ``dlib`` or ``arcface:FILE.onnx``; it runs on the CPU, in one thread at a time. Raises ModelError.
 
     A face counts where dlib's detector takes it for one; where it is sure of none, the surest above
     ``dlib_faces.MIN_DETECTION_SCORE`` counts, so that every compared face is counted. Faces that are not frontal, or
     shorter than about a third of the image's shorter side, are not seen.
     """
+    kind, _, file = spec.partition(":")
+    if spec != "dlib" and kind != "arcface":
+        raise ModelError(f"{FIELD}: unknown face recogniser {spec!r}: write dlib, arcface:FILE.onnx or none")
+    import_faces_module("dlib", FIELD)  # detects for both
+    return ArcFace.load(file, FIELD) if kind == "arcface" else DlibFaces.load(FIELD)
 
-    def __init__(self, recogniser: ArcFace | DlibFaces) -> None:
-        self.recogniser = recogniser
 
-    @classmethod
-    def load(cls, spec: str) -> Self:
-        """Load ``dlib`` or ``arcface:FILE.onnx``. Raises ModelError."""
-        kind, _, file = spec.partition(":")
-        if spec != "dlib" and kind != "arcface":
-            raise ModelError(f"{FIELD}: unknown face recogniser {spec!r}: write dlib, arcface:FILE.onnx or none")
-        import_faces_module("dlib", FIELD)  # detects for both
-        return cls(ArcFace.load(file, FIELD) if kind == "arcface" else DlibFaces.load(FIELD))
-
-    @property
-    def names(self) -> dict[str, str]:
-        """Score column -> the model that fills it, with a digest of its weights."""
-        assert self.recogniser.finder is not None
-        return {
-            "identity_distance": self.recogniser.versioned_name,
-            "faces": self.recogniser.finder.versioned_name,
-        }
-
-    def embed_faces(self, images: torch.Tensor) -> list[Rows]:
-        """Return the faces of each of (B, 3, H, W) in [-1, 1], all finite: (F, D) of unit norm, the surest first."""
-        return self.recogniser.embed_faces(images.cpu())
+def score_models(recogniser: FaceRecogniser) -> dict[str, str]:
+    """Return for each score of faces the model behind it, with a digest of its weights."""
+    assert recogniser.finder is not None
+    return {"identity_distance": recogniser.versioned_name, "faces": recogniser.finder.versioned_name}
 
 
 def identity_distance(a: Rows, b: Rows) -> float:

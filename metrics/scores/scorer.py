@@ -13,7 +13,7 @@ from anonymizer.records import Scores
 from metrics.features import Rows
 from metrics.models.clip import ClipEmbedder, check_images, cosine_similarity
 from metrics.models.lpips import PerceptualDistance
-from metrics.scores.identity import FaceIdentity, identity_distance
+from metrics.scores.identity import FaceRecogniser, identity_distance, load_recogniser, score_models
 
 NONE = "none"
 MAX_FEATURE_BYTES = 256 * 2**20  # of perceptual features of originals; larger ones are computed again
@@ -43,20 +43,20 @@ class ReleaseScorer:
         self,
         clip: ClipEmbedder | None,
         lpips: PerceptualDistance | None,
-        identity: FaceIdentity | None,
+        identity: FaceRecogniser | None,
         device: torch.device,
     ) -> None:
         self.clip, self.lpips, self.identity, self.device = clip, lpips, identity, device
         models = {"clip_similarity": clip, "lpips": lpips}
         self.names = {column: model.versioned_name for column, model in models.items() if model is not None}
-        self.names |= identity.names if identity else {}
+        self.names |= score_models(identity) if identity else {}
 
     @torch.inference_mode()
     def embed(self, originals: torch.Tensor) -> Reference:
         """Embed originals (B, 3, H, W) in [-1, 1], on any device. Raises ValueError for another shape."""
         images, finite = self._prepare(originals)
         clip = self.clip.embed(images) if self.clip else None
-        faces = self.identity.embed_faces(images) if self.identity else None
+        faces = self.identity.embed_faces(images.cpu()) if self.identity else None
         return Reference(images, finite, clip, self._features(images), faces)
 
     @torch.inference_mode()
@@ -77,7 +77,7 @@ class ReleaseScorer:
         if self.lpips:
             columns["lpips"] = _column(self._distance(reference, images), valid)
         if self.identity and reference.faces is not None:
-            faces = self.identity.embed_faces(images)
+            faces = self.identity.embed_faces(images.cpu())
             distances = torch.tensor([identity_distance(a, b) for a, b in zip(reference.faces, faces, strict=True)])
             columns |= {"identity_distance": _column(distances, valid.cpu()), "faces": [len(rows) for rows in faces]}
         return [Scores(**{name: values[i] for name, values in columns.items()}) for i in range(len(images))]
@@ -127,7 +127,7 @@ def build_scorer(config: MetricsConfig, device: str | torch.device, *, allow_pic
     device = torch.device(device)
     clip = None if config.clip == NONE else ClipEmbedder.load(config.clip, device, allow_pickle=allow_pickle)
     lpips = None if config.lpips == NONE else PerceptualDistance.load(config.lpips, device)
-    identity = None if config.identity == NONE else FaceIdentity.load(config.identity)
+    identity = None if config.identity == NONE else load_recogniser(config.identity)
     return ReleaseScorer(clip, lpips, identity, device)
 
 

@@ -28,12 +28,6 @@ Columns = TypeVar("Columns", bound=Any)
 
 
 @dataclass(frozen=True)
-class Interval:
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Estimate:
     """A value and its interval."""
 
@@ -92,12 +86,12 @@ def percentile_interval(values: Floats, confidence: float = CONFIDENCE) -> tuple
     return float(low), float(high)
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
-    """Return Wilson's score interval. Raises ValueError without a trial."""
+def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Estimate:
+    """Return a rate and Wilson's score interval. Raises ValueError without a trial."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"successes must be in 0..trials and trials positive, got {successes} of {trials}")
     bounds = binomtest(successes, trials).proportion_ci(confidence, "wilson")
-    return Interval(float(bounds.low), float(bounds.high))
+    return Estimate(successes / trials, float(bounds.low), float(bounds.high))
 
 
 def rule_of_three(trials: int, confidence: float = CONFIDENCE) -> float:
@@ -109,8 +103,8 @@ def rule_of_three(trials: int, confidence: float = CONFIDENCE) -> float:
 
 def cluster_bootstrap(
     trials: Trials, rng: np.random.Generator, replicates: int = REPLICATES, confidence: float = CONFIDENCE
-) -> Interval:
-    """Return the interval of a rate with several trials a person: percentiles of a bootstrap over persons.
+) -> Estimate:
+    """Return a rate with several trials a person, and its interval: percentiles of a bootstrap over persons.
 
     Percentiles alone are too narrow where hits are rare or persons few or alike, so the interval also covers Wilson's
     at the effective number of trials: the one that the variance between persons gives, times ``(z / t)^2`` with t of
@@ -125,10 +119,10 @@ def cluster_bootstrap(
     hits = np.bincount(person[trials.hits], minlength=len(counts))
     people, rate = len(counts), trials.rate
     if people == 1:
-        return Interval(0.0, 1.0)
+        return Estimate(rate, 0.0, 1.0)
     margin = rule_of_three(people, confidence)
     if rate in (0.0, 1.0):
-        return Interval(0.0, margin) if rate == 0 else Interval(1 - margin, 1.0)
+        return Estimate(rate, 0.0, margin) if rate == 0 else Estimate(rate, 1 - margin, 1.0)
     draws = (rng.integers(people, size=(size, people)) for size in chunk_replicates(people, replicates))
     rates = np.concatenate([hits[drawn].sum(1) / counts[drawn].sum(1) for drawn in draws])  # (R,)
     low, high = percentile_interval(rates, confidence)
@@ -140,7 +134,7 @@ def cluster_bootstrap(
     scale = 1 + z * z / effective
     centre = (rate + z * z / (2 * effective)) / scale
     half = z / scale * math.sqrt(rate * (1 - rate) / effective + z * z / (4 * effective * effective))
-    return Interval(min(low, max(0.0, centre - half), 1 - margin), max(high, min(1.0, centre + half), margin))
+    return Estimate(rate, min(low, max(0.0, centre - half), 1 - margin), max(high, min(1.0, centre + half), margin))
 
 
 def chunk_replicates(columns: int, replicates: int = REPLICATES) -> list[int]:
@@ -159,8 +153,8 @@ def small_sample_factor(people: int, confidence: float = CONFIDENCE) -> float:
     return float(stdtrit(people - 1, (1 + confidence) / 2)) / normal_quantile(confidence)
 
 
-def rate_interval(trials: Trials, rng: np.random.Generator) -> Interval:
-    """Return Wilson's where each person is one trial, else the cluster bootstrap. Raises ValueError without a trial."""
+def rate_interval(trials: Trials, rng: np.random.Generator) -> Estimate:
+    """Return the rate by Wilson, or by the cluster bootstrap if people have several trials. Raises ValueError."""
     if trials.people == len(trials):
         return wilson_interval(int(trials.hits.sum()), len(trials))
     return cluster_bootstrap(trials, rng)

@@ -7,7 +7,7 @@ control follows anonymeter (Giomi et al. 2023).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -72,7 +72,7 @@ def risk_above_control(attack: Trials, control: Trials, rng: np.random.Generator
     Bounds lie in [0, 1]. None where the control always hits. Raises ValueError without a trial.
     """
     of_attack, of_control = rate_interval(attack, rng), rate_interval(control, rng)
-    a, c = attack.rate, control.rate
+    a, c = of_attack.value, of_control.value
     if c == 1:
         return None
     level = min(a, c)
@@ -100,8 +100,7 @@ def make_figure(
     figure = Figure(measure=measure, chance=chance, n=len(trials), subjects=trials.people, **context)
     if few := too_few(trials):
         return replace(figure, note=few)
-    bounds = rate_interval(trials, rng)
-    figure = replace(figure, value=trials.rate, low=bounds.low, high=bounds.high)
+    figure = replace(figure, **asdict(rate_interval(trials, rng)))
     if not trials.hits.any():
         bound = rule_of_three(trials.people)
         figure = with_note(figure, f"no hit with {trials.people} people: at most {bound:.2%} (rule of three)")
@@ -109,17 +108,17 @@ def make_figure(
         return figure
     if few := too_few(control):
         return with_note(figure, f"control: {few}")
-    bounds = rate_interval(control, rng)
-    figure = replace(figure, control=control.rate, control_low=bounds.low, control_high=bounds.high)
+    base = rate_interval(control, rng)
+    figure = replace(figure, control=base.value, control_low=base.low, control_high=base.high)
     risk = risk_above_control(trials, control, rng)
     if risk is None:
         return with_note(figure, "the control always hits: there is no risk to measure above it")
     return replace(figure, risk=risk.value, risk_low=risk.low, risk_high=risk.high)
 
 
-def not_run(note: str, *, attack: str, attacker: str, feature: str = "", baseline: str | None = None) -> Figure:
+def not_run(note: str, baseline: str | None = None, **context: Unpack[FigureContext]) -> Figure:
     """Return the line of an attack that could not be run, with the reason."""
-    return Figure(attack, attacker, "not run", feature, n=0, subjects=0, baseline=baseline, note=note)
+    return Figure(measure="not run", n=0, subjects=0, baseline=baseline, note=note, **context)
 
 
 def too_few(trials: Trials) -> str | None:

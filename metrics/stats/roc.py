@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Unpack
 
 import numpy as np
 from scipy.special import expit, logit
 
-from metrics.stats.intervals import (
-    Estimate,
-    Floats,
-    Names,
-    Trials,
-    normal_quantile,
-    rule_of_three,
-    small_sample_factor,
-)
+from metrics.stats.intervals import Estimate, Floats, Names, Trials, normal_quantile, rule_of_three, small_sample_factor
 from metrics.stats.risk import Figure, FigureContext, make_figure, too_few, with_note
 
 FPRS = (0.01, 0.001)
@@ -84,8 +76,7 @@ def auc_figure(
     for name, side in sides.items():
         if few := too_few(side):
             return with_note(figure, f"{name}: {few}")
-    estimate = auc(members, others, member_subjects, other_subjects)
-    return replace(figure, value=estimate.value, low=estimate.low, high=estimate.high)
+    return replace(figure, **asdict(auc(members, others, member_subjects, other_subjects)))
 
 
 def tpr_figure(

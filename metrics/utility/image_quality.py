@@ -1,6 +1,6 @@
-"""How close an enlarged picture comes to the one that it should be: PSNR, SSIM (Wang et al. 2004), and means of them.
+"""Quality of enlarged images against references: PSNR, SSIM (Wang et al. 2004), LPIPS, and their means.
 
-Both compare pixel by pixel, and prefer a blur to detail that is plausible but elsewhere; LPIPS stands beside them.
+PSNR and SSIM compare pixel by pixel, and prefer a blur to plausible detail in another position; LPIPS does not.
 """
 
 from __future__ import annotations
@@ -9,51 +9,50 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from anonymizer.errors import ModelError
 from metrics.models.lpips import PerceptualDistance
-from metrics.stats.intervals import CONFIDENCE, MAX_DRAWS, REPLICATES, small_sample_factor
+from metrics.stats.intervals import Floats, chunk_replicates, percentile_interval, small_sample_factor
 
 RANGE = 2.0  # of pixels in [-1, 1]
 WINDOW, SIGMA = 11, 1.5  # pixels of SSIM's window, and its standard deviation
 K1, K2 = 0.01, 0.03
-STRIP_PIXELS = 2**20  # that are compared at once; bounds memory
-MAX_LPIPS_PIXELS = 2**22  # of a picture that LPIPS looks at: its network's first layers take 1 KiB for each
+STRIP_PIXELS = 2**20  # compared at once; bounds memory
+MAX_LPIPS_PIXELS = 2**22  # of an image: the network's first layers take 1 KiB for each
 
-Floats = npt.NDArray[np.floating[Any]]
+QualityScores = Mapping[str, Sequence[float | None]]  # measure -> a value for each row, None where it cannot be had
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB, row by row: two (B, 3, H, W) in [-1, 1] to (B,), float64.
+    """Return the peak signal-to-noise ratio in dB (B,), float64, of two (B, 3, H, W) in [-1, 1], row by row.
 
-    ``10 log10(range^2 / mean squared error)``, over all pixels and colours; infinite for equal pictures.
+    ``10 log10(range^2 / mean squared error)``, over all pixels and colours; infinite for equal images.
     """
     squares = [(x - y).square().sum((1, 2, 3)) for x, y in _strips(a, b, overlap=0)]
     return 10 * torch.log10(RANGE**2 * a[0].numel() / torch.stack(squares).sum(0))
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Structural similarity, row by row: two (B, 3, H, W) in [-1, 1] to (B,), float64; 1 for equal pictures.
+    """Return the structural similarity (B,), float64, of two (B, 3, H, W) in [-1, 1]; 1 for equal images.
 
     Means, variances and covariance under a Gaussian window of 11 pixels (sigma 1.5, weights that sum to 1), at each
-    place where all of it lies in the picture; averaged over places and colours. Its formula is for pixels that begin at
-    0, so [-1, 1] is moved to [0, 2]. Raises ValueError for sides shorter than the window. Source: Wang et al. 2004.
+    position where all of it lies in the image; averaged over positions and colours. The formula is for pixels that
+    begin at 0, so [-1, 1] is moved to [0, 2]. Raises ValueError for sides shorter than the window. Source: Wang et al.
+    2004.
     """
     height, width = a.shape[-2:]
     if min(height, width) < WINDOW:
         raise ValueError(f"pictures must be {WINDOW} pixels or more on each side, got {height} x {width}")
-    places = a.shape[1] * (height - WINDOW + 1) * (width - WINDOW + 1)
-    found = [_ssim_map(x + 1, y + 1).sum((1, 2, 3)) for x, y in _strips(a, b, overlap=WINDOW - 1)]
-    return torch.stack(found).sum(0) / places
+    positions = a.shape[1] * (height - WINDOW + 1) * (width - WINDOW + 1)
+    sums = [_ssim_map(x + 1, y + 1).sum((1, 2, 3)) for x, y in _strips(a, b, overlap=WINDOW - 1)]
+    return torch.stack(sums).sum(0) / positions
 
 
 def _ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Equation 13 of Wang et al., at each place: (B, 3, H, W) to (B, 3, H - 10, W - 10)."""
+    """Return equation 13 of Wang et al. at each position: (B, 3, H, W) to (B, 3, H - 10, W - 10)."""
     mean_x, mean_y = _windowed_mean(x), _windowed_mean(y)
     var_x, var_y = _windowed_mean(x * x) - mean_x**2, _windowed_mean(y * y) - mean_y**2
     cov = _windowed_mean(x * y) - mean_x * mean_y
@@ -62,19 +61,18 @@ def _ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _windowed_mean(x: torch.Tensor) -> torch.Tensor:
-    """The window's mean at each place where it fits."""
-    row = [math.exp(-(at**2) / (2 * SIGMA**2)) for at in range(-(WINDOW // 2), WINDOW // 2 + 1)]
+    weights = [math.exp(-(at**2) / (2 * SIGMA**2)) for at in range(-(WINDOW // 2), WINDOW // 2 + 1)]
     for dim in (-2, -1):
         length = x.shape[dim] - WINDOW + 1
         parts = torch.zeros_like(x.narrow(dim, 0, length))
-        for at, weight in enumerate(row):
-            parts += x.narrow(dim, at, length) * (weight / sum(row))
+        for at, weight in enumerate(weights):
+            parts += x.narrow(dim, at, length) * (weight / sum(weights))
         x = parts
     return x
 
 
 def _strips(a: torch.Tensor, b: torch.Tensor, overlap: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both in float64, some lines at a time, so that memory does not grow with their height."""
+    """Yield both in float64, some lines at a time, so that memory does not grow with their height."""
     if a.ndim != 4 or a.shape != b.shape:
         raise ValueError(f"pictures must be (B, 3, H, W) of equal shapes, got {tuple(a.shape)} and {tuple(b.shape)}")
     batch, _, height, width = a.shape
@@ -84,30 +82,28 @@ def _strips(a: torch.Tensor, b: torch.Tensor, overlap: int) -> Iterator[tuple[to
         yield a[..., lines, :].double(), b[..., lines, :].double()
 
 
-QualityScores = Mapping[str, Sequence[float | None]]  # measure -> a value for each row, none where it cannot be had
+def score_images(images: torch.Tensor, references: torch.Tensor, lpips: PerceptualDistance | None) -> QualityScores:
+    """Return LPIPS (if given), PSNR and SSIM of (B, 3, H, W) in [-1, 1] against references of the same shape.
 
-
-def score_images(pictures: torch.Tensor, references: torch.Tensor, lpips: PerceptualDistance | None) -> QualityScores:
-    """LPIPS (if asked for), PSNR and SSIM of (B, 3, H, W) in [-1, 1] against references of the same shape.
-
-    None where pictures are too small for a measure, or have more than ``MOST_PIXELS`` for LPIPS; PSNR may be infinite.
+    None where images are too small for a measure, or have more than ``MAX_LPIPS_PIXELS`` for LPIPS; PSNR may be
+    infinite.
     """
-    height, width = pictures.shape[-2:]
-    nothing: list[float | None] = [None] * len(pictures)
-    found: dict[str, Sequence[float | None]] = {}
+    height, width = images.shape[-2:]
+    missing: list[float | None] = [None] * len(images)
+    scores: dict[str, Sequence[float | None]] = {}
     if lpips is not None:
-        found["lpips"] = nothing
+        scores["lpips"] = missing
         if height * width <= MAX_LPIPS_PIXELS:
             with contextlib.suppress(ModelError):  # too small for its network
-                found["lpips"] = lpips(pictures, references).tolist()
-    found["psnr"] = psnr(pictures, references).tolist()
-    found["ssim"] = ssim(pictures, references).tolist() if min(height, width) >= WINDOW else nothing
-    return found
+                scores["lpips"] = lpips(images, references).tolist()
+    scores["psnr"] = psnr(images, references).tolist()
+    scores["ssim"] = ssim(images, references).tolist() if min(height, width) >= WINDOW else missing
+    return scores
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over ``n`` pictures and its 95 % interval, none for a single picture."""
+    """A mean over ``n`` images and its 95 % interval, None for a single image."""
 
     value: float
     low: float | None
@@ -118,11 +114,11 @@ class Mean:
 def mean_with_interval(
     values: Floats | Sequence[float], rng: np.random.Generator, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> Mean:
-    """The mean of (N,) finite values, and its interval: pictures are drawn again with replacement, percentiles taken.
+    """Return the mean of (N,) finite values and its interval: percentiles of a bootstrap over images.
 
-    A bootstrap of few sees less variance than there is, so its distance from the mean is stretched as Student's t is
-    from the normal, and by ``sqrt(N / (N - 1))``. Differences of pairs give a paired interval. No
-    end lies outside of ``within``, where a measure is bounded. Raises ValueError.
+    A bootstrap of few sees too little variance, so its distance from the mean is stretched as Student's t is from the
+    normal, and by ``sqrt(N / (N - 1))``. Differences of pairs give a paired interval. ``bounds`` limit the interval of
+    a bounded measure. Raises ValueError.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
@@ -130,11 +126,8 @@ def mean_with_interval(
     n, value = len(x), float(x.mean())
     if n == 1:
         return Mean(value, None, None, 1)
-    rows = max(1, MAX_DRAWS // n)
-    sizes = [min(rows, REPLICATES - start) for start in range(0, REPLICATES, rows)]
-    again = np.concatenate([x[rng.integers(n, size=(size, n))].mean(1) for size in sizes])
-    low, high = np.quantile(again, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = percentile_interval(
+        np.concatenate([x[rng.integers(n, size=(size, n))].mean(1) for size in chunk_replicates(n)])
+    )
     wider = small_sample_factor(n) * math.sqrt(n / (n - 1))
-    least, most = bounds
-    low, high = value - (value - low) * wider, value + (high - value) * wider
-    return Mean(value, max(least, float(low)), min(most, float(high)), n)
+    return Mean(value, max(bounds[0], value - (value - low) * wider), min(bounds[1], value + (high - value) * wider), n)

@@ -1,4 +1,4 @@
-"""Whether pictures still show what their labels say: by CLIP and the labels' names, or by a classifier."""
+"""Label consistency: do images still show their labels, by CLIP and the labels' names, or by a classifier?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Logits = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) in [-1, 1] -> (B
 
 @dataclass(frozen=True)
 class Reading:
-    """What one picture was taken for, and whether that is its label."""
+    """The class of one image, and whether that is its label."""
 
     predicted: str
     agrees: bool
@@ -33,10 +33,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Reader:
-    """Takes each picture for the class with the largest logit.
+    """Predicts for each image the class with the largest logit.
 
-    ``columns``: label of the source -> column of the logits. ``names``: of each column, in the source's words where it
-    has some. ``reported`` names the model.
+    ``columns``: label of the source -> column of the logits. ``names``: of each column, the source's label if it has
+    one.
     """
 
     logits: Logits
@@ -46,21 +46,21 @@ class Reader:
 
     @torch.inference_mode()
     def read(self, images: torch.Tensor, labels: Sequence[str]) -> list[Reading]:
-        """One for each row of (B, 3, H, W) in [-1, 1]. Raises ValueError for pictures or logits of another shape."""
+        """Predict each row of (B, 3, H, W) in [-1, 1]. Raises ValueError for images or logits of another shape."""
         check_images(images)
-        logits = self.logits(images)
-        if logits.shape != (len(images), len(self.names)):
-            wanted = (len(images), len(self.names))
-            raise ValueError(f"logits must be {wanted}, got {tuple(logits.shape)}: one for each picture and class")
-        found = logits.argmax(1).tolist()
-        pairs = zip(found, labels, strict=True)
-        return [Reading(label if at == self.columns[label] else self.names[at], at == self.columns[label])
-                for at, label in pairs]  # fmt: skip
+        logits, shape = self.logits(images), (len(images), len(self.names))
+        if logits.shape != shape:
+            raise ValueError(f"logits must be {shape}, got {tuple(logits.shape)}: one for each picture and class")
+        readings = []
+        for column, label in zip(logits.argmax(1).tolist(), labels, strict=True):
+            agrees = column == self.columns[label]
+            readings.append(Reading(label if agrees else self.names[column], agrees))
+        return readings
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Any function of pictures (B, 3, H, W) in [-1, 1] to logits (B, K), with the names of the K classes.
+    """Any function of images (B, 3, H, W) in [-1, 1] to logits (B, K), with the names of the K classes.
 
     A name may hold synonyms after commas, as ImageNet's do.
     """
@@ -71,11 +71,14 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str, device: str | torch.device = "cpu") -> Self:
-        """A folder in transformers' ``AutoModelForImageClassification`` format, safetensors only. Raises ModelError."""
+        """Load a folder in transformers' ``AutoModelForImageClassification`` format, safetensors only.
+
+        Raises ModelError.
+        """
         path = Path(folder).expanduser()
         try:
             processor, model, missing = _load_classifier(path)
-        except Exception as error:  # transformers raises whatever a wrong file causes
+        except Exception as error:  # transformers raises many types for a wrong file
             raise ModelError(
                 f"filter.classifier {folder!r}: not a usable classifier ({type(error).__name__}): it needs "
                 f"{REQUIRED_FILES}"
@@ -85,60 +88,60 @@ class Classifier:
                 f"filter.classifier {folder!r}: the weights lack {missing} tensors that config.json asks for: save the "
                 "model again"
             )
-        device = torch.device(device)
         model = model.to(device)
 
         def logits(images: torch.Tensor) -> torch.Tensor:
-            pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)  # as a file would hold them
+            pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)  # as in a file
             inputs = processor(images=list(pixels), return_tensors="pt", input_data_format="channels_first")
-            found: torch.Tensor = model(inputs["pixel_values"].to(device)).logits
-            return found.float()
+            return torch.as_tensor(model(inputs["pixel_values"].to(device)).logits).float()
 
         digest = weights.digest(*sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors")))
         names = [str(model.config.id2label[number]) for number in sorted(model.config.id2label)]
         return cls(logits, names, weights.versioned_name("a classifier", digest))
 
     def reader_for(self, labels: Sequence[str], names: Mapping[str, str] | None = None) -> Reader:
-        """For a source with these labels; ``names``: label -> class, where the two differ. ConfigError if one is none.
+        """Return a reader of these labels; ``names``: label -> class, where the two differ.
 
-        A class is found by its name, or one of its synonyms, whatever the case, or by its number.
+        A class is named by itself, one of its synonyms, whatever the case, or its number. Raises ConfigError where a
+        label is no class.
         """
-        called = {label: (names or {}).get(label, label) for label in labels}
-        found = {label: self._column(name) for label, name in called.items()}
-        columns = {label: at for label, at in found.items() if at is not None}
-        if unknown := len(found) - len(columns):
+        columns: dict[str, int] = {}
+        for label in labels:
+            if (column := self._column((names or {}).get(label, label))) is not None:
+                columns[label] = column
+        if unknown := len(set(labels)) - len(columns):
             known = ", ".join(repr(name) for name in self.names[:MAX_LISTED])
             raise ConfigError(
-                f"filter: {unknown} of {len(found)} labels of the source are no classes of the classifier ({known}"
-                f"{', ...' if len(self.names) > MAX_LISTED else ''}): say which they are in filter.names"
+                f"filter: {unknown} of {len(set(labels))} labels of the source are no classes of the classifier "
+                f"({known}{', ...' if len(self.names) > MAX_LISTED else ''}): say which they are in filter.names"
             )
-        spelled = {at: label for label, at in columns.items()}
+        label_of = {column: label for label, column in columns.items()}
         return Reader(
-            self.logits, columns, [spelled.get(at, name) for at, name in enumerate(self.names)], self.versioned_name
+            self.logits, columns, [label_of.get(i, name) for i, name in enumerate(self.names)], self.versioned_name
         )
 
     def _column(self, wanted: str) -> int | None:
         wanted = wanted.strip().casefold()
-        for at, name in enumerate(self.names):
-            if wanted in {name.casefold(), *(one.strip().casefold() for one in name.split(","))}:
-                return at
+        for column, name in enumerate(self.names):
+            if wanted in {name.casefold(), *(synonym.strip().casefold() for synonym in name.split(","))}:
+                return column
         return int(wanted) if wanted.isascii() and wanted.isdigit() and int(wanted) < len(self.names) else None
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """A CLIP that is asked about the names of the labels, and takes a picture for the nearest (Radford et al. 2021)."""
+    """A CLIP that compares an image with the names of the labels and predicts the nearest (Radford et al. 2021)."""
 
     embedder: ClipEmbedder
     tokenizer: Callable[[list[str]], torch.Tensor]
 
     @classmethod
     def load(cls, spec: str, device: str | torch.device = "cpu") -> Self:
-        """``spec`` as of ``metrics.clip``. Raises ModelError."""
+        """Load a ``spec`` of ``metrics.models.clip``. Raises ModelError."""
         embedder = ClipEmbedder.load(spec, device)
         try:
             return cls(embedder, _load_tokenizer(spec))
-        except Exception as error:  # one of a hub's, which is not at hand
+        except Exception as error:  # a hub's tokenizer that is not in the cache
             raise ModelError(
                 f"filter.clip: {spec!r}: its tokenizer cannot be had ({type(error).__name__}): choose a model of "
                 "open_clip's own tokenizer, such as ViT-B-32"
@@ -147,23 +150,19 @@ class ZeroShot:
     def reader_for(
         self, labels: Sequence[str], names: Mapping[str, str] | None = None, prompt: str = "a photo of a {label}"
     ) -> Reader:
-        """For a source with these labels; underscores are read as spaces. ConfigError where there is no choice.
+        """Return a reader of these labels; underscores are read as spaces. Raises ConfigError where all are one name.
 
-        ``names``: label -> how the prompt calls it, where it should be another word.
+        ``names``: label -> its word in the prompt, where it differs.
         """
-        called = {label: (names or {}).get(label, label.replace("_", " ")) for label in sorted(set(labels))}
-        of_name = {name: label for label, name in reversed(called.items())}  # the first label of each name
-        if len(of_name) < 2:
+        words = {label: (names or {}).get(label, label.replace("_", " ")) for label in sorted(set(labels))}
+        label_of = {word: label for label, word in reversed(words.items())}  # the first label of each word
+        if len(label_of) < 2:
             raise ConfigError("filter: all labels of the source have one name, which every picture fits: leave it out")
-        texts = self._embed([prompt.replace("{label}", name) for name in of_name])  # (K, D)
-        at = {name: column for column, name in enumerate(of_name)}
-        columns = {label: at[name] for label, name in called.items()}
-        return Reader(
-            lambda images: self.embedder.embed(images) @ texts.T,
-            columns,
-            [*of_name.values()],
-            self.embedder.versioned_name,
-        )
+        texts = self._embed([prompt.replace("{label}", word) for word in label_of])  # (K, D)
+        column_of = {word: column for column, word in enumerate(label_of)}
+        columns = {label: column_of[word] for label, word in words.items()}
+        names_of_columns, name = list(label_of.values()), self.embedder.versioned_name
+        return Reader(lambda images: self.embedder.embed(images) @ texts.T, columns, names_of_columns, name)
 
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> torch.Tensor:
@@ -173,7 +172,7 @@ class ZeroShot:
 
 
 def load_filter(config: FilterConfig, device: str | torch.device) -> Classifier | ZeroShot | None:
-    """The model of the filter that ``config`` names, or none. Raises ModelError."""
+    """Load the model of the filter that ``config`` names, or none. Raises ModelError."""
     if config.kind == "none":
         return None
     if config.kind == "clip":
@@ -182,7 +181,7 @@ def load_filter(config: FilterConfig, device: str | torch.device) -> Classifier 
 
 
 def build_reader(model: Classifier | ZeroShot, config: FilterConfig, labels: Sequence[str]) -> Reader:
-    """What reads pictures of a source with these labels. Raises ConfigError."""
+    """Return a reader for a source with these labels. Raises ConfigError."""
     if isinstance(model, ZeroShot):
         return model.reader_for(labels, config.names, config.prompt)
     return model.reader_for(labels, config.names)
@@ -200,23 +199,23 @@ def _load_tokenizer(spec: str) -> Any:
 
 
 def _load_classifier(folder: Path) -> tuple[Any, Any, int]:
-    """The preprocessor, the classifier, and how many of its tensors were missing."""
+    """Return the preprocessor, the classifier, and how many of its tensors were missing."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    if not (folder / "config.json").is_file():  # which transformers would look for on the hub
+    if not (folder / "config.json").is_file():  # transformers would look for it on the hub
         raise FileNotFoundError
     own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with _silence_transformers():
         processor = AutoImageProcessor.from_pretrained(str(folder), **own)
-        model, found = AutoModelForImageClassification.from_pretrained(
+        model, info = AutoModelForImageClassification.from_pretrained(
             str(folder), use_safetensors=True, output_loading_info=True, **own
         )
-    return processor, model.eval().requires_grad_(False), len(found["missing_keys"])
+    return processor, model.eval().requires_grad_(False), len(info["missing_keys"])
 
 
 @contextlib.contextmanager
 def _silence_transformers() -> Iterator[None]:
-    """What transformers prints as it loads, our own line says better."""
+    """Keep transformers from printing as it loads: our own error says it better."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -77,9 +77,5 @@ def measure_utility(predictions: TransferPredictions, rng: np.random.Generator) 
     people, chance = trials["outputs"].people, predictions.chance
     if few := too_few(trials["outputs"]):
         return Utility(len(predictions), people, chance, note=few)
-
-    def estimate(teacher: str) -> Estimate:
-        bounds = rate_interval(trials[teacher], rng)
-        return Estimate(trials[teacher].rate, bounds.low, bounds.high)
-
-    return Utility(len(predictions), people, chance, estimate("originals"), estimate("outputs"), estimate("control"))
+    originals, outputs, control = (rate_interval(own, rng) for own in trials.values())
+    return Utility(len(predictions), people, chance, originals, outputs, control)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from metrics.attacks.linkage import link
 from metrics.attacks.reidentification import Faces
 from metrics.stats.intervals import Trials, as_subjects, wilson_interval
 
@@ -40,3 +41,9 @@ def includes(trials: Trials, chance: float, confidence: float = 0.999) -> bool:
     """Whether a rate agrees with ``chance``; the interval is wide, for the many tests that ask."""
     found = wilson_interval(int(trials.hits.sum()), len(trials), confidence)
     return found.low <= chance <= found.high
+
+
+def rank_1(originals: Any, outputs: Any) -> float:
+    """The share of outputs (N, D) that are linked with their own original (N, D)."""
+    subjects = np.array([f"person {i}" for i in range(len(outputs))])
+    return link(outputs, originals, np.arange(len(outputs)), subjects, np.random.default_rng(0)).within(1).rate

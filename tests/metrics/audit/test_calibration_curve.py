@@ -22,7 +22,7 @@ from metrics.audit.calibration_curve import (
 )
 from metrics.audit.mechanisms import LocalSampling, RoundTrip
 from metrics.audit.workbench import Effort, Evidence, Workbench
-from tests.metrics.audit.test_audit import EveryFace, people
+from tests.support.audit_evidence import EveryFace, people
 from tests.support.ideal_gaussian import IdealGaussian
 
 

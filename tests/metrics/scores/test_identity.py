@@ -23,10 +23,10 @@ from anonymizer.errors import ModelError
 from anonymizer.records import Scores
 from metrics.features import Rows
 from metrics.features.dlib_faces import LANDMARKS, NETWORK, Face, FaceDescriber, FaceFinder, find_model_file
-from metrics.scores.identity import FaceIdentity, identity_distance
+from metrics.scores.identity import identity_distance, load_recogniser
 from metrics.scores.scorer import ReleaseScorer, build_scorer
-from tests.metrics.features.test_features import save_network
 from tests.support.embeddings import unit
+from tests.support.onnx_faces import save_network
 
 needs_faces = pytest.mark.skipif(
     find_spec("dlib") is None or find_spec("onnxruntime") is None or find_spec("onnx") is None,
@@ -253,7 +253,7 @@ def test_a_file_that_is_no_recogniser_is_named_in_one_line(tmp_path: Path) -> No
     file = tmp_path / "wrong.onnx"
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match=r"^metrics.identity: 'wrong.onnx' is no face recogniser .*: check the file$"):
-        FaceIdentity.load(f"arcface:{file}")
+        load_recogniser(f"arcface:{file}")
 
 
 @pytest.mark.parametrize(("spec", "module"), [("dlib", "dlib"), ("arcface", "dlib"), ("arcface", "onnxruntime")])
@@ -266,11 +266,11 @@ def test_a_missing_extra_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, module, None)
     expected = rf"^metrics.identity: {module} is not installed: pip install 'anonymizer\[faces\]'$"
     with pytest.raises(ModelError, match=expected):
-        FaceIdentity.load(spec if spec == "dlib" else f"arcface:{file}")
+        load_recogniser(spec if spec == "dlib" else f"arcface:{file}")
 
 
 def test_missing_weights_of_dlib_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dlib", SimpleNamespace())
     monkeypatch.setattr("metrics.features.dlib_faces.PACKAGE", "no-such-package")
     with pytest.raises(ModelError, match=r"^metrics.identity: no-such-package is not .*'anonymizer\[faces\]'$"):
-        FaceIdentity.load("dlib")
+        load_recogniser("dlib")

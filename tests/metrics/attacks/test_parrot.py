@@ -1,21 +1,12 @@
-"""Attackers that learn: they undo what can be undone, and do no harm where there is nothing to learn."""
-
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
-from anonymizer.boomerang import Boomerang
-from metrics.attacks import inversion, parrot
-from metrics.attacks.linkage import link
-from metrics.attacks.training_pairs import Pairs, finite_pairs, hold_out
-from metrics.audit.mechanisms import LocalSampling, Mechanism, apply, generate_people
-from tests.support.ideal_gaussian import IdealGaussian
-from tests.support.pictures import pictures
+from metrics.attacks import parrot
+from tests.support.embeddings import rank_1, unit
 
 Rows = npt.NDArray[np.float64]
 
@@ -23,15 +14,6 @@ Rows = npt.NDArray[np.float64]
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(3)
-
-
-def rank_1(originals: Rows | parrot.Matrix, outputs: Rows | parrot.Matrix) -> float:
-    who = np.array([f"person {i}" for i in range(len(outputs))])
-    return link(outputs, originals, np.arange(len(outputs)), who, np.random.default_rng(0)).within(1).rate
-
-
-def unit(x: Rows) -> Rows:
-    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
 
 
 def turned(rng: np.random.Generator, n: int, turn: Rows) -> tuple[Rows, Rows]:
@@ -42,62 +24,6 @@ def turned(rng: np.random.Generator, n: int, turn: Rows) -> tuple[Rows, Rows]:
 
 def rotation(rng: np.random.Generator, dimensions: int = 16) -> Rows:
     return np.asarray(np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0])
-
-
-# The attacker's own pairs
-
-
-def paired(method: Mechanism, x: torch.Tensor, rng: np.random.Generator, **more: Any) -> Pairs:
-    return finite_pairs(Pairs(x, apply(method, x, rng, **more)))
-
-
-def test_invented_pairs_follow_the_method_and_the_level(ideal: IdealGaussian, rng: np.random.Generator) -> None:
-    heard: list[int] = []
-    strangers = generate_people(ideal, 50, rng, batch=20)
-    pairs = paired(LocalSampling(Boomerang(ideal), 0.1), strangers, rng, batch=20, progress=heard.append)
-    assert pairs.originals.shape == pairs.outputs.shape == (50, 3, 8, 8) and heard == [20, 20, 10]
-    assert pairs.outputs.dtype == torch.float32 and pairs.outputs.abs().max() <= 1
-    for half in (pairs.originals, pairs.outputs):  # few steps take some of the spread away
-        assert half.mean().item() == pytest.approx(ideal.mean, abs=0.02)
-        assert half.std().item() == pytest.approx(ideal.spread, rel=0.2)
-    abar, power = float(ideal.alphas_cumprod[99]), ideal.spread**2
-    expected = abar * power / (abar * power + 1 - abar)  # of exact posterior samples, 0.35
-    assert correlation(pairs) == pytest.approx(expected, abs=0.06)
-    assert abs(correlation(paired(LocalSampling(Boomerang(ideal, steps=20), 1.0), strangers, rng))) < 0.05
-
-
-def correlation(pairs: Pairs) -> float:
-    return float(np.corrcoef(pairs.originals.flatten(), pairs.outputs.flatten())[0, 1])
-
-
-def test_pairs_are_made_of_the_pictures_given_in_their_order(ideal: IdealGaussian, rng: np.random.Generator) -> None:
-    given = pictures(6, 8)
-    pairs = paired(LocalSampling(Boomerang(ideal), 0.001), given, rng, batch=2)
-    assert torch.equal(pairs.originals, given)
-    torch.testing.assert_close(pairs.outputs, given, atol=0.1, rtol=0)
-
-
-def test_the_same_generator_makes_the_same_pairs_and_the_next_others(ideal: IdealGaussian) -> None:
-    method, rng = LocalSampling(Boomerang(ideal, steps=5), 0.5), np.random.default_rng(1)
-    first, second = (paired(method, pictures(4, 8), rng) for _ in range(2))
-    again = paired(method, pictures(4, 8), np.random.default_rng(1), batch=3)
-    assert torch.equal(first.outputs, again.outputs) and not torch.equal(first.outputs, second.outputs)
-
-
-def test_pairs_that_the_model_spoilt_are_left_out(ideal: IdealGaussian, rng: np.random.Generator) -> None:
-    given = pictures(4, 8)
-    given[2, 0, 0, 0] = torch.nan
-    method = LocalSampling(Boomerang(ideal, steps=2), 0.5)
-    assert torch.equal(paired(method, given, rng).originals, given[[0, 1, 3]])
-
-
-def test_nobody_is_on_both_sides_of_a_split(rng: np.random.Generator) -> None:
-    people = np.repeat(np.arange(20), 5)
-    held = hold_out(people, rng)
-    assert held.sum() == 25 and not set(people[held]) & set(people[~held])
-
-
-# The parrot
 
 
 def test_a_rotation_hides_nobody_from_a_trained_linker(rng: np.random.Generator) -> None:
@@ -195,48 +121,3 @@ def test_reciprocal_rank_of_a_frame_solved_by_hand() -> None:
     originals = np.eye(3, dtype=np.float32)
     outputs = np.array([[1, 0, 0], [1, 0.5, 0], [0, 0, np.nan]], dtype=np.float32)  # ranks 1, 2, and 2 of 3 blindly
     assert parrot.reciprocal_rank(originals, outputs) == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
-
-
-# Inversion
-
-
-def test_exchanged_colours_are_put_back() -> None:
-    x, new = pictures(48, 16), pictures(20, 16, seed=1)
-    heard: list[int] = []
-    inverter = inversion.train(Pairs(x, x[:, [1, 2, 0]]), np.random.default_rng(0), steps=100, progress=heard.append)
-    outputs = new[:, [1, 2, 0]]
-    restored = inverter.restore(outputs)
-    assert inverter.has_improved and sum(heard) == 100
-    assert (restored - new).square().mean() < 0.1 * (outputs - new).square().mean()
-    assert rank_1(*(unit(p.flatten(1).double().numpy()) for p in (new, restored))) > 0.95
-
-
-def test_an_untrained_restorer_changes_nothing() -> None:
-    for size in (8, 12, 16):
-        x = pictures(2, size)
-        assert torch.equal(inversion.Restorer()(x), x)
-
-
-def test_where_nothing_is_to_be_undone_nothing_is_changed() -> None:
-    x = pictures(16, 8)
-    inverter = inversion.train(Pairs(x, x.clone()), np.random.default_rng(0), steps=3)
-    assert not inverter.has_improved and torch.equal(inverter.restore(x), x) and inverter.losses[0] == 0
-
-
-def test_inverting_twice_gives_the_same_and_leaves_global_seeds_alone() -> None:
-    x = pictures(16, 8)
-    before = torch.random.get_rng_state()
-    a, b = (inversion.train(Pairs(x, -x), np.random.default_rng(0), steps=5).restore(x) for _ in range(2))
-    assert torch.equal(a, b) and not torch.equal(a, x) and torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_what_cannot_be_inverted_is_refused(rng: np.random.Generator) -> None:
-    x = pictures(8, 8)
-    for call, says in (
-        (lambda: Pairs(x, x[:3]), "pair them row by row"),
-        (lambda: hold_out([1, 1, 2, 2], rng), "four or more"),
-        (lambda: inversion.train(Pairs(x, x), rng, steps=0), "steps must be 1 or more"),
-        (lambda: inversion.train(Pairs(x[..., :6], x[..., :6]), rng), "divisible by 4"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            call()

@@ -1,0 +1,265 @@
+"""The audit of a release: what it writes, and what of it may be public."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anonymizer import config
+from anonymizer.config import AuditConfig
+from anonymizer.errors import ConfigError, IntegrityError, ModelError, OutputError, SourceError
+from anonymizer.release import assemble, plan
+from anonymizer.storage import parquet
+from anonymizer.storage.layout import Release
+from flows.jobs import audit as audit_job
+from tests.support import ROOT
+from tests.support.audit_evidence import ALL
+from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.releases import KEY, PlainScorer, begin, folder_of, listing, one_shard, picture, rows, run, settings
+
+
+@pytest.fixture
+def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
+    model = IdealGaussian()
+    monkeypatch.setattr(audit_job, "backbone_of", lambda config: model)
+    monkeypatch.setattr(audit_job, "scorer_of", lambda metrics, device: PlainScorer())
+    return model
+
+
+@pytest.fixture
+def release(tmp_path: Path, ideal: IdealGaussian) -> Release:
+    """Thirty records of ten people, with a trait beside them that is not carried."""
+    folder_of(tmp_path / "in", {f"Wanda_Zx{i:02d}.png": picture(i) for i in range(30)})
+    items = [
+        {"image": f"Wanda_Zx{i:02d}.png", "id": f"Wanda_Zx{i:02d}", "who": f"p{i % 10}", "side": i % 2}
+        for i in range(30)
+    ]
+    classified = {"id": "id", "subject": "who", "restricted": ["side"]}
+    return run(settings(listing(tmp_path / "in", items), tmp_path / "out", source=classified), ideal)
+
+
+def settings_of(release: Release, **more: Any) -> AuditConfig:
+    quick = {"features": ["pixels"], "pairs": 24, "outputs": 2, "averaged": 20}
+    return config.build_as(AuditConfig, {"release": str(release.root)} | quick | more)
+
+
+def test_an_audit_writes_every_figure_a_page_and_a_public_summary(release: Release) -> None:
+    summary = audit_job.run(settings_of(release, identity="who", attributes=["side"]))
+    assert (summary.audited, summary.released) == (30, 30)
+    table = parquet.read(release.audit / "figures.parquet")
+    assert len(table) == summary.figures
+    assert set(table["attack"].to_pylist()) == {*ALL, "leaks"}
+    page = release.audit_page.read().decode()
+    for part in ("Singling out", "Linkability", "Inference", "No formal guarantee", "Wanda_Zx"):
+        assert part in page
+    told = json.loads(release.audit_summary.read())
+    assert set(told["answers"]) == {"Singling out", "Linkability", "Inference"}
+    assert plan.read(release).records == 30
+
+
+def test_the_public_summary_names_nobody_and_helps_no_attacker(release: Release) -> None:
+    audit_job.run(settings_of(release, identity="who", attributes=["side"]))
+    told = release.audit_summary.read().decode()
+    for row in rows(release):
+        for name in ("record_id", "output_id", "source_hmac"):
+            assert str(row[name]) not in told
+    for word in ("Wanda", "pixels", "side", "p3", "threshold", "anonymous", "epsilon"):
+        assert word not in told
+    for answer in json.loads(told)["answers"].values():
+        bound = answer.get("risk_above_chance_at_most")
+        assert bound is None or round(bound * 20, 6) % 1 == 0
+
+
+class Listens(IdealGaussian):
+    """A model that takes prompts, and minds none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asks = "prompt"
+
+    def condition(self, told: Sequence[str]) -> object:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("given", "why", "lacking"),
+    [
+        ({"model": {"prompt": "one of {who}"}}, "no bound on the noise covers", "what the model was told"),
+        ({"source": {"fit": "tiles"}}, "noised at their own sides", "compared as squares"),
+    ],
+)
+def test_no_guarantee_is_claimed_where_the_noise_is_not_all_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, why: str, lacking: str
+) -> None:
+    model = Listens()
+    monkeypatch.setattr(audit_job, "backbone_of", lambda config: model)
+    monkeypatch.setattr(audit_job, "scorer_of", lambda metrics, device: PlainScorer())
+    folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(8)})
+    items = [{"image": f"{i}.png", "who": f"p{i}"} for i in range(8)]
+    source = {"restricted": ["who"]} | given.get("source", {})
+    # At level 1 next to nothing is left, and the bound alone would be a guarantee.
+    release = run(settings(listing(tmp_path / "in", items), tmp_path / "out", boomerang={"level": 1.0},
+                           **given | {"source": source}), model)  # fmt: skip
+    audit_job.run(settings_of(release, attacks=["linkage"]))
+    told = json.loads(release.audit_summary.read())
+    assert told["formal_guarantee"] == "No formal guarantee"
+    page = release.audit_page.read().decode()
+    assert why in page and lacking in page
+
+
+def test_no_page_of_an_audit_calls_anything_anonymous(release: Release) -> None:
+    audit_job.run(settings_of(release))
+    page = release.audit_page.read().decode().lower()
+    assert "anonymous" not in page and "epsilon" not in page
+
+
+def test_an_audit_is_the_same_when_repeated(release: Release) -> None:
+    audit_job.run(settings_of(release))
+    first = (release.audit / "figures.parquet").read()
+    audit_job.run(settings_of(release))
+    assert (release.audit / "figures.parquet").read() == first
+
+
+def test_outsiders_who_are_insiders_are_left_out_and_said(release: Release, tmp_path: Path) -> None:
+    outside = {f"stranger {i}.png": picture(100 + i) for i in range(20)}
+    mixed = folder_of(tmp_path / "mixed", outside | {"in the release.png": picture(3)})
+    audit_job.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(mixed)}))
+    told = json.loads((release.audit / "audit.json").read())
+    assert told["note"].startswith("outsiders: 1 left out") and "1 left out" in release.audit_page.read().decode()
+    with pytest.raises(ConfigError, match="nobody is left"):
+        audit_job.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(tmp_path / "in")}))
+
+
+def test_what_attackers_bring_need_not_be_classified(release: Release, tmp_path: Path) -> None:
+    """Nothing of it is released; nor is what they ask of the originals, whatever the release does with it."""
+    folder_of(tmp_path / "theirs", {f"{i}.png": picture(200 + i) for i in range(20)})
+    items = [{"image": f"{i}.png", "who": f"stranger {i}", "city": "x"} for i in range(20)]
+    theirs = {"uri": str(listing(tmp_path / "theirs", items)), "label": "who", "restricted": ["who"]}
+    config = settings_of(
+        release, identity="who", attributes=["side"], attacks=["membership"],
+        outsiders=theirs, others=theirs, training=theirs,
+    )  # fmt: skip
+    audit_job.check(config)
+    assert audit_job.run(config).figures
+
+
+def test_baselines_stand_beside_the_release_and_out_of_its_answers(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # these pictures are too small for LPIPS
+        return (a - b).abs().mean((1, 2, 3))
+
+    monkeypatch.setattr(audit_job.PerceptualDistance, "load", lambda *_: apart)
+    audit_job.run(settings_of(release, attacks=["linkage"], baselines=["round-trip", "global", "unrelated"]))
+    table = parquet.read(release.audit / "figures.parquet").to_pylist()
+    by = {line["baseline"] for line in table}
+    assert by == {None, "round trip", "level 1", "unrelated"}
+    told = {x["baseline"]: x for x in table if x["measure"] == "rank-1" and x["attacker"] == "unaware"}
+    assert told["round trip"]["value"] == 1 and told["level 1"]["value"] < 0.3
+    (missing,) = [x for x in table if x["baseline"] == "unrelated"]
+    assert missing["measure"] == "not run" and "audit.outsiders" in missing["note"]
+    page = release.audit_page.read().decode()
+    assert "Beside other methods" in page and "this release" in page
+    audit_job.run(settings_of(release, attacks=["linkage"]))
+    alone = json.loads(release.audit_summary.read())
+    audit_job.run(settings_of(release, attacks=["linkage"], baselines=["round-trip"]))
+    assert json.loads(release.audit_summary.read()) == alone
+
+
+def test_attacks_are_left_out_by_name(release: Release) -> None:
+    audit_job.run(settings_of(release, skip=["inversion", "parrot", "leaks", "membership"]))
+    table = parquet.read(release.audit / "figures.parquet")
+    assert set(table["attack"].to_pylist()) == {"linkage", "reidentification", "averaging"}
+
+
+def test_an_audit_needs_the_restricted_half_the_originals_and_the_public_half(
+    tmp_path: Path, release: Release, ideal: IdealGaussian
+) -> None:
+    with pytest.raises(OutputError, match="it is not a release"):
+        audit_job.check(settings_of(Release.at(str(tmp_path / "nowhere"))))
+    for file in (tmp_path / "in").glob("*.png"):
+        file.unlink()
+    with pytest.raises(SourceError, match="none of the released originals"):
+        audit_job.run(settings_of(release))
+    unfinished = settings(folder_of(tmp_path / "more", {"a.png": picture(1)}), tmp_path / "unfinished")
+    begin(unfinished, ideal, KEY)
+    one_shard(unfinished, 0, ideal)
+    with pytest.raises(IntegrityError, match="finish the run before the audit"):
+        audit_job.run(settings_of(Release.at(unfinished.output.uri)))
+    assemble.assemble(Release.at(unfinished.output.uri), unfinished)
+
+
+@pytest.mark.parametrize(("count", "identity"), [(1, None), (3, None), (6, "who")])
+def test_a_release_that_is_too_small_to_attack_is_one_line(
+    tmp_path: Path, ideal: IdealGaussian, count: int, identity: str | None
+) -> None:
+    folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(count)})
+    source = listing(tmp_path / "in", [{"image": f"{i}.png", "who": "one person"} for i in range(count)])
+    small = run(settings(source, tmp_path / "out", source={"drop": ["who"]}), ideal)
+    with pytest.raises(OutputError, match="an audit needs 4 of two people or more"):
+        audit_job.run(settings_of(small, identity=identity))
+    assert not small.audit.exists() and not small.audit_summary.exists()
+
+
+@pytest.mark.parametrize("attack", ["linkage", "leaks"])
+def test_an_attack_alone_can_be_tried(release: Release, attack: str) -> None:
+    audit_job.run(settings_of(release, attacks=[attack]))
+    assert set(parquet.read(release.audit / "figures.parquet")["attack"].to_pylist()) == {attack}
+
+
+def scored(audited: Release) -> list[dict[str, Any]]:
+    """Figures of the attack by published scores."""
+    audit_job.run(settings_of(audited, attacks=["leaks"]))
+    return [f for f in parquet.read(audited.audit / "figures.parquet").to_pylist() if "published" in f["feature"]]
+
+
+@pytest.mark.parametrize("how", ["exact", "binned"])
+def test_published_scores_are_tried_as_an_attacker_tries_them(tmp_path: Path, ideal: IdealGaussian, how: str) -> None:
+    source = folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(40)})
+    found = scored(run(settings(source, tmp_path / "out", output={"public_scores": how}), ideal))
+    end = "_bin" if how == "binned" else ""
+    alone, whole = "rank-1, by what is published alone", "with what is published, rank-1"
+    assert [f["feature"] for f in found if f["measure"] == whole] == [
+        f"published clip_similarity{end}", f"published lpips{end}", "all published scores"
+    ]  # fmt: skip
+    assert all(f["gallery"] == 40 for f in found) and {f["chance"] for f in found} == {None, 1 / 40}
+    together = {f["measure"]: f for f in found if f["feature"] == "all published scores"}
+    assert set(together) == {alone, whole} and "without it" in together[alone]["note"]
+    if how == "exact":
+        assert together[whole]["risk_low"] > 0.5
+    assert together[alone]["value"] <= together[whole]["value"]
+
+
+def test_scores_that_are_not_published_or_cannot_be_computed_again_are_said_to_be_so(
+    tmp_path: Path, ideal: IdealGaussian, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_of(tmp_path / "few", {f"{i}.png": picture(i) for i in range(4)})
+    (none,) = scored(run(settings(source, tmp_path / "none", output={"public_scores": "none"}), ideal))
+    assert (none["measure"], none["note"]) == ("not run", "no score is published")
+
+    class Newer(PlainScorer):
+        names: Mapping[str, str] = {"clip_similarity": "other", "lpips": "plain-distance"}
+
+    monkeypatch.setattr(audit_job, "scorer_of", lambda metrics, device: Newer())
+    (other,) = scored(release)
+    assert other["note"] == "clip_similarity was scored by plain-similarity, and other is at hand: bring it back"
+
+    def gone(metrics: object, device: str) -> PlainScorer:
+        raise ModelError("metrics.clip: no such model")
+
+    monkeypatch.setattr(audit_job, "scorer_of", gone)
+    (lost,) = scored(release)
+    assert lost["note"] == "scores cannot be computed again: metrics.clip: no such model"
+
+
+def test_the_documentation_names_every_setting_and_attack() -> None:
+    text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    for name in {*AuditConfig.model_fields} - {"release"}:
+        assert f"`{name}`" in text or f"`{name}.…`" in text, name
+    for name in (*ALL, "leaks"):
+        assert f"| `{name}` |" in text, name
