@@ -34,7 +34,7 @@ from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig, build
 from anonymizer.data import image_codec
 from anonymizer.data.sources import open_source
-from anonymizer.release import assemble, plan
+from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
 from flows import api
 from flows.jobs import models
@@ -76,7 +76,7 @@ def run_job(config: RunConfig) -> dict[str, float]:
         api.run_release(config)
     ended = time.monotonic()
     place = Release.at(config.output.uri)
-    result = assemble.summarize_release(place, plan.read(place))
+    result = Ledger.open(place).summarize()
     if result.released != result.read:
         raise SystemExit(f"job: released {result.released} of {result.read}: nothing to compare")
     return {

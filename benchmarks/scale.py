@@ -35,7 +35,7 @@ STEPS = {
     "plan": "list the source, write the plan",
     "shards": "read, decode, encode, stage, commit",
     "log": "an event for each shard, as the flow writes them, then which shards it knows of",
-    "reconcile": "every planned record is in the ledger",
+    "reconcile": "one pass over the ledger: every planned record is in it",
     "assemble": "pictures and manifest in output order",
     "report": "the custodian's page",
     "publish": "policy, card, statement, signature, check",
@@ -220,31 +220,42 @@ class Job:
 
     def steps(self) -> dict[str, Callable[[], object]]:
         from anonymizer import report
-        from anonymizer.records import Summary
-        from anonymizer.release import assemble, ledger, plan, publish
+        from anonymizer.release import assemble, plan, publish
+        from anonymizer.release.finished_ledger import FinishedLedger
+        from anonymizer.release.ledger import Ledger
+        from anonymizer.report.ledger_summary import LedgerSummary
         from flows.cli import main
         from flows.cli.governance import verify_release
 
         release, config = self.release, self.config
         public, whole = str(release.public), str(release.root)
 
-        def summary() -> Summary:
-            return assemble.summarize_release(release, plan.read(release))
+        def finish(*parts: Callable[[FinishedLedger, LedgerSummary], object]) -> None:
+            rows = LedgerSummary(plan.read(release))
+            with FinishedLedger(release, plan.read(release), config.source.carry, rows.add) as finished:
+                for part in parts:
+                    part(finished, rows)
+
+        def assemble_candidate(finished: FinishedLedger, rows: LedgerSummary) -> None:
+            assemble.assemble(release, config, finished)
+
+        def write_report(finished: FinishedLedger, rows: LedgerSummary) -> None:
+            report.write_restricted(release, config, finished, rows)
+
+        def decide_and_publish(finished: FinishedLedger, rows: LedgerSummary) -> None:
+            publish.decide_and_publish(release, config, self.key, finished, report.write_public)
 
         return {
             "imports": lambda: None,
             "plan": lambda: plan.write_or_resume(config, self.backbone, self.key, release),
             "shards": self.shards,
             "log": self.log,
-            "reconcile": lambda: ledger.reconcile(release, plan.read(release)),
-            "assemble": lambda: assemble.assemble(release, config),
-            "report": lambda: report.write_restricted(release, plan.read(release), config, summary()),
-            "publish": lambda: publish.decide_and_publish(release, config, self.key, report.write_public),
-            "again": lambda: (
-                assemble.assemble(release, config),
-                publish.decide_and_publish(release, config, self.key, report.write_public),
-            ),
-            "summary": summary,
+            "reconcile": finish,
+            "assemble": lambda: finish(assemble_candidate),
+            "report": lambda: finish(write_report),
+            "publish": lambda: finish(decide_and_publish),
+            "again": lambda: finish(assemble_candidate, decide_and_publish),
+            "summary": lambda: Ledger.open(release).summarize(),
             "status": lambda: main(["status", whole, "--json"], standalone_mode=False),
             "inspect": self.inspect,
             "verify": lambda: _require_verified(verify_release(public, decode=1000, as_json=True)),

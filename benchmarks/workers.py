@@ -23,7 +23,8 @@ import torch
 from pipeline import make_pictures
 
 from anonymizer.config import RunConfig, build
-from anonymizer.release import ledger, plan
+from anonymizer.release import plan
+from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
 from flows.jobs import models
 from flows.jobs import release as release_job
@@ -57,7 +58,7 @@ def measure_rate(config: RunConfig, workers: int) -> float:
     for process in processes:
         process.join()
     seconds = time.monotonic() - begun
-    done = sum(len(table) for _, table in ledger.scan_shards(Release.at(config.output.uri), the_plan))
+    done = sum(len(table) for _, table in Ledger.open(Release.at(config.output.uri)).scan())
     if any(process.exitcode for process in processes) or done != the_plan.records:
         raise SystemExit(f"workers: {done} of {the_plan.records} records were done: nothing to compare")
     return the_plan.records / seconds

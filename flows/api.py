@@ -43,8 +43,9 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     """Return what ``release`` would do. Writes nothing; raises AnonymizerError for what ``release`` would refuse."""
     from anonymizer.crypto.custodian_key import load_key
     from anonymizer.data.sources import open_source, sample_metadata
-    from anonymizer.release import assemble, history
+    from anonymizer.release import history
     from anonymizer.release import plan as planning
+    from anonymizer.release.ledger import Ledger
     from anonymizer.storage.layout import Release
     from flows.jobs import models
     from flows.jobs import release as release_job
@@ -56,7 +57,7 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     history.check(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
     if opened.plan.exists():
         plan = planning.write_or_resume(config, backbone, key, opened)
-        done = assemble.summarize_release(opened, plan).read
+        done = Ledger(opened, plan).summarize().read
     else:
         plan, done = planning.build_plan(config, backbone, key, planning.count_records(config)), 0
     seconds = planning.estimate_seconds(config, backbone, replace(plan, records=plan.records - done))
@@ -73,14 +74,13 @@ def release(config: RunConfig | Mapping[str, Any] | str) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
-    from anonymizer.release import assemble
-    from anonymizer.release import plan as planning
+    from anonymizer.release.ledger import Ledger
     from anonymizer.storage.layout import Release
 
     config = _build(RunConfig, config)
     if (counts := run_release(config)) is None:
         opened = Release.at(config.output.uri)
-        counts = asdict(assemble.summarize_release(opened, planning.read(opened)))
+        counts = asdict(Ledger.open(opened).summarize())
     return counts
 
 

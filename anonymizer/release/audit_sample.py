@@ -19,7 +19,7 @@ from anonymizer.data import image_codec, released_images
 from anonymizer.data.sources import open_source
 from anonymizer.errors import IntegrityError, RecordError, SourceError
 from anonymizer.records import Entry, Record, Status
-from anonymizer.release import ledger, plan
+from anonymizer.release.ledger import Ledger
 from anonymizer.storage import parquet
 from anonymizer.storage.digest_index import DigestIndex, Positions
 from anonymizer.storage.layout import Release
@@ -250,12 +250,11 @@ def _sampled_rows(releases: Sequence[Release], places: Sequence[Positions], draw
 
 def _released_tables(release: Release, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     """Released rows, shard by shard."""
-    asked = None if columns is None else ("status", *columns)
-    empty = True
-    for _, table in ledger.scan_shards(release, plan.read(release), asked):
-        empty = False
-        yield table.filter(pc.equal(table["status"], Status.RELEASED.value)).replace_schema_metadata()
-    if empty:
+    is_empty = True
+    for _, table in Ledger.open(release).scan(columns, Status.RELEASED):
+        is_empty = False
+        yield table
+    if is_empty:
         raise IntegrityError(
             f"release {str(release.root)!r}: no records of it are here, or they were purged: it cannot be attacked"
         )
@@ -280,7 +279,7 @@ def _current_record_ids(release: Release, rows: Sequence[Row]) -> list[str | Non
     """What the originals of rows are called in the source of ``release``; none where another has taken the name."""
     hmac_of: dict[str, str | None] = {}
     name_of: dict[str | None, str] = {}
-    for _, table in ledger.scan_shards(release, plan.read(release), ("record_id", "source_hmac")):
+    for _, table in Ledger.open(release).scan(("record_id", "source_hmac")):
         for name, hmac in zip(table["record_id"].to_pylist(), table["source_hmac"].to_pylist(), strict=True):
             hmac_of[name] = hmac
             name_of.setdefault(hmac, name)

@@ -1,13 +1,14 @@
-"""Taking people out of a release: a new one without them, a signed list of what is revoked, and the old one destroyed.
+"""Erasing people from a release: a successor without them, a signed revocation list, and the old release destroyed.
 
-The new release is written first. The old one is destroyed, but for its event log, when the new one is public: a release
-that was signed cannot be changed. Copies that were handed out before cannot be called back; the list asks for it.
+The successor is written first. A signed release cannot be changed, so the old one is destroyed, except for its event
+log, once the successor is public. Copies that were distributed before cannot be recalled; the revocation list asks
+their holders to delete them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,53 +21,65 @@ from anonymizer.attest import dsse, revocation
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import IntegrityError, OutputError, UsageError
-from anonymizer.records import Plan, Status
-from anonymizer.release import event_log, history, ledger, plan, retention
+from anonymizer.records import Status
+from anonymizer.release import event_log, history, plan, retention
+from anonymizer.release.ledger import Ledger
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 
 SUBJECT_PREFIX = "subject:"  # before the name of a person, in a list of what is to be erased
-IDENTITY_COLUMNS = ("record_id", "subject", "source_hmac")  # what tells whose a row is
-BEGUN_EVENT, DESTROYED_EVENT = (
-    "erasing",
-    "predecessor destroyed",
-)  # events of the new release: its first one, and the last of an erasure
+IDENTITY_COLUMNS = ("record_id", "subject", "source_hmac")
+BEGUN_EVENT = "erasing"  # the first event of a successor
+DESTROYED_EVENT = "predecessor destroyed"  # the last event of an erasure, in the successor's log
 
 
 @dataclass(frozen=True)
 class ErasureRequest:
-    """Who is to be erased: records by their ids, people by what the source calls them; and the line of each."""
+    """Records, by id, and people, as the source names them, that are to be erased, each with its line number."""
 
     records: Mapping[str, int]
     subjects: Mapping[str, int]
 
     @classmethod
     def read(cls, file: Path) -> ErasureRequest:
-        """One name on a line: a record's id, or ``subject:`` and a person. UsageError where there is none."""
+        """Read one record id, or ``subject:`` and a name, from each line. Raises UsageError where there is none."""
         try:
             lines = file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, ValueError):
             raise UsageError(
                 f"--records {str(file)!r}: cannot be read: name a text file with one record id a line"
             ) from None
-        named = {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
-        if not named:
+        numbered = {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
+        if not numbered:
             raise UsageError(f"--records {str(file)!r}: names nobody: write one record id, or subject:NAME, on a line")
-        subjects = {
-            name.removeprefix(SUBJECT_PREFIX).strip(): n for name, n in named.items() if name.startswith(SUBJECT_PREFIX)
-        }
-        return cls({name: n for name, n in named.items() if not name.startswith(SUBJECT_PREFIX)}, subjects)
+        records = {name: n for name, n in numbered.items() if not name.startswith(SUBJECT_PREFIX)}
+        subjects = {name.removeprefix(SUBJECT_PREFIX).strip(): n for name, n in numbered.items() if name not in records}
+        return cls(records, subjects)
 
     def format_lines(self, records: Iterable[str], subjects: Iterable[str]) -> str:
-        """On which lines they stand, the first ten."""
-        found = sorted([*(self.records[name] for name in records), *(self.subjects[name] for name in subjects)])
-        return f"line{'s' if len(found) > 1 else ''} {', '.join(map(str, found[:10]))}{', ...' * (len(found) > 10)}"
+        """Return the first ten lines of some records and people, for an error message."""
+        lines = sorted([*(self.records[name] for name in records), *(self.subjects[name] for name in subjects)])
+        return f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines[:10]))}{', ...' * (len(lines) > 10)}"
+
+    def mask(self, table: pa.Table) -> pa.ChunkedArray:
+        """Return which rows are named: by record or by person."""
+        return pc.or_(_is_in(table["record_id"], self.records), _is_in(table["subject"], self.subjects))
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What of a request is in a release: ``count`` rows, of which the keyed digests of the originals."""
+
+    records: set[str]
+    subjects: set[str]
+    originals: frozenset[str]
+    count: int
 
 
 @dataclass(frozen=True)
 class ErasureCounts:
-    """What an erasure takes out; counts only. ``copies``: further records of the same originals."""
+    """What an erasure removes; counts only. ``copies``: further records of the same originals."""
 
     records: int
     copies: int
@@ -75,22 +88,21 @@ class ErasureCounts:
 
 @dataclass(frozen=True)
 class ErasurePartition:
-    """Who goes: records by name, people, and all records of the originals of either, whose pictures are the same."""
+    """Which rows are erased: those that the request names, and all others of the same originals."""
 
     request: ErasureRequest
-    originals: frozenset[str]  # keyed digests of theirs
-    revoked: Mapping[str, str]  # output id -> SHA-256 of what was public
-    named_count: int
-    copy_count: int
+    originals: frozenset[str]  # keyed digests
+    revoked: Mapping[str, str]  # output id -> SHA-256 of the published images
+    counts: ErasureCounts
 
     def split(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Those of a shard who stay, and those who go."""
-        out = pc.or_(_is_named(table, self.request), _is_in(table["source_hmac"], self.originals))
-        return table.filter(pc.invert(out)), table.filter(out)
+        """Return the rows of a shard that remain, and those that are erased."""
+        erased = pc.or_(self.request.mask(table), _is_in(table["source_hmac"], self.originals))
+        return table.filter(pc.invert(erased)), table.filter(erased)
 
 
-def check(old: Release, new: Release, wanted: ErasureRequest) -> None:
-    """What can be told before the work. UsageError; writes nothing."""
+def check(old: Release, new: Release, request: ErasureRequest) -> None:
+    """Raise UsageError for what prevents an erasure, before any work; writes nothing."""
     name = f"release {str(old.root)!r}"
     if new.root.is_inside(old.root):
         raise OutputError("--output: is the release itself, or lies in it, which is to be destroyed: name a new folder")
@@ -100,65 +112,65 @@ def check(old: Release, new: Release, wanted: ErasureRequest) -> None:
         raise OutputError(f"{name}: is not published: remove its folder, nothing was handed out")
     if not old.ledger.exists():
         raise OutputError(f"{name}: its records were purged: nobody can be found in it any more")
-    partition(old, wanted)
+    partition(old, request)
 
 
 def is_begun(old: Release, new: Release) -> bool:
-    """Whether ``new`` is the release that an erasure from ``old`` began to write, or has written."""
+    """Return whether ``new`` is the successor that an erasure from ``old`` has begun to write, or has written."""
     if not new.config.exists() or [event["event"] for event in event_log.read(new)][:1] != [BEGUN_EVENT]:
         return False
     return plan.read_config(new).previous == history.absolute_uri(str(old.root))
 
 
-def check_same_request(new: Release, wanted: ErasureRequest) -> None:
-    """UsageError where an erasure that was begun is to be finished, and others are named by now."""
-    records, subjects = _find_named(new, wanted)
-    if records or subjects:
+def check_same_request(new: Release, request: ErasureRequest) -> None:
+    """Raise UsageError where an erasure is to be finished with a request that names others who are still there."""
+    matches = _match(new, request)
+    if matches.count:
+        lines = request.format_lines(matches.records, matches.subjects)
         raise UsageError(
-            f"--records: {wanted.format_lines(records, subjects)}: not among those whose erasure was begun here: finish that "  # noqa: E501
-            "one with its own file, then erase the others from the new release"
+            f"--records: {lines}: not among those whose erasure was begun here: finish that one with its own file, "
+            "then erase the others from the new release"
         )
 
 
 def read_counts(new: Release) -> ErasureCounts:
-    """What the erasure that made ``new`` takes out."""
-    counts = [event["details"] for event in event_log.read(new) if event["event"] == BEGUN_EVENT][-1]
-    return ErasureCounts(counts["records"], counts["copies"], counts["pictures"])
+    """Return what the erasure that made ``new`` removed."""
+    details = [event["details"] for event in event_log.read(new) if event["event"] == BEGUN_EVENT][-1]
+    return ErasureCounts(details["records"], details["copies"], details["pictures"])
 
 
 def write_successor(
-    old: Release, new: Release, settings: RunConfig, wanted: ErasureRequest, key: CustodianKey, signer: CryptoSigner
+    old: Release, new: Release, settings: RunConfig, request: ErasureRequest, key: CustodianKey, signer: CryptoSigner
 ) -> None:
-    """Write the restricted half of a release like ``old`` without some records; assembling and publishing come next.
+    """Write the restricted half of a release like ``old`` without the erased records; it is assembled next.
 
-    Begins anew where it was stopped before.
+    Starts over where it was interrupted.
     """
-    the_plan, parted = plan.read(old), partition(old, wanted)
+    old_plan, parted = plan.read(old), partition(old, request)
     new.restricted.make_private_folder()
     _remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
     new.config.write(configuration.dump(settings).encode())
-    counts = ErasureCounts(parted.named_count, parted.copy_count, len(parted.revoked))
-    since = retention.retention_start(old)
-    event_log.record(new, BEGUN_EVENT, **asdict(counts), kept_since=since.isoformat() if since else None)
-    records = _write_remaining(old, new, the_plan, parted)
-    _copy_quarantine(old, new, the_plan)
+    start = retention.retention_start(old)
+    kept_since = start.isoformat() if start else None
+    event_log.record(new, BEGUN_EVENT, **asdict(parted.counts), kept_since=kept_since)
+    records = _write_remaining(old, new, parted)
     history.carry_forward(settings, new)
     digests = dict.fromkeys(parted.originals, "original")
     if key.check_value is not None:
-        digests |= {key.subject_hmac(subject): "subject" for subject in wanted.subjects}
+        digests |= {key.subject_hmac(subject): "subject" for subject in request.subjects}
     history.add_erased(new, digests)
     if parted.revoked:
-        before = new.revocations.read() if new.revocations.exists() else b""
-        new.revocations.write(before + dsse.dumps([revocation.build(parted.revoked, signer)]))
-    own = replace(the_plan, output=settings.output.uri, records=records)
-    new.plan.write(json.dumps(asdict(own), indent=2).encode())  # last: the plan stands when this file does
-    event_log.record(new, "planned", records=records, shards=own.shards, fingerprint=own.fingerprint)
+        earlier = new.revocations.read() if new.revocations.exists() else b""
+        new.revocations.write(earlier + dsse.dumps([revocation.build(parted.revoked, signer)]))
+    new_plan = replace(old_plan, output=settings.output.uri, records=records)
+    new.plan.write(json.dumps(asdict(new_plan), indent=2).encode())  # last: the plan is valid once this file exists
+    event_log.record(new, "planned", records=records, shards=new_plan.shards, fingerprint=new_plan.fingerprint)
 
 
 def destroy(old: Release, new: Release, successor: str) -> None:
-    """Remove a release but for its event log, which says what was removed, as does that of the one in its place.
+    """Remove a release except for its event log; that log and the successor's say what was removed.
 
-    ``successor``: SHA-256 of that one's statement. Does nothing where it is done.
+    ``successor``: SHA-256 of the successor's statement. Does nothing where it was done before.
     """
     if any(event["event"] == DESTROYED_EVENT for event in event_log.read(new)):
         return
@@ -167,114 +179,96 @@ def destroy(old: Release, new: Release, successor: str) -> None:
     if files:
         event_log.record(old, "erased", files=len(files), bytes=size, successor=successor)
     old.public.remove()
-    _remove_except(old.restricted, {old.event_log.name})  # which outlives a release
-    if left := _remaining_files(old):
-        raise IntegrityError(f"erase: {len(left)} files of the old release could not be removed: remove them by hand")
+    _remove_except(old.restricted, {old.event_log.name})
+    if remaining := _remaining_files(old):
+        raise IntegrityError(
+            f"erase: {len(remaining)} files of the old release could not be removed: remove them by hand"
+        )
     head = event_log.record(old, "destroyed", successor=successor)
     old.event_log_lock.remove()
     event_log.record(new, DESTROYED_EVENT, files=len(files), bytes=size, events=asdict(head))
 
 
 def is_unfinished(new: Release) -> bool:
-    """Whether a release takes the place of another one that has not been destroyed yet."""
-    found = {event["event"] for event in event_log.read(new)}
-    return BEGUN_EVENT in found and DESTROYED_EVENT not in found
+    """Return whether a release replaces another one that has not been destroyed yet."""
+    events = {event["event"] for event in event_log.read(new)}
+    return BEGUN_EVENT in events and DESTROYED_EVENT not in events
 
 
-def partition(old: Release, wanted: ErasureRequest) -> ErasurePartition:
-    """Part the records of a release. UsageError where somebody who is named is not there.
+def partition(old: Release, request: ErasureRequest) -> ErasurePartition:
+    """Return which records of a release are erased. Raises UsageError where the request names some that are not there.
 
-    With a record go all others of the same original, whose pictures are the same.
+    All records of the same original are erased together, as their images are the same.
     """
-    the_plan = plan.read(old)
-    known = _find_named(old, wanted)
-    _refuse_unknown(wanted, wanted.records.keys() - known[0], wanted.subjects.keys() - known[1])
-    named, originals = 0, set[str]()
-    for _, table in ledger.scan_shards(old, the_plan, IDENTITY_COLUMNS):
-        theirs = table.filter(_is_named(table, wanted))
-        named += len(theirs)
-        originals.update(theirs["source_hmac"].drop_null().to_pylist())
-    parted = ErasurePartition(wanted, frozenset(originals), {}, named, 0)
-    go, revoked = 0, dict[str, str]()
-    for _, table in ledger.scan_shards(old, the_plan, (*IDENTITY_COLUMNS, "status", "output_id", "sha256")):
-        _, theirs = parted.split(table)
-        go += len(theirs)
-        public = theirs.filter(pc.equal(theirs["status"], Status.RELEASED.value))
+    matches = _match(old, request)
+    records, subjects = request.records.keys() - matches.records, request.subjects.keys() - matches.subjects
+    if records or subjects:
+        lines = request.format_lines(records, subjects)
+        raise UsageError(
+            f"--records: {lines}: no such record or subject in the release: see record_id and subject in its ledger; "
+            "subjects need source.subject"
+        )
+    parted = ErasurePartition(request, matches.originals, {}, ErasureCounts(matches.count, 0, 0))
+    erased, revoked = 0, dict[str, str]()
+    for _, table in Ledger.open(old).scan((*IDENTITY_COLUMNS, "status", "output_id", "sha256")):
+        _, rows = parted.split(table)
+        erased += len(rows)
+        public = rows.filter(pc.equal(rows["status"], Status.RELEASED.value))
         revoked |= zip(public["output_id"].to_pylist(), public["sha256"].to_pylist(), strict=True)
-    return replace(parted, revoked=revoked, copy_count=go - named)
+    counts = ErasureCounts(matches.count, erased - matches.count, len(revoked))
+    return replace(parted, revoked=revoked, counts=counts)
 
 
-def _find_named(release: Release, wanted: ErasureRequest) -> tuple[set[str], set[str]]:
-    """Which of the records and people that are named are in a release."""
-    records, subjects = set[str](), set[str]()
-    for _, table in ledger.scan_shards(release, plan.read(release), IDENTITY_COLUMNS):
-        records |= wanted.records.keys() & table["record_id"].to_pylist()
-        subjects |= wanted.subjects.keys() & table["subject"].to_pylist()
-    return records, subjects
-
-
-def _is_named(table: pa.Table, wanted: ErasureRequest) -> pa.ChunkedArray:
-    return pc.or_(_is_in(table["record_id"], wanted.records), _is_in(table["subject"], wanted.subjects))
+def _match(release: Release, request: ErasureRequest) -> Matches:
+    records, subjects, originals, count = set[str](), set[str](), set[str](), 0
+    for _, table in Ledger.open(release).scan(IDENTITY_COLUMNS):
+        rows = table.filter(request.mask(table))
+        count += len(rows)
+        records |= request.records.keys() & rows["record_id"].to_pylist()
+        subjects |= request.subjects.keys() & rows["subject"].to_pylist()
+        originals.update(rows["source_hmac"].drop_null().to_pylist())
+    return Matches(records, subjects, frozenset(originals), count)
 
 
 def _is_in(column: pa.ChunkedArray, names: Iterable[str]) -> pa.ChunkedArray:
     return pc.fill_null(pc.is_in(column, value_set=pa.array(sorted(names), pa.string())), False)
 
 
-def _refuse_unknown(wanted: ErasureRequest, records: set[str], subjects: set[str]) -> None:
-    if records or subjects:
-        raise UsageError(
-            f"--records: {wanted.format_lines(records, subjects)}: no such record or subject in the release: see record_id "  # noqa: E501
-            "and subject in its ledger; subjects need source.subject"
-        )
+def _write_remaining(old: Release, new: Release, parted: ErasurePartition) -> int:
+    """Write plan, ledger and quarantine of the records that remain, and return how many these are.
 
-
-def _write_remaining(old: Release, new: Release, the_plan: Plan, parted: ErasurePartition) -> int:
-    """What stays, planned and committed; released records keep what was published of them. How many records stay."""
-    records = 0
-    for number, whole in ledger.scan_shards(old, the_plan):
-        table, _ = parted.split(whole)
-        records += len(table)
-        kept = pc.or_(table["kept"], pc.equal(table["status"], Status.RELEASED.value))
-        at = table.schema.get_field_index("kept")
-        table = table.set_column(at, table.schema.field(at), kept)
-        there = set(table["record_id"].to_pylist())
-        entries = [entry for entry in plan.read_entries(old, number) if entry.record_id in there]
-        plan.write_entries(new, number, entries)
-        new.shard_ledger(number).write(parquet.to_bytes(table))
+    Released records are marked as ``kept``, so that their published images are reused.
+    """
+    records, quarantined = 0, set[str]()
+    for shard, table in Ledger.open(old).scan():
+        rows, _ = parted.split(table)
+        records += len(rows)
+        kept = pc.or_(rows["kept"], pc.equal(rows["status"], Status.RELEASED.value))
+        position = rows.schema.get_field_index("kept")
+        rows = rows.set_column(position, rows.schema.field(position), kept)
+        held_back = pc.equal(rows["status"], Status.QUARANTINED.value)
+        quarantined |= set(rows.filter(held_back)["output_id"].to_pylist())
+        record_ids = set(rows["record_id"].to_pylist())
+        entries = [entry for entry in plan.read_entries(old, shard) if entry.record_id in record_ids]
+        plan.write_entries(new, shard, entries)
+        new.shard_ledger(shard).write(parquet.to_bytes(rows))
+    for path in old.quarantine.children():
+        if path.name.partition(".")[0] in quarantined:
+            (new.quarantine / path.name).write_uncommitted(path.read())
+    if old.purged.exists():
+        new.purged.write(old.purged.read())
     return records
 
 
-def _copy_quarantine(old: Release, new: Release, the_plan: Plan) -> None:
-    """What the gate held back of those who stay; nothing, and a note of it, where it was purged."""
-    held = {
-        output_id
-        for _, table in ledger.scan_shards(new, the_plan, ("status", "output_id"))
-        for output_id in table.filter(pc.equal(table["status"], Status.QUARANTINED.value))["output_id"].to_pylist()
-    }
-    for place in old.quarantine.children():
-        if place.name.partition(".")[0] in held:
-            (new.quarantine / place.name).write_uncommitted(place.read())
-    if old.purged.exists():
-        new.purged.write(old.purged.read())
-
-
-def _remove_except(folder: StoragePath, kept: set[str]) -> None:
-    """Remove what lies in a folder, apart from some names."""
-    for place in list(folder.children()):
-        if place.name not in kept:
-            place.remove()
+def _remove_except(folder: StoragePath, names: set[str]) -> None:
+    """Remove everything in a folder except for some names."""
+    for path in list(folder.children()):
+        if path.name not in names:
+            path.remove()
 
 
 def _remaining_files(release: Release) -> list[str]:
-    """Files of both halves that are to go when the release goes."""
-    return [
-        f"{half.name}/{name}"
-        for half in _halves(release)
-        for name in half.list_files()
-        if name != release.event_log.name
-    ]
-
-
-def _halves(release: Release) -> Iterator[StoragePath]:
-    return (half for half in (release.public, release.restricted) if half.exists())
+    """Return the files of both halves, except for the event log."""
+    halves = [half for half in (release.public, release.restricted) if half.exists()]
+    names = [f"{half.name}/{name}" for half in halves for name in half.list_files()]
+    return [name for name in names if name != f"{release.restricted.name}/{release.event_log.name}"]

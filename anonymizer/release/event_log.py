@@ -84,6 +84,12 @@ def contains_head(release: Release, earlier: ChainHead) -> bool:
     return len(lines) >= earlier.count and _hash(lines[earlier.count - 1]) == earlier.hash
 
 
+def has_signed_ledger(release: Release, count: int, digest: str) -> bool:
+    """Return whether the ledger had this digest when the release was signed, which was its ``count``-th event."""
+    events = read(release)[:count]
+    return bool(events) and events[-1]["details"].get("ledger") == digest
+
+
 def current_actor() -> str:
     """Who acts: ``ANONYMIZER_ACTOR``, or the user of this machine."""
     if named := os.environ.get(ACTOR_VARIABLE, "").strip():

@@ -1,8 +1,8 @@
-"""The releases before this one: unchanged originals keep the output that was published, the erased ones stay away.
+"""The releases before this one: unchanged originals keep the output that was published, erased ones do not return.
 
-A second output of one original would add up with the first for an attacker, so none is drawn: what was published once
-is published again, to the byte, whatever the settings are by now. An original is known by its bytes (a keyed digest),
-not by its name; one that was away for some releases is looked for in all that are still at hand.
+A second output of one original would add to what the first one reveals, so none is sampled: what was published once is
+published again, byte for byte, whatever the settings are now. An original is identified by its bytes (a keyed digest),
+not by its name; one that is missing from some releases is looked up in all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,10 @@ from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import released_images
-from anonymizer.data.passthrough_columns import from_json
 from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
 from anonymizer.records import Scores, Status
-from anonymizer.release import event_log, ledger, plan
+from anonymizer.release import event_log, plan
+from anonymizer.release.ledger import Ledger, metric_models
 from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage import parquet
 from anonymizer.storage.digest_index import DigestIndex
@@ -37,56 +38,44 @@ from anonymizer.storage.layout import REVOCATIONS, Release
 from anonymizer.storage.path import StoragePath
 
 ERASED_SCHEMA = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject
-SHARED_SETTINGS = ("output.image", "output.quality", "output.size")  # what all files of one release have in common
-DIGEST_SCHEMA = pa.schema([("output_id", pa.string()), ("sha256", pa.string())])
-PREDECESSORS_FILE = "before.json"  # in the restricted half: addresses of all releases before this one, the latest first
+SHARED_SETTINGS = ("output.image", "output.quality", "output.size")  # the same for all files of a release
+PREDECESSORS_FILE = "before.json"  # in the restricted half: URIs of all releases before this one, the latest first
 
-# What a row says of an output that was made for an earlier release, and goes on to say.
+# Columns whose values a reused output keeps from the release that it was made for.
 REUSED_COLUMNS = (
     *("started", "seconds", "level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest"),
     *("config_fingerprint", "code_version", "clip_similarity", "lpips", "identity_distance", "faces"),
     *("sha256", "bytes", "width", "height"),
 )
-CHUNK_ROWS = 50_000  # rows that are held in one piece
-DICTIONARY_COLUMNS = {
-    "sampler",
-    "model",
-    "model_digest",
-    "config_fingerprint",
-    "code_version",
-}  # the same in very many rows
+CHUNK_ROWS = 50_000  # rows that are combined into one chunk
+DICTIONARY_COLUMNS = {"sampler", "model", "model_digest", "config_fingerprint", "code_version"}  # few distinct values
+TEXTS = pa.dictionary(pa.int32(), pa.string())
 REUSED_SCHEMA = pa.schema(
-    [
-        pa.field(name, pa.dictionary(pa.int32(), pa.string()))
-        if name in DICTIONARY_COLUMNS
-        else LEDGER_SCHEMA.field(name)
-        for name in REUSED_COLUMNS
-    ]
+    [(name, TEXTS if name in DICTIONARY_COLUMNS else LEDGER_SCHEMA.field(name).type) for name in REUSED_COLUMNS]
 )
 
 
 @dataclass(frozen=True)
 class PublishedHistory:
-    """What was published before, ``rows`` of ``KEPT`` for the keyed digests in ``lookups``, and the digests of what was
-    erased.
+    """What earlier releases published, and the keyed digests of what was erased.
 
-    Release after release, the latest first: ``lookups`` holds where its rows begin, and where in them a digest is.
+    ``releases``, the latest first: an index of the originals that are in no later one, and their ``REUSED_COLUMNS``.
     """
 
-    rows: pa.Table | None = None
-    lookups: Sequence[tuple[int, DigestIndex]] = ()
+    releases: Sequence[tuple[DigestIndex, pa.Table]] = ()
     erased: frozenset[str] = frozenset()
 
     def find_row(self, source_hmac: str) -> Mapping[str, Any] | None:
-        """What the ledger says of an original that was published (``KEPT``); none of one that was not."""
-        for begin, lookup in self.lookups:
-            at = int(lookup.first_positions([source_hmac])[0])
-            if at >= 0 and self.rows is not None:
-                row: Mapping[str, Any] = self.rows.slice(begin + at, 1).to_pylist()[0]
+        """Return the ``REUSED_COLUMNS`` of an original that was published; None for any other."""
+        for index, rows in self.releases:
+            position = int(index.first_positions([source_hmac])[0])
+            if position >= 0:
+                row: Mapping[str, Any] = rows.slice(position, 1).to_pylist()[0]
                 return row
         return None
 
     def is_erased(self, source_hmac: str | None, subject_hmac: str | None) -> bool:
+        """Return whether the original, or the person on it, was erased from an earlier release."""
         return source_hmac in self.erased or subject_hmac in self.erased
 
 
@@ -95,7 +84,7 @@ EMPTY_HISTORY = PublishedHistory()
 
 @dataclass(frozen=True)
 class Difference:
-    """Pictures of originals that the previous release has too, that it has not, and that it alone has."""
+    """Counts of images that the previous release has too, that are new, and that only the previous one has."""
 
     kept: int
     new: int
@@ -106,42 +95,19 @@ class Difference:
 
 
 def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]) -> None:
-    """Whether a run with these settings and scores may follow the release that ``previous`` names."""
+    """Raise ConfigError or CustodianKeyError unless a run with these settings may follow ``previous``.
+
+    ``metric_models`` names the model behind each score of the run.
+    """
     if config.previous is None:
         return
     before, name = Release.at(config.previous), f"previous {config.previous!r}"
-    if StoragePath.from_uri(config.output.uri).is_inside(before.root):
-        raise ConfigError(f"{name}: is the output itself, or holds it: each release has a place of its own")
-    if not before.plan.exists():
-        what = "was erased: name the release that took its place" if before.event_log.exists() else (
-            "has no restricted half: name the release with both halves")  # fmt: skip
-        raise ConfigError(f"{name}: {what}")
-    if not before.is_published:
-        raise ConfigError(f"{name}: is not published: finish it first, or name the one before it")
-    if not before.ledger.exists():
-        raise ConfigError(
-            f"{name}: its records were purged (restricted.record_days), and without them no original is known again: "
-            "name a release whose records are still there"
-        )
+    _refuse_unusable(config, before, name)
     if key.check_value is None or key.check_value != plan.read(before).key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
         )
-    made = plan.read_config(before)
-    for setting in SHARED_SETTINGS:
-        was, now = configuration.get_setting(made, setting), configuration.get_setting(config, setting)
-        if was != now:
-            raise ConfigError(f"{setting}: {name} has {was!r}, not {now!r}: files of one release are of one kind")
-    if config.model.has_record_condition:
-        raise ConfigError(
-            f"{name}: its pictures would go on to show what the model was told of a record then: leave out "
-            "model.condition and columns in model.prompt, or begin anew without previous"
-        )
-    if config.model.safety_checker and not made.model.safety_checker:
-        raise ConfigError(
-            f"model.safety_checker: {name} was made without it, and its pictures would be kept unchecked: set it to "
-            "false, or begin anew without previous"
-        )
+    _refuse_other_settings(config, plan.read_config(before), name)
     for older in (before, *predecessors(before)):
         _refuse_unverified(older, name if older is before else "previous: a release before it")
         models = _metric_models(older)
@@ -152,8 +118,54 @@ def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]
                 )
 
 
+def _refuse_unusable(config: RunConfig, before: Release, name: str) -> None:
+    if StoragePath.from_uri(config.output.uri).is_inside(before.root):
+        raise ConfigError(f"{name}: is the output itself, or holds it: each release has a place of its own")
+    if not before.plan.exists():
+        was_erased = before.event_log.exists()
+        hint = "was erased: name the release that took its place"
+        raise ConfigError(
+            f"{name}: {hint if was_erased else 'has no restricted half: name the release with both halves'}"
+        )
+    if not before.is_published:
+        raise ConfigError(f"{name}: is not published: finish it first, or name the one before it")
+    if not before.ledger.exists():
+        raise ConfigError(
+            f"{name}: its records were purged (restricted.record_days), and without them no original is known again: "
+            "name a release whose records are still there"
+        )
+
+
+def _refuse_other_settings(config: RunConfig, earlier: RunConfig, name: str) -> None:
+    for setting in SHARED_SETTINGS:
+        before, now = configuration.get_setting(earlier, setting), configuration.get_setting(config, setting)
+        if before != now:
+            raise ConfigError(f"{setting}: {name} has {before!r}, not {now!r}: files of one release are of one kind")
+    if config.model.has_record_condition:
+        raise ConfigError(
+            f"{name}: its pictures would go on to show what the model was told of a record then: leave out "
+            "model.condition and columns in model.prompt, or begin anew without previous"
+        )
+    if config.model.safety_checker and not earlier.model.safety_checker:
+        raise ConfigError(
+            f"model.safety_checker: {name} was made without it, and its pictures would be kept unchecked: set it to "
+            "false, or begin anew without previous"
+        )
+
+
+def _refuse_unverified(before: Release, name: str) -> None:
+    """Raise ConfigError where a release is no longer what was signed: it would be reused, and signed again."""
+    failed = [f.check for f in check_public(before.public, decode=0) if f.result == "fail" and f.check != "signature"]
+    if not failed:
+        head = statement.parse_predicate(statement.read(before.public)).events
+        if not event_log.has_signed_ledger(before, head.count, Ledger.open(before).digest()):
+            failed = ["ledger"]
+    if failed:
+        raise ConfigError(f"{name}: does not verify ({failed[0]}): see `anonymizer verify`, and restore it")
+
+
 def refuse_erased(config: RunConfig) -> None:
-    """ConfigError where the release before was erased meanwhile: what was taken back may be among what is kept."""
+    """Raise ConfigError where the previous release was erased meanwhile: reused outputs may have been revoked."""
     if config.previous is None:
         return
     before = Release.at(config.previous)
@@ -164,155 +176,165 @@ def refuse_erased(config: RunConfig) -> None:
         )
 
 
-def _refuse_unverified(before: Release, name: str) -> None:
-    """ConfigError where a release is not, or not any more, what was signed: it would be taken over, and signed anew."""
-    bad = [f.check for f in check_public(before.public, decode=0) if f.result == "fail" and f.check != "signature"]
-    head = statement.parse_predicate(statement.read(before.public)).events if not bad else None
-    if head is not None:
-        sealed = event_log.read(before)[: head.count][-1:]
-        if not sealed or sealed[0]["details"].get("ledger") != ledger.compute_digest(before, plan.read(before)):
-            bad = ["ledger"]
-    if bad:
-        raise ConfigError(f"{name}: does not verify ({bad[0]}): see `anonymizer verify`, and restore it")
-
-
 def absolute_uri(uri: str) -> str:
-    """Where a release lies, whatever folder a command is run in."""
-    place = StoragePath.from_uri(uri)
-    return place.path if place.is_local else uri
+    """Return the address of a release, independent of the working directory."""
+    path = StoragePath.from_uri(uri)
+    return path.path if path.is_local else uri
 
 
 def carry_forward(config: RunConfig, release: Release) -> None:
-    """What goes on from release to release: who was erased, the list of what was revoked, and which came before."""
+    """Copy what every later release needs: the erased digests, the revocation list and the list of predecessors."""
     if config.previous is None:
         return
     before = Release.at(config.previous)
     if revocation.read(before.public) and not before.erased.exists():
-        raise OutputError(f"previous {config.previous!r}: restricted/erased.parquet is missing: restore it, or people "
-                          "come back")  # fmt: skip
+        raise OutputError(
+            f"previous {config.previous!r}: restricted/erased.parquet is missing: restore it, or people come back"
+        )
     for old, new in ((before.erased, release.erased), (before.public / REVOCATIONS, release.revocations)):
         if old.exists() and not new.exists():
             new.write(old.read())
-    (release.restricted / PREDECESSORS_FILE).write(
-        json.dumps([absolute_uri(config.previous), *_predecessor_uris(before)]).encode()
-    )
+    uris = [absolute_uri(config.previous), *_predecessor_uris(before)]
+    (release.restricted / PREDECESSORS_FILE).write(json.dumps(uris).encode())
 
 
 def predecessors(release: Release) -> list[Release]:
-    """The releases before this one that are at hand, with their records; the latest first."""
-    every = [Release.at(uri) for uri in _predecessor_uris(release)]
-    return [one for one in every if one.is_published and one.plan.exists() and one.ledger.exists()]
+    """Return the releases before this one that still have their records, the latest first."""
+    releases = map(Release.at, _predecessor_uris(release))
+    return [before for before in releases if before.is_published and _has_records(before)]
 
 
 def count_missing(config: RunConfig) -> int:
-    """Releases before this one that are neither at hand, with their records, nor destroyed by an erasure."""
+    """Return how many releases before this one have no records, other than those that an erasure destroyed."""
     if config.previous is None:
         return 0
     before = Release.at(config.previous)
-    every = [before, *(Release.at(uri) for uri in _predecessor_uris(before))]
-    gone = [one for one in every if not (one.plan.exists() and one.ledger.exists())]
-    return sum(not one.event_log.exists() or one.plan.exists() for one in gone)
+    releases = [before, *map(Release.at, _predecessor_uris(before))]
+    return sum(not _has_records(r) and (not r.event_log.exists() or r.plan.exists()) for r in releases)
+
+
+def _has_records(release: Release) -> bool:
+    return release.plan.exists() and release.ledger.exists()
+
+
+def _predecessor_uris(release: Release) -> list[str]:
+    path = release.restricted / PREDECESSORS_FILE
+    try:
+        return list(json.loads(path.read())) if path.exists() else []
+    except ValueError:
+        raise OutputError(
+            f"release: restricted/{PREDECESSORS_FILE} is damaged: restore it, or people get a second output"
+        ) from None
+
+
+def _metric_models(release: Release) -> dict[str, str]:
+    """Return the model behind each score of a release."""
+    return next((metric_models(table) for _, table in Ledger.open(release).scan(("status",))), {})
 
 
 def load(release: Release) -> PublishedHistory:
-    """What the releases before this one published, the latest of each original, and what must not come back."""
-    parts, lookups, begin = [REUSED_SCHEMA.empty_table()], list[tuple[int, DigestIndex]](), 0
+    """Return what the releases before this one published, the latest of each original, and what was erased."""
+    releases: list[tuple[DigestIndex, pa.Table]] = []
     for before in predecessors(release):
-        rows, lookup = _new_rows(before, [known for _, known in lookups])
-        lookups.append((begin, lookup))
-        parts.append(rows)
-        begin += len(rows)
-    return PublishedHistory(pa.concat_tables(parts), lookups, _read_erased(release))
+        releases.append(_load_unknown(before, [index for index, _ in releases]))
+    return PublishedHistory(releases, _read_erased(release))
 
 
-def _new_rows(release: Release, known: Sequence[DigestIndex]) -> tuple[pa.Table, DigestIndex]:
-    """Rows of what a release published, one for each original that is not ``known``; and where each is."""
-    parts, waiting = [REUSED_SCHEMA.empty_table()], list[pa.Table]()
+def _load_unknown(release: Release, known: Sequence[DigestIndex]) -> tuple[DigestIndex, pa.Table]:
+    """Return index and rows of the originals that a release published and that are in no ``known`` index."""
+    chunks, pending = [REUSED_SCHEMA.empty_table()], list[pa.Table]()
+
+    def combine() -> None:
+        chunks.append(pa.concat_tables(pending).unify_dictionaries().combine_chunks())
+        pending.clear()
 
     def digests() -> Iterator[list[str]]:
-        for rows in _published_rows(release, ("source_hmac", *REUSED_COLUMNS)):
+        for _, rows in Ledger.open(release).scan(("source_hmac", *REUSED_COLUMNS), Status.RELEASED):
             texts = rows["source_hmac"].to_pylist()
-            seen = np.zeros(len(texts), bool)
-            for lookup in known:
-                seen |= lookup.first_positions(texts) >= 0
-            waiting.append(rows.filter(pa.array(~seen)).select(REUSED_COLUMNS).cast(REUSED_SCHEMA))
-            if sum(map(len, waiting)) >= CHUNK_ROWS:
-                parts.append(_concatenate(waiting))
-            yield [text for text, is_known in zip(texts, seen, strict=True) if not is_known]
+            is_new = np.ones(len(texts), bool)
+            for index in known:
+                is_new &= index.first_positions(texts) < 0
+            rows = rows.replace_schema_metadata().filter(pa.array(is_new))
+            pending.append(rows.select(REUSED_COLUMNS).cast(REUSED_SCHEMA))
+            if sum(map(len, pending)) >= CHUNK_ROWS:
+                combine()
+            yield rows["source_hmac"].to_pylist()
 
-    lookup = DigestIndex(digests())
-    table = pa.concat_tables([*parts, _concatenate(waiting)])
-    return table, lookup
-
-
-def _concatenate(waiting: list[pa.Table]) -> pa.Table:
-    """Small tables as one, in one piece; none of them waits any more."""
-    table = pa.concat_tables([REUSED_SCHEMA.empty_table(), *waiting]).unify_dictionaries().combine_chunks()
-    waiting.clear()
-    return table
+    index = DigestIndex(digests())
+    if pending:
+        combine()
+    return index, pa.concat_tables(chunks)
 
 
 def read_scores(row: Mapping[str, Any]) -> Scores:
-    """The scores in a row of the ledger."""
+    """Return the scores in a row of the ledger."""
     return Scores(row["clip_similarity"], row["lpips"], row["identity_distance"], row["faces"])
 
 
 def stage_published(release: Release, reused: Iterable[pa.Table], folder: StoragePath, suffix: str) -> None:
-    """Put what was published before, for rows that are kept, into ``folder``; a file of a release is read once.
+    """Copy the published images of ``reused`` rows into ``folder``; each file of a release is read once.
 
-    ``kept``: tables with ``output_id`` and ``sha256``.
+    ``reused``: tables with ``output_id`` and ``sha256``.
     """
-    rows = pa.concat_tables([DIGEST_SCHEMA.empty_table(), *(table.select(DIGEST_SCHEMA.names) for table in reused)])
-    lookup = DigestIndex(chunk.to_pylist() for chunk in rows["sha256"].chunks)
-    waiting = np.ones(len(rows), bool)
+    rows = pa.concat_tables(table.select(["output_id", "sha256"]) for table in reused)
+    index = DigestIndex(chunk.to_pylist() for chunk in rows["sha256"].chunks)
+    is_pending = np.ones(len(rows), bool)
     for before in predecessors(release):
-        if not waiting.any():
+        if not is_pending.any():
             return
-        for row, data in released_images.read_images(before.public, _pending_rows(before, lookup, waiting)):
+        for row, data in released_images.read_images(before.public, _pending_rows(before, index, is_pending)):
             if hashlib.sha256(data).hexdigest() == row["sha256"]:
-                places = lookup.all_positions(row["sha256"])
-                waiting[places] = False
-                for output_id in rows["output_id"].take(pa.array(places)).to_pylist():
+                positions = index.all_positions(row["sha256"])
+                is_pending[positions] = False
+                for output_id in rows["output_id"].take(pa.array(positions)).to_pylist():
                     (folder / f"{output_id}{suffix}").write_uncommitted(data)
 
 
-def _pending_rows(release: Release, lookup: DigestIndex, waiting: npt.NDArray[np.bool_]) -> Iterator[Mapping[str, Any]]:
-    """Rows of a manifest, in its order, whose pictures are still waited for."""
-    for batch in (
-        parquet.open_table(release.manifest).select(["file", "member", "sha256"]).to_batches(parquet.BATCH_ROWS)
-    ):
-        found = lookup.first_positions(batch["sha256"].to_pylist())
-        found[found >= 0] = np.where(waiting[found[found >= 0]], found[found >= 0], -1)
-        yield from batch.filter(pa.array(found >= 0)).to_pylist()
+def _pending_rows(
+    release: Release, index: DigestIndex, is_pending: npt.NDArray[np.bool_]
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a manifest, in its order, whose images are still pending."""
+    manifest = parquet.open_table(release.manifest).select(["file", "member", "sha256"])
+    for batch in manifest.to_batches(parquet.BATCH_ROWS):
+        positions = index.first_positions(batch["sha256"].to_pylist())
+        wanted = positions >= 0
+        wanted[wanted] = is_pending[positions[wanted]]
+        yield from batch.filter(pa.array(wanted)).to_pylist()
 
 
-def compare_with_previous(config: RunConfig, release: Release) -> Difference | None:
-    """How a release differs from the one before it; none where there is none, or none that is at hand."""
-    if config.previous is None:
-        return None
-    before = next(
-        (one for one in predecessors(release) if str(one.root) == str(Release.at(config.previous).root)), None
-    )
+def compare_with_previous(
+    config: RunConfig, release: Release, originals: ExternalSort | None = None
+) -> Difference | None:
+    """Return how a release differs from the previous one; None where that has no records, or there is none.
+
+    ``originals``: those of the release, where the ledger has been read already (``Ledger.sort_originals``).
+    """
+    previous = None if config.previous is None else str(Release.at(config.previous).root)
+    before = next((r for r in predecessors(release) if str(r.root) == previous), None)
     if before is None:
         return None
-    plans = plan.read(before), plan.read(release)
-    records = max(the_plan.records for the_plan in plans)  # parted alike, so that what is alike lies in one part
+    ledger = Ledger.open(release)
     kept = new = left_out = 0
     with (
-        ExternalSort(_published_rows(before, ("source_hmac",)), "source_hmac", records) as earlier,
-        ExternalSort(_published_rows(release, ("source_hmac",)), "source_hmac", records) as later,
+        Ledger.open(before).sort_originals(ledger.plan.records) as earlier,  # the same partitions, so that they align
+        nullcontext(originals) if originals is not None else ledger.sort_originals() as later,
     ):
         for pair in zip(earlier.tables(), later.tables(), strict=True):
-            was, now = (Counter(rows["source_hmac"].to_pylist()) for rows in pair)
+            was, now = (Counter(_released_digests(rows)) for rows in pair)
             kept, new, left_out = kept + (was & now).total(), new + (now - was).total(), left_out + (was - now).total()
     return Difference(kept, new, left_out)
 
 
+def _released_digests(rows: pa.Table) -> list[str]:
+    digests: list[str] = rows.filter(pc.equal(rows["status"], Status.RELEASED.value))["source_hmac"].to_pylist()
+    return digests
+
+
 def add_erased(release: Release, digests: Mapping[str, str]) -> None:
     """Add keyed digests (digest -> original or subject) to the list of what must not come back."""
-    old = parquet.read(release.erased).to_pylist() if release.erased.exists() else []
-    every = {row["hmac"]: row["kind"] for row in old} | dict(digests)
-    rows = [{"kind": kind, "hmac": hmac} for hmac, kind in sorted(every.items())]
+    rows = parquet.read(release.erased).to_pylist() if release.erased.exists() else []
+    kinds = {row["hmac"]: row["kind"] for row in rows} | dict(digests)
+    rows = [{"kind": kind, "hmac": hmac} for hmac, kind in sorted(kinds.items())]
     release.erased.write(parquet.to_bytes(pa.Table.from_pylist(rows, ERASED_SCHEMA)))
 
 
@@ -325,27 +347,3 @@ def _read_erased(release: Release) -> frozenset[str]:
         return frozenset(parquet.read(release.erased)["hmac"].to_pylist())
     except (pa.ArrowException, OSError, KeyError):
         raise OutputError("release: restricted/erased.parquet is damaged: restore it, or people come back") from None
-
-
-def _published_rows(release: Release, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Rows of what a release published, shard by shard"""
-    for _, table in ledger.scan_shards(release, plan.read(release), ("status", *columns)):
-        rows = table.filter(pc.equal(table["status"], Status.RELEASED.value))
-        yield rows.select(columns).replace_schema_metadata()
-
-
-def _predecessor_uris(release: Release) -> list[str]:
-    place = release.restricted / PREDECESSORS_FILE
-    try:
-        return list(json.loads(place.read())) if place.exists() else []
-    except ValueError:
-        raise OutputError(
-            f"release: restricted/{PREDECESSORS_FILE} is damaged: restore it, or people get a second output"
-        ) from None
-
-
-def _metric_models(release: Release) -> dict[str, str]:
-    """Which model made each score."""
-    for _, table in ledger.scan_shards(release, plan.read(release), ("status",)):
-        return {k: str(v) for k, v in from_json(table.schema.metadata[b"metric_models"].decode()).items()}
-    return {}

@@ -1,4 +1,4 @@
-"""The last steps of a release: ask the policy, sign what it lets out, wait for approvals, and show it in one move."""
+"""The last steps of a release: evaluate the policy, sign the candidate, wait for approvals, publish in one move."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from anonymizer import config as configuration
 from anonymizer.attest import dsse, statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.predicate import Materials
+from anonymizer.attest.statement import valid_approvers
 from anonymizer.attest.verify import check_public
 from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.crypto import signing
@@ -21,8 +22,11 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError, SigningKeyError
 from anonymizer.policy.gates import COUNT_RULES, AuditResult, Verdict, evaluate_release
 from anonymizer.records import Plan, Summary
-from anonymizer.release import event_log, history, ledger, plan
-from anonymizer.release.assemble import remove_incomplete, summarize_release
+from anonymizer.release import event_log, history
+from anonymizer.release.assemble import remove_incomplete
+from anonymizer.release.finished_ledger import FinishedLedger
+from anonymizer.release.ledger import Ledger
+from anonymizer.release.plan import resolve_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, Release
 from anonymizer.storage.parquet import TableLike
@@ -34,7 +38,7 @@ DECISION_PREDICATE = "urn:anonymizer:predicate:decision:v1"
 
 @dataclass(frozen=True)
 class PublicationStatus:
-    """How far a release may go: published, or what it waits for."""
+    """Whether a release is published, and which approvals it has."""
 
     is_published: bool
     approved_by: tuple[str, ...]
@@ -49,7 +53,7 @@ class PublicationStatus:
 
 
 def check_signing_key(config: RunConfig) -> None:
-    """SigningKeyError where the key is none; ConfigError where a policy decides and there is no key to sign with."""
+    """Raise SigningKeyError for an unusable key, ConfigError where a decision could not be signed or approved."""
     signer = signing.signer_from_env(config.signing_key_env)
     if signer is None and config.policy != PolicyConfig():
         raise ConfigError(
@@ -66,119 +70,71 @@ def check_signing_key(config: RunConfig) -> None:
 
 
 def read_status(release: Release) -> PublicationStatus | None:
-    """How far a release is; none where the policy has not let it out."""
+    """Return how far a release is; None where the policy has not accepted it."""
     if not release.statement.exists():
         return PublicationStatus(True, (), 0) if release.is_published else None
     signed = read_statement(release)
-    return PublicationStatus(release.is_published, approvals(signed), signed.predicate["approvals"]["required"])
+    return PublicationStatus(release.is_published, valid_approvers(signed), signed.predicate["approvals"]["required"])
 
 
 def decide_and_publish(
-    release: Release, config: RunConfig, key: CustodianKey, write_documents: WriteDocuments
+    release: Release, config: RunConfig, key: CustodianKey, ledger: FinishedLedger, write_documents: WriteDocuments
 ) -> PublicationStatus:
-    """Take an assembled release as far as the policy and the approvals let it go.
+    """Publish an assembled release, as far as the policy and the approvals allow.
 
-    ``write_documents`` writes card, report and metadata into the candidate (``anonymizer.report.write_public``).
-
-    GateError, after the decision is written down, where the policy does not let it out.
+    ``write_documents`` writes card, report and metadata into the candidate (``anonymizer.report.write_public``). Raises
+    GateError, after the decision is recorded, where the policy rejects the release.
     """
     if release.is_published:
-        release.candidate.remove()  # of a copy that was stopped when it was done
-        return PublicationStatus(True, approvals(read_statement(release)), config.policy.approvals)
+        release.candidate.remove()  # left by a copy that was interrupted at its end
+        return PublicationStatus(True, valid_approvers(read_statement(release)), config.policy.approvals)
     release.config.write(configuration.dump(config).encode())
     signer = signing.signer_from_env(config.signing_key_env)
-    case = _evaluate_policy(release, config, signing.format_public_key(signer.public_key) if signer else None)
-    _record_decision(release, config, case, signer)
-    _refuse_rejected(case)
+    publisher = signing.format_public_key(signer.public_key) if signer else None
+    evaluation = _evaluate_policy(release, config, ledger.summary, publisher)
+    _record_decision(release, config, evaluation, signer)
+    _refuse_rejected(evaluation)
     history.refuse_erased(config)
-    if not _is_statement_current(release, config, case):
-        _sign_candidate(release, config, case, key, signer, write_documents)
+    if not _is_statement_current(release, config, evaluation):
+        _sign_candidate(release, config, evaluation, key, signer, ledger, write_documents)
     return _publish_if_approved(release, read_statement(release))
 
 
 def approve(release: Release, signer: CryptoSigner) -> PublicationStatus:
-    """Add an approver's signature to the statement, and show the release when there are enough.
+    """Add an approver's signature to the statement, and publish the release when there are enough.
 
-    SigningKeyError where the key is not of one who may approve.
+    Raises SigningKeyError where the key is not that of an approver, GateError where the policy would reject the release
+    by now.
     """
     if release.is_published:
         raise IntegrityError("release: is published already: approvals come before that")
     if not release.statement.exists():
         raise IntegrityError("release: nothing to approve: run the same `anonymizer run` again, which asks the policy")
-    signed = read_statement(release)
-    if signing.format_public_key(signer.public_key) == signed.predicate["publisher"]:
+    signed, own_key = read_statement(release), signing.format_public_key(signer.public_key)
+    if own_key == signed.predicate["publisher"]:
         raise SigningKeyError("--key: is the publisher's own: somebody else must approve")
-    name = next(
-        (n for n, text in _approvers(signed).items() if text == signing.format_public_key(signer.public_key)), None
-    )
+    approvers: Mapping[str, str] = signed.predicate["approvals"]["approvers"]
+    name = next((name for name, public_key in approvers.items() if public_key == own_key), None)
     if name is None:
         raise SigningKeyError("--key: its public key is not among policy.approvers: ask for it to be named there")
     _refuse_stale(release, signed)
-    if name not in approvals(signed):
+    if name not in valid_approvers(signed):
         signed = signed.with_signature(signer)
         release.statement.write(dsse.dumps([signed]))
-        event_log.record(release, "approved", actor=name, key=signing.format_public_key(signer.public_key))
+        event_log.record(release, "approved", actor=name, key=own_key)
     return _publish_if_approved(release, signed)
 
 
-def _refuse_stale(release: Release, signed: SignedStatement) -> None:
-    """GateError where the policy would not let out by now what it let out when it was sealed."""
-    config = plan.resolve_config(release)
-    case = _evaluate_policy(release, config, signed.predicate["publisher"])
-    _refuse_rejected(case)
-    history.refuse_erased(config)
-    if not _is_statement_current(release, config, case):
-        raise GateError(
-            "policy: what it decided on has changed since the release was signed: run the same `anonymizer run` again"
-        )
-
-
-def _refuse_rejected(case: PolicyEvaluation) -> None:
-    if not case.verdict.passed:
-        broken = "; ".join(str(ruling) for ruling in case.verdict.failed_rules)
-        raise GateError(f"policy: the release is not let out: {broken}: see `anonymizer status`{_next_step(case)}")
-
-
-def _next_step(case: PolicyEvaluation) -> str:
-    """What may help, beside another policy or other settings."""
-    rules = {ruling.rule for ruling in case.verdict.failed_rules}
-    if rules <= COUNT_RULES:
-        return "; `anonymizer retry --failed` does failed records again" if rules - {"max_quarantined"} else ""
-    return "" if case.audit else "; attack it with `anonymizer audit`, then run the same command again"
-
-
-def _publish_if_approved(release: Release, signed: SignedStatement) -> PublicationStatus:
-    """Make the sealed candidate public in one move, if those who must have approved it."""
-    approved = approvals(signed)
-    required = signed.predicate["approvals"]["required"]
-    if len(approved) < required:
-        return PublicationStatus(False, approved, required)
-    _refuse_changed_candidate(release, signed)
-    remove_incomplete(release.public)
-    _log_publication(release, signed, approved)
-    try:
-        release.candidate.move_to(release.public, last=MANIFEST)
-    except OutputError:
-        if not release.is_published:  # nobody else was quicker
-            raise
-    return PublicationStatus(True, approved, required)
-
-
 def read_statement(release: Release) -> SignedStatement:
-    """The statement of a release, whose signatures are not checked here. IntegrityError where it is damaged."""
+    """Return the statement of a release, its signatures unchecked. Raises IntegrityError where it is damaged."""
     try:
         return statement.read(release.public_or_candidate)
-    except (ValueError, OSError) as problem:
-        raise IntegrityError(f"release: its statement: {problem}: restore it, or remove it and run again") from None
-
-
-def approvals(signed: SignedStatement) -> tuple[str, ...]:
-    """Names of the approvers whose signatures hold."""
-    return statement.valid_approvers(signed)
+    except (ValueError, OSError) as error:
+        raise IntegrityError(f"release: its statement: {error}: restore it, or remove it and run again") from None
 
 
 def read_last_decision(release: Release) -> SignedStatement | None:
-    """What the policy said last, with its reasons; none where it has not been asked."""
+    """Return the policy's last decision, with its reasons; None where it has not been asked."""
     if not release.decision_log.exists():
         return None
     try:
@@ -188,124 +144,148 @@ def read_last_decision(release: Release) -> SignedStatement | None:
 
 
 def read_audit(release: Release) -> AuditResult | None:
-    """The audit that lies in the restricted half, if there is one, and it attacked this release alone."""
-    if not (release.audit / "audit.json").exists():
+    """Return the last audit in the restricted half; None if there is none, or if it attacked other releases as well."""
+    path = release.audit / "audit.json"
+    if not path.exists():
         return None
-    told = json.loads((release.audit / "audit.json").read())
-    if told.get("union"):
+    audit = json.loads(path.read())
+    if audit.get("union"):
         return None
-    figures = parquet.read(release.audit / "figures.parquet").to_pylist()
-    own = [line for line in figures if line["baseline"] is None]
-    return AuditResult(datetime.fromisoformat(told["when"]), told.get("manifest", ""), own, told.get("lacking"))
-
-
-def _approvers(signed: SignedStatement) -> dict[str, str]:
-    found: dict[str, str] = signed.predicate["approvals"]["approvers"]
-    return found
+    figures = [row for row in parquet.read(release.audit / "figures.parquet").to_pylist() if row["baseline"] is None]
+    return AuditResult(datetime.fromisoformat(audit["when"]), audit.get("manifest", ""), figures, audit.get("lacking"))
 
 
 @dataclass(frozen=True)
 class PolicyEvaluation:
-    """What the policy decides on, and what it says. ``audit``: public summary of an audit of just this release."""
+    """What the policy decides on, and its verdict. ``audit``: public summary of an audit of just this release."""
 
-    plan: Plan
-    counts: Summary
+    summary: Summary
     manifest_digest: str  # SHA-256
     audit: Mapping[str, Any] | None
     publisher: str | None  # public key
     verdict: Verdict
 
 
-def _evaluate_policy(release: Release, config: RunConfig, publisher: str | None) -> PolicyEvaluation:
-    the_plan, manifest, audit = plan.read(release), statement.file_digest(release.manifest), read_audit(release)
-    counts = summarize_release(release, the_plan)
-    summarized = json.loads(release.audit_summary.read()) if audit is not None else {}
-    ours = audit is not None and audit.manifest_sha256 == summarized["manifest_sha256"] == manifest
-    return PolicyEvaluation(
-        plan=the_plan,
-        counts=counts,
-        manifest_digest=manifest,
-        audit=summarized if ours else None,
-        publisher=publisher,
-        verdict=evaluate_release(config.policy, counts, manifest, audit if ours else None, datetime.now(UTC)),
-    )
+def _evaluate_policy(release: Release, config: RunConfig, summary: Summary, publisher: str | None) -> PolicyEvaluation:
+    manifest, audit = statement.file_digest(release.manifest), read_audit(release)
+    public_audit: Mapping[str, Any] | None = None
+    if audit is not None:
+        public_audit = json.loads(release.audit_summary.read())
+        if not audit.manifest_sha256 == public_audit["manifest_sha256"] == manifest:
+            audit = public_audit = None  # of another version of this release
+    verdict = evaluate_release(config.policy, summary, manifest, audit, datetime.now(UTC))
+    return PolicyEvaluation(summary, manifest, public_audit, publisher, verdict)
 
 
-def _record_decision(release: Release, config: RunConfig, case: PolicyEvaluation, signer: CryptoSigner | None) -> None:
-    """The decision with its reasons, signed, in the restricted half; and an event."""
-    told = {
+def _refuse_stale(release: Release, signed: SignedStatement) -> None:
+    """Raise GateError where the policy would decide otherwise than when the statement was signed."""
+    config, summary = resolve_config(release), Ledger.open(release).summarize()
+    evaluation = _evaluate_policy(release, config, summary, signed.predicate["publisher"])
+    _refuse_rejected(evaluation)
+    history.refuse_erased(config)
+    if not _is_statement_current(release, config, evaluation):
+        raise GateError(
+            "policy: what it decided on has changed since the release was signed: run the same `anonymizer run` again"
+        )
+
+
+def _refuse_rejected(evaluation: PolicyEvaluation) -> None:
+    if evaluation.verdict.passed:
+        return
+    failed = evaluation.verdict.failed_rules
+    names, hint = {result.rule for result in failed}, ""
+    if not names <= COUNT_RULES:
+        hint = "" if evaluation.audit else "; attack it with `anonymizer audit`, then run the same command again"
+    elif names - {"max_quarantined"}:
+        hint = "; `anonymizer retry --failed` does failed records again"
+    raise GateError(f"policy: the release is not let out: {'; '.join(map(str, failed))}: see `anonymizer status`{hint}")
+
+
+def _record_decision(
+    release: Release, config: RunConfig, evaluation: PolicyEvaluation, signer: CryptoSigner | None
+) -> None:
+    """Append the decision with its reasons, signed, to the restricted half, and an event to the log."""
+    verdict = evaluation.verdict
+    predicate = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "result": case.verdict.result,
-        "rules": [rule.to_json() for rule in case.verdict.rule_results],
+        "result": verdict.result,
+        "rules": [asdict(result) for result in verdict.rule_results],
         "policy": config.policy.model_dump(mode="json"),
     }
-    made = dsse.build(DECISION_PREDICATE, {MANIFEST: case.manifest_digest}, told, signer)
-    before = release.decision_log.read() if release.decision_log.exists() else b""
-    release.decision_log.write(before + dsse.dumps([made]))
-    broken = [ruling.rule for ruling in case.verdict.failed_rules]
-    event_log.record(release, "gate", result=case.verdict.result, broken=broken, waived=case.verdict.waived_rules)
+    decision = dsse.build(DECISION_PREDICATE, {MANIFEST: evaluation.manifest_digest}, predicate, signer)
+    earlier = release.decision_log.read() if release.decision_log.exists() else b""
+    release.decision_log.write(earlier + dsse.dumps([decision]))
+    failed = [result.rule for result in verdict.failed_rules]
+    event_log.record(release, "gate", result=verdict.result, broken=failed, waived=verdict.waived_rules)
 
 
-def _is_statement_current(release: Release, config: RunConfig, case: PolicyEvaluation) -> bool:
-    """Whether the candidate bears a statement that says what would be said now; approvals of another one are void."""
+def _is_statement_current(release: Release, config: RunConfig, evaluation: PolicyEvaluation) -> bool:
+    """Return whether the candidate's statement has today's decision; approvals of another decision are void."""
     if not release.statement.exists():
         return False
-    said = read_statement(release).predicate
-    now = statement.build_decision(config.policy, case.verdict, case.audit, case.publisher)
-    return {name: said.get(name) for name in now} == now
+    predicate = read_statement(release).predicate
+    decision = statement.build_decision(config.policy, evaluation.verdict, evaluation.audit, evaluation.publisher)
+    return {name: predicate.get(name) for name in decision} == decision
 
 
 def _sign_candidate(
     release: Release,
     config: RunConfig,
-    case: PolicyEvaluation,
+    evaluation: PolicyEvaluation,
     key: CustodianKey,
     signer: CryptoSigner | None,
+    ledger: FinishedLedger,
     write_documents: WriteDocuments,
 ) -> None:
-    """Write the papers of the public half, and the statement about all of it."""
-    folder = release.candidate
-    release.statement.remove()  # it would speak of papers that are written anew
-    for name, data in _copied_documents(release, case).items():
+    """Write the documents of the public half, and the statement about all of it."""
+    folder, audit = release.candidate, evaluation.audit
+    release.statement.remove()  # before the documents that it is about are written anew
+    copies = {AUDIT: release.audit_summary if audit is not None else None, REVOCATIONS: release.revocations}
+    for name, source in copies.items():
         (folder / name).remove()
-        if data is not None:
-            (folder / name).write_uncommitted(data)
+        if source is not None and source.exists():
+            (folder / name).write_uncommitted(source.read())
     manifest = parquet.open_table(release.manifest)
-    write_documents(folder, case.plan, config, case.counts, manifest, case.audit, signer is not None)
-    head = event_log.record(
-        release, "sealed", publisher=case.publisher, ledger=ledger.compute_digest(release, case.plan)
+    write_documents(folder, ledger.plan, config, ledger.summary, manifest, audit, signer is not None)
+    head = event_log.record(release, "sealed", publisher=evaluation.publisher, ledger=ledger.digest)
+    materials = Materials(
+        originals=len(ledger.originals),
+        hmac_sha256=key.materials_hmac(ledger.originals.keys()),
+        previous=None if config.previous is None else read_statement(Release.at(config.previous)).digest,
     )
-    origin = _build_origin(release, config, case.plan, key)
-    said = statement.build_predicate(case.plan, case.counts, manifest, config.output.public_scores, origin)
-    said |= statement.build_decision(config.policy, case.verdict, case.audit, case.publisher) | {"events": asdict(head)}
-    made = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder), said, signer)
-    release.statement.write(dsse.dumps([made]))
+    predicate = {
+        **statement.build_predicate(ledger.plan, ledger.summary, manifest, config.output.public_scores, materials),
+        **statement.build_decision(config.policy, evaluation.verdict, audit, evaluation.publisher),
+        "events": asdict(head),
+    }
+    signed = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder), predicate, signer)
+    release.statement.write(dsse.dumps([signed]))
 
 
-def _copied_documents(release: Release, case: PolicyEvaluation) -> dict[str, bytes | None]:
-    """Files of the public half that come from the restricted one."""
-    revoked = release.revocations.read() if release.revocations.exists() else None
-    return {AUDIT: None if case.audit is None else release.audit_summary.read(), REVOCATIONS: revoked}
+def _publish_if_approved(release: Release, signed: SignedStatement) -> PublicationStatus:
+    """Make the signed candidate public in one move, if enough approvers have signed it."""
+    approvers = valid_approvers(signed)
+    required = signed.predicate["approvals"]["required"]
+    if len(approvers) < required:
+        return PublicationStatus(False, approvers, required)
+    _refuse_changed_candidate(release, signed)
+    remove_incomplete(release.public)
+    logged = [event["details"]["statement"] for event in event_log.read(release) if event["event"] == "published"]
+    if signed.digest not in logged:  # before the move, and once: an interrupted publication comes here again
+        event_log.record(release, "published", statement=signed.digest, approved=list(approvers))
+    try:
+        release.candidate.move_to(release.public, last=MANIFEST)
+    except OutputError:
+        if not release.is_published:  # else another process was first
+            raise
+    return PublicationStatus(True, approvers, required)
 
 
 def _refuse_changed_candidate(release: Release, signed: SignedStatement) -> None:
-    """IntegrityError where the candidate is not, or not any more, what was signed and approved."""
-    unsigned = signed.predicate["publisher"] is None
+    """Raise IntegrityError where the candidate is no longer what was signed and approved."""
+    is_unsigned = signed.predicate["publisher"] is None
     for finding in check_public(release.candidate):
-        if finding.result == "fail" and not (unsigned and finding.check == "signature"):
+        if finding.result == "fail" and not (is_unsigned and finding.check == "signature"):
             raise IntegrityError(
                 f"release: not published, since {finding.check} is not as signed: restore restricted/candidate/"
             )
-
-
-def _log_publication(release: Release, signed: SignedStatement, approved: tuple[str, ...]) -> None:
-    """An event, written before what it speaks of, and once: whoever is stopped in between comes here again."""
-    published = [event["details"]["statement"] for event in event_log.read(release) if event["event"] == "published"]
-    if signed.digest not in published:
-        event_log.record(release, "published", statement=signed.digest, approved=list(approved))
-
-
-def _build_origin(release: Release, config: RunConfig, the_plan: Plan, key: CustodianKey) -> Materials:
-    before = None if config.previous is None else read_statement(Release.at(config.previous)).digest
-    with ledger.sort_originals(release, the_plan) as originals:
-        return Materials(originals=len(originals), hmac_sha256=key.materials_hmac(originals.keys()), previous=before)

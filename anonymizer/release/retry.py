@@ -1,4 +1,4 @@
-"""Failed records, once more: shards that hold some are opened again, and all else in them stands."""
+"""Retrying failed records: shards that hold some are reopened, and all other rows of them stay."""
 
 from __future__ import annotations
 
@@ -10,78 +10,66 @@ import pyarrow.compute as pc
 
 from anonymizer.data import image_codec, released_images
 from anonymizer.errors import IntegrityError, OutputError
-from anonymizer.records import Plan, Reason, Status
-from anonymizer.release import event_log, ledger, plan
+from anonymizer.records import Reason, Status
+from anonymizer.release import event_log
+from anonymizer.release.ledger import Ledger, reopen_shard, staging_folder
+from anonymizer.release.plan import read_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
-from anonymizer.storage.path import StoragePath
-
-FILE_COLUMNS = ("file", "member", "output_id")
 
 
 def reopen_failed(release: Release, reasons: Collection[Reason] = ()) -> int:
-    """Let the next run do failed records again, those of ``reasons`` or all; returns how many they are.
+    """Reopen the shards with failed records, of some reasons or all, and return how many records these are.
 
-    A release that was assembled is taken apart again, and its approvals are void. OutputError where it is published:
-    what was handed out stays as it was signed.
+    An assembled release is disassembled, and its approvals are void. Raises OutputError if it is published.
     """
-    the_plan = plan.read(release)
+    ledger = Ledger.open(release)
     if release.is_published:
         raise OutputError(
             f"release {str(release.root)!r}: is published and stays as it was signed: make another one with this as "
             "`previous`, which keeps what was published and draws only the rest"
         )
-    found = {
-        shard: count for shard, table in ledger.scan_shards(release, the_plan) if (count := _count(table, reasons))
-    }
-    records = sum(found.values())
-    if not found:
+    counts = {shard: pc.sum(_failed_mask(table, reasons)).as_py() for shard, table in ledger.scan(("status", "reason"))}
+    counts = {shard: count for shard, count in counts.items() if count}
+    if not counts:
         return 0
     if release.is_assembled:
-        _disassemble(release, the_plan)
-    for shard, table in ledger.scan_shards(release, the_plan):
-        if shard in found:
-            ledger.reopen_shard(release, shard, table.filter(pc.invert(_failed_mask(table, reasons))))
-    event_log.record(release, "reopened", records=records, shards=len(found))
+        _disassemble(release, ledger)
+    for shard, table in ledger.scan():
+        if shard in counts:
+            reopen_shard(release, shard, table.filter(pc.invert(_failed_mask(table, reasons))))
+    records: int = sum(counts.values())
+    event_log.record(release, "reopened", records=records, shards=len(counts))
     return records
 
 
 def _failed_mask(table: pa.Table, reasons: Collection[Reason]) -> pa.ChunkedArray:
-    """Which rows failed for one of the reasons."""
-    wanted = pc.equal(table["status"], Status.FAILED.value)
+    """Return which rows failed for one of the reasons."""
+    failed = pc.equal(table["status"], Status.FAILED.value)
     if reasons:
-        named = pa.array([reason.value for reason in reasons], pa.string())
-        wanted = pc.and_(wanted, pc.is_in(table["reason"], value_set=named))
-    return wanted
+        values = pa.array([reason.value for reason in reasons], pa.string())
+        failed = pc.and_(failed, pc.is_in(table["reason"], value_set=values))
+    return failed
 
 
-def _count(table: pa.Table, reasons: Collection[Reason]) -> int:
-    count: int | None = pc.sum(_failed_mask(table, reasons)).as_py()
-    return count or 0
+def _disassemble(release: Release, ledger: Ledger) -> None:
+    """Move the images of a candidate back to the staging folders of their shards, and remove the candidate.
 
-
-def _disassemble(release: Release, the_plan: Plan) -> None:
-    """Put the pictures of a candidate back to where its shards staged them, and the candidate away.
-
-    IntegrityError, and the candidate stays, where it does not hold them all.
+    Images of earlier releases are not moved. Raises IntegrityError, and the candidate stays, where some are missing.
     """
-    folders = {
-        output_id: table.schema.metadata[b"staging"].decode()
-        for _, table in ledger.scan_shards(release, the_plan)
-        for output_id in _sampled_ids(table)
-    }
-    suffix = image_codec.SUFFIXES[plan.read_config(release).output.image]
-
-    def staged(output_id: str) -> StoragePath:
-        place: StoragePath = release.staging / folders[output_id] / f"{output_id}{suffix}"
-        return place
-
-    left, drawn = set(folders), (row for row in _manifest_files(release) if row["output_id"] in folders)
-    for row, data in released_images.read_images(release.candidate, drawn):
-        staged(row["output_id"]).write_uncommitted(data)
-        left.remove(row["output_id"])
-    # One that was stopped while it put the candidate away has staged them before.
-    if lost := sum(not staged(output_id).exists() for output_id in left):
+    suffix = image_codec.SUFFIXES[read_config(release).output.image]
+    paths = {}
+    for _, table in ledger.scan(("output_id", "kept"), Status.RELEASED):
+        folder = release.staging / staging_folder(table)
+        for output_id in table.filter(pc.invert(table["kept"]))["output_id"].to_pylist():
+            paths[output_id] = folder / f"{output_id}{suffix}"
+    missing = set(paths)
+    rows = (row for row in _manifest_rows(release) if row["output_id"] in paths)
+    for row, data in released_images.read_images(release.candidate, rows):
+        paths[row["output_id"]].write_uncommitted(data)
+        missing.remove(row["output_id"])
+    # An attempt that was interrupted while it moved the candidate has staged them before.
+    if lost := sum(not paths[output_id].exists() for output_id in missing):
         raise IntegrityError(
             f"restricted/candidate: {lost} pictures are gone or cannot be read: nothing is done again: restore them, "
             "or choose another output and run again"
@@ -90,21 +78,13 @@ def _disassemble(release: Release, the_plan: Plan) -> None:
     release.assembling.remove()
 
 
-def _manifest_files(release: Release) -> Iterator[dict[str, str]]:
-    """Where each picture of a candidate lies."""
+def _manifest_rows(release: Release) -> Iterator[dict[str, str]]:
+    """Yield ``file``, ``member`` and ``output_id`` of each image of a candidate."""
     try:
-        for batch in (
-            parquet.open_table(release.candidate / MANIFEST).select(FILE_COLUMNS).to_batches(parquet.BATCH_ROWS)
-        ):
+        manifest = parquet.open_table(release.candidate / MANIFEST).select(["file", "member", "output_id"])
+        for batch in manifest.to_batches(parquet.BATCH_ROWS):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, KeyError):
         raise IntegrityError(
             f"restricted/candidate/{MANIFEST}: damaged: nothing is done again: restore it, or choose another output"
         ) from None
-
-
-def _sampled_ids(table: pa.Table) -> list[str]:
-    """Outputs that a shard released and drew itself: what is kept comes from the release before."""
-    own = pc.and_(pc.equal(table["status"], Status.RELEASED.value), pc.invert(table["kept"]))
-    ids: list[str] = table.filter(own)["output_id"].to_pylist()
-    return ids

@@ -16,7 +16,7 @@ from anonymizer.config import RunConfig
 from anonymizer.crypto.encryption import Encryptor
 from anonymizer.policy.risk_figures import FigureRow, risk_above_chance, select_strongest
 from anonymizer.records import Plan
-from anonymizer.release import ledger
+from anonymizer.release.ledger import Ledger
 from anonymizer.report.rendering import render
 from anonymizer.report.thumbnails import ImagePair, Row, read_pairs
 from anonymizer.storage import parquet
@@ -165,7 +165,7 @@ def _most_exposed(release: Release, config: RunConfig, plan: Plan, own: Sequence
     ids = pa.array(list(exposed), pa.string())
     rows = [
         row
-        for _, table in ledger.scan_shards(release, plan)
+        for _, table in Ledger(release, plan).scan()
         for row in table.filter(pc.is_in(table["record_id"], value_set=ids)).to_pylist()
     ]
 

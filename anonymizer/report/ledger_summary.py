@@ -13,10 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer.data import passthrough_columns
 from anonymizer.policy import public_scores
 from anonymizer.records import Plan, Status
-from anonymizer.release import ledger
+from anonymizer.release.ledger import Ledger, metric_models
 from anonymizer.report.glossary import SCORES
 from anonymizer.storage.layout import Release
 
@@ -24,6 +23,7 @@ N_CLOSEST = 8  # pairs for each score
 SAMPLE_SIZE = 24  # pairs drawn at random
 MAX_NAMED = 20  # records named for each reason
 Row = Mapping[str, Any]
+RankedRow = tuple[float, Row]
 
 
 @dataclass
@@ -36,68 +36,74 @@ class UnreleasedGroup:
     record_ids: list[str] = field(default_factory=list)
 
 
-@dataclass
 class LedgerSummary:
-    """What the ledger says. ``closest`` and ``sample`` are ledger rows of released records."""
+    """What reports show of the ledger's rows, collected shard by shard in memory that does not grow with them.
 
-    values: Mapping[str, npt.NDArray[np.float64]]
-    closest: Mapping[str, Sequence[Row]]
-    sample: Sequence[Row]
-    not_released: Sequence[UnreleasedGroup]
-    models: Mapping[str, str]
-    started: datetime | None
-    versions: Sequence[str]
-    levels: Mapping[float, int]
+    ``closest`` and ``sample`` are ledger rows of released records; ``values`` are their finite scores, by score.
+    """
 
+    def __init__(self, plan: Plan) -> None:
+        self._draw = np.random.default_rng(int(plan.fingerprint[:16], 16))  # the same sample each time
+        self._values: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in SCORES}
+        self._closest: dict[str, list[RankedRow]] = {name: [] for name in SCORES}
+        self._sample: list[RankedRow] = []
+        self._unreleased: dict[tuple[str, str], UnreleasedGroup] = {}
+        self._levels: Counter[float] = Counter()
+        self._versions: set[str] = set()
+        self.models: dict[str, str] = {}
+        self.started: datetime | None = None
 
-def summarize_ledger(release: Release, plan: Plan) -> LedgerSummary:
-    """Released scores, the closest pairs by each score, a random sample, and what was not released, by reason."""
-    draw = np.random.default_rng(int(plan.fingerprint[:16], 16))  # of rows for a page: the same ones each time
-    values: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in SCORES}
-    closest: dict[str, list[tuple[float, Row]]] = {name: [] for name in SCORES}
-    sample: list[tuple[float, Row]] = []
-    others: dict[tuple[str, str], UnreleasedGroup] = {}
-    models: dict[str, str] = {}
-    started: list[datetime] = []
-    versions: set[str] = set()
-    levels: Counter[float] = Counter()
-    for _, table in ledger.scan_shards(release, plan):
-        models |= {
-            k: str(v)
-            for k, v in passthrough_columns.from_json(table.schema.metadata[b"metric_models"].decode()).items()
-        }
-        started += [earliest] if (earliest := pc.min(table["started"]).as_py()) else []
-        versions |= set(pc.unique(table["code_version"]).to_pylist())
-        _count_unreleased(others, table.filter(pc.not_equal(table["status"], Status.RELEASED.value)))
-        kept = table.filter(pc.equal(table["status"], Status.RELEASED.value))
-        levels.update(kept["level"].to_pylist())
+    def add(self, table: pa.Table) -> None:
+        """Add the rows of one shard, all columns of the ledger."""
+        self.models |= metric_models(table)
+        self.started = min(filter(None, [self.started, pc.min(table["started"]).as_py()]), default=None)
+        self._versions |= set(pc.unique(table["code_version"]).to_pylist())
+        is_released = pc.equal(table["status"], Status.RELEASED.value)
+        _count_unreleased(self._unreleased, table.filter(pc.invert(is_released)))
+        released = table.filter(is_released)
+        self._levels.update(released["level"].to_pylist())
         for name, score in SCORES.items():
-            column = pc.fill_null(kept[name], float("nan")).to_numpy().astype(np.float64)
-            values[name].append(column[np.isfinite(column)])
-            closest[name] = _smallest(closest[name], kept, -column if score.higher_is_closer else column, N_CLOSEST)
-        sample = _smallest(sample, kept, draw.random(len(kept)), SAMPLE_SIZE)
-    found = {name: np.concatenate([np.empty(0), *parts]) for name, parts in values.items()}
-    return LedgerSummary(
-        values={name: column for name, column in found.items() if len(column)},
-        closest={name: [row for _, row in rows] for name, rows in closest.items() if rows},
-        sample=[row for _, row in sample],
-        not_released=sorted(others.values(), key=lambda group: (group.status, -group.count, group.reason)),
-        models=models,
-        started=min(started, default=None),
-        versions=sorted(versions),
-        levels=dict(sorted(levels.items())),
-    )
+            column = pc.fill_null(released[name], float("nan")).to_numpy().astype(np.float64)
+            self._values[name].append(column[np.isfinite(column)])
+            distance = -column if score.higher_is_closer else column
+            self._closest[name] = _smallest(self._closest[name], released, distance, N_CLOSEST)
+        self._sample = _smallest(self._sample, released, self._draw.random(len(released)), SAMPLE_SIZE)
+
+    @property
+    def values(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        values = {name: np.concatenate([np.empty(0), *parts]) for name, parts in self._values.items()}
+        return {name: column for name, column in values.items() if len(column)}
+
+    @property
+    def closest(self) -> Mapping[str, Sequence[Row]]:
+        return {name: [row for _, row in rows] for name, rows in self._closest.items() if rows}
+
+    @property
+    def sample(self) -> Sequence[Row]:
+        return [row for _, row in self._sample]
+
+    @property
+    def not_released(self) -> Sequence[UnreleasedGroup]:
+        return sorted(self._unreleased.values(), key=lambda group: (group.status, -group.count, group.reason))
+
+    @property
+    def versions(self) -> Sequence[str]:
+        return sorted(self._versions)
+
+    @property
+    def levels(self) -> Mapping[float, int]:
+        return dict(sorted(self._levels.items()))
 
 
 def closest_bins(release: Release, plan: Plan) -> dict[str, str]:
-    """Name of a score -> the bin of the released output that is closest to its original by it."""
-    found = summarize_ledger(release, plan).closest
-    return {SCORES[name].title: str(public_scores.bin_label(rows[0][name])) for name, rows in found.items()}
+    """Return for each score the bin of the released output that is closest to its original."""
+    summary = LedgerSummary(plan)
+    for _, table in Ledger(release, plan).scan():
+        summary.add(table)
+    return {SCORES[name].title: str(public_scores.bin_label(rows[0][name])) for name, rows in summary.closest.items()}
 
 
-def _smallest(
-    before: list[tuple[float, Row]], table: pa.Table, rank: npt.NDArray[np.float64], most: int
-) -> list[tuple[float, Row]]:
+def _smallest(before: list[RankedRow], table: pa.Table, rank: npt.NDArray[np.float64], most: int) -> list[RankedRow]:
     """The rows of least rank among those found before and those of a table; a rank that is not finite is out."""
     order = [int(i) for i in np.argsort(rank, kind="stable")[:most] if np.isfinite(rank[i])]
     rows = table.take(pa.array(order, pa.int64())).to_pylist()

@@ -13,9 +13,10 @@ from anonymizer.config import RunConfig
 from anonymizer.crypto.encryption import Encryptor
 from anonymizer.records import Plan, Summary
 from anonymizer.release import history
+from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.report import histograms, thumbnails
 from anonymizer.report.glossary import REASONS, SCORES, Setting, describe_settings, describe_sizes, format_date
-from anonymizer.report.ledger_summary import MAX_NAMED, Row, summarize_ledger
+from anonymizer.report.ledger_summary import MAX_NAMED, LedgerSummary, Row
 from anonymizer.report.level_leakage import measure_leakage
 from anonymizer.report.rendering import render
 from anonymizer.report.thumbnails import ImagePair, Thumbnail
@@ -38,10 +39,9 @@ class PassthroughColumn:
         return self.distinct > 1 and self.distinct >= self.filled / 2
 
 
-def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: Summary) -> None:
-    """``restricted/report.html``: originals beside outputs, for the custodian's eyes."""
-    found = summarize_ledger(release, plan)
-    closest = found.closest
+def write_restricted(release: Release, config: RunConfig, ledger: FinishedLedger, found: LedgerSummary) -> None:
+    """Write ``restricted/report.html``, with originals beside outputs; ``found`` was collected from ``ledger``."""
+    plan, summary, closest = ledger.plan, ledger.summary, found.closest
     shown = bool(closest) and all(len(group) == summary.released for group in closest.values())
     sample = [] if shown else found.sample  # of a small release the closest pairs are all pairs
     rows = list({row["record_id"]: row for group in [*closest.values(), sample] for row in group}.values())
@@ -67,7 +67,7 @@ def write_restricted(release: Release, plan: Plan, config: RunConfig, summary: S
             closest=[(SCORES[name], pairs(group)) for name, group in closest.items()],
             sample=pairs(sample),
             gone=gone,
-            against=history.compare_with_previous(config, release),
+            against=history.compare_with_previous(config, release, ledger.originals),
             given_away=measure_leakage(found.levels),
             histograms=[(SCORES[n], h) for n, values in found.values.items() if (h := histograms.from_values(values))],
             not_released=found.not_released,

@@ -31,11 +31,13 @@ class ExternalSort(AbstractContextManager["ExternalSort"]):
         self._bounds = [f"{number * 2**16 // count:04x}" for number in range(1, count)]
         self._schema = pa.schema([(by, pa.string())])
         self._pending: list[pa.Table] = []
-        self._files: list[tuple[IO[bytes], pa.RecordBatchStreamWriter]] = []
+        self._files: list[IO[bytes]] = []
+        self._writers: list[pa.RecordBatchStreamWriter] = []
         self._length = 0
         with ExitStack() as stack:
             self._stack = stack
-            self._add(tables)
+            for table in tables:
+                self.add(table)
             self._stack = stack.pop_all()
 
     def __exit__(self, *error: object) -> None:
@@ -44,11 +46,24 @@ class ExternalSort(AbstractContextManager["ExternalSort"]):
     def __len__(self) -> int:
         return self._length
 
+    def add(self, table: pa.Table) -> None:
+        """Add rows; none may be added once they have been read."""
+        self._schema = table.schema
+        self._pending.append(table)
+        self._length += len(table)
+        if self._bounds and sum(map(len, self._pending)) >= PARTITION_ROWS:
+            self._spill()
+
     def tables(self) -> Iterator[pa.Table]:
         """Yield the sorted rows, one table for each partition, even an empty one; may be called again."""
         if not self._files:
             yield from self._partition(self._sort(self._pending))
-        for file, _ in self._files:
+            return
+        if self._pending:
+            self._spill()
+        while self._writers:
+            self._writers.pop().close()
+        for file in self._files:
             file.seek(0)
             yield self._sort([pa.ipc.open_stream(file).read_all()])
 
@@ -57,27 +72,14 @@ class ExternalSort(AbstractContextManager["ExternalSort"]):
         for table in self.tables():
             yield from table[self.by].to_pylist()
 
-    def _add(self, tables: Iterable[pa.Table]) -> None:
-        pending = 0
-        for table in tables:
-            self._schema = table.schema
-            self._pending.append(table)
-            pending += len(table)
-            self._length += len(table)
-            if self._bounds and pending >= PARTITION_ROWS:
-                self._spill()
-                pending = 0
-        if self._files:
-            self._spill()
-        for _, writer in self._files:
-            writer.close()
-
     def _spill(self) -> None:
         """Move the rows in memory to the files of their partitions."""
         rows = self._sort(self._pending)
         if not self._files:
-            self._files = [self._create_file(rows.schema) for _ in range(len(self._bounds) + 1)]
-        for (_, writer), part in zip(self._files, self._partition(rows), strict=True):
+            self._files = [self._create_file() for _ in range(len(self._bounds) + 1)]
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            self._writers = [pa.ipc.new_stream(file, rows.schema, options=options) for file in self._files]
+        for writer, part in zip(self._writers, self._partition(rows), strict=True):
             writer.write_table(part)
         self._pending = []
 
@@ -91,7 +93,7 @@ class ExternalSort(AbstractContextManager["ExternalSort"]):
         rows = pa.concat_tables([self._schema.empty_table(), *tables])
         return rows.combine_chunks().sort_by([(self.by, "ascending")])
 
-    def _create_file(self, schema: pa.Schema) -> tuple[IO[bytes], pa.RecordBatchStreamWriter]:
+    def _create_file(self) -> IO[bytes]:
         file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  (closed with all others)
         self._stack.callback(file.close)
-        return file, pa.ipc.new_stream(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd"))
+        return file

@@ -121,8 +121,9 @@ def retry(release: str, failed: bool, reasons: tuple[str, ...], as_json: bool, q
 @as_json
 def status(release: str, profile: bool, as_json: bool) -> None:
     """Show a release's status."""
-    from anonymizer.release import assemble, ledger, publish, retention
     from anonymizer.release import plan as planning
+    from anonymizer.release import publish, retention
+    from anonymizer.release.ledger import Ledger
     from anonymizer.release.plan import resolve_config
     from anonymizer.release.profiling import Profile
     from anonymizer.storage.layout import Release
@@ -130,11 +131,11 @@ def status(release: str, profile: bool, as_json: bool) -> None:
 
     opened = Release.at(release)
     plan = planning.read(opened)
-    counts = assemble.summarize_release(opened, plan)
+    counts = Ledger.open(opened).summarize()
     terms = retention.list_terms(opened, resolve_config(opened).restricted)
     now, purged, decision = datetime.now(UTC), retention.read_purged(opened), publish.read_last_decision(opened)
     state = _describe_state(opened, all_committed=counts.shards == plan.shards)
-    total = Profile.merge(ledger.read_profiles(opened, plan)) if profile else None
+    total = Profile.merge(Ledger(opened, plan).read_profiles()) if profile else None
     if as_json:
         document = asdict(counts) | {
             "planned": plan.records,
@@ -177,8 +178,9 @@ def status(release: str, profile: bool, as_json: bool) -> None:
 
 def run_release(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     """Make or finish a release and print its counts. AnonymizerError if no picture could be released."""
-    from anonymizer.release import assemble, history, publish
+    from anonymizer.release import history, publish
     from anonymizer.release import plan as planning
+    from anonymizer.release.ledger import Ledger
     from anonymizer.report import closest_bins
     from anonymizer.storage.layout import Release
     from flows import api
@@ -188,7 +190,7 @@ def run_release(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         done = api.run_release(config)
     release = Release.at(config.output.uri)
     plan, state = planning.read(release), publish.read_status(release)
-    counts = done or asdict(assemble.summarize_release(release, plan))
+    counts = done or asdict(Ledger(release, plan).summarize())
     cautions = api.list_cautions(config, plan) + counts.pop("problems", [])
     difference = history.compare_with_previous(config, release)
     if as_json:

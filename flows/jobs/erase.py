@@ -11,19 +11,20 @@ from pathlib import Path
 
 from securesystemslib.signer import CryptoSigner
 
-from anonymizer import report
 from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.errors import CustodianKeyError, GateError, IntegrityError, SigningKeyError, StepError
-from anonymizer.release import assemble, erase, history, plan, preflight, publish
+from anonymizer.release import erase, history, plan, preflight, publish
 from anonymizer.release.erase import ErasureRequest
+from anonymizer.release.ledger import Ledger
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.publish import PublicationStatus
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.jobs.redaction import redact_errors
+from flows.jobs.release import finish_release
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,17 @@ def prepare_erasure(release: str, records: Path, output: str) -> Erasure:
 
 
 def write_successor(erasure: Erasure) -> None:
-    """Write the new release, up to its publication."""
-    new, settings = erasure.new, erasure.settings
-    if not new.plan.exists():
-        erase.write_successor(erasure.old, new, settings, erasure.request, erasure.key, erasure.signer)
-    if not new.is_complete:
-        assemble.assemble(new, settings)
-        if not new.purged.exists():  # or images of originals, whose retention has ended, would return
-            the_plan = plan.read(new)
-            report.write_restricted(new, the_plan, settings, assemble.summarize_release(new, the_plan))
+    """Write the restricted half of the new release, unless it was written before."""
+    if not erasure.new.plan.exists():
+        erase.write_successor(erasure.old, erasure.new, erasure.settings, erasure.request, erasure.key, erasure.signer)
 
 
 def publish_successor(erasure: Erasure) -> PublicationStatus:
-    """Publish the new release. Raises GateError if it does not pass; the old release stays until it does."""
+    """Assemble and publish the new release. Raises GateError if it does not pass; the old release stays until then."""
+    if erasure.new.is_complete and (status := publish.read_status(erasure.new)) is not None:
+        return status
     try:
-        return publish.decide_and_publish(erasure.new, erasure.settings, erasure.key, report.write_public)
+        return finish_release(erasure.new, erasure.settings)[1]
     except GateError as problem:
         raise GateError(
             f"{problem}; the old release stands until then: finish with the same `anonymizer erase`"
@@ -121,7 +118,7 @@ def destroy_predecessor(erasure: Erasure, status: PublicationStatus) -> ErasureS
         _destroy_verified(erasure.old, new)
     counts = erase.read_counts(new)
     return ErasureSummary(
-        released=assemble.summarize_release(new, plan.read(new)).released,
+        released=Ledger.open(new).summarize().released,
         erased=counts.records + counts.copies,
         revoked=counts.pictures,
         published=status.is_published,

@@ -24,8 +24,11 @@ from anonymizer.pipeline import batch_size_tuning
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.records import Plan, ShardSummary, Summary
 from anonymizer.release import assemble, event_log, history, ledger, plan, preflight, publish
+from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.history import PublishedHistory
-from anonymizer.release.ledger import ShardWriter
+from anonymizer.release.ledger import Ledger, ShardWriter
+from anonymizer.release.publish import PublicationStatus
+from anonymizer.report.ledger_summary import LedgerSummary
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.jobs.models import backbone_of
@@ -133,8 +136,7 @@ def count_records(config: RunConfig, shards: Sequence[int]) -> int:
 
 
 def _list_uncommitted(release: Release) -> list[int]:
-    there = {place.name for place in release.ledger.children()}
-    return [shard for shard in range(plan.read(release).shards) if release.shard_ledger(shard).name not in there]
+    return Ledger.open(release).missing_shards()
 
 
 def _count_records(the_plan: Plan, shards: Sequence[int]) -> int:
@@ -193,13 +195,20 @@ def compile_if_worthwhile(config: RunConfig, backbone: Backbone, the_plan: Plan)
 
 
 def _finish(config: RunConfig) -> Summary:
-    release = Release.at(config.output.uri)
-    assemble.assemble(release, config)
-    the_plan = plan.read(release)
-    summary = assemble.summarize_release(release, the_plan)
-    report.write_restricted(release, the_plan, config, summary)
-    publish.decide_and_publish(release, config, load_key(config.key_env), report.write_public)
+    summary, _ = finish_release(Release.at(config.output.uri), config)
     return summary
+
+
+def finish_release(release: Release, config: RunConfig) -> tuple[Summary, PublicationStatus]:
+    """Assemble, report and publish a release whose shards are all committed, in one pass over its ledger."""
+    the_plan, key = plan.read(release), load_key(config.key_env)
+    rows = LedgerSummary(the_plan)
+    with FinishedLedger(release, the_plan, config.source.carry, rows.add) as finished:
+        assemble.assemble(release, config, finished)
+        if not release.purged.exists():  # what would show originals is past its retention period
+            report.write_restricted(release, config, finished, rows)
+        status = publish.decide_and_publish(release, config, key, finished, report.write_public)
+        return finished.summary, status
 
 
 def _restricted(config: RunConfig) -> StoragePath:

@@ -33,7 +33,8 @@ from openlineage.client.uuid import generate_new_uuid
 
 from anonymizer.config import RunConfig
 from anonymizer.errors import ReportableError
-from anonymizer.release import assemble, plan
+from anonymizer.release import plan
+from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import AUDIT, Release
 from anonymizer.storage.path import StoragePath
 
@@ -170,7 +171,7 @@ def _dataset_name(uri: str) -> tuple[str, str]:
 
 def _anonymization_facet(release: Release, gate: str) -> AnonymizationRunFacet:
     the_plan = plan.read(release)
-    counts = assemble.summarize_release(release, the_plan)
+    counts = Ledger.open(release).summarize()
     return AnonymizationRunFacet(
         level=the_plan.level,
         t_boom=the_plan.t_boom,

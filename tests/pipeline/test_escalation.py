@@ -13,7 +13,7 @@ from anonymizer.backbones import Denoised
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError
 from anonymizer.records import Scores
-from anonymizer.release import assemble, plan
+from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
@@ -82,7 +82,7 @@ def test_an_output_that_is_too_close_is_drawn_again_at_a_stronger_level(tmp_path
     earlier = json.loads(found["0.7.png"]["earlier"])
     assert [(one["level"], one["reason"]) for one in earlier] == [(0.4, "too_close"), (0.5, "too_close")]
     assert earlier[0]["lpips"] == pytest.approx(0.4 / 0.7, abs=0.02)
-    counts = assemble.summarize_release(release, plan.read(release))
+    counts = Ledger.open(release).summarize()
     assert (counts.read, counts.released, counts.quarantined, counts.failed) == (5, 3, 1, 1)
     assert sorted(manifest(release)["level"].to_pylist()) == [0.4, 0.5, 0.8]
     assert [p.name for p in release.quarantine.children()] == [f"{found['0.98.png']['output_id']}.png"]

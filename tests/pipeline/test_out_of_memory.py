@@ -11,7 +11,8 @@ from anonymizer.backbones import Denoised
 from anonymizer.devices import is_out_of_memory
 from anonymizer.errors import ModelError
 from anonymizer.records import Scores
-from anonymizer.release import ledger, plan
+from anonymizer.release import ledger
+from anonymizer.release.ledger import Ledger
 from anonymizer.release.profiling import Profile
 from anonymizer.storage.layout import Release
 from tests.support.ideal_gaussian import IdealGaussian
@@ -58,7 +59,7 @@ ONE = 3 * 8 * 8
 
 
 def profile_of(release: Release) -> Profile:
-    found = Profile.merge(ledger.read_profiles(release, plan.read(release)))
+    found = Profile.merge(Ledger.open(release).read_profiles())
     assert found is not None
     return found
 

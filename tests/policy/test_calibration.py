@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anonymizer import report
 from anonymizer.backbones import load_backbone
 from anonymizer.config import CalibrationScope, ChosenLevel, ModelConfig, RunConfig, build_as, dump, read_tree
 from anonymizer.config import parse as parse_yaml
@@ -35,13 +34,23 @@ from anonymizer.policy.calibration import (
     to_json,
 )
 from anonymizer.release import plan
-from anonymizer.release.assemble import summarize_release
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
 from tests.support import ROOT
 from tests.support.ideal_gaussian import IdealGaussian
-from tests.support.releases import HEX, KEY, PlainScorer, begin, handed_out, people, run, settings, tree
+from tests.support.releases import (
+    HEX,
+    KEY,
+    PlainScorer,
+    begin,
+    handed_out,
+    people,
+    run,
+    settings,
+    tree,
+    write_restricted_report,
+)
 
 build = partial(build_resolved, RunConfig)
 KIND = "faces of adults"
@@ -498,8 +507,7 @@ def test_a_release_with_a_rule_equals_the_one_with_its_level_and_only_the_custod
         assert word.encode() not in public
     assert "max_risk: 0.05" in Path(release.config.path).read_text()
     assert "c.json" not in Path(release.config.path).read_text()
-    the_plan = plan.read(release)
-    report.write_restricted(release, the_plan, config, summarize_release(release, the_plan))
+    write_restricted_report(release, config)
     assert "chosen from a calibration for a risk of at most 0.05 (linkage)" in Path(release.report.path).read_text()
 
 

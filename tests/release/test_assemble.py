@@ -31,6 +31,7 @@ from tests.support.releases import (
     HEX,
     PlainScorer,
     Unscored,
+    assemble_candidate,
     begin,
     folder_of,
     handed_out,
@@ -44,6 +45,7 @@ from tests.support.releases import (
     rows,
     run,
     settings,
+    summarize,
     tree,
 )
 
@@ -141,7 +143,7 @@ def test_every_record_of_a_stopped_and_finished_run_is_accounted_for(tmp_path: P
             stop_at(patch, *POINTS[point])
             finish(config)
             raise Stop  # an earlier stop may have left nothing to do here
-    total = assemble.summarize_release(finish(config), plan.read(Release.at(config.output.uri)))
+    total = summarize(finish(config))
     assert (total.read, total.released, total.quarantined, total.failed) == (7, 5, 1, 1)
     assert total.reasons == {"not_an_image": 1, "not_scored": 1}
 
@@ -387,7 +389,7 @@ def test_two_that_assemble_at_once_publish_one_whole_release(
     def interrupted(place: StoragePath, *args: Any, **rest: Any) -> Any:
         if others and "assembling" in place.path:
             others.clear()
-            assemble.assemble(release, config)  # the other is quicker, and tidies up
+            assemble_candidate(release, config)  # the other is quicker, and tidies up
         return original(place, *args, **rest)
 
     monkeypatch.setattr(owner, name, interrupted)

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyrage
 import pytest
 
-from anonymizer import report
 from anonymizer.attest import revocation
 from anonymizer.attest.verify import check_public
 from anonymizer.config import RestrictedConfig
@@ -30,7 +29,6 @@ from anonymizer.errors import (
 )
 from anonymizer.records import Scores
 from anonymizer.release import event_log, history, plan, publish, retention
-from anonymizer.release.assemble import summarize_release
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import parquet
@@ -58,6 +56,7 @@ from tests.support.releases import (
     run,
     settings,
     tree,
+    write_restricted_report,
 )
 
 PUBLISHER, ALICE = signing.generate_key_pair(), signing.generate_key_pair()
@@ -97,7 +96,7 @@ def released(source: Path | str, output: Path | str, /, *overrides: str, **secti
     subject = {"source": {"subject": "folder"}} if Path(str(source)).is_dir() else {}
     config = settings(source, output, *overrides, **(subject | sections))
     release = run(config, scorer=SCORER)
-    report.write_restricted(release, plan.read(release), config, summarize_release(release, plan.read(release)))
+    write_restricted_report(release, config)
     (release.errors / "shard-00000.txt").write_uncommitted(f"went wrong with {ADA}/0.png".encode())
     (release.audit / "found.parquet").write_uncommitted(parquet.to_bytes(pa.table({"record_id": [f"{ADA}/0.png"]})))
     return release

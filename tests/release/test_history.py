@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from anonymizer import report
 from anonymizer.attest import statement
 from anonymizer.attest.verify import check_public
 from anonymizer.config import AuditConfig, RestrictedConfig, RunConfig, SourceConfig
@@ -29,8 +28,7 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import released_images
 from anonymizer.errors import AnonymizerError, ConfigError, CustodianKeyError, OutputError, UsageError
 from anonymizer.records import Scores
-from anonymizer.release import audit_sample, history, plan, publish, retention
-from anonymizer.release.assemble import summarize_release
+from anonymizer.release import audit_sample, history, publish, retention
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.history import Difference
 from anonymizer.release.verify_restricted import check_restricted
@@ -58,7 +56,9 @@ from tests.support.releases import (
     rows,
     run,
     settings,
+    summarize,
     tree,
+    write_restricted_report,
 )
 
 OTHER: dict[str, Any] = {"boomerang": {"level": 0.7, "sampler": "ddim", "steps": 3}}
@@ -184,7 +184,7 @@ def test_what_was_never_published_is_tried_anew(tmp_path: Path) -> None:
     assert ended == {"black.png": "not_scored", "large.png": "too_many_pixels"}
     february = run(after(january, source, tmp_path / "february", **OTHER))
     assert {name: row_of(february, name)["level"] for name in ended} == {"black.png": 0.7, "large.png": 0.7}
-    assert summarize_release(february, plan.read(february)).released == 4
+    assert summarize(february).released == 4
 
 
 MONTH = st.tuples(st.sets(st.integers(0, 4), min_size=1), st.sampled_from([0.4, 0.7]))
@@ -537,7 +537,7 @@ def test_a_run_prints_the_difference(tmp_path: Path, source: Path, january: Rele
     folder_of(source, {"new.png": picture(9)})
     config = after(january, source, tmp_path / "february")
     february = run(config)
-    report.write_restricted(february, plan.read(february), config, summarize_release(february, plan.read(february)))
+    write_restricted_report(february, config)
     words = ["run", "--source", source, "--output", february.root, "--set", f"previous={january.root}"]
     done = cli(*words)
     assert done.exit_code == 0 and "against the previous release  5 kept, 1 new, 0 left out" in done.stdout
@@ -558,7 +558,7 @@ def test_the_report_shows_the_difference_and_the_public_half_does_not(
     folder_of(source, {"new.png": picture(9)})
     config = after(january, source, tmp_path / "february")
     february = run(config)
-    report.write_restricted(february, plan.read(february), config, summarize_release(february, plan.read(february)))
+    write_restricted_report(february, config)
     page = february.report.read().decode()
     assert "Against the previous release" in page
     for what, count in (("kept", 4), ("new", 1), ("left out", 1)):
@@ -566,7 +566,7 @@ def test_the_report_shows_the_difference_and_the_public_half_does_not(
     for name, data in tree(february.public.path).items():
         assert b"left out" not in data and str(tmp_path).encode() not in data, name
     alone = settings(source, january.root.path)
-    report.write_restricted(january, plan.read(january), alone, summarize_release(january, plan.read(january)))
+    write_restricted_report(january, alone)
     assert "Against the previous release" not in january.report.read().decode()
 
 
@@ -602,8 +602,8 @@ def test_what_was_published_is_looked_up_once_for_all_shards(
 
 def test_only_what_is_needed_of_a_ledger_is_held(source: Path, january: Release, tmp_path: Path) -> None:
     february = begin(after(january, source, tmp_path / "february"))
-    found = history.load(february).rows
-    assert found is not None and len(found) == 5
+    ((_, found),) = history.load(february).releases
+    assert len(found) == 5
     assert not {"record_id", "source_uri", "subject", "label", "caption", "carried"} & set(found.column_names)
 
 

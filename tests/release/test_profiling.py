@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from anonymizer.backbones import Denoised
-from anonymizer.release import ledger, plan
+from anonymizer.release.ledger import Ledger
 from anonymizer.release.profiling import METADATA_KEY as METADATA_KEY
 from anonymizer.release.profiling import STAGES, Profile, Stopwatch
 from anonymizer.storage import parquet
@@ -102,7 +102,7 @@ def made(tmp_path: Path) -> Release:
 
 def test_the_ledger_of_a_shard_says_where_its_time_went(tmp_path: Path) -> None:
     release = made(tmp_path)
-    profiles = list(ledger.read_profiles(release, plan.read(release)))
+    profiles = list(Ledger.open(release).read_profiles())
     assert [one.records for one in profiles] == [3, 3]
     for one in profiles:
         assert set(one.seconds) <= set(STAGES)
@@ -143,7 +143,7 @@ def test_a_ledger_of_before_there_were_profiles_still_counts(tmp_path: Path) -> 
         table = pq.read_table(file)
         older = {name: value for name, value in table.schema.metadata.items() if name != METADATA_KEY}
         pq.write_table(table.replace_schema_metadata(older), file)
-    assert len(list(ledger.scan_shards(release, plan.read(release)))) == 2
+    assert len(list(Ledger.open(release).scan())) == 2
     shown = CliRunner().invoke(main, ["status", str(release.root), "--profile"])
     assert "No committed shard says where its time went" in shown.output
     told = json.loads(CliRunner().invoke(main, ["status", str(release.root), "--profile", "--json"]).output)

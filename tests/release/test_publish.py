@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from securesystemslib.signer import CryptoSigner
 
-from anonymizer.attest import dsse
+from anonymizer.attest import dsse, statement
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, GateError, IntegrityError, SigningKeyError
 from anonymizer.release import publish
@@ -78,7 +78,7 @@ def test_two_named_people_must_approve_before_anything_is_public(tmp_path: Path)
     assert publish.approve(release, ada).approved_by == ("ada",)
     assert not release.public.exists()
     assert publish.approve(release, bob).is_published
-    assert release.is_published and publish.approvals(publish.read_statement(release)) == ("ada", "bob")
+    assert release.is_published and statement.valid_approvers(publish.read_statement(release)) == ("ada", "bob")
 
 
 def test_approvals_are_void_when_what_was_approved_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_approvals_are_void_when_what_was_approved_changes(tmp_path: Path, monke
     publish.approve(release, ada)
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
     run(settings(source, tmp_path / "out", policy={"approvals": 2, "approvers": approvers}))
-    assert publish.approvals(publish.read_statement(release)) == ()
+    assert statement.valid_approvers(publish.read_statement(release)) == ()
     assert not release.public.exists()
 
 

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from anonymizer import report
 from anonymizer.attest.verify import check_public
 from anonymizer.config import RestrictedConfig
 from anonymizer.crypto import signing
 from anonymizer.errors import IntegrityError
 from anonymizer.records import Scores
-from anonymizer.release import event_log, plan, retention
-from anonymizer.release.assemble import summarize_release
+from anonymizer.release import event_log, retention
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
@@ -41,6 +39,7 @@ from tests.support.releases import (
     run,
     settings,
     tree,
+    write_restricted_report,
 )
 
 Cli = Callable[..., Result]
@@ -72,7 +71,7 @@ def kept(source: Path, output: Path, **terms: int) -> Release:
     """A release with everything that a custodian may have in it."""
     config = settings(source, output, restricted=terms)
     release = run(config, scorer=Unscored(Scores()))
-    report.write_restricted(release, plan.read(release), config, summarize_release(release, plan.read(release)))
+    write_restricted_report(release, config)
     for name in ("errors/shard-00000.txt", "audit.html"):
         (release.restricted / name).write_uncommitted(b"bad.png")
     (release.audit / "found.parquet").write_uncommitted(parquet.to_bytes(parquet.read(release.manifest)))
@@ -132,7 +131,7 @@ def test_pages_that_are_encrypted_go_as_well(tmp_path: Path, source: Path) -> No
     key = str(pyrage.x25519.Identity.generate().to_public())
     config = settings(source, tmp_path / "out", restricted={"recipients": [key], "picture_days": 0})
     release = run(config, scorer=Unscored(Scores()))
-    report.write_restricted(release, plan.read(release), config, summarize_release(release, plan.read(release)))
+    write_restricted_report(release, config)
     assert release.encrypted_report.exists() and release.quarantine.exists()
     retention.purge(release, config.restricted, published(release))
     assert [name for name in tree(release.restricted.path) if name.endswith(".age")] == []

@@ -16,11 +16,11 @@ from anonymizer import config
 from anonymizer.records import Reason
 from anonymizer.report import glossary
 from anonymizer.storage.layout import Release
+from tests.support.releases import write_restricted_report
 from tests.support.reports import (
     Page,
     release_of,
     text,
-    write_restricted,
 )
 
 
@@ -51,7 +51,7 @@ def test_restricted_report_names_what_failed_and_bounds_the_list(
     release, run = made
     assert "Failed: empty" in text(release, "restricted/report.html")
     monkeypatch.setattr("anonymizer.report.ledger_summary.MAX_NAMED", 0)
-    write_restricted(release, run)
+    write_restricted_report(release, run)
     assert "and 1 more" in text(release, "restricted/report.html")
     assert "empty_scan" not in text(release, "restricted/report.html")
 
@@ -70,14 +70,14 @@ def test_restricted_report_is_bounded_by_its_samples(
 def test_restricted_report_is_the_same_when_written_again(made: tuple[Release, config.RunConfig]) -> None:
     release, run = made
     before = text(release, "restricted/report.html")
-    write_restricted(release, run)
+    write_restricted_report(release, run)
     assert text(release, "restricted/report.html") == before
 
 
 def test_restricted_report_survives_a_missing_source(made: tuple[Release, config.RunConfig]) -> None:
     release, run = made
     shutil.rmtree(run.source.uri)
-    write_restricted(release, run)
+    write_restricted_report(release, run)
     html = text(release, "restricted/report.html")
     assert "The originals could not be read again" in html
     assert "original: gone" in html
@@ -90,7 +90,7 @@ def test_restricted_report_survives_a_missing_original_and_a_missing_output(
     release, run = made
     next(Path(run.source.uri).rglob("jane_doe*")).unlink()
     next(Path(release.public.path, "images").rglob("*.png")).unlink()
-    write_restricted(release, run)
+    write_restricted_report(release, run)
     html = text(release, "restricted/report.html")
     assert "original: unreadable" in html and "output: not found" in html
     assert "The originals could not be read again" not in html
@@ -99,7 +99,7 @@ def test_restricted_report_survives_a_missing_original_and_a_missing_output(
 def test_restricted_report_survives_a_public_half_that_was_moved_away(made: tuple[Release, config.RunConfig]) -> None:
     release, run = made
     shutil.rmtree(release.public.path)
-    write_restricted(release, run)
+    write_restricted_report(release, run)
     assert "output: not found" in text(release, "restricted/report.html")
 
 

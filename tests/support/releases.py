@@ -21,9 +21,11 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.pipeline.batch_sampling import Scorer
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.policy.calibration import build_resolved
-from anonymizer.records import Scores, ShardSummary
+from anonymizer.records import Scores, ShardSummary, Summary
 from anonymizer.release import assemble, history, ledger, plan, publish
-from anonymizer.release.ledger import ShardWriter
+from anonymizer.release.finished_ledger import FinishedLedger
+from anonymizer.release.ledger import Ledger, ShardWriter
+from anonymizer.report.ledger_summary import LedgerSummary
 from anonymizer.storage.layout import Release
 from tests.support.ideal_gaussian import IdealGaussian
 
@@ -154,14 +156,35 @@ def run(config: RunConfig, backbone: Any = None, scorer: Scorer | None = None, k
     for shard in range(plan.read(release).shards):
         if ledger.read_shard(release, shard) is None:
             one_shard(config, shard, backbone, scorer, key)
-    assemble.assemble(release, config)
-    publish.decide_and_publish(release, config, key, report.write_public)
+    with finished_ledger(release, config) as finished:
+        assemble.assemble(release, config, finished)
+        publish.decide_and_publish(release, config, key, finished, report.write_public)
     return release
+
+
+def finished_ledger(release: Release, config: RunConfig) -> FinishedLedger:
+    return FinishedLedger(release, plan.read(release), config.source.carry)
+
+
+def assemble_candidate(release: Release, config: RunConfig) -> None:
+    with finished_ledger(release, config) as finished:
+        assemble.assemble(release, config, finished)
+
+
+def write_restricted_report(release: Release, config: RunConfig) -> None:
+    rows = LedgerSummary(plan.read(release))
+    with FinishedLedger(release, plan.read(release), config.source.carry, rows.add) as finished:
+        report.write_restricted(release, config, finished, rows)
+
+
+def summarize(release: Release) -> Summary:
+    """Counts of what is committed."""
+    return Ledger.open(release).summarize()
 
 
 def rows(release: Release) -> list[dict[str, Any]]:
     """All rows of the ledger."""
-    return [row for _, table in ledger.scan_shards(release, plan.read(release)) for row in table.to_pylist()]
+    return [row for _, table in Ledger.open(release).scan() for row in table.to_pylist()]
 
 
 def released(release: Release) -> dict[str, str]:

@@ -18,8 +18,9 @@ from anonymizer import config, report
 from anonymizer.crypto import custodian_key
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.records import Scores
-from anonymizer.release import assemble, ledger, plan, publish
+from anonymizer.release import ledger, plan, publish
 from anonymizer.storage.layout import Release
+from tests.support.releases import assemble_candidate, finished_ledger, write_restricted_report
 
 HOSTILE = '<img src=x onerror=alert(1)> & "quoted" \' -->'
 SECRET_FOLDER = "people-of-lisbon"
@@ -64,15 +65,11 @@ def release_of(tmp_path: Path, ideal: Any, good: int = 6, **settings: Any) -> tu
     for shard in range(the_plan.shards):
         writer = ledger.ShardWriter(release, shard, ToyScorer.names)
         anonymize_shard(shard, plan.read_entries(release, shard), run, ideal, ToyScorer(), key, writer)
-    assemble.assemble(release, run)
-    write_restricted(release, run)
-    publish.decide_and_publish(release, run, key, report.write_public)
+    assemble_candidate(release, run)
+    write_restricted_report(release, run)
+    with finished_ledger(release, run) as finished:
+        publish.decide_and_publish(release, run, key, finished, report.write_public)
     return release, run
-
-
-def write_restricted(release: Release, run: config.RunConfig) -> None:
-    the_plan = plan.read(release)
-    report.write_restricted(release, the_plan, run, assemble.summarize_release(release, the_plan))
 
 
 def text(release: Release, name: str) -> str:
