@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,24 @@ def store() -> Iterator[Any]:
     yield memory
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of a server that speaks S3."""
+    from tests.support.object_store import serving
+
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a prefix for one test in a bucket of that server, which the environment names."""
+    from tests.support.object_store import BUCKET, reach
+
+    reach(monkeypatch, server).makedirs(BUCKET, exist_ok=True)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def file_error(path: Path) -> str:
     return str(caught.value)
 
 
-def test_source_and_output_are_all_that_must_be_given() -> None:
+def test_only_source_and_output_are_required() -> None:
     config = build(LEAST)
     assert (config.source.uri, config.output.uri, config.boomerang.level) == ("in", "out", 0.6)
 
@@ -103,7 +103,7 @@ def test_a_wrong_value_is_one_line_with_field_value_and_next_step(override: str,
     assert line in error(LEAST, override)
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_keys_are_named() -> None:
     assert "source: missing: give it in the config or as --set source=..." in error({"output": {"uri": "out"}})
     assert "output.uri: missing" in error({"source": {"uri": "in"}, "output": {}})
 
@@ -175,7 +175,7 @@ def test_overrides_are_yaml_and_win_over_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["photos 😀", "2024", "yes", "a: b", "'", "C:\\x", "~", "[bold]"])
-def test_paths_given_on_the_command_line_are_taken_as_they_are(name: str) -> None:
+def test_paths_from_the_command_line_are_taken_literally(name: str) -> None:
     assert build({}, (), {"source.uri": name, "output.uri": "out"}).source.uri == name
 
 
@@ -221,7 +221,7 @@ def test_an_address_with_a_password_is_not_repeated_wherever_it_stands(override:
 @pytest.mark.parametrize(
     "uri", ["hdfs://host:8020/me@home", "sftp://me@host/x", "github://org:repo@v1/x", "s3://bucket/a:b@c", "C:\\a@b"]
 )
-def test_an_address_without_a_password_is_none_with_one(uri: str) -> None:
+def test_an_address_without_a_password_is_accepted(uri: str) -> None:
     assert build(LEAST, (), {"source.uri": uri}).source.uri == uri
 
 
@@ -264,10 +264,10 @@ NOT_PIXELS = {
 }  # fmt: skip
 
 
-def test_every_setting_either_changes_pixels_or_does_not() -> None:
+def test_every_setting_is_listed_as_changing_pixels_or_not() -> None:
     # Samples can only be 1; approvals need approvers, and a condition a label.
-    alone = {"boomerang.samples", "policy.approvals", "model.condition"}
-    assert set(known_keys()) == set(PIXELS) | set(NOT_PIXELS) | alone
+    excluded = {"boomerang.samples", "policy.approvals", "model.condition"}
+    assert set(known_keys()) == set(PIXELS) | set(NOT_PIXELS) | excluded
 
 
 @pytest.mark.parametrize("name", sorted(PIXELS))
@@ -289,7 +289,7 @@ def test_the_fingerprint_changes_with_the_models_weights() -> None:
 # -- round trip -------------------------------------------------------------------------------------------------------
 
 
-def test_the_config_that_a_release_keeps_loads_again(tmp_path: Path) -> None:
+def test_the_stored_config_of_a_release_loads_again(tmp_path: Path) -> None:
     source = {"label": "folder", "fit": "pad", "limits": {"max_bytes": 5000}}
     config = settings(people(tmp_path / "fotos ä"), tmp_path / "out", source=source, output={"image": "webp"})
     release = begin(config)

@@ -32,7 +32,7 @@ def test_a_malformed_key_is_refused_without_repeating_it(monkeypatch: pytest.Mon
     assert caught.value.__context__ is None or value not in str(caught.value.__context__)
 
 
-def test_a_key_is_read_from_its_variable_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_read_from_its_variable_and_its_repr_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME, f" {HEX.upper()}\n")
     key = load_key(NAME)
     assert key == KEY
@@ -51,7 +51,7 @@ def test_without_a_key_each_process_has_its_own(monkeypatch: pytest.MonkeyPatch)
     assert load_key(NAME).secret != one.secret
 
 
-def test_what_is_derived_is_an_hmac_in_a_domain_of_its_own() -> None:
+def test_derived_values_are_hmacs_with_domain_separation() -> None:
     message = b"anonymizer/1/output-id" + b"".join(
         len(part).to_bytes(8, "big") + part for part in (b"a/b", b"digest", b"settings")
     )
@@ -93,7 +93,7 @@ def test_another_key_gives_other_pictures_names_and_digests(tmp_path: Path) -> N
         assert not {row[column] for row in rows(one)} & {row[column] for row in rows(other)}
 
 
-def test_output_ids_say_nothing_about_source_order(tmp_path: Path) -> None:
+def test_output_ids_are_unrelated_to_source_order(tmp_path: Path) -> None:
     """Under a random order of n, the rank correlation has a standard deviation of 1 / sqrt(n - 1)."""
     count = 400
     ids = [KEY.output_id(f"{i:05d}.png", "digest", "settings") for i in range(count)]
@@ -102,24 +102,24 @@ def test_output_ids_say_nothing_about_source_order(tmp_path: Path) -> None:
     rho = 1 - 6 * differences / (count * (count**2 - 1))
     assert abs(rho) < 4 / (count - 1) ** 0.5
     release = run(settings(people(tmp_path / "in", 6), tmp_path / "out"))
-    shown = manifest(release)["output_id"].to_pylist()
-    assert shown == sorted(shown)
+    outputs = manifest(release)["output_id"].to_pylist()
+    assert outputs == sorted(outputs)
 
 
-def test_copies_of_one_original_get_one_output_in_whatever_shard_they_are(tmp_path: Path) -> None:
+def test_copies_of_one_original_get_one_output_across_shards(tmp_path: Path) -> None:
     """Two outputs of one original would add up for an attacker; the same one twice says no more than once."""
     source = people(tmp_path / "in", 4)
     for name in ("a/0 copy.png", "b/z copy.png"):
         (source / name).write_bytes((source / "a" / "person 0.png").read_bytes())
     release = run(settings(source, tmp_path / "out"))
-    shown = released(release)
-    assert len(shown) == 6 and len(set(shown.values())) == 4
-    assert shown["a/person 0.png"] == shown["a/0 copy.png"] == shown["b/z copy.png"]
-    assert len({row["shard"] for row in rows(release) if row["sha256"] == shown["a/person 0.png"]}) > 1
+    outputs = released(release)
+    assert len(outputs) == 6 and len(set(outputs.values())) == 4
+    assert outputs["a/person 0.png"] == outputs["a/0 copy.png"] == outputs["b/z copy.png"]
+    assert len({row["shard"] for row in rows(release) if row["sha256"] == outputs["a/person 0.png"]}) > 1
     assert len({row["output_id"] for row in rows(release)}) == 6
 
 
-def test_ids_of_another_level_or_of_a_changed_original_are_others(tmp_path: Path) -> None:
+def test_ids_differ_for_another_level_and_for_a_changed_original(tmp_path: Path) -> None:
     """Else an id would follow a person through all releases under one key, and outputs of it could be averaged."""
     source = people(tmp_path / "in")
     one = run(settings(source, tmp_path / "one"))

@@ -1,4 +1,4 @@
-"""Encryption at rest: what the restricted half keeps can be opened with a private key, and by nothing else."""
+"""Encryption at rest: files of the restricted half are decrypted with a private key only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flows.cli.governance import unseal_file
 PLAIN = b"an original: \x00\xff" + b"pixels " * 1000
 IDENTITY = pyrage.x25519.Identity.generate()
 OTHER = pyrage.x25519.Identity.generate()
-NOBODYS = "identity: does not open this file"
+NOT_DECRYPTABLE = "identity: does not open this file"
 
 
 def public(*identities: pyrage.x25519.Identity) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def refused(data: bytes, identity_text: str) -> str:
     return str(caught.value)
 
 
-def sealed(data: bytes = PLAIN) -> bytes:
+def encrypted(data: bytes = PLAIN) -> bytes:
     return pyrage.encrypt(data, [IDENTITY.to_public()])
 
 
@@ -48,42 +48,42 @@ def sealed(data: bytes = PLAIN) -> bytes:
 
 @pytest.mark.parametrize("how", ["write_uncommitted", "write"])
 @pytest.mark.parametrize("holder", [IDENTITY, OTHER])
-def test_each_recipient_can_open_what_was_sealed(tmp_path: Path, how: str, holder: pyrage.x25519.Identity) -> None:
-    sealer = Encryptor(public(IDENTITY, OTHER))
-    getattr(sealer, how)(StoragePath.from_uri(str(tmp_path)) / "quarantine" / "1.png", PLAIN)
-    assert names(tmp_path / "quarantine") == {sealer.file_name("1.png")} == {"1.png.age"}
+def test_each_recipient_can_decrypt(tmp_path: Path, how: str, holder: pyrage.x25519.Identity) -> None:
+    encryptor = Encryptor(public(IDENTITY, OTHER))
+    getattr(encryptor, how)(StoragePath.from_uri(str(tmp_path)) / "quarantine" / "1.png", PLAIN)
+    assert names(tmp_path / "quarantine") == {encryptor.file_name("1.png")} == {"1.png.age"}
     data = (tmp_path / "quarantine" / "1.png.age").read_bytes()
     assert pyrage.decrypt(data, [holder]) == PLAIN
     assert decrypt(data, str(holder)) == PLAIN
 
 
-def test_sealed_bytes_hold_nothing_of_the_plain_ones_and_never_repeat(tmp_path: Path) -> None:
-    sealer, place = Encryptor(public(IDENTITY)), StoragePath.from_uri(str(tmp_path / "file"))
-    found = []
+def test_ciphertext_hides_the_plain_text_and_never_repeats(tmp_path: Path) -> None:
+    encryptor, path = Encryptor(public(IDENTITY)), StoragePath.from_uri(str(tmp_path / "file"))
+    written = []
     for _ in range(2):
-        sealer.write_uncommitted(place, PLAIN)
-        found.append((tmp_path / "file.age").read_bytes())
-        assert b"pixels" not in found[-1] and b"original" not in found[-1]
-    assert found[0] != found[1]
+        encryptor.write_uncommitted(path, PLAIN)
+        written.append((tmp_path / "file.age").read_bytes())
+        assert b"pixels" not in written[-1] and b"original" not in written[-1]
+    assert written[0] != written[1]
 
 
 @pytest.mark.parametrize("how", ["write_uncommitted", "write"])
 def test_without_recipients_bytes_are_written_as_they_are(tmp_path: Path, how: str) -> None:
-    sealer = Encryptor(())
-    getattr(sealer, how)(StoragePath.from_uri(str(tmp_path)) / "report.html", PLAIN)
-    assert names(tmp_path) == {sealer.file_name("report.html")} == {"report.html"}
+    encryptor = Encryptor(())
+    getattr(encryptor, how)(StoragePath.from_uri(str(tmp_path)) / "report.html", PLAIN)
+    assert names(tmp_path) == {encryptor.file_name("report.html")} == {"report.html"}
     assert (tmp_path / "report.html").read_bytes() == PLAIN
 
 
 @pytest.mark.parametrize("how", ["write_uncommitted", "write"])
-def test_the_form_that_is_not_asked_for_any_more_is_taken_away(tmp_path: Path, how: str) -> None:
-    place = StoragePath.from_uri(str(tmp_path)) / "report.html"
-    for sealer, name in [(Encryptor(()), "report.html"), (Encryptor(public(IDENTITY)), "report.html.age")] * 2:
-        getattr(sealer, how)(place, PLAIN)
+def test_the_other_form_of_a_file_is_deleted(tmp_path: Path, how: str) -> None:
+    path = StoragePath.from_uri(str(tmp_path)) / "report.html"
+    for encryptor, name in [(Encryptor(()), "report.html"), (Encryptor(public(IDENTITY)), "report.html.age")] * 2:
+        getattr(encryptor, how)(path, PLAIN)
         assert names(tmp_path) == {name}
 
 
-def test_sealed_files_are_as_private_as_plain_ones(tmp_path: Path) -> None:
+def test_encrypted_files_have_the_modes_of_plain_ones(tmp_path: Path) -> None:
     Encryptor(public(IDENTITY)).write_uncommitted(
         StoragePath.from_uri(str(tmp_path / "restricted")).as_private() / "a" / "1.png", PLAIN
     )
@@ -107,19 +107,19 @@ def test_a_private_key_among_the_recipients_is_refused_and_not_repeated(text: st
 # -- opening ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_identity_file_as_age_writes_it_opens_what_was_sealed() -> None:
+def test_an_identity_file_of_age_decrypts() -> None:
     text = f"# created: 2026-11-25T16:00:00Z\n# public key: {public(IDENTITY)[0]}\n{IDENTITY}\n\n"
-    assert decrypt(sealed(), text) == PLAIN
-    assert decrypt(sealed(), f"{OTHER}\r\n{IDENTITY}") == PLAIN
+    assert decrypt(encrypted(), text) == PLAIN
+    assert decrypt(encrypted(), f"{OTHER}\r\n{IDENTITY}") == PLAIN
 
 
 def test_another_identity_is_one_line() -> None:
-    assert NOBODYS in refused(sealed(), str(OTHER))
+    assert NOT_DECRYPTABLE in refused(encrypted(), str(OTHER))
 
 
 @pytest.mark.parametrize("text", ["", "\n# a comment\n", public(IDENTITY)[0], "s3cret", str(IDENTITY)[:-1], "\udcff"])
-def test_an_identity_that_is_none_is_one_line_and_not_repeated(text: str) -> None:
-    told = refused(sealed(), text)
+def test_a_malformed_identity_is_one_line_and_not_repeated(text: str) -> None:
+    told = refused(encrypted(), text)
     assert told.startswith("identity: ") and "AGE-SECRET-KEY-1..." in told
     assert "s3cret" not in told and str(IDENTITY)[20:40] not in told
 
@@ -127,21 +127,21 @@ def test_an_identity_that_is_none_is_one_line_and_not_repeated(text: str) -> Non
 @settings(max_examples=100)
 @given(st.integers(0, 999), st.integers(1, 255))
 def test_a_file_that_was_changed_or_cut_anywhere_is_refused(where: int, change: int) -> None:
-    whole = bytearray(sealed(b"short"))  # of another length each time
+    whole = bytearray(encrypted(b"short"))  # of another length each time
     at = len(whole) * where // 1000
-    assert NOBODYS in refused(bytes(whole[:at]), str(IDENTITY))
+    assert NOT_DECRYPTABLE in refused(bytes(whole[:at]), str(IDENTITY))
     whole[at] ^= change
-    assert NOBODYS in refused(bytes(whole), str(IDENTITY))
+    assert NOT_DECRYPTABLE in refused(bytes(whole), str(IDENTITY))
 
 
 @settings(max_examples=50)
 @given(st.binary())
-def test_what_age_never_wrote_is_refused(data: bytes) -> None:
-    assert NOBODYS in refused(data, str(IDENTITY))
+def test_data_that_is_not_of_age_is_refused(data: bytes) -> None:
+    assert NOT_DECRYPTABLE in refused(data, str(IDENTITY))
 
 
 @pytest.mark.skipif(shutil.which("age") is None, reason="the tool is not installed")
-def test_the_age_tool_opens_it_too(tmp_path: Path) -> None:
+def test_the_age_tool_decrypts(tmp_path: Path) -> None:
     Encryptor(public(IDENTITY)).write_uncommitted(StoragePath.from_uri(str(tmp_path / "file")), PLAIN)
     (tmp_path / "key").write_text(f"{IDENTITY}\n")
     command = ["age", "--decrypt", "--identity", tmp_path / "key", tmp_path / "file.age"]
@@ -154,12 +154,12 @@ def test_the_age_tool_opens_it_too(tmp_path: Path) -> None:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "1.png.age"
-    path.write_bytes(sealed())
+    path.write_bytes(encrypted())
     return path
 
 
 @pytest.mark.parametrize("kept_in", ["a file", "an environment variable"])
-def test_a_custodian_opens_a_file_for_their_own_eyes(
+def test_unseal_writes_a_private_file(
     tmp_path: Path, file: Path, kept_in: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if kept_in == "a file":
@@ -177,7 +177,7 @@ def test_a_custodian_opens_a_file_for_their_own_eyes(
     assert str(IDENTITY) not in "".join(capsys.readouterr())
 
 
-def test_a_file_that_is_there_is_not_written_over(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unseal_does_not_overwrite_a_file(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_IDENTITY", str(IDENTITY))
     (tmp_path / "there").write_bytes(b"mine")
     with pytest.raises(UsageError, match="is there already: name a new file"):
@@ -195,7 +195,7 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path, file: Path, mo
         ("x\0y", "cannot be read (ValueError)"),
     ],
 )
-def test_an_identity_that_is_not_found_is_one_line(tmp_path: Path, file: Path, name: str, text: str) -> None:
+def test_a_missing_identity_is_one_line(tmp_path: Path, file: Path, name: str, text: str) -> None:
     (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
     name = str({"FOLDER": tmp_path, "BINARY": tmp_path / "BINARY"}.get(name, name))
     with pytest.raises(UsageError) as caught:

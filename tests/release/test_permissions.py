@@ -1,4 +1,4 @@
-"""Who may read what lies on a disk: the restricted half its owner alone, the public half whoever the umask lets."""
+"""File modes on a disk: the restricted half is for its owner only, the public half follows the umask."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def release_of(tmp_path: Path, kind: str = "folder") -> Path:
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
 @pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
-def test_the_restricted_half_is_for_its_owner_alone_and_the_public_one_as_the_umask_says(
+def test_the_restricted_half_is_private_and_the_public_half_follows_the_umask(
     tmp_path: Path, mask: int, kind: str
 ) -> None:
     with umask(mask):
@@ -61,29 +61,27 @@ def test_the_restricted_half_is_for_its_owner_alone_and_the_public_one_as_the_um
 
 
 @pytest.mark.parametrize("how", ["write", "write_uncommitted", "create"])
-def test_each_way_to_write_makes_private_files_in_private_folders_and_leaves_those_above_alone(
-    tmp_path: Path, how: str
-) -> None:
+def test_each_write_creates_private_files_and_folders_below_a_private_root_only(tmp_path: Path, how: str) -> None:
     with umask(0):
-        place = (StoragePath.from_uri(str(tmp_path)) / "out" / "restricted").as_private()
-        getattr(place / "a" / "b" / "file", how)(b"data")
+        folder = (StoragePath.from_uri(str(tmp_path)) / "out" / "restricted").as_private()
+        getattr(folder / "a" / "b" / "file", how)(b"data")
         getattr(StoragePath.from_uri(str(tmp_path)) / "out" / "public" / "a" / "file", how)(b"data")
     assert modes(tmp_path / "out" / "restricted") == ({0o700}, {0o600})
     assert modes(tmp_path / "out" / "public") == ({0o777}, {0o666})
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777
-    assert [child.read() for child in (place / "a" / "b").children()] == [b"data"]
+    assert [child.read() for child in (folder / "a" / "b").children()] == [b"data"]
 
 
-def test_what_is_found_in_a_private_folder_is_written_privately_too(tmp_path: Path) -> None:
+def test_children_of_a_private_folder_are_private(tmp_path: Path) -> None:
     with umask(0):
-        place = StoragePath.from_uri(str(tmp_path / "restricted")).as_private()
-        (place / "a" / "file").write_uncommitted(b"data")
-        for child in place.children():
+        folder = StoragePath.from_uri(str(tmp_path / "restricted")).as_private()
+        (folder / "a" / "file").write_uncommitted(b"data")
+        for child in folder.children():
             (child / "more" / "file").write_uncommitted(b"data")
     assert modes(tmp_path / "restricted") == ({0o700}, {0o600})
 
 
-def test_a_private_folder_that_is_made_by_itself_is_private_from_where_privacy_begins(tmp_path: Path) -> None:
+def test_a_private_folder_is_private_from_its_private_root_on(tmp_path: Path) -> None:
     with umask(0):
         (Release.at(str(tmp_path / "one")).restricted / "deep" / "er").make_private_folder()
         StoragePath.from_uri(str(tmp_path / "two" / "calibration")).make_private_folder()
@@ -92,21 +90,21 @@ def test_a_private_folder_that_is_made_by_itself_is_private_from_where_privacy_b
     assert modes(tmp_path / "two" / "calibration") == ({0o700}, set())
 
 
-def test_a_path_that_is_spelled_in_a_roundabout_way_is_as_private(tmp_path: Path) -> None:
+def test_an_unnormalised_path_is_private(tmp_path: Path) -> None:
     with umask(0):
         (Release.at(f"{tmp_path}//x/.//out/").restricted / "errors" / "plan.txt").write_uncommitted(b"data")
     assert modes(tmp_path / "x" / "out" / "restricted") == ({0o700}, {0o600})
 
 
-def test_bytes_are_replaced_whole_by_shorter_ones(tmp_path: Path) -> None:
-    place = StoragePath.from_uri(str(tmp_path / "restricted")).as_private() / "file"
+def test_shorter_content_replaces_longer_content(tmp_path: Path) -> None:
+    folder = StoragePath.from_uri(str(tmp_path / "restricted")).as_private() / "file"
     for how in ("write_uncommitted", "write"):
-        getattr(place, how)(b"longer than what follows")
-        getattr(place, how)(b"short")
-        assert place.read() == b"short"
+        getattr(folder, how)(b"longer than what follows")
+        getattr(folder, how)(b"short")
+        assert folder.read() == b"short"
 
 
-def test_the_lock_of_a_run_and_what_it_writes_down_of_an_error_are_private_too(tmp_path: Path) -> None:
+def test_the_lock_of_a_run_and_details_of_errors_are_private(tmp_path: Path) -> None:
     config = settings(tmp_path / "in", tmp_path / "new" / "out")
     with umask(0), run_lock.exclusive_run(config.output.uri):
         (Release.at(config.output.uri).restricted / "errors" / "plan.txt").write_uncommitted(b"Traceback")
@@ -116,16 +114,16 @@ def test_the_lock_of_a_run_and_what_it_writes_down_of_an_error_are_private_too(t
 
 
 @pytest.mark.parametrize("how", ["write", "write_uncommitted", "create", "make_private_folder"])
-def test_a_disk_that_takes_no_private_file_is_one_line_without_its_name(
+def test_a_full_disk_is_one_line_without_the_files_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     def full(path: object, *args: object, **rest: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    place = StoragePath.from_uri(str(tmp_path)).as_private() / "secret id.png"
+    folder = StoragePath.from_uri(str(tmp_path)).as_private() / "secret id.png"
     with monkeypatch.context() as patch, pytest.raises(OutputError) as caught:
         patch.setattr(os, "mkdir" if how == "make_private_folder" else "open", full)
-        getattr(place, how)(*([] if how == "make_private_folder" else [b"data"]))
+        getattr(folder, how)(*([] if how == "make_private_folder" else [b"data"]))
     assert str(caught.value).startswith("output.uri: cannot be written (No space left on device)")
     assert "secret" not in str(caught.value)
     assert not list(tmp_path.iterdir())

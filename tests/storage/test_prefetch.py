@@ -1,4 +1,4 @@
-"""Work that threads do ahead: in order, bounded, and ended when nobody asks any more."""
+"""Prefetching in threads: ordered, bounded, and stopped with its consumer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "reader"]
 
 
-def test_items_come_in_order_whatever_each_takes() -> None:
+def test_results_are_in_order_however_long_each_takes() -> None:
     with ThreadPoolExecutor(4) as pool:
         slow_first = prefetch_map(lambda i: (sleep(0.02 / (1 + i)), i * i)[1], range(20), pool, depth=5)
         assert list(slow_first) == [i * i for i in range(20)]
     assert not readers()
 
 
-def test_items_are_read_while_nobody_asks_and_never_more_than_the_depth() -> None:
+def test_items_are_read_ahead_up_to_the_depth() -> None:
     read: list[int] = []
     full = threading.Event()
 
@@ -35,29 +35,29 @@ def test_items_are_read_while_nobody_asks_and_never_more_than_the_depth() -> Non
                 full.set()
             yield i
 
-    with ThreadPoolExecutor(2) as pool, closing(prefetch_map(str, items(), pool, depth=4)) as found:
-        assert next(found) == "0"
+    with ThreadPoolExecutor(2) as pool, closing(prefetch_map(str, items(), pool, depth=4)) as results:
+        assert next(results) == "0"
         assert full.wait(5)  # the fifth is read although only one was asked for
         for asked in range(2, 12):
-            next(found)
+            next(results)
             assert len(read) <= asked + 4
 
 
-def test_an_error_comes_to_whoever_asks_after_what_was_read_before_it() -> None:
+def test_an_error_of_the_source_is_raised_after_the_results_before_it() -> None:
     def items() -> Iterator[int]:
         yield 1
         yield 2
         raise OSError("gone")
 
     with ThreadPoolExecutor(2) as pool:
-        found = prefetch_map(str, items(), pool, depth=3)
-        assert (next(found), next(found)) == ("1", "2")
+        results = prefetch_map(str, items(), pool, depth=3)
+        assert (next(results), next(results)) == ("1", "2")
         with pytest.raises(OSError, match="gone"):
-            next(found)
+            next(results)
     assert not readers()
 
 
-def test_stopping_early_closes_what_is_read() -> None:
+def test_closing_early_closes_the_source() -> None:
     closed = threading.Event()
 
     def items() -> Iterator[int]:
@@ -67,7 +67,7 @@ def test_stopping_early_closes_what_is_read() -> None:
             closed.set()
 
     with ThreadPoolExecutor(2) as pool:
-        with closing(prefetch_map(str, items(), pool, depth=3)) as found:
-            next(found)
+        with closing(prefetch_map(str, items(), pool, depth=3)) as results:
+            next(results)
         assert closed.is_set()
     assert not readers()

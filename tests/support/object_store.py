@@ -1,25 +1,31 @@
-"""A real server that speaks S3 (moto's), and a way to it that can be made to fail."""
+"""An S3 server (moto's), a proxy that makes requests to it fail, and helpers for tests with it."""
 
 from __future__ import annotations
 
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
+
+from anonymizer.storage import filesystem
+from anonymizer.storage.layout import Release
+from anonymizer.storage.path import StoragePath
 
 BUCKET = "bucket"
 
 
 class OneAtATime:
-    """moto looks at a condition and puts in two steps; S3 does it in one, and so does this."""
+    """Serialise requests: moto checks a condition and puts in two steps, S3 in one."""
 
     def __init__(self) -> None:
         self.app, self.lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
@@ -31,7 +37,7 @@ class OneAtATime:
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """The address of a server with one empty bucket."""
+    """Yield the address of a server."""
     import logging
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -48,7 +54,7 @@ def serving() -> Iterator[str]:
 
 @contextmanager
 def checking_keys(url: str) -> Iterator[None]:
-    """The server knows no key meanwhile."""
+    """Make the server reject all access keys."""
     _post(f"{url}/moto-api/reset-auth", b"0")
     try:
         yield
@@ -62,7 +68,7 @@ def _post(url: str, data: bytes) -> None:
 
 
 def environment(url: str) -> dict[str, str]:
-    """What a user sets to reach it."""
+    """Return the environment variables with which a user reaches the server."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "someone",
@@ -73,8 +79,8 @@ def environment(url: str) -> dict[str, str]:
 
 
 class Unreliable(ThreadingHTTPServer):
-    """In front of a server: of ``every`` requests one fails, by turns with 500, 503, a connection that is cut before
-    the request is passed on, and one that is cut after it, so that the answer is lost."""
+    """A proxy in which one of ``every`` requests fails: with 500, with 503, by a connection that is cut before the
+    request is forwarded, or by one that is cut after it, so that the response is lost."""
 
     daemon_threads = True
 
@@ -97,7 +103,7 @@ class Unreliable(ThreadingHTTPServer):
             return self.faults[self.failed % len(self.faults)]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is nothing to write about."""
+        """Ignore clients that hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -138,12 +144,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silence."""
+        """Log nothing."""
 
 
 @contextmanager
 def unreliable(url: str, every: int = 10) -> Iterator[Unreliable]:
-    """A way to the server that fails."""
+    """Yield a proxy to the server in which requests fail."""
     proxy = Unreliable(url, every)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
@@ -153,3 +159,43 @@ def unreliable(url: str, every: int = 10) -> Iterator[Unreliable]:
         proxy.shutdown()
         thread.join()
         proxy.server_close()
+
+
+def reach(monkeypatch: pytest.MonkeyPatch, url: str) -> Any:
+    """Return the file system of the server at ``url``, which the environment names from here on."""
+    for name, value in environment(url).items():
+        monkeypatch.setenv(name, value)
+    filesystem.open_fs("s3://")[0].clear_instance_cache()
+    return filesystem.open_fs("s3://")[0]
+
+
+def upload(folder: Path, uri: str) -> str:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (StoragePath.from_uri(uri) / str(file.relative_to(folder))).write_uncommitted(file.read_bytes())
+    return uri
+
+
+def release_images(release: Release) -> dict[str, bytes]:
+    return {name: (release.public / name).read() for name in release.public.list_files() if name.startswith("images/")}
+
+
+def together(work: Callable[[int], Any], count: int) -> list[Any]:
+    """Return the results of ``work(number)`` in concurrent threads."""
+    results: list[Any] = [None] * count
+    ready = threading.Barrier(count)
+
+    def one(number: int) -> None:
+        ready.wait()
+        results[number] = work(number)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+async def delete_nothing(self: Any, paths: list[str], **more: Any) -> list[str]:
+    return []
