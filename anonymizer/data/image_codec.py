@@ -135,11 +135,13 @@ def encode(
         raise RecordError(Reason.NOT_FINITE)
     levels = ((pixels.clip(-1, 1) + 1) * np.float32(127.5)).round().astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))  # (H, W, 3)
+    if size == "model":
+        shape = image.size
+    elif shape is None:
+        raise ValueError("size 'original' needs the picture's shape: pass (width, height)")
+    if max(shape) > MAX_SIDE[encoding]:
+        raise RecordError(Reason.TOO_MANY_PIXELS)
     if size == "original":
-        if shape is None:
-            raise ValueError("size 'original' needs the picture's shape: pass (width, height)")
-        if max(shape) > MAX_SIDE[encoding]:
-            raise RecordError(Reason.TOO_MANY_PIXELS)
         left, top, width, height = (0, 0, *image.size) if fit == "tiles" else content_box(*shape, image.size[0])
         image = image.resize(shape, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
     file = io.BytesIO()

@@ -14,6 +14,7 @@ def to_json(columns: Mapping[str, object]) -> str | None:
 
 
 def from_json(text: str | None) -> dict[str, object]:
+    """Return the columns in a text of the ledger."""
     return dict(json.loads(text)) if text else {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 from anonymizer.config import SourceConfig
@@ -52,7 +53,7 @@ class RowEntries:
         """Return the entry of a row, named by ``source.id`` or by file and row; None if the row is not selected."""
         config = self.config
         self.rows += 1
-        if any(to_text_or_none(values.get(column)) != wanted for column, wanted in config.where.items()):
+        if any(to_text_or_none(values.get(column)) != value for column, value in config.where.items()):
             return None
         self.selected += 1
         default_id = f"{file}/{row}"
@@ -123,6 +124,25 @@ def read_or_fail(entry: Entry, read: Callable[[Entry], Record]) -> Record:
         return failed_record(entry, error.reason)
     except Exception:  # storage libraries raise errors of their own; one unreadable record is one failed row
         return failed_record(entry, Reason.UNREADABLE)
+
+
+def read_file(
+    entries: Sequence[Entry],
+    open_file: Callable[[ExitStack], Any],
+    read: Callable[[Any, Entry], Record],
+    concurrency: int = 0,
+) -> Iterator[Record]:
+    """Yield the records of one file, as ``read_each``; if it cannot be opened, all are UNREADABLE."""
+    if all(entry.problem for entry in entries):  # perhaps it is no file of this format
+        yield from map(failed_record, entries)
+        return
+    with ExitStack() as stack:
+        try:
+            file = open_file(stack)
+        except Exception:  # storage libraries raise errors of their own
+            yield from (failed_record(entry, Reason.UNREADABLE) for entry in entries)
+            return
+        yield from read_each(entries, lambda entry: read(file, entry), concurrency)
 
 
 def read_each(entries: Iterable[Entry], read: Callable[[Entry], Record], concurrency: int = 0) -> Iterator[Record]:

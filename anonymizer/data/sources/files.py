@@ -149,10 +149,12 @@ def _is_file(fs: Any, path: str) -> bool:
 
 
 def is_ignored(name: str) -> bool:
+    """Return whether a file is never a record."""
     return name in IGNORED_NAMES or name.startswith("._")
 
 
 def is_side_file(name: str) -> bool:
+    """Return whether a file among archives or tables holds no data."""
     return name.lower().endswith(SIDE_SUFFIXES)
 
 

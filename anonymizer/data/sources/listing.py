@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.building import RowEntries, build_record, failed_record, read_each
+from anonymizer.data.sources.building import RowEntries, build_record, read_file
 from anonymizer.data.sources.coercion import row_digest, to_text_or_none
 from anonymizer.data.sources.column_policy import FILE_ATTRIBUTES, ColumnPolicy, Field, check_columns
 from anonymizer.data.sources.files import Location, read_uri, to_printable
@@ -56,16 +56,14 @@ class ListingSource:
         rows.check_any(self.location.uri)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
-        if not entries:
-            return
-        try:
-            file = self.location.open(self.location.path)
-        except Exception:  # storage libraries raise errors of their own
-            yield from (failed_record(entry, Reason.UNREADABLE) for entry in entries)
-            return
         self._header = []  # it may have changed
-        with file:
-            yield from read_each(entries, lambda entry: self._read_record(file, entry), self.location.concurrent_reads)
+        path = self.location.path
+        return read_file(
+            entries,
+            lambda stack: stack.enter_context(self.location.open(path)),
+            self._read_record,
+            self.location.concurrent_reads,
+        )
 
     def fields(self) -> list[Field]:
         names = list(dict.fromkeys(self._column_names()))

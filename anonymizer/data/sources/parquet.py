@@ -15,14 +15,7 @@ import pyarrow.parquet as pq
 from anonymizer.config import SourceConfig
 from anonymizer.data.sources.building import RowEntries, build_record, failed_record, read_or_fail, requested_columns
 from anonymizer.data.sources.coercion import row_digest
-from anonymizer.data.sources.column_policy import (
-    DROPPED,
-    FILE_ATTRIBUTES,
-    PICTURE,
-    ColumnPolicy,
-    Field,
-    check_columns,
-)
+from anonymizer.data.sources.column_policy import DROPPED, FILE_ATTRIBUTES, PICTURE, ColumnPolicy, Field, check_columns
 from anonymizer.data.sources.files import PARQUET_SUFFIXES, Location, SourceFile, list_data_files, to_printable
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
@@ -96,7 +89,7 @@ class ParquetSource:
         for file, name in self._files():
             if file.problem is None:
                 with self._open(file.path, name) as parquet:
-                    self._check_requested(parquet.schema_arrow, name)
+                    self._check(parquet.schema_arrow, name)
                     yield parquet.schema_arrow
 
     def _key_rows(self, parquet: pq.ParquetFile) -> Iterator[dict[str, Any]]:
@@ -159,13 +152,9 @@ class ParquetSource:
             self._check(schema, "file")
         except SourceError:
             return False
-        return True
+        return not self.policy.find_unclassified(schema.names)
 
     def _check(self, schema: pa.Schema, name: str) -> None:
-        self._check_requested(schema, name)
-        self.policy.check(schema.names)
-
-    def _check_requested(self, schema: pa.Schema, name: str) -> None:
         check_columns(self.config, schema.names, repr(name))
         image = schema.field(self.config.image).type
         if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:

@@ -10,18 +10,12 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from functools import partial
+from itertools import groupby, islice, takewhile
 from typing import Any
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.building import (
-    RecordIds,
-    build_record,
-    failed_record,
-    folder_values,
-    read_each,
-    requested_columns,
-)
+from anonymizer.data.sources.building import RecordIds, build_record, folder_values, read_file, requested_columns
 from anonymizer.data.sources.coercion import to_text
 from anonymizer.data.sources.column_policy import (
     ALL_OTHERS,
@@ -57,6 +51,13 @@ class Member:
     name: str
     key: str
     extension: str
+
+    @classmethod
+    def of(cls, file: Any, info: tarfile.TarInfo) -> Member:
+        name = info.name
+        while name.startswith("./"):
+            name = name[2:]
+        return cls(file, info, name, *_split_name(name))
 
     def json_keys(self) -> Sequence[str]:
         """Return the keys of a json member; none if it cannot be read, since reading its record reports that."""
@@ -136,7 +137,7 @@ class WebDatasetSource:
         images: list[tuple[str, int | None, Reason | None]] = [
             (member.name, member.info.size, member_problem(member.info))
             for member in members
-            if self._is_picture(member.extension)
+            if self._is_image(member.extension)
         ]
         for name, size, problem in images or [(to_printable(key), None, Reason.NOT_AN_IMAGE)]:
             record_id, duplicate = ids.claim(f"{archive}/{to_printable(key)}")
@@ -152,26 +153,15 @@ class WebDatasetSource:
             FILE_ATTRIBUTES,
             MEMBER_ATTRIBUTES,
             *describe_folder(self.config, "each key"),
-            *(Field.for_column(name, PICTURE if self._is_picture(name) else DROPPED, location) for name in images),
+            *(Field.for_column(name, PICTURE if self._is_image(name) else DROPPED, location) for name in images),
             *self.member_policy.describe(columns, location),
             *self.key_policy.describe(keys, f"json {location}"),
         ]
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
         for uri, group in groupby(entries, key=lambda entry: entry.uri):
-            yield from self._read_archive(self.location.to_path(uri), list(group))
-
-    def _read_archive(self, path: str, entries: list[Entry]) -> Iterator[Record]:
-        if all(entry.problem for entry in entries):  # perhaps not an archive
-            yield from map(failed_record, entries)
-            return
-        with ExitStack() as stack:
-            try:
-                file = open_archive(self.location, path, stack)
-            except Exception:  # storage libraries raise errors of their own
-                yield from (failed_record(entry, Reason.UNREADABLE) for entry in entries)
-                return
-            yield from read_each(entries, lambda entry: self._read(file, entry))
+            path = self.location.to_path(uri)
+            yield from read_file(list(group), partial(open_archive, self.location, path), self._read)
 
     def _read(self, file: Any, entry: Entry) -> Record:
         """Read the members of one key from its first one on, as far as they are needed."""
@@ -181,20 +171,17 @@ class WebDatasetSource:
         data: bytes | None = None
         sides: dict[str, bytes | None] = {}
         key = _split_name(entry.member or "")[0]
-        for member in Archive(file):
-            name = _strip_dot_slash(member.name)
-            member_key, extension = _split_name(name)
-            if member_key != key:
-                break
-            if name == entry.member and data is None:
-                if not member.isreg() or member.size != entry.size:
+        for member in takewhile(lambda member: member.key == key, (Member.of(file, info) for info in Archive(file))):
+            info, extension = member.info, member.extension
+            if member.name == entry.member and data is None:
+                if not info.isreg() or info.size != entry.size:
                     raise RecordError(Reason.CHANGED)
-                data = read_member(file, member)
+                data = read_member(file, info)
             elif self._is_column(extension):
                 if self.member_policy.treatment(extension) is None:
                     raise RecordError(Reason.UNCLASSIFIED)
-                if member.isreg() and (self.needs_sides or (extension == "json" and not self.key_policy.drops_rest)):
-                    sides[extension] = read_member(file, member) if member.size <= MAX_SIDE_BYTES else None
+                if info.isreg() and (self.needs_sides or (extension == "json" and not self.key_policy.drops_rest)):
+                    sides[extension] = read_member(file, info) if info.size <= MAX_SIDE_BYTES else None
             if data is not None and not self.needs_sides and self.key_policy.drops_rest:
                 break
         if data is None:
@@ -240,11 +227,10 @@ class WebDatasetSource:
                 if isinstance(member, Reason):
                     yield member
                     continue
-                name = _strip_dot_slash(member.name)
-                if not member.isdir() and not is_ignored(name.rpartition("/")[2]):
-                    yield Member(file, member, name, *_split_name(name))
+                if not member.isdir() and not is_ignored(member.name.rpartition("/")[2]):
+                    yield Member.of(file, member)
 
-    def _is_picture(self, extension: str) -> bool:
+    def _is_image(self, extension: str) -> bool:
         if self.image_extension:
             return extension == self.image_extension
         return extension.rpartition(".")[2] in IMAGE_SUFFIXES and extension not in self.config.drop
@@ -276,12 +262,6 @@ class _Values:
             return None if data is None else data.decode().strip()
         except UnicodeDecodeError:
             raise RecordError(Reason.BAD_METADATA) from None
-
-
-def _strip_dot_slash(name: str) -> str:
-    while name.startswith("./"):
-        name = name[2:]
-    return name
 
 
 def _split_name(name: str) -> tuple[str, str]:
