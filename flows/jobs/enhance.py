@@ -1,84 +1,72 @@
-"""What the task of an enhancement does, without Prefect: enlarge each picture, compare it, write it and a page."""
+"""The work of an enhancement, without Prefect: enlarge each picture, write it, compare it, and write a page."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
-from anonymizer.backbones.conditioning import encode_conditions, flag_unsafe, refuse_unused_guidance
+from anonymizer.backbones.conditioning import conditioning_text, refuse_unused_guidance
 from anonymizer.config import EnhanceConfig, Limits
 from anonymizer.data import image_codec, usage_marker
-from anonymizer.enhance import Enhancer, Upsampling, cautions, resample
+from anonymizer.enhance import Enhancer, Upsampling, cautions, noise_key, resample
 from anonymizer.errors import OutputError, RecordError, StepError
-from anonymizer.noise import KeyedNoise
-from anonymizer.records import Reason
+from anonymizer.noise import Noise
+from anonymizer.pipeline.batch_sampling import BatchSampler, SamplingJob
+from anonymizer.pipeline.item import Item
+from anonymizer.pipeline.stages import open_stages
+from anonymizer.records import Decision, Reason, Record, Status
 from anonymizer.release import preflight
-from anonymizer.report.enhance import Example, Group, build_example, write_enhancement
+from anonymizer.release.profiling import Stopwatch
+from anonymizer.report import enhance as page
 from anonymizer.storage import parquet
 from anonymizer.storage.path import StoragePath
 from flows.jobs import enhance_manifest
-from flows.jobs.enhance_inputs import MISSING, EnhanceInputs, EnhanceItem
-from flows.jobs.enhance_manifest import DIRECTION, ENHANCED, METHODS, USED, EnhanceSummary, Method, Row, column_name
+from flows.jobs.enhance_inputs import EnhanceInputs, Pair
+from flows.jobs.enhance_manifest import DIRECTION, ENHANCED, METHODS, USED, EnhanceSummary, Row, column_name
 from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
 from flows.jobs.redaction import in_fresh_thread, redact_errors
 from metrics.models.lpips import PerceptualDistance
 from metrics.utility.image_quality import score_images
 
-PURPOSE = usage_marker.marker_text("enhancement")
-EXAMPLE_COUNT, WORST_COUNT = (
-    12,
-    6,
-)  # pictures on the page: drawn by chance, and those that are furthest from their references
+MISSING, WRONG_SIZE = "missing", "wrong_size"  # why a reference cannot be used, beside reasons of records
+THREADS = 2  # that decode and encode beside the model
+PREFETCH_DEPTH = 2  # pictures that are decoded before their turn; they may be large
+EXAMPLE_COUNT, WORST_COUNT = 12, 6  # pictures on the page: drawn by chance, and furthest from their references
 UNBOUNDED = Limits(max_bytes=2**62, max_pixels=2**62)  # for files of our own
 MAX_LISTED_IDS = 5  # records of each reason that the page names
 
 
-def run(config: EnhanceConfig, watching: ProgressReporter = NO_PROGRESS) -> EnhanceSummary:
-    """Make ``config.output.uri``: pictures, manifest, page, and last the summary. UsageError before long work."""
-    begun = time.monotonic()
-    _check_place(config)
-    folder = StoragePath.from_uri(config.output.uri)
-    folder.make_private_folder()  # before anything can fail, and say why in there
-    watching.stage("reading the source")
-    pictures = EnhanceInputs(config)
-    job = _Enhancement(config, folder.as_private())
-    usage_marker.write_marker(job.folder, "enhancement")
-    watching.begin(len(pictures), 0)
-    watching.stage("enlarging")
-    rows: list[Row] = []
-    for batch in job.batches(pictures.read(job.enhancer)):
-        rows += job.enhance(batch)
-        watching.advance(len(batch))
-    rows.sort(key=lambda row: row.number)
-    watching.stage("writing the page")
-    return job.write(rows, pictures, time.monotonic() - begun)
+def run(config: EnhanceConfig, progress: ProgressReporter = NO_PROGRESS) -> EnhanceSummary:
+    """Make ``config.output.uri``: images, manifest, page, and last the summary. UsageError before long work."""
+    job = read_pairs(config, progress)
+    return write_enhancement(job, enlarge(job, progress), progress)
 
 
-def run_for_scheduler(config: EnhanceConfig, watching: ProgressReporter) -> EnhanceSummary:
-    """``run``, with errors that a scheduler may keep; what they may not tell goes to ``errors/`` there."""
+def run_for_scheduler(config: EnhanceConfig, progress: ProgressReporter) -> EnhanceSummary:
+    """``run``, with errors that a scheduler may keep; the details of others go to ``errors/`` in the output."""
     error = StepError("enhancement: failed")
-    return redact_errors(StoragePath.from_uri(config.output.uri), "enhance", error, lambda: run(config, watching))
+    return redact_errors(StoragePath.from_uri(config.output.uri), "enhance", error, lambda: run(config, progress))
 
 
 def check(config: EnhanceConfig) -> None:
-    """What can be told before the work: the place to write to, sources, models. Writes nothing. Raises UsageError."""
-    _check_place(config)
+    """Raise UsageError for what can be seen before the work: output, sources, models. Writes nothing."""
+    _check_folders(config)
     EnhanceInputs(config)
     refuse_unused_guidance(config.model, backbone_of(config.model))
-    _enhancer_of(config)
+    _build_enhancer(config)
     _lpips_of(config)
 
 
-def _check_place(config: EnhanceConfig) -> None:
+def _check_folders(config: EnhanceConfig) -> None:
     folder = StoragePath.from_uri(config.output.uri)
     for source in filter(None, (config.source, config.references)):
         preflight.check_private_folder("output.uri", config.output.uri, source.uri)
@@ -87,13 +75,13 @@ def _check_place(config: EnhanceConfig) -> None:
         raise OutputError(f"output.uri {config.output.uri!r}: is there already: name a new prefix")
 
 
-def _enhancer_of(config: EnhanceConfig) -> Enhancer:
+def _build_enhancer(config: EnhanceConfig) -> Enhancer:
     backbone, overlap = backbone_of(config.model), config.model.tile_overlap
     return Enhancer(backbone, config.factor, config.levels, config.upsampling, config.sampler, config.steps, overlap)
 
 
 def _lpips_of(config: EnhanceConfig) -> PerceptualDistance | None:
-    """What compares to the eye, where there is something to compare with and it is not left out."""
+    """Return the perceptual distance; None where there is nothing to compare with, or it is left out."""
     if config.references is None or config.metrics.lpips == "none":
         return None
     return _load_lpips(config.metrics.lpips, str(backbone_of(config.model).device))
@@ -104,164 +92,217 @@ def _load_lpips(lpips: str, device: str) -> PerceptualDistance:
     return in_fresh_thread(lambda: PerceptualDistance.load(lpips, device))
 
 
-class _Enhancement:
-    """One enhancement, with what it holds, in the order in which a picture meets it."""
+def read_pairs(config: EnhanceConfig, progress: ProgressReporter) -> Enhancement:
+    """Prepare the output, list the source, and match its records with their references."""
+    begun = time.monotonic()
+    _check_folders(config)
+    StoragePath.from_uri(config.output.uri).make_private_folder()  # before anything can fail, and say why in there
+    progress.stage("reading the source")
+    job = Enhancement(config, EnhanceInputs(config), begun)
+    usage_marker.write_marker(job.folder, "enhancement")
+    return job
 
-    def __init__(self, config: EnhanceConfig, folder: StoragePath) -> None:
-        self.config, self.folder = config, folder
-        self.enhancer, self.lpips = _enhancer_of(config), _lpips_of(config)
+
+def enlarge(job: Enhancement, progress: ProgressReporter) -> list[Row]:
+    """Enlarge, write and compare; return a row for each record, in the source's order."""
+    progress.begin(len(job.inputs), 0)
+    progress.stage("enlarging")
+    rows, watch = [], Stopwatch()
+    with open_stages(job.backbone.device, THREADS, watch) as stages:
+        items = stages.decode(job.decode, job.inputs.read(), PREFETCH_DEPTH)
+        sampler = BatchSampler(job, job.config.batch_size, stages.overlap, watch)
+        for item in stages.write(job.write_image, sampler.run(items)):
+            rows.append(job.compare(item))
+            progress.advance(1)
+    return sorted(rows, key=lambda row: row.number)
+
+
+def write_enhancement(
+    job: Enhancement, rows: Sequence[Row], progress: ProgressReporter = NO_PROGRESS
+) -> EnhanceSummary:
+    """Write the manifest, the page, and last the summary."""
+    progress.stage("writing the page")
+    config, summary = job.config, enhance_manifest.summarize(rows)
+    constants: dict[str, object] = {"model": config.model.public_name, "model_digest": job.backbone.digest}
+    constants |= {"factor": config.factor, "upsampling": config.upsampling, "sampler": config.sampler}
+    constants |= {"steps": job.enhancer.steps, "seed": config.seed}
+    metadata = {"purpose": usage_marker.marker_text("enhancement"), "code_version": version("anonymizer")}
+    metadata |= {"lpips": job.lpips.versioned_name} if job.lpips else {}
+    table = enhance_manifest.build_table(rows, job.enhancer, constants, job.measures)
+    (job.folder / "manifest.parquet").write(parquet.to_bytes(table.replace_schema_metadata(metadata)))
+    figures = enhance_manifest.compute_figures(rows, job.measures, np.random.default_rng(config.seed))
+    unmeasured = [
+        f"{measure.upper()}: could not be had for any picture: they are too small for it, or too large"
+        for measure in job.measures
+        if summary.compared and measure not in figures
+    ]
+    document = metadata | constants | {"passes": enhance_manifest.describe_passes(job.enhancer)} | asdict(summary)
+    document |= {"cautions": [*cautions(config.levels), *unmeasured], "figures": figures}
+    page.write_enhancement(job.folder / "report.html", document, list(_groups(job, rows)), _failed_ids(rows))
+    document["seconds"] = time.monotonic() - job.begun
+    (job.folder / "summary.json").write(json.dumps(document, indent=1).encode())
+    return summary
+
+
+@dataclass(slots=True)
+class EnhanceItem(Item):
+    """A record that is enlarged, and what the result is compared with."""
+
+    number: int = 0  # in the source's order
+    reference: torch.Tensor | str | None = None  # (3, H, W), or why there is none; None where none is asked for
+
+
+class Enhancement(SamplingJob[EnhanceItem]):
+    """The stages of an enhancement, in the order in which an item meets them."""
+
+    def __init__(self, config: EnhanceConfig, inputs: EnhanceInputs, begun: float) -> None:
+        self.config, self.model, self.inputs = config, config.model, inputs
+        self.begun = begun  # by the monotonic clock
+        self.folder = StoragePath.from_uri(config.output.uri).as_private()
+        self.enhancer, self.lpips = _build_enhancer(config), _lpips_of(config)
         self.backbone = self.enhancer.backbone
         self.measures: Sequence[str] = ()
         if config.references is not None:
             self.measures = ("psnr", "ssim") if self.lpips is None else ("lpips", "psnr", "ssim")
 
-    def batches(self, items: Iterator[EnhanceItem]) -> Iterator[list[EnhanceItem]]:
-        """Pictures of one shape, as many as the model is to see at once; a record without a picture by itself."""
-        batch: list[EnhanceItem] = []
-        shape, most = None, 1
-        for item in items:
-            if item.picture is None:
-                yield [item]
-                continue
-            if batch and (item.picture.shape != shape or len(batch) == most):
-                yield batch
-                batch = []
-            shape, most = item.picture.shape, self._batch_size_for(item.picture)
-            batch.append(item)
-        if batch:
-            yield batch
-
-    def _batch_size_for(self, picture: torch.Tensor) -> int:
-        """How many pictures of this shape have about as many pixels as a batch of the model's size."""
-        height, width = self.enhancer.working_sides(*(self.config.factor * side for side in picture.shape[-2:]))
-        return max(1, self.config.batch_size * self.backbone.size**2 // (height * width))
-
-    def enhance(self, batch: Sequence[EnhanceItem]) -> list[Row]:
-        """A row for each, with its picture written, and compared where it has a reference."""
-        pictures = [item.picture for item in batch if item.picture is not None]
-        if not pictures:
-            return [Row(item.number, item.record_id, reason=item.problem) for item in batch]
-        low = torch.stack(pictures).to(self.backbone.device)  # (B, 3, h, w)
-        said = encode_conditions(self.backbone, (item.conditioning_text for item in batch))
-        outputs = self.enhancer(low, KeyedNoise([item.key for item in batch]), said)
-        objections = flag_unsafe(self.config.model, self.backbone, outputs)
-        rows = [self._write_output(*each) for each in zip(batch, outputs.cpu(), objections, strict=True)]
-        return self._compare(batch, rows) if self.measures else rows
-
-    def _write_output(self, item: EnhanceItem, output: torch.Tensor, unsafe: bool) -> Row:
-        row = Row(item.number, item.record_id)
+    def decode(self, pair: Pair) -> EnhanceItem:
+        """Decode a record and its reference, each at its own size."""
+        number, record, reference = pair
+        item = EnhanceItem(replace(record, data=b""), number=number)
         try:
-            if unsafe:
-                raise RecordError(Reason.UNSAFE)
-            encoded = self._encode(output)
+            if record.problem:
+                raise RecordError(record.problem)
+            item.conditioning_text = conditioning_text(self.model, record, self.backbone)
+            item.picture = image_codec.decode(record.data, 1, "tiles", self.config.source.limits)
+            self._refuse_too_large(item)
+            item.noise_key = noise_key(self.config.seed, record.data)
+            item.reference = self._decode_reference(item, reference)
         except RecordError as error:
-            return replace(row, reason=error.reason)
-        file = f"images/{item.number:06d}{image_codec.SUFFIXES[self.config.output.image]}"
-        (self.folder / file).write_uncommitted(encoded.data)
-        return replace(row, file=file, width=encoded.width, height=encoded.height)
+            item.fail(error.reason)
+        return item
+
+    def enlarged_sides(self, item: EnhanceItem) -> tuple[int, int]:
+        """Return the height and width of an item's output."""
+        assert item.picture is not None
+        height, width = (self.config.factor * side for side in item.picture.tensor.shape[-2:])
+        return height, width
+
+    def working_sides(self, item: EnhanceItem) -> tuple[int, int]:
+        return self.enhancer.working_sides(*self.enlarged_sides(item))
+
+    def _refuse_too_large(self, item: EnhanceItem) -> None:
+        """Bound what is made as what is read is bounded."""
+        height, width = self.working_sides(item)
+        longest = max(self.enlarged_sides(item))
+        max_pixels, max_side = self.config.source.limits.max_pixels, image_codec.MAX_SIDE[self.config.output.image]
+        if height * width > max_pixels or longest > max_side:
+            raise RecordError(Reason.TOO_MANY_PIXELS)
+
+    def _decode_reference(self, item: EnhanceItem, record: Record | None) -> torch.Tensor | str | None:
+        if self.config.references is None:
+            return None
+        if record is None:
+            return MISSING
+        if record.problem is not None:
+            return record.problem.value
+        try:
+            reference = image_codec.decode(record.data, 1, "tiles", self.config.references.limits).tensor
+        except RecordError as error:
+            return error.reason.value
+        return reference if tuple(reference.shape[-2:]) == self.enlarged_sides(item) else WRONG_SIZE
+
+    def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object) -> torch.Tensor:
+        return self.enhancer(x0, noise, condition)
+
+    def gate(self, item: EnhanceItem) -> None:
+        if item.is_unsafe:
+            item.fail(Reason.UNSAFE)
+        else:
+            item.decision = Decision(Status.RELEASED)
+
+    def write_image(self, item: EnhanceItem) -> EnhanceItem:
+        """Encode and write an item's output."""
+        try:
+            if item.output is not None:
+                item.encoded = self._encode(item.output)
+                (self.folder / self._file(item)).write_uncommitted(item.encoded.data)
+        except RecordError as error:
+            item.fail(error.reason)
+        item.output = None
+        return item
+
+    def _file(self, item: EnhanceItem) -> str:
+        return f"images/{item.number:06d}{image_codec.SUFFIXES[self.config.output.image]}"
 
     def _encode(self, picture: torch.Tensor) -> image_codec.EncodedImage:
         return image_codec.encode(picture, encoding=self.config.output.image, quality=self.config.output.quality)
 
-    def _compare(self, batch: Sequence[EnhanceItem], rows: Sequence[Row]) -> list[Row]:
-        """With scores of what was written, and of the same picture enlarged without a model and written alike."""
-        found = {row.number: row for row in rows}
-        pairs = []
-        for item in batch:
-            row = found[item.number]
-            if row.file is not None and isinstance(item.reference, torch.Tensor):
-                pairs.append((item, row.file, item.reference))
-            elif row.file is not None:
-                found[item.number] = replace(row, reference=str(item.reference))  # why there is none
-        if pairs:
-            wanted = torch.stack([reference for _, _, reference in pairs]).to(self.backbone.device)
-            scores: dict[str, Sequence[float | None]] = {}
-            for method in METHODS:
-                made = torch.stack([self._read_back(method, item, file) for item, file, _ in pairs]).to(wanted.device)
-                values = score_images(made, wanted, self.lpips)
-                scores |= {column_name(measure, method): some for measure, some in values.items()}
-            for at, (item, _, _) in enumerate(pairs):
-                own = {name: values[at] for name, values in scores.items()}
-                found[item.number] = replace(found[item.number], reference=USED, scores=own)
-        return list(found.values())
+    def compare(self, item: EnhanceItem) -> Row:
+        """Return an item's row, with scores of the written picture, and of the same one enlarged without a model."""
+        row = Row(item.number, item.record.entry.record_id)
+        assert item.decision is not None
+        if item.encoded is None:
+            return replace(row, reason=item.decision.reason)
+        row = replace(row, file=self._file(item), width=item.encoded.width, height=item.encoded.height)
+        if not isinstance(item.reference, torch.Tensor):
+            return replace(row, reference=item.reference)
+        reference, scores = item.reference[None].to(self.backbone.device), dict[str, float | None]()
+        for method in METHODS:
+            encoded = item.encoded if method == ENHANCED else self._encode(self.upsample(item, method))
+            picture = _decode(encoded.data)[None].to(reference.device)  # as it comes back from a file
+            measured = score_images(picture, reference, self.lpips)
+            scores |= {column_name(measure, method): values[0] for measure, values in measured.items()}
+        return replace(row, reference=USED, scores=scores)
 
-    def _read_back(self, method: Method, item: EnhanceItem, file: str) -> torch.Tensor:
-        """A picture (3, H, W) as it comes back from its file; one that is enlarged without a model from such a file."""
-        if method == ENHANCED:
-            return _decode((self.folder / file).read())
-        return _decode(self._encode(self._upsample(item, method)).data)
-
-    def _upsample(self, item: EnhanceItem, kind: Upsampling) -> torch.Tensor:
+    def upsample(self, item: EnhanceItem, method: Upsampling) -> torch.Tensor:
+        """Return an item's picture (3, H, W) enlarged without a model."""
         assert item.picture is not None
-        height, width = (self.config.factor * side for side in item.picture.shape[-2:])
-        return resample(item.picture[None], (height, width), kind)[0]
+        return resample(item.picture.tensor[None], self.enlarged_sides(item), method)[0]
 
-    def write(self, rows: Sequence[Row], pictures: EnhanceInputs, seconds: float) -> EnhanceSummary:
-        """The manifest, the page, and the summary: with it, all is there."""
-        config, summary = self.config, enhance_manifest.summarize(rows)
-        made_with: dict[str, object] = {"model": config.model.public_name, "model_digest": self.backbone.digest}
-        made_with |= {"factor": config.factor, "upsampling": config.upsampling, "sampler": config.sampler}
-        made_with |= {"steps": self.enhancer.steps, "seed": config.seed}
-        said = {"purpose": PURPOSE, "code_version": version("anonymizer")}
-        said |= {"lpips": self.lpips.versioned_name} if self.lpips else {}
-        table = enhance_manifest.build_table(rows, self.enhancer, made_with, self.measures).replace_schema_metadata(
-            said
-        )
-        (self.folder / "manifest.parquet").write(parquet.to_bytes(table))
-        passes = enhance_manifest.describe_passes(self.enhancer)
-        figures = enhance_manifest.compute_figures(rows, self.measures, np.random.default_rng(config.seed))
-        told = said | made_with | {"passes": passes} | asdict(summary)
-        unmeasured = [
-            f"{measure.upper()}: could not be had for any picture: they are too small for it, or too large"
-            for measure in self.measures
-            if summary.compared and measure not in figures
-        ]
-        told |= {"cautions": [*cautions(config.levels), *unmeasured], "figures": figures}
-        write_enhancement(self.folder / "report.html", told, list(self._groups(rows, pictures)), _failed_ids(rows))
-        (self.folder / "summary.json").write(json.dumps(told | {"seconds": seconds}, indent=1).encode())
-        return summary
 
-    def _groups(self, rows: Sequence[Row], pictures: EnhanceInputs) -> Iterator[Group]:
-        """Pictures for the page: some by chance, and of many the ones that came out worst, so that nobody is misled."""
-        made = [row for row in rows if row.file is not None]
-        rng = np.random.default_rng(self.config.seed)
-        drawn = sorted(rng.choice(len(made), min(EXAMPLE_COUNT, len(made)), replace=False).tolist())
-        if drawn:
-            about = "In the source's order." if len(drawn) == len(made) else f"{len(drawn)} of {len(made)} pictures."
-            title = "Before and after" if len(drawn) == len(made) else "Before and after, drawn by chance"
-            yield Group(title, about, self._examples([made[at] for at in drawn], pictures))
-        if len(made) > len(drawn) and self.measures:
-            first = self.measures[0]
-            told = [row for row in made if row.scores.get(first) is not None]
-            worst = sorted(told, key=lambda row: DIRECTION[first] * (row.scores[first] or 0.0))[:WORST_COUNT]
-            if worst:
-                about = f"The {len(worst)} of {len(told)} pictures that came out worst by {first.upper()}."
-                yield Group("Furthest from their references", about, self._examples(worst, pictures))
+def _groups(job: Enhancement, rows: Sequence[Row]) -> Iterator[page.Group]:
+    """Yield examples for the page: some by chance, and of many those that came out worst, lest the page mislead."""
+    written = [row for row in rows if row.file is not None]
+    rng = np.random.default_rng(job.config.seed)
+    drawn = sorted(rng.choice(len(written), min(EXAMPLE_COUNT, len(written)), replace=False).tolist())
+    if drawn:
+        is_all = len(drawn) == len(written)
+        title = "Before and after" if is_all else "Before and after, drawn by chance"
+        about = "In the source's order." if is_all else f"{len(drawn)} of {len(written)} pictures."
+        yield page.Group(title, about, _examples(job, [written[at] for at in drawn]))
+    if len(written) > len(drawn) and job.measures:
+        measure = job.measures[0]
+        scored = [(score, row) for row in written if (score := row.scores.get(measure)) is not None]
+        worst = [row for _, row in sorted(scored, key=lambda pair: DIRECTION[measure] * pair[0])[:WORST_COUNT]]
+        if worst:
+            about = f"The {len(worst)} of {len(scored)} pictures that came out worst by {measure.upper()}."
+            yield page.Group("Furthest from their references", about, _examples(job, worst))
 
-    def _examples(self, rows: Sequence[Row], pictures: EnhanceInputs) -> list[Example]:
-        """Some pictures again, with what they were enlarged from. A record that can no longer be read is left out."""
-        found = []
-        order = sorted(rows, key=lambda row: row.number)
-        for row, item in zip(order, pictures.read(self.enhancer, [row.number for row in order]), strict=True):
-            if item.picture is not None and row.file is not None:
-                after: dict[str, torch.Tensor | str] = {"bicubic": self._upsample(item, "bicubic")}
-                after[ENHANCED] = _decode((self.folder / row.file).read())
-                if self.measures:
-                    after["reference"] = item.reference if item.reference is not None else MISSING
-                scores = {measure: row.scores.get(measure) for measure in self.measures}
-                found.append(build_example(row.record_id, item.picture, after, scores))
-        return sorted(found, key=lambda one: [row.record_id for row in rows].index(one.record_id))
+
+def _examples(job: Enhancement, rows: Sequence[Row]) -> list[page.Example]:
+    """Read some records again; one that can no longer be read is left out."""
+    examples: dict[int, page.Example] = {}
+    order = sorted(rows, key=lambda row: row.number)
+    for row, item in zip(order, map(job.decode, job.inputs.read([row.number for row in order])), strict=True):
+        if item.picture is not None and row.file is not None:
+            after: dict[str, torch.Tensor | str] = {"bicubic": job.upsample(item, "bicubic")}
+            after[ENHANCED] = _decode((job.folder / row.file).read())
+            if job.measures:
+                after["reference"] = MISSING if item.reference is None else item.reference
+            scores = {measure: row.scores.get(measure) for measure in job.measures}
+            examples[row.number] = page.build_example(row.record_id, item.picture.tensor, after, scores)
+    return [examples[row.number] for row in rows if row.number in examples]
 
 
 def _decode(data: bytes) -> torch.Tensor:
-    """A picture (3, H, W) at its own size."""
+    """Return a picture (3, H, W) at its own size."""
     return image_codec.decode(data, 1, "tiles", UNBOUNDED).tensor
 
 
-def _failed_ids(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Reason -> ids of the first few records of which nothing could be made."""
-    found: dict[str, list[str]] = defaultdict(list)
+def _failed_ids(rows: Sequence[Row]) -> Mapping[str, list[str]]:
+    """Return, by reason, the ids of the first few records that could not be enlarged."""
+    ids: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row.reason is not None and len(found[row.reason]) < MAX_LISTED_IDS:
-            found[row.reason].append(row.record_id)
-    return found
+        if row.reason is not None and len(ids[row.reason]) < MAX_LISTED_IDS:
+            ids[row.reason].append(row.record_id)
+    return ids
