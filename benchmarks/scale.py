@@ -171,7 +171,7 @@ class Job:
         class Copying:
             """A model that takes whatever it is given for the picture, and has no weights."""
 
-            T, size, channels, multiple, scale, asks = 1000, SIDE, 3, 1, 1, "nothing"
+            T, size, channels, multiple, scale, condition_kind = 1000, SIDE, 3, 1, 1, "nothing"
             alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
             device, name, digest = torch.device("cpu"), "copying", hashlib.sha256(b"copying").hexdigest()
 
@@ -181,10 +181,10 @@ class Job:
             def decode(self, z0: torch.Tensor) -> torch.Tensor:
                 return z0
 
-            def condition(self, told: Sequence[str]) -> object:
+            def condition(self, texts: Sequence[str]) -> object:
                 raise AssertionError("it knows neither prompts nor classes")
 
-            def unsafe(self, images: torch.Tensor) -> Sequence[bool]:
+            def flag_unsafe(self, images: torch.Tensor) -> Sequence[bool]:
                 return [False] * len(images)
 
             def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:

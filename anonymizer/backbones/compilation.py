@@ -1,4 +1,4 @@
-"""What makes a network faster and leaves what it says as it was, rounding apart: memory layout and compilation."""
+"""Memory layout and compilation: faster networks with the same outputs, rounding apart."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ MIN_FLOPS_TO_COMPILE = 3e16
 
 
 def move_channels_last(network: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A network of convolutions on the device, its channels last in memory where that is faster.
+    """Move a convolutional network to the device, its channels last in memory where that is faster.
 
-    On a CPU it is in float32, and not always in bfloat16. On a GPU it is what tensor
-    cores work on.
+    On a CPU it is in float32, and not always in bfloat16; on a GPU tensor cores work on that layout.
     """
     network = network.to(device)
     if device.type == "cuda" or (device.type == "cpu" and dtype == torch.float32):
@@ -33,16 +32,13 @@ def move_channels_last(network: Any, device: torch.device, dtype: torch.dtype) -
 
 
 def get_network(backbone: Backbone) -> Any:
-    """The network that ``predict`` asks; none where it is of another kind."""
+    """Return the network of ``predict``, or None where it is of another kind."""
     return getattr(backbone, "unet", None) or getattr(backbone, "transformer", None)
 
 
 def count_flops(backbone: Backbone, condition: object = None) -> int:
-    """Floating-point operations of ``predict`` for one picture (a multiplication and an addition are two).
-
-    ``said``: the condition of one row.
-    """
-    from torch.utils.flop_counter import FlopCounterMode  # 75 MiB, for whoever counts
+    """Return the floating-point operations of ``predict`` for one image (a multiplication and an addition are two)."""
+    from torch.utils.flop_counter import FlopCounterMode  # 75 MiB, imported where operations are counted
 
     with torch.inference_mode():
         zt = backbone.encode(torch.zeros(1, 3, backbone.size, backbone.size))
@@ -52,9 +48,9 @@ def count_flops(backbone: Backbone, condition: object = None) -> int:
 
 
 def is_worth_compiling(mode: CompileMode, backbone: Backbone, planned_flops: Callable[[], float]) -> bool:
-    """Whether to compile; ``planned`` are the operations of the whole plan, and asked for only where they count.
+    """Return whether to compile; ``planned_flops``, of the whole plan, is called only where it decides.
 
-    It goes by what is planned, not by a clock, so that all workers of one kind do the same.
+    The plan decides, and not a clock, so that all workers of one kind do the same.
     """
     if mode == "auto":
         return backbone.device.type == "cuda" and planned_flops() >= MIN_FLOPS_TO_COMPILE
@@ -62,10 +58,10 @@ def is_worth_compiling(mode: CompileMode, backbone: Backbone, planned_flops: Cal
 
 
 def compile_network(backbone: Backbone, batch_size: int) -> None:
-    """Have the network compiled for full batches, in place; once for each network and size.
+    """Compile the network in place for full batches; once for each network and size.
 
-    Others, as the last one of a shard, go the plain way: to compile for each size takes longer than it saves. With
-    guidance a network sees two rows for each picture.
+    Other batches, as the last one of a shard, are not compiled: that takes longer than it saves. With guidance a
+    network gets two rows for each image.
     """
     if (network := get_network(backbone)) is None:
         return
@@ -76,14 +72,14 @@ def compile_network(backbone: Backbone, batch_size: int) -> None:
 
 
 class CompiledForward:
-    """The forward pass of a network, compiled for batches of certain sizes when the first of them comes.
+    """The forward pass of a network, compiled for batches of certain sizes at the first of them.
 
-    Where it cannot be compiled, as without a C compiler, it stays plain, and the log says so.
+    Where compilation fails, as without a C compiler, the pass stays eager, with a warning in the log.
     """
 
-    def __init__(self, plain: Callable[..., Any]) -> None:
-        self.eager_forward, self.batch_sizes = plain, set[int]()
-        self.compiled_forward: Callable[..., Any] = torch.compile(plain, dynamic=False)
+    def __init__(self, eager: Callable[..., Any]) -> None:
+        self.eager_forward, self.batch_sizes = eager, set[int]()
+        self.compiled_forward: Callable[..., Any] = torch.compile(eager, dynamic=False)
 
     def __call__(self, sample: torch.Tensor, *rest: Any, **more: Any) -> Any:
         if len(sample) in self.batch_sizes and self.compiled_forward is not self.eager_forward:
@@ -100,7 +96,7 @@ class CompiledForward:
 
 
 def cache_folder() -> Path:
-    """Where a user's programs keep what they can make again; private."""
+    """Return the private folder of the user's reproducible data."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anonymizer"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

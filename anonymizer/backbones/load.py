@@ -1,24 +1,23 @@
-"""From a model id to a backbone on a device: bundled, a local folder, or a pinned revision from the hub."""
+"""Load a backbone by its model id: bundled, a local folder or URI, or a pinned revision of the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from anonymizer.backbones.pipeline_folder import REQUIRED_FILES, PipelineFolder
-from anonymizer.backbones.protocol import Backbone
+from anonymizer.backbones.protocol import Backbone, ConditionKind
 from anonymizer.config import ModelConfig
 from anonymizer.errors import ModelError
 from anonymizer.storage import download
 
 BUNDLED = "bundled:"
 
-# Class of a pipeline in its model_index.json -> who builds a backbone of its parts.
+# Class of a pipeline in its model_index.json -> module and class of the backbone.
 FAMILIES = {
     "DDPMPipeline": "pixel:PixelBackbone",
     "DDIMPipeline": "pixel:PixelBackbone",
@@ -35,54 +34,53 @@ FAMILIES = {
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
-    """The model that ``config`` names, ready to predict. Raises ModelError with one line that says what to do."""
-    parts = PipelineFolder(resolve(config), config)
+    """Return the model of ``config``, ready to predict. ModelError with the next step, if it is not usable."""
+    folder = PipelineFolder(resolve(config), config)
     device, dtype = torch_device(config.device), getattr(torch, config.dtype)
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("model.dtype: float16 is not usable on a CPU: choose float32 or bfloat16")
-    if parts.pipeline_class not in FAMILIES:
-        raise ModelError(
-            f"model.id {config.id!r}: {parts.pipeline_class} is not supported, nor are inpainting, ONNX and other tasks: use "  # noqa: E501
-            f"a folder of one of {', '.join(FAMILIES)}"
+    if folder.pipeline_class not in FAMILIES:
+        raise folder.error(
+            f"{folder.pipeline_class} is not supported, nor are inpainting, ONNX and other tasks: use a folder of one "
+            f"of {', '.join(FAMILIES)}"
         )
-    module, _, name = FAMILIES[parts.pipeline_class].partition(":")
-    build = cast(Callable[..., Backbone], getattr(import_module(f"anonymizer.backbones.{module}"), name))
-    backbone = build(parts, device=device, dtype=dtype)
-    _refuse_other_settings(config, backbone)
+    module, _, name = FAMILIES[folder.pipeline_class].partition(":")
+    backbone: Backbone = getattr(import_module(f"anonymizer.backbones.{module}"), name)(
+        folder, device=device, dtype=dtype
+    )
+    _refuse_unusable_settings(config, backbone.condition_kind)
     return backbone
 
 
-def _refuse_other_settings(config: ModelConfig, backbone: Backbone) -> None:
-    """Settings that this model can make nothing of."""
-    if config.condition == "label" and backbone.condition_kind != "class":
+def _refuse_unusable_settings(config: ModelConfig, kind: ConditionKind) -> None:
+    if config.condition == "label" and kind != "class":
         raise ModelError(f"model.condition: the model {config.id!r} knows no classes: leave it out")
     for name in ("prompt", "negative_prompt"):
-        if getattr(config, name) and backbone.condition_kind != "prompt":
+        if getattr(config, name) and kind != "prompt":
             raise ModelError(f"model.{name}: the model {config.id!r} takes no prompt: leave it out")
-    if config.guidance != 1 and backbone.condition_kind == "nothing":
+    if config.guidance != 1 and kind == "nothing":
         raise ModelError(f"model.guidance: the model {config.id!r} knows neither prompts nor classes: leave it out")
 
 
 def bundled_models() -> dict[str, Path]:
-    """Name -> folder of each diffusion model that comes with the package."""
+    """Return name -> folder of each diffusion model that comes with the package."""
     root = Path(str(files("anonymizer.bundled")))
     return {path.parent.name: path.parent for path in sorted(root.glob("*/model_index.json"))}
 
 
 def resolve(config: ModelConfig) -> Path:
-    """The local folder that holds the model's files; what lies elsewhere is fetched first, or found in a cache."""
+    """Return the local folder of the model's files, downloaded first where they lie elsewhere and are not cached."""
     if config.id.startswith(BUNDLED):
         known = bundled_models()
-        name = config.id.removeprefix(BUNDLED)
-        if name not in known:
-            names = ", ".join(BUNDLED + n for n in known)
+        if (name := config.id.removeprefix(BUNDLED)) not in known:
+            names = ", ".join(BUNDLED + known_name for known_name in known)
             raise ModelError(f"model.id: unknown bundled model {config.id!r}: known: {names}")
         return known[name]
     if download.is_uri(config.id):
-        from huggingface_hub.utils._paths import filter_repo_objects
+        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
         return download.download_folder(
-            "model.id", config.id, lambda names: filter_repo_objects(names, **_files(config))
+            "model.id", config.id, lambda names: filter_repo_objects(names, **_file_patterns(config))
         )
     if (folder := Path(config.id).expanduser()).is_dir():
         return folder
@@ -96,11 +94,11 @@ def resolve(config: ModelConfig) -> Path:
             f"model.revision: missing for hub model {config.id!r} (there is no such folder): pin a commit, so that the "
             "model cannot change"
         )
-    return _from_hub(config)
+    return _download_from_hub(config)
 
 
 def torch_device(name: str) -> torch.device:
-    """``auto`` takes a GPU where there is one; anything else must exist."""
+    """Return a device: ``auto`` is a GPU where there is one; any other must exist, else ModelError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -111,8 +109,8 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def _files(config: ModelConfig) -> dict[str, Any]:
-    """Of each part its configuration, vocabulary and weights; not the checkpoints of other programs beside them."""
+def _file_patterns(config: ModelConfig) -> dict[str, Any]:
+    """Return patterns of each part's configuration, vocabulary and weights, without checkpoints of other programs."""
     weights = "*" if config.variant is None else f"*.{config.variant}*"
     patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
     patterns += [f"*/{weights}.safetensors", "diffusion_pytorch_model.safetensors"]
@@ -121,14 +119,15 @@ def _files(config: ModelConfig) -> dict[str, Any]:
     return {"allow_patterns": patterns, "ignore_patterns": ignored or None}
 
 
-def _from_hub(config: ModelConfig) -> Path:
+def _download_from_hub(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(config.id, revision=config.revision, **_files(config)))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        return Path(snapshot_download(config.id, revision=config.revision, **_file_patterns(config)))
+    except (HfHubHTTPError, OSError) as error:  # among them: no such repository, not in the cache
         raise ModelError(
             f"model.id {config.id!r} at {config.revision!r}: neither on the hub nor in its cache "
-            f"({type(error).__name__}): put model_index.json, {REQUIRED_FILES} in a folder and set model.id to that folder"  # noqa: E501
+            f"({type(error).__name__}): put model_index.json, {REQUIRED_FILES} in a folder and set model.id to that "
+            "folder"
         ) from None

@@ -1,4 +1,4 @@
-"""From what a network was trained to say to what it takes z_t for."""
+"""Conversion of a network's output, whatever it was trained to predict, to estimates of z0 and of the noise."""
 
 from __future__ import annotations
 
@@ -22,32 +22,27 @@ def from_sample(zt: torch.Tensor, out: torch.Tensor, abar: float) -> Denoised:
 
 
 def from_v(zt: torch.Tensor, out: torch.Tensor, abar: float) -> Denoised:
-    """v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans and Ho 2022)."""
+    """Convert v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans and Ho 2022)."""
     a, s = math.sqrt(abar), math.sqrt(1 - abar)
     return Denoised(a * zt - s * out, s * zt + a * out)
-
-
-def clip_z0(zt: torch.Tensor, denoised: Denoised, abar: float, bound: float) -> Denoised:
-    """z0 within [-bound, bound], and the noise that agrees with it."""
-    return from_sample(zt, denoised.z0.clamp(-bound, bound), abar)
 
 
 OUTPUT_CONVERTERS: dict[str, OutputConverter] = {"epsilon": from_noise, "sample": from_sample, "v_prediction": from_v}
 
 
 def make_output_converter(name: str, prediction_type: str, abar: torch.Tensor) -> OutputConverter:
-    """The reading of a model with the schedule ``abar`` (T,). ModelError if it cannot be read at every step."""
+    """Return the converter of a model with the schedule ``abar`` (T,). ModelError if a step of it is not invertible."""
     if prediction_type not in OUTPUT_CONVERTERS:
         raise ModelError(
             f"model.id {name!r}: prediction_type {prediction_type!r}: epsilon, sample and v_prediction are supported"
         )
-    least_open = 0.0 if prediction_type == "epsilon" else -1.0  # of no signal at all, noise tells nothing of z0
-    usable = (abar > least_open) & (abar < 1)
+    lower = 0.0 if prediction_type == "epsilon" else -1.0  # without any signal, the noise does not determine z0
+    usable = (abar > lower) & (abar < 1)
     if not usable.all():
-        at = int(usable.int().argmin()) + 1
+        step = int(usable.int().argmin()) + 1
         raise ModelError(
-            f"model.id {name!r}: its schedule leaves no signal or no noise at step {at} (alphas_cumprod "
-            f"{float(abar[at - 1]):g}), which a model of {prediction_type} cannot start from: choose one that was "
+            f"model.id {name!r}: its schedule leaves no signal or no noise at step {step} (alphas_cumprod "
+            f"{float(abar[step - 1]):g}), which a model of {prediction_type} cannot start from: choose one that was "
             "trained with v_prediction, or without rescale_betas_zero_snr"
         )
     return OUTPUT_CONVERTERS[prediction_type]

@@ -1,4 +1,4 @@
-"""The small models that come with the package, for demonstration: what there is, and their cards."""
+"""Small models that come with the package, for demonstration, with their cards and recipes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 class ModelCard:
     summary: str  # one line
     text: str  # Markdown
-    weight_bytes: int  # of the weights
+    weight_bytes: int
 
 
 def read_model_cards() -> dict[str, ModelCard]:
-    """Name -> card of each bundled model, from the README.md in its folder."""
+    """Return name -> card of each bundled model, from the README.md in its folder."""
     root = Path(str(files("anonymizer.bundled")))
-    return {path.parent.name: _card(path) for path in sorted(root.glob("*/README.md"))}
+    return {path.parent.name: _read_card(path) for path in sorted(root.glob("*/README.md"))}
 
 
-def _card(path: Path) -> ModelCard:
+def _read_card(path: Path) -> ModelCard:
     text = path.read_text(encoding="utf-8")
-    about = next((line for line in text.splitlines() if line and not line.startswith(("#", "---"))), "")
-    return ModelCard(about, text, sum(p.stat().st_size for p in path.parent.rglob("*.safetensors")))
+    summary = next((line for line in text.splitlines() if line and not line.startswith(("#", "---"))), "")
+    return ModelCard(summary, text, sum(weights.stat().st_size for weights in path.parent.rglob("*.safetensors")))

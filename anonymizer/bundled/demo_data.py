@@ -1,7 +1,7 @@
-"""A dataset of people who do not exist, saved the way people save photos: full of leaks.
+"""Demo dataset: photos of generated people, with the metadata leaks of real photos.
 
-Faces come from the bundled model at level 1. Every file gets what a camera, a phone or a careless colleague leaves
-behind, and two files are broken, so that a release can show what becomes of each.
+Faces come from the bundled model at level 1. Every file has the metadata that cameras, phones and colleagues leave, and
+two files are broken, so that a release can show what becomes of each.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ GIVEN_NAMES = ("Ada", "Bruno", "Chiara", "Dmitri", "Elif", "Femi", "Greta", "Hir
 FAMILY_NAMES = ("Almqvist", "Bernasconi", "Carvalho", "Dvorak", "Eriksen", "Farouk", "Grabowski", "Hadley")
 SITES = ("site-lisbon", "site-oslo")
 ADDRESS = "41 Harbour Lane"
-PEOPLE_KEY = CustodianKey(b"people who do not exist")  # fixed, so that every demo shows the same inventions
+PEOPLE_KEY = CustodianKey(b"people who do not exist")  # fixed, so that every demo shows the same people
 
 
 def write_demo_source(
     folder: Path, count: int, backbone: Backbone, progress: Callable[[int], None], batch_size: int = 16
 ) -> list[str]:
-    """Write ``count`` JPEGs and two broken files under ``folder``; returns the invented names."""
-    names = [
-        f"{GIVEN_NAMES[i % len(GIVEN_NAMES)]} {FAMILY_NAMES[(i // len(GIVEN_NAMES) + i) % len(FAMILY_NAMES)]}"
-        for i in range(count)
-    ]
+    """Write ``count`` JPEGs and two broken files under ``folder``; return the invented names."""
+    given, family = len(GIVEN_NAMES), len(FAMILY_NAMES)
+    names = [f"{GIVEN_NAMES[i % given]} {FAMILY_NAMES[(i // given + i) % family]}" for i in range(count)]
     boomerang = Boomerang(backbone, "sde-dpm++", steps=25)
     for start in range(0, count, batch_size):
         numbers = range(start, min(start + batch_size, count))
@@ -50,7 +48,7 @@ def write_demo_source(
 
 
 def encode_leaky_jpeg(face: torch.Tensor, name: str) -> bytes:
-    """A JPEG of ``face`` (3, H, W) in [-1, 1] with EXIF (name, GPS), XMP, ICC profile, comment and a thumbnail."""
+    """Return a JPEG of ``face`` (3, H, W) in [-1, 1] with EXIF (name, GPS), XMP, ICC profile, comment, thumbnail."""
     pixels = ((face.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
     picture = Image.fromarray(pixels).resize((200, 200), Image.Resampling.BICUBIC)
     exif = picture.getexif()

@@ -91,7 +91,7 @@ def test_without_names_numbers_are_known():
 def test_a_model_is_told_the_class_of_each_row(folder):
     path, zt = folder(), torch.randn(2, 3, 8, 8)
     backbone = load(path, condition="label")
-    assert backbone.asks == "class"
+    assert backbone.condition_kind == "class"
     found = backbone.predict(zt, 400, backbone.condition(["car", "plane"])).eps
     torch.testing.assert_close(found, network(path, zt, 400, [1, 0]), atol=1e-5, rtol=1e-5)
 

@@ -69,10 +69,10 @@ def test_channels_last_changes_rounding_and_nothing_else(faces: Any) -> None:
 def test_channels_last_leaves_latent_models_as_they_were(family: str, tmp_path: Path) -> None:
     path = FAMILIES[family](tmp_path / family)
     laid, plain = load(path, guidance=3.0), load(path, guidance=3.0)
-    for network in (plain.unet, plain.latents.vae):
+    for network in (plain.unet, plain.vae):
         network.to(memory_format=torch.contiguous_format)
     assert laid.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    assert laid.latents.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert laid.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(outputs(laid), outputs(plain), atol=PIXEL / 20, rtol=0)
 
 
@@ -128,13 +128,13 @@ def test_attention_goes_through_the_fused_kernel_and_never_the_slow_way(
     monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
     monkeypatch.setattr(Attention, "get_attention_scores", slow)
     backbone = load(FAMILIES[family](tmp_path / family))
-    outputs(backbone, said=encode_conditions(backbone, ["a cat"] * 2) if backbone.asks == "prompt" else None)
+    outputs(backbone, said=encode_conditions(backbone, ["a cat"] * 2) if backbone.condition_kind == "prompt" else None)
     assert len(fused) > 4
     processors = {type(module.processor).__name__ for module in compilation.get_network(backbone).modules()
                   if hasattr(module, "processor")}  # fmt: skip
     assert processors and not processors & {"AttnProcessor", "SlicedAttnProcessor", "JointAttnProcessor"}
-    if hasattr(backbone, "prompts"):
-        encoders = [part for part in backbone.prompts.embed.__wrapped__.pipeline.components.values()
+    if hasattr(backbone, "encode_prompts"):
+        encoders = [part for part in backbone.encode_prompts.embed.__wrapped__.pipeline.components.values()
                     if isinstance(part, torch.nn.Module) and hasattr(part.config, "_attn_implementation")]  # fmt: skip
         kinds = {(type(part).__name__, part.config._attn_implementation) for part in encoders}
         assert {kind for name, kind in kinds if name.startswith("CLIP")} == {"sdpa"}

@@ -45,9 +45,9 @@ def noise(rows: int) -> KeyedNoise:
 def test_a_folder_loads_and_says_what_it_is(folder):
     backbone = load(folder)
     assert (backbone.T, backbone.size, backbone.multiple, backbone.scale) == (1000, SIDE, 4, 2)
-    assert (backbone.channels, backbone.asks, len(backbone.digest)) == (4, "class", 64)
+    assert (backbone.channels, backbone.condition_kind, len(backbone.digest)) == (4, "class", 64)
     assert torch.equal(backbone.alphas_cumprod, DDIMScheduler().alphas_cumprod.double())
-    assert list(backbone.unsafe(torch.zeros(3, 3, SIDE, SIDE))) == [False] * 3
+    assert list(backbone.flag_unsafe(torch.zeros(3, 3, SIDE, SIDE))) == [False] * 3
 
 
 def unrolled(path: Path, zt: torch.Tensor, t_boom: int, guidance: float, steps: int) -> torch.Tensor:

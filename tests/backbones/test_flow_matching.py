@@ -183,8 +183,8 @@ def test_the_backbones_size_decides_on_the_shift(folders):
 def test_a_folder_loads_and_says_what_it_is(folders, name):
     backbone = load(folders(name), **SETTINGS[name])
     assert (backbone.T, backbone.size, backbone.multiple, backbone.scale) == (1000, SIDE, 4, 2)
-    assert (backbone.channels, backbone.asks, len(backbone.digest)) == (4, "prompt", 64)
-    assert list(backbone.unsafe(torch.zeros(3, 3, SIDE, SIDE))) == [False] * 3
+    assert (backbone.channels, backbone.condition_kind, len(backbone.digest)) == (4, "prompt", 64)
+    assert list(backbone.flag_unsafe(torch.zeros(3, 3, SIDE, SIDE))) == [False] * 3
 
 
 def reference(name: str, folder: Path, sigmas: list[float], latents: torch.Tensor, **more: Any) -> torch.Tensor:
@@ -210,7 +210,7 @@ def test_ddim_is_the_pipelines_own_loop_from_t_boom(folders, name, level):
     boomerang = Boomerang(backbone, "ddim", 4)
     grid = boomerang.grid(boomerang.t_boom(level))
     z0 = backbone.encode(x0)
-    eps, s = noise(2)(FORWARD, z0), float(backbone.flow.s[grid[0] - 1])
+    eps, s = noise(2)(FORWARD, z0), float(backbone.schedule.s[grid[0] - 1])
     xt = (1 - s) * z0 + s * eps  # at level 1: noise alone, where drawing begins
     theirs = reference(name, folders(name), [t / 1000 for t in grid[:-1]], xt)
     ours = boomerang.sample(x0, level, noise(2), backbone.condition(PROMPTS))

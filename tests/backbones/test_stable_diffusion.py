@@ -233,10 +233,10 @@ def test_the_notebook_to_the_letter_differs_by_one_step_in_a_thousand(folders, p
 def test_each_family_says_what_it_works_on(folders, kind, pictures):
     backbone = load(folders(kind))
     assert (backbone.T, backbone.size, backbone.scale, backbone.multiple, backbone.channels) == (1000, 16, 2, 4, 4)
-    assert backbone.asks == "prompt"
+    assert backbone.condition_kind == "prompt"
     z0 = backbone.encode(pictures)
     assert (z0.shape, backbone.decode(z0).shape) == ((2, 4, 8, 8), pictures.shape)
-    assert backbone.unsafe(pictures) == [False, False]
+    assert backbone.flag_unsafe(pictures) == [False, False]
     wide = torch.zeros(1, 3, 16, 24)  # no square, and no multiple of its size
     assert Boomerang(backbone, "ddim", 1).sample(wide, 0.5, KeyedNoise([b"w" * 16])).shape == wide.shape
 
@@ -350,7 +350,7 @@ def test_without_a_condition_every_row_is_told_the_prompt_of_the_settings(folder
 def test_half_precision_weights_give_and_take_float32(folders, pictures):
     exact, rough = (load(folders("sdxl"), dtype=dtype, guidance=3.0) for dtype in ("float32", "bfloat16"))
     assert {p.dtype for p in rough.unet.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in rough.latents.vae.parameters()} == {torch.float32}
+    assert {p.dtype for p in rough.vae.parameters()} == {torch.float32}
     z0 = rough.encode(pictures)
     assert torch.equal(z0, exact.encode(pictures))
     found = rough.predict(z0, 500, rough.condition(PROMPTS))
@@ -429,10 +429,10 @@ def _deeper(name: str, prefix: str) -> str:
 def test_a_checker_that_objects_changes_no_picture(tmp_path, pictures, heard):
     backbone = load(tiny_pipelines.sd1(tmp_path / "model", safety=-2))
     before = pictures.clone()
-    assert backbone.unsafe(pictures) == [True, True]
+    assert backbone.flag_unsafe(pictures) == [True, True]
     assert torch.equal(pictures, before)
     assert heard == []  # no talk of black pictures
-    assert load(tmp_path / "model", safety_checker=False).unsafe(pictures) == [False, False]
+    assert load(tmp_path / "model", safety_checker=False).flag_unsafe(pictures) == [False, False]
 
 
 def test_verdicts_are_those_of_the_pipeline(tmp_path):
@@ -442,25 +442,25 @@ def test_verdicts_are_those_of_the_pipeline(tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     _, theirs = pipeline.run_safety_checker(pictures.clone(), "cpu", torch.float32)
     assert set(theirs) == {True, False}
-    assert load(folder).unsafe(pictures) == list(theirs)
+    assert load(folder).flag_unsafe(pictures) == list(theirs)
 
 
 def test_an_oblong_picture_is_looked_at_from_end_to_end(tmp_path):
     backbone = load(tiny_pipelines.sd1(tmp_path / "model", safety=0.55))
     colours = torch.rand(12, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
     squares = colours.expand(-1, -1, 16, 16)
-    alone = backbone.unsafe(squares)
+    alone = backbone.flag_unsafe(squares)
     assert set(alone) == {True, False}
     bad, good = squares[alone.index(True)], squares[alone.index(False)]
     for along in (1, 2):
         row = [torch.cat(order, along) for order in ((good, good, good), (good, good, bad), (bad, good, good))]
-        assert backbone.unsafe(torch.stack(row)) == [False, True, True]
+        assert backbone.flag_unsafe(torch.stack(row)) == [False, True, True]
 
 
 def test_pictures_that_are_none_do_not_stop_the_checker(tmp_path, pictures):
     backbone = load(tiny_pipelines.sd1(tmp_path / "model", safety=2))
     pictures[0], pictures[1, 0] = math.nan, math.inf
-    assert backbone.unsafe(pictures) == [False, False]
+    assert backbone.flag_unsafe(pictures) == [False, False]
     assert pictures[0].isnan().all()
 
 
@@ -541,7 +541,7 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(folders, tmp_path):
 
 def test_an_img2img_folder_is_the_same_model(tmp_path):
     folder = tiny_pipelines.sd1(tmp_path / "model", kind=StableDiffusionImg2ImgPipeline)
-    assert load(folder).asks == "prompt"
+    assert load(folder).condition_kind == "prompt"
 
 
 @pytest.mark.parametrize(("safety", "ends"), [(2, ("released", None)), (-2, ("quarantined", "unsafe"))])

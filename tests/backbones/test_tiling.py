@@ -127,7 +127,7 @@ def test_a_row_does_not_depend_on_its_batch():
 
 def test_all_else_is_the_models_own(ideal):
     tiled = TiledBackbone(ideal, 0.25)
-    assert (tiled.T, tiled.size, tiled.digest, tiled.asks) == (ideal.T, ideal.size, ideal.digest, "nothing")
+    assert (tiled.T, tiled.size, tiled.digest, tiled.condition_kind) == (ideal.T, ideal.size, ideal.digest, "nothing")
     assert tiled.alphas_cumprod is ideal.alphas_cumprod
     with pytest.raises(AttributeError):
         tiled.no_such_thing  # noqa: B018

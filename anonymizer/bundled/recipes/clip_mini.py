@@ -4,14 +4,14 @@
 
 ``faces.parquet``: columns ``image`` (encoded bytes), ``age``, ``gender``, ``ethnicity``, ``split`` (``train`` or
 ``test``); ``cifar10.parquet``: ``image``, ``label`` (a class name), ``split``. Writes ``DIR/model`` (open_clip's own
-folder format: ``open_clip_config.json`` and ``open_clip_model.safetensors`` in fp16) and ``DIR/training.json``; the
-held-out figures are taken by ``clip_mini_figures``. A killed run goes on from its last checkpoint when the same command
-is given again.
+folder format: ``open_clip_config.json`` and ``open_clip_model.safetensors`` in fp16) and ``DIR/training.json``;
+``clip_mini_evaluation`` measures the held-out figures. A killed run goes on from its last checkpoint when the same
+command is given again.
 
-The loss has two terms. Captions: each picture gets one caption that names some of its attributes ("a photo of a young
-woman"); every picture that a caption is true of is a target, in equal parts, so that pictures that share a caption do
-not repel it. Instances: two augmented views of one picture attract and all other pictures repel (NT-Xent; Chen et al.
-2020), so that the embedding tells pictures of one class apart, which is what the similarity score needs.
+The loss has two terms. Captions: each image gets one caption with some of its attributes ("a photo of a young woman");
+every image that a caption is true of is a target, in equal parts, so that images that share a caption do not repel it.
+Instances: two augmented views of one image attract and all other images repel (NT-Xent; Chen et al. 2020), so that the
+embedding tells images of one class apart, as the similarity score must.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import argparse
 import json
 import random
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,8 @@ from anonymizer.bundled.recipes.clip_mini_data import (
     load_faces,
     match_captions,
 )
+from anonymizer.bundled.recipes.training import run_training, write_figures
 
-LONGEST_STEP = 5.0  # seconds; a longer one means that the process was paused, and a pause is not training time
 TEMPERATURE = 0.15  # of the instance term
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 256,
@@ -57,7 +56,7 @@ PREPROCESS: dict[str, Any] = {
 
 
 def new_clip() -> tuple[torch.nn.Module, Any]:
-    """The untrained network and its tokenizer, both open_clip's own; a third of the weights is the vocabulary."""
+    """Return an untrained network and its tokenizer, both open_clip's; a third of the weights is the vocabulary."""
     import open_clip
 
     with tempfile.TemporaryDirectory() as folder:
@@ -71,39 +70,42 @@ def new_clip() -> tuple[torch.nn.Module, Any]:
 def caption_loss(
     images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, is_match: torch.Tensor
 ) -> torch.Tensor:
-    """CLIP's symmetric cross-entropy with all true pairs as targets in equal parts.
+    """Return CLIP's symmetric cross-entropy with all matching pairs as targets in equal parts.
 
-    ``images`` (N, D) and ``texts`` (M, D) of unit norm, ``true`` bool (N, M) with a true entry in each row and column.
+    ``images`` (N, D) and ``texts`` (M, D) of unit norm, ``is_match`` bool (N, M) with a match in each row and column.
     """
     logits = scale * images @ texts.T  # (N, M)
-    rows, columns = is_match / is_match.sum(1, keepdim=True), is_match / is_match.sum(0, keepdim=True)
-    to_text = -(rows * logits.log_softmax(1)).sum(1).mean()
-    to_image = -(columns * logits.log_softmax(0)).sum(0).mean()
+    to_text = F.cross_entropy(logits, is_match / is_match.sum(1, keepdim=True))
+    to_image = F.cross_entropy(logits.T, (is_match / is_match.sum(0, keepdim=True)).T)
     return (to_text + to_image) / 2
 
 
 def instance_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """NT-Xent of two views (B, D) of unit norm."""
+    """Return NT-Xent of two views (B, D) of unit norm."""
     both = torch.cat([first, second])  # (2B, D)
     logits = (both @ both.T / TEMPERATURE).fill_diagonal_(float("-inf"))
     return F.cross_entropy(logits, torch.arange(len(both)).roll(len(first)))
 
 
 def learning_rate(done: float, step: int, peak: float) -> float:
-    """Warm-up over 100 steps, flat, then linear decay over the last 60 % of the time; ``done`` in [0, 1]."""
+    """Return the rate: warm-up over 100 steps, flat, then linear decay over the last 60 % of the time.
+
+    ``done``: share of the time, in [0, 1].
+    """
     return peak * min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - done) / 0.6))
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices and filters only; the vocabulary and all vectors go without."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in named if p.ndim < 2 or "embedding" in name]
-    decayed = [p for name, p in named if not (p.ndim < 2 or "embedding" in name)]
-    return [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    """Return weight decay for matrices and filters only, not for the vocabulary and vectors."""
+    groups: dict[float, list[torch.nn.Parameter]] = {0.05: [], 0.0: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[0.0 if parameter.ndim < 2 or "embedding" in name else 0.05].append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
 
 
 def save_model(model: torch.nn.Module, folder: Path) -> None:
-    """open_clip's folder format, loadable as ``local-dir:FOLDER``."""
+    """Write open_clip's folder format, loadable as ``local-dir:FOLDER``."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,26 +117,21 @@ def save_model(model: torch.nn.Module, folder: Path) -> None:
 
 
 def step_loss(
-    model: Any,
-    tokenizer: Any,
-    batches: list[tuple[AttributedImages, torch.Tensor]],
-    gen: torch.Generator,
+    model: Any, tokenizer: Any, batches: list[tuple[AttributedImages, torch.Tensor]], gen: torch.Generator,
     rng: random.Random,
-) -> torch.Tensor:
-    """Both terms on one batch, given as pictures and rows of them; the first two thirds get a second view."""
-    attributes = torch.cat([pictures.attributes[rows] for pictures, rows in batches])
-    captions, said = zip(*(draw_caption(row, rng) for row in attributes.tolist()), strict=True)
-    true = match_captions(attributes, torch.tensor(said))
-    first, second = (
-        torch.cat([augment_views(pictures.pixels[rows], gen) for pictures, rows in batches]) for _ in range(2)
-    )
+) -> torch.Tensor:  # fmt: skip
+    """Return both terms on one batch, given as images and rows of them; the first two thirds get a second view."""
+    attributes = torch.cat([images.attributes[rows] for images, rows in batches])
+    captions, mentions = zip(*(draw_caption(row, rng) for row in attributes.tolist()), strict=True)
+    is_match = match_captions(attributes, torch.tensor(mentions))
+    first, second = (torch.cat([augment_views(images.pixels[rows], gen) for images, rows in batches]) for _ in range(2))
     paired = len(first) * 2 // 3
     pixels = torch.cat([first, second[:paired]]).contiguous(memory_format=torch.channels_last)  # (5/3 B, 3, 64, 64)
     with torch.autocast("cpu", torch.bfloat16):
         images, texts = model.encode_image(pixels), model.encode_text(tokenizer(list(captions)))
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
     scale = model.logit_scale.exp().clamp(max=100)
-    captions_term = caption_loss(images, texts, scale, torch.cat([true, true[:paired]]))
+    captions_term = caption_loss(images, texts, scale, torch.cat([is_match, is_match[:paired]]))
     return captions_term + 0.5 * instance_loss(images[:paired], images[len(first) :])
 
 
@@ -144,7 +141,7 @@ def main() -> None:
     parser.add_argument("--cifar", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True, help="training time in all, over all restarts")
-    parser.add_argument("--batch", type=int, default=168, help="pictures a step, 3 in 7 of them faces")
+    parser.add_argument("--batch", type=int, default=168, help="images a step, 3 in 7 of them faces")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice; 1 where other work shares the cores")
     args = parser.parse_args()
@@ -152,52 +149,24 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    faces, objects = load_faces(args.faces, "train"), load_cifar(args.cifar, "train")
+    face_count = args.batch * 3 // 7
+    sources = (load_faces(args.faces, "train"), face_count), (load_cifar(args.cifar, "train"), args.batch - face_count)
     torch.manual_seed(0)
     model, tokenizer = new_clip()
+    model.train()
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=args.rate, betas=(0.9, 0.98))
     gen = torch.Generator().manual_seed(1)
-    step, seconds, smooth = 0, 0.0, 0.0
-    checkpoint = args.work / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        gen.set_state(state["gen"])
-        step, seconds, smooth = state["step"], state["seconds"], state["smooth"]
 
-    def save() -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "gen": gen.get_state()}
-        torch.save(state | {"step": step, "seconds": seconds, "smooth": smooth}, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
+    def loss_of(step: int) -> torch.Tensor:
+        batches = [(images, torch.randint(0, len(images), (count,), generator=gen)) for images, count in sources]
+        return step_loss(model, tokenizer, batches, gen, random.Random(step))
 
-    model.train()
-    while seconds < args.minutes * 60:
-        begun = time.monotonic()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(seconds / (args.minutes * 60), step, args.rate)
-        counts = args.batch * 3 // 7, args.batch - args.batch * 3 // 7
-        batches = [
-            (part, torch.randint(0, len(part), (n,), generator=gen))
-            for part, n in zip((faces, objects), counts, strict=True)
-        ]
-        loss = step_loss(model, tokenizer, batches, gen, random.Random(step))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
-        seconds += min(time.monotonic() - begun, LONGEST_STEP)
-        if step % 20 == 0:
-            print(f"step {step}  {seconds / 60:.1f} min  loss {smooth:.4f}", flush=True)
-        if step % 200 == 0:
-            save()
-    save()
+    figures = run_training(
+        args.work, args.minutes, {"model": model, "optimizer": optimizer}, gen,
+        rate=lambda done, step: learning_rate(done, step, args.rate), loss_of=loss_of, longest_step=5.0, smoothing=0.98,
+    )  # fmt: skip
     save_model(model.eval(), args.work / "model")
-    figures = {"steps": step, "batch": args.batch, "minutes": round(seconds / 60, 1), "training_loss": round(smooth, 4)}
-    (args.work / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(figures)
+    write_figures(args.work, {"batch": args.batch, **figures})
 
 
 if __name__ == "__main__":

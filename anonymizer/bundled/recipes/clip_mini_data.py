@@ -1,8 +1,7 @@
-"""What ``bundled:clip-mini`` is trained on: pictures with attributes, captions true of them, augmented views."""
+"""Training data of ``bundled:clip-mini``: images with attributes, captions true of them, augmented views."""
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from anonymizer.bundled.recipes.training import decode_images
+
 SIZE = 64
+BICUBIC = Image.Resampling.BICUBIC
 AGES = ("young", "adult", "middle-aged", "old")  # under 30, 30 to 44, 45 to 64, 65 and more
 GENDERS = ("man", "woman")
 ETHNICITIES = ("white", "black", "asian", "indian")  # the data set's own coding; its 'other' is left unnamed
@@ -34,7 +36,7 @@ class AttributedImages:
 
 
 def load_faces(path: str, split: str) -> AttributedImages:
-    """Faces of one split at 64 x 64."""
+    """Read the faces of one split at 64 x 64."""
     table = pq.read_table(path, columns=["image", "age", "gender", "ethnicity"], filters=[("split", "==", split)])
     rows = table.to_pylist()
     genders, names = ("male", "female"), ETHNICITIES
@@ -47,26 +49,18 @@ def load_faces(path: str, split: str) -> AttributedImages:
         )
         for row in rows
     ]
-    return AttributedImages(_pixels([row["image"] for row in rows], SIZE), torch.tensor(attributes))
+    return AttributedImages(decode_images([row["image"] for row in rows], SIZE, BICUBIC), torch.tensor(attributes))
 
 
 def load_cifar(path: str, split: str) -> AttributedImages:
-    """CIFAR-10 of one split at its native 32 x 32."""
+    """Read CIFAR-10 of one split at its native 32 x 32."""
     rows = pq.read_table(path, columns=["image", "label"], filters=[("split", "==", split)]).to_pylist()
     attributes = [(ANY, ANY, ANY, OBJECTS.index(row["label"])) for row in rows]
-    return AttributedImages(_pixels([row["image"] for row in rows], 32), torch.tensor(attributes))
-
-
-def _pixels(encoded: Sequence[bytes], size: int) -> torch.Tensor:
-    out = torch.empty(len(encoded), 3, size, size, dtype=torch.uint8)
-    for i, data in enumerate(encoded):
-        picture = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-        out[i] = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)
-    return out
+    return AttributedImages(decode_images([row["image"] for row in rows], 32, BICUBIC), torch.tensor(attributes))
 
 
 def format_caption(mentions: Sequence[int], template: str) -> str:
-    """One caption from four codes; ``ANY`` leaves an attribute out."""
+    """Return the caption of four codes; ``ANY`` leaves an attribute out."""
     age, gender, ethnicity, thing = mentions
     if thing != ANY:
         words = [OBJECTS[thing]]
@@ -79,32 +73,32 @@ def format_caption(mentions: Sequence[int], template: str) -> str:
 
 
 def draw_caption(attributes: Sequence[int], rng: random.Random) -> tuple[str, list[int]]:
-    """A caption that is true of a picture with these attributes, and what it mentions (4 codes, or ``ANY``)."""
+    """Return a caption that is true of an image with these attributes, and its mentions (4 codes, or ``ANY``)."""
     age, gender, ethnicity, thing = attributes
     if thing != ANY:
-        said = [ANY, ANY, ANY, thing]
-        return format_caption(said, rng.choice(OBJECT_TEMPLATES)), said
-    said = [
+        mentions = [ANY, ANY, ANY, thing]
+        return format_caption(mentions, rng.choice(OBJECT_TEMPLATES)), mentions
+    mentions = [
         age if rng.random() < 0.5 else ANY,
         gender if rng.random() < 0.8 else ANY,
         ethnicity if rng.random() < 0.6 else ANY,
         ANY,
     ]
-    return format_caption(said, rng.choice(FACE_TEMPLATES)), said
+    return format_caption(mentions, rng.choice(FACE_TEMPLATES)), mentions
 
 
 def match_captions(attributes: torch.Tensor, mentions: torch.Tensor) -> torch.Tensor:
-    """Whether caption j is true of picture i: bool (N, M) from codes (N, 4) and mentions (M, 4)."""
+    """Return whether caption j is true of image i: bool (N, M) from codes (N, 4) and mentions (M, 4)."""
     agrees = (mentions[None] == ANY) | (mentions[None] == attributes[:, None])
     same_kind = (attributes[:, None, 3] == ANY) == (mentions[None, :, 3] == ANY)
     return agrees.all(-1) & same_kind
 
 
 def augment_views(pixels: torch.Tensor, gen: torch.Generator) -> torch.Tensor:
-    """One augmented view of each picture: uint8 (B, 3, S, S) to (B, 3, 64, 64) in [-1, 1].
+    """Return an augmented view of each image: uint8 (B, 3, S, S) to (B, 3, 64, 64) in [-1, 1].
 
-    A random crop of 55 to 100 % of the area, a flip, brightness, contrast and saturation, and now and then a slight
-    blur or noise.
+    A random crop of 55 to 100 % of the area, a flip, brightness, contrast and saturation, and of one in four each a
+    slight blur and noise.
     """
     n = len(pixels)
 

@@ -1,4 +1,4 @@
-"""What the recipes of the diffusion models share: v-prediction on patched pixels, on a CPU, with checkpoints.
+"""Training of the bundled models on a CPU, with checkpoints, and of the diffusion models by v-prediction.
 
 A killed run goes on from its last checkpoint when the same command is given again.
 """
@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,51 +20,72 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor
 
-LONGEST_STEP = 2.0  # seconds; a longer one means that the process was paused, and a pause is not training time
+CHECKPOINT_STEPS = 100
 
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Pictures of one split, uint8 (N, 3, size, size), and, for a model that knows classes, their labels (N,)."""
+    """Images of one split, uint8 (N, 3, size, size), and, for a model that knows classes, their labels (N,)."""
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     labels: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network on pixel-unshuffled pictures, and what it is trained with.
+    """A network on pixel-unshuffled images of ``size``, with one block a level, and the defaults of its training.
 
-    ``names``: of the classes, if it knows any; the class after the last one stands for none of them, and takes the
-    place of the label in ``drop`` of the rows (classifier-free guidance: Ho and Salimans 2022).
+    ``attention``: whether a level has it, from the finest to the coarsest. ``names``: of the classes, if it knows any;
+    the class after the last one stands for none of them, and replaces the label in ``label_dropout`` of the rows
+    (classifier-free guidance: Ho and Salimans 2022).
     """
 
-    unet: UNet2DModel
-    patch: int
+    size: int
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    batch: int
+    rate: float
+    ema: float
+    patch: int = 2
     names: tuple[str, ...] = ()
     label_dropout: float = 0.0
-    batch: int = 32
-    rate: float = 6e-4
-    ema: float = 0.9995
+
+    def new_unet(self) -> UNet2DModel:
+        return UNet2DModel(
+            sample_size=self.size // self.patch,
+            in_channels=3 * self.patch**2,
+            out_channels=3 * self.patch**2,
+            block_out_channels=self.channels,
+            layers_per_block=1,
+            down_block_types=tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in self.attention),
+            up_block_types=tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(self.attention)),
+            attention_head_dim=32,
+            norm_num_groups=16,
+            num_class_embeds=len(self.names) + 1 if self.names else None,
+        )
+
+
+def decode_images(encoded: Sequence[bytes], size: int, resampling: Image.Resampling) -> torch.Tensor:
+    """Return images as uint8 (N, 3, size, size)."""
+    images = (Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), resampling) for data in encoded)
+    return torch.stack([pil_to_tensor(image) for image in images])
 
 
 def load_split(path: str, split: str, size: int, names: tuple[str, ...] = ()) -> ImageSplit:
-    """Pictures of a Parquet file with the columns ``image`` (encoded bytes) and ``split``, resized with Lanczos.
+    """Read a Parquet file with the columns ``image`` (encoded bytes) and ``split``, resized with Lanczos.
 
-    With ``names``, the column ``label`` holds one of them for each.
+    With ``names``, the column ``label`` holds one of them for each image.
     """
-    table = pq.read_table(path, columns=["image", "split", *(["label"] if names else [])])
-    table = table.filter(pq.filters_to_expression([("split", "=", split)]))
-    out = torch.empty(len(table), 3, size, size, dtype=torch.uint8)
-    for i, row in enumerate(table["image"].to_pylist()):
-        data = row["bytes"] if isinstance(row, dict) else row
-        picture = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
-        out[i] = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)
-    return ImageSplit(out, torch.tensor([names.index(name) for name in table["label"].to_pylist()]) if names else None)
+    columns = ["image", *(["label"] if names else [])]
+    table = pq.read_table(path, columns=columns, filters=[("split", "=", split)])
+    encoded = [row["bytes"] if isinstance(row, dict) else row for row in table["image"].to_pylist()]
+    labels = torch.tensor([names.index(name) for name in table["label"].to_pylist()]) if names else None
+    return ImageSplit(decode_images(encoded, size, Image.Resampling.LANCZOS), labels)
 
 
 def new_scheduler() -> DDPMScheduler:
@@ -71,14 +93,10 @@ def new_scheduler() -> DDPMScheduler:
 
 
 def v_loss(
-    unet: UNet2DModel,
-    scheduler: DDPMScheduler,
-    patch: int,
-    x0: torch.Tensor,
-    labels: torch.Tensor | None,
+    unet: UNet2DModel, scheduler: DDPMScheduler, patch: int, x0: torch.Tensor, labels: torch.Tensor | None,
     gen: torch.Generator,
-) -> torch.Tensor:
-    """Mean squared error of v at one random t and one noise draw for each row of ``x0`` (B, 3, H, W)."""
+) -> torch.Tensor:  # fmt: skip
+    """Return the mean squared error of v at one random t and one noise draw for each row of ``x0`` (B, 3, H, W)."""
     z0 = F.pixel_unshuffle(x0, patch)
     t = torch.randint(0, scheduler.config.num_train_timesteps, (len(z0),), generator=gen)
     eps = torch.randn(z0.shape, generator=gen)
@@ -88,26 +106,28 @@ def v_loss(
 
 
 def learning_rate(done: float, step: int, peak: float) -> float:
-    """Warm-up over 300 steps, flat, then linear decay over the last 35 % of the time; ``done`` in [0, 1]."""
+    """Return the rate: warm-up over 300 steps, flat, then linear decay over the last 35 % of the time.
+
+    ``done``: share of the time, in [0, 1].
+    """
     return peak * min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (1 - done) / 0.35))
 
 
 @torch.no_grad()
 def held_out_loss(unet: UNet2DModel, scheduler: DDPMScheduler, patch: int, data: ImageSplit) -> float:
-    """Mean squared error of v over a split, one draw of t and noise for each picture, always the same."""
+    """Return the mean squared error of v over a split, one draw of t and noise for each image, always the same."""
     gen = torch.Generator().manual_seed(0)
     total = 0.0
     for rows in torch.arange(len(data)).split(100):
         labels = None if data.labels is None else data.labels[rows]
-        x0 = data.pictures[rows].float() / 127.5 - 1
+        x0 = data.images[rows].float() / 127.5 - 1
         total += v_loss(unet, scheduler, patch, x0, labels, gen).item() * len(rows)
     return total / len(data)
 
 
-def save_model(unet: UNet2DModel, scheduler: DDPMScheduler, names: tuple[str, ...], folder: Path) -> None:
-    """A pipeline folder, fp16; the names of the classes stand where DiT's pipelines have theirs."""
-    half = deepcopy(unet).half()
-    half.save_pretrained(folder / "unet", safe_serialization=True)
+def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, names: tuple[str, ...], folder: Path) -> None:
+    """Write a pipeline folder, fp16; the names of the classes lie where DiT's pipelines have theirs."""
+    deepcopy(unet).half().save_pretrained(folder / "unet", safe_serialization=True)
     scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, Any] = {
         "_class_name": "DDPMPipeline",
@@ -119,77 +139,109 @@ def save_model(unet: UNet2DModel, scheduler: DDPMScheduler, names: tuple[str, ..
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def parse_arguments(about: str | None, **defaults: Any) -> argparse.Namespace:
-    """The command line of a recipe; ``defaults`` are those of the options --batch, --rate and --ema."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="training time in all, over all restarts")
-    parser.add_argument("--start", type=Path, help="a pipeline folder to start from")
-    for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    return parser.parse_args()
+def run_training(
+    work: Path, minutes: float, stateful: Mapping[str, Any], gen: torch.Generator, *,
+    rate: Callable[[float, int], float], loss_of: Callable[[int], torch.Tensor],
+    after_step: Callable[[int], None] | None = None, longest_step: float, smoothing: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Train for ``minutes`` over all restarts, from ``work/checkpoint.pt`` if it is there; return the figures.
 
-
-def train(recipe: Recipe, data: ImageSplit, test: ImageSplit, work: Path, minutes: float, from_scratch: bool) -> None:
-    """Write ``work/model`` (fp16 safetensors, EMA weights) and ``work/training.json``."""
-    work.mkdir(parents=True, exist_ok=True)
-    unet, scheduler = recipe.unet, new_scheduler()
-    average = deepcopy(unet).requires_grad_(False)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.rate, weight_decay=0.0, fused=True)
-    gen = torch.Generator().manual_seed(1)
+    ``stateful``: the model, the ``optimizer`` and what else has a state, by its name in the checkpoint. ``rate``: of
+    the share of the time in [0, 1] and the step. ``longest_step``: seconds; a longer one means that the process was
+    paused, and a pause is not training time. ``smoothing``: of the reported loss.
+    """
+    optimizer, checkpoint = stateful["optimizer"], work / "checkpoint.pt"
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     step, seconds, smooth = 0, 0.0, 0.0
-    checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        unet.load_state_dict(state["unet"])
-        average.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, holder in stateful.items():
+            holder.load_state_dict(state[name])
         gen.set_state(state["gen"])
         step, seconds, smooth = state["step"], state["seconds"], state["smooth"]
 
     def save() -> None:
-        state = {"unet": unet.state_dict(), "ema": average.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {name: holder.state_dict() for name, holder in stateful.items()}
         state |= {"gen": gen.get_state(), "step": step, "seconds": seconds, "smooth": smooth}
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
     while seconds < minutes * 60:
-        begun = time.monotonic()
+        started = time.monotonic()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(seconds / (minutes * 60), step, recipe.rate)
-        rows = torch.randint(0, len(data), (recipe.batch,), generator=gen)
-        x0 = data.pictures[rows].float() / 127.5 - 1
-        flip = torch.rand(recipe.batch, generator=gen) < 0.5
+            group["lr"] = rate(seconds / (minutes * 60), step)
+        loss = loss_of(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if after_step:
+            after_step(step)
+        step += 1
+        smooth = loss.item() if step == 1 else smoothing * smooth + (1 - smoothing) * loss.item()
+        seconds += min(time.monotonic() - started, longest_step)
+        if step % 50 == 0:
+            print(f"step {step}  {seconds / 60:.1f} min  loss {smooth:.4f}", flush=True)
+        if step % CHECKPOINT_STEPS == 0:
+            save()
+    save()
+    return {"steps": step, "minutes": round(seconds / 60, 1), "training_loss": round(smooth, 5)}
+
+
+def write_figures(work: Path, figures: Mapping[str, Any]) -> None:
+    """Write and print what a training reached."""
+    (work / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(figures)
+
+
+def train(recipe: Recipe, about: str | None) -> None:
+    """Run a recipe's command line: write ``WORK/model`` (fp16 safetensors, EMA weights) and ``WORK/training.json``."""
+    args = _parse_arguments(recipe, about)
+    args.work.mkdir(parents=True, exist_ok=True)
+    unet = recipe.new_unet()
+    if args.start:
+        unet = UNet2DModel.from_pretrained(args.start, subfolder="unet", torch_dtype=torch.float32)
+    data, test = (load_split(args.data, split, recipe.size, recipe.names) for split in ("train", "test"))
+    scheduler, gen = new_scheduler(), torch.Generator().manual_seed(1)
+    average = deepcopy(unet).requires_grad_(False)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.rate, weight_decay=0.0, fused=True)
+
+    def loss_of(step: int) -> torch.Tensor:
+        rows = torch.randint(0, len(data), (args.batch,), generator=gen)
+        x0 = data.images[rows].float() / 127.5 - 1
+        flip = torch.rand(args.batch, generator=gen) < 0.5
         x0[flip] = x0[flip].flip(-1)
         labels = None
         if data.labels is not None:
             labels = data.labels[rows]
-            labels[torch.rand(recipe.batch, generator=gen) < recipe.label_dropout] = len(recipe.names)
-        loss = v_loss(unet, scheduler, recipe.patch, x0, labels, gen)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = min(recipe.ema, (step + 1) / (step + 10))
+            labels[torch.rand(args.batch, generator=gen) < recipe.label_dropout] = len(recipe.names)
+        return v_loss(unet, scheduler, recipe.patch, x0, labels, gen)
+
+    def update_average(step: int) -> None:
+        decay = min(args.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
-        step += 1
-        smooth = loss.item() if step == 1 else 0.99 * smooth + 0.01 * loss.item()
-        seconds += min(time.monotonic() - begun, LONGEST_STEP)
-        if step % 50 == 0:
-            print(f"step {step}  {seconds / 60:.1f} min  loss {smooth:.4f}", flush=True)
-        if step % 100 == 0:
-            save()
-    save()
+
+    stateful = {"unet": unet, "ema": average, "optimizer": optimizer}
+    figures = run_training(
+        args.work, args.minutes, stateful, gen, rate=lambda done, step: learning_rate(done, step, args.rate),
+        loss_of=loss_of, after_step=update_average, longest_step=2.0, smoothing=0.99,
+    )  # fmt: skip
     average.eval()
-    save_model(average, scheduler, recipe.names, work / "model")
-    figures = {
-        "steps": step,
-        "batch": recipe.batch,
-        "minutes": round(seconds / 60, 1),
-        "training_loss": round(smooth, 5),
-        "held_out_loss": round(held_out_loss(average, scheduler, recipe.patch, test), 5),
-        "started_from_scratch": from_scratch,
-    }
-    (work / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(figures)
+    save_pipeline(average, scheduler, recipe.names, args.work / "model")
+    held_out = round(held_out_loss(average, scheduler, recipe.patch, test), 5)
+    write_figures(
+        args.work,
+        {"batch": args.batch, **figures, "held_out_loss": held_out, "started_from_scratch": args.start is None},
+    )
+
+
+def _parse_arguments(recipe: Recipe, about: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="training time in all, over all restarts")
+    parser.add_argument("--start", type=Path, help="a pipeline folder to start from")
+    parser.add_argument("--batch", type=int, default=recipe.batch)
+    parser.add_argument("--rate", type=float, default=recipe.rate)
+    parser.add_argument("--ema", type=float, default=recipe.ema)
+    return parser.parse_args()
