@@ -1,4 +1,4 @@
-"""Boomerang local sampling (Luzi et al., TMLR 2024, arXiv 2210.12100): noise a picture up to t_boom, then come back.
+"""Boomerang local sampling (Luzi et al., TMLR 2024, arXiv 2210.12100): noise an image up to t_boom, and denoise it.
 
 Letters are the paper's: ``t`` runs from 1 to T, ``abar[t]`` is the cumulative product of ``1 - beta``, ``abar[0] = 1``.
 """
@@ -32,34 +32,33 @@ class Boomerang:
         self.abar = torch.cat([torch.ones(1, dtype=torch.float64), backbone.alphas_cumprod.double().cpu()])  # (T + 1,)
 
     def t_boom(self, level: float) -> int:
-        """The step that ``level`` in (0, 1] stands for; level 1 is global sampling."""
+        """Return the step that ``level`` in (0, 1] stands for; level 1 is global sampling."""
         if not 0 < level <= 1:
             raise ValueError(f"level must be in (0, 1], got {level:g}: level 0 would release the original")
         return max(1, round(level * self.backbone.T))
 
     def log_snr(self, t: int) -> float:
-        """log(abar_t / (1 - abar_t)): what makes levels of different models comparable; no less than at NO_SIGNAL."""
+        """Return log(abar_t / (1 - abar_t)), which compares levels of different models; no less than at NO_SIGNAL."""
         abar = max(float(self.abar[t]), NO_SIGNAL)
         return math.log(abar) - math.log1p(-abar)
 
     def grid(self, t_boom: int) -> list[int]:
-        """The steps visited, t_boom first and 0 last, evenly spaced."""
+        """Return the steps visited, t_boom first and 0 last, evenly spaced."""
         n = min(self.steps or t_boom, t_boom)
         return [round(t_boom * (n - i) / n) for i in range(n + 1)]
 
     def draws(self, level: float) -> list[int]:
-        """The steps that ``sample`` asks its noise for, in order."""
+        """Return the steps that ``sample`` draws noise for, in order."""
         grid = self.grid(self.t_boom(level))
         stepper = make_stepper(self.sampler, self.abar, grid)
         return [FORWARD, *(t for t, s in pairwise(grid) if stepper.is_stochastic(s))]
 
     @torch.inference_mode()
     def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object = None) -> torch.Tensor:
-        """One local sample for each row of ``x0`` (B, 3, H, W) in [-1, 1]; the same shape and range come back.
+        """Return one local sample for each row of ``x0`` (B, 3, H, W) in [-1, 1], of the same shape and range.
 
-        ``condition``: what the backbone's ``condition`` made of prompts or classes, one for each row.
-
-        Where the model returns NaN or infinity the sample is NaN, so that nobody takes it for a picture.
+        ``condition``: what the backbone's ``condition`` returned for prompts or classes, one for each row. Where the
+        model returns NaN or infinity the sample is NaN, so that it cannot pass for an image.
         """
         grid = self.grid(self.t_boom(level))
         stepper = make_stepper(self.sampler, self.abar, grid)
@@ -67,16 +66,16 @@ class Boomerang:
         z0 = self.backbone.encode(x0)
         zt = self.forward(z0, grid[0], noise(FORWARD, z0))
         for t, s in pairwise(grid):
-            found = self.backbone.predict(zt, t, condition)
+            denoised = self.backbone.predict(zt, t, condition)
             eta = noise(t, zt) if stepper.is_stochastic(s) else None
-            zt = stepper.step(zt, found, t, s, eta)
+            zt = stepper.step(zt, denoised, t, s, eta)
         x = self.backbone.decode(zt)
         return x.clamp(-1, 1).masked_fill(~x.isfinite(), math.nan)
 
     def samples(self, x0: torch.Tensor, level: float, noise: Noise, n: int, condition: object = None) -> torch.Tensor:
-        """``n`` distinct local samples for each row: (B, n, 3, H, W)."""
+        """Return ``n`` distinct local samples for each row: (B, n, 3, H, W)."""
         return torch.stack([self.sample(x0, level, noise.sample(i), condition) for i in range(n)], dim=1)
 
     def forward(self, z0: torch.Tensor, t: int, eps: torch.Tensor) -> torch.Tensor:
-        """The paper's equation 4, in one shot: ``z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps``."""
+        """Return the paper's equation 4, in one shot: ``z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps``."""
         return math.sqrt(self.abar[t]) * z0 + math.sqrt(1 - self.abar[t]) * eps

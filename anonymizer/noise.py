@@ -18,20 +18,20 @@ FORWARD = 0  # the step that noises x0; the reverse step from t uses step t >= 1
 
 
 class Noise(Protocol):
-    """Anything that Boomerang may draw its noise from."""
+    """Source of the noise of one batch."""
 
     def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
-        """N(0, I) for one step, of the shape, device and dtype of ``like`` (B, ...)."""
+        """Return N(0, I) for one step, of the shape, device and dtype of ``like`` (B, ...)."""
         ...
 
     def sample(self, number: int) -> Noise:
-        """The same rows' noise for another local sample."""
+        """Return the same rows' noise for another local sample."""
         ...
 
 
 @dataclass(frozen=True)
 class KeyedNoise:
-    """Noise of a batch: row i depends on ``keys[i]`` (16 bytes), ``attempt``, ``number`` and the step alone."""
+    """Noise of a batch: row i depends only on ``keys[i]`` (16 bytes), ``attempt``, ``number`` and the step."""
 
     keys: Sequence[bytes]
     attempt: int = 0
@@ -45,7 +45,7 @@ class KeyedNoise:
         return self.drawn(step, tuple(like.shape)).to(device=like.device, dtype=like.dtype)
 
     def drawn(self, step: int, shape: tuple[int, ...], *, pinned: bool = False) -> torch.Tensor:
-        """The numbers on the CPU, in float32; ``pinned``: where a GPU can fetch them by itself. Safe in threads."""
+        """Return the numbers on the CPU, in float32; ``pinned``: in memory that a GPU can read itself. Thread-safe."""
         if shape[0] != len(self.keys):
             raise ValueError(f"keys: {len(self.keys)} for a batch of {shape[0]}: give one key for each row")
         numbers = torch.empty(shape, pin_memory=pinned)

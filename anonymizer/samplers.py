@@ -19,11 +19,11 @@ NO_SIGNAL = 2.0**-64
 
 class Stepper(Protocol):
     def is_stochastic(self, s: int) -> bool:
-        """Whether the step that arrives at ``s`` needs noise."""
+        """Return whether the step that arrives at ``s`` needs noise."""
         ...
 
     def step(self, zt: torch.Tensor, denoised: Denoised, t: int, s: int, eta: torch.Tensor | None) -> torch.Tensor:
-        """``zt`` at t and what the model takes it for give z at s; ``eta`` ~ N(0, I) where stochastic."""
+        """Return z at s from ``zt`` at t and the model's estimates; ``eta`` ~ N(0, I) where stochastic."""
         ...
 
 
@@ -111,8 +111,8 @@ class Trajectory:
         )
         if eta is None:
             return near
-        kept = self.abar[s] / self.abar[further]
-        return math.sqrt(kept) * near + math.sqrt(1 - kept) * eta
+        signal = self.abar[s] / self.abar[further]
+        return math.sqrt(signal) * near + math.sqrt(1 - signal) * eta
 
 
 class Multistep:
@@ -175,5 +175,5 @@ SAMPLERS: dict[str, Callable[[torch.Tensor, Sequence[int]], Stepper]] = {
 
 
 def make_stepper(sampler: str, abar: torch.Tensor, grid: Sequence[int]) -> Stepper:
-    """A fresh stepper for one batch; ``abar`` (T + 1,) with ``abar[0] = 1``, ``grid`` falling from t_boom to 0."""
+    """Return a new stepper for one batch; ``abar`` (T + 1,) with ``abar[0] = 1``, ``grid`` falling from t_boom to 0."""
     return SAMPLERS[sampler](abar, grid)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.devices import is_out_of_memory
+from anonymizer.storage.download import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,9 @@ def compile_network(backbone: Backbone, batch_size: int) -> None:
     """
     if (network := get_network(backbone)) is None:
         return
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    cache = cache_folder()
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     if not isinstance(network.forward, CompiledForward):
         network.forward = CompiledForward(network.forward)
     network.forward.batch_sizes |= {batch_size, 2 * batch_size}
@@ -93,10 +95,3 @@ class CompiledForward:
                 )
                 self.compiled_forward = self.eager_forward
         return self.eager_forward(sample, *rest, **more)
-
-
-def cache_folder() -> Path:
-    """Return the private folder of the user's reproducible data."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anonymizer"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder

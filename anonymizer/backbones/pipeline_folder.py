@@ -71,19 +71,19 @@ class PipelineFolder:
     def load(self, kind: Any, name: str) -> Any:
         """Load a part without weights: a tokenizer, a scheduler."""
         with self._report_unusable(name):
-            return kind.from_pretrained(self._root, subfolder=self._subfolder(name))
+            return kind.from_pretrained(str(self.folder), subfolder=self._subfolder(name))
 
     def load_config(self, kind: Any, name: str) -> Mapping[str, Any]:
         """Load the configuration of a part as it was saved, without the defaults of its class."""
         with self._report_unusable(name):
-            config: Mapping[str, Any] = kind.load_config(self._root, subfolder=self._subfolder(name))
+            config: Mapping[str, Any] = kind.load_config(str(self.folder), subfolder=self._subfolder(name))
             return config
 
     def load_network(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
         """Load a network on the CPU, for inference. ModelError if weights are missing, which would be random."""
         with self._report_unusable(name):
             network, info = kind.from_pretrained(
-                self._root,
+                str(self.folder),
                 subfolder=self._subfolder(name),
                 torch_dtype=dtype,
                 variant=self.config.variant,
@@ -96,10 +96,6 @@ class PipelineFolder:
                 f"the weights lack {len(missing)} of the tensors that {name}/config.json asks for: save the model again"
             )
         return network.eval().requires_grad_(False)
-
-    @property
-    def _root(self) -> str:
-        return str(self.folder)
 
     def _subfolder(self, name: str) -> str:
         """Return the part's folder; the only part of a pipeline may lie at the root."""

@@ -14,10 +14,12 @@ OutputConverter = Callable[[torch.Tensor, torch.Tensor, float], Denoised]  # z_t
 
 
 def from_noise(zt: torch.Tensor, out: torch.Tensor, abar: float) -> Denoised:
+    """Convert eps (Ho et al. 2020)."""
     return Denoised((zt - math.sqrt(1 - abar) * out) / math.sqrt(abar), out)
 
 
 def from_sample(zt: torch.Tensor, out: torch.Tensor, abar: float) -> Denoised:
+    """Convert z0."""
     return Denoised(out, (zt - math.sqrt(abar) * out) / math.sqrt(1 - abar))
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from anonymizer.backbones import Backbone
-from anonymizer.backbones.compilation import cache_folder
 from anonymizer.backbones.conditioning import encode_conditions, placeholder_condition
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
 from anonymizer.devices import device_name, empty_cache, is_out_of_memory
 from anonymizer.pipeline.batch_sampling import Scorer
+from anonymizer.storage.download import cache_folder
 
 MAX_BATCH_SIZE = 512
 SUFFICIENT_RATE = 0.97  # of the best rate: a smaller batch that reaches it leaves memory for what runs beside
@@ -135,6 +135,7 @@ def _read_cache() -> dict[str, Any]:
 
 def _write_cache(known: dict[str, Any]) -> None:
     with suppress(OSError):  # a folder that cannot be written costs another trial, and no run
+        _cache_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         scratch = _cache_file().with_suffix(f".{os.getpid()}.tmp")
         scratch.write_text(json.dumps(known, indent=1))
         scratch.replace(_cache_file())

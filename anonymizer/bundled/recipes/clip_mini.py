@@ -136,6 +136,7 @@ def step_loss(
 
 
 def main() -> None:
+    """Train and write the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", required=True)
     parser.add_argument("--cifar", required=True)

@@ -52,6 +52,7 @@ def embed_classes(model: Any, tokenizer: Any, column: int, count: int, templates
 
 
 def zero_shot(images: torch.Tensor, texts: torch.Tensor, codes: torch.Tensor) -> str:
+    """Return the share of images (N, D) whose nearest text (K, D) is the one of their code (N,), where it is known."""
     known = codes != data.ANY
     predicted = (images[known] @ texts.T).argmax(1)
     return format_share(int((predicted == codes[known]).sum()), int(known.sum()))
@@ -84,6 +85,7 @@ def compare_people(model: Any, folder: Path) -> tuple[torch.Tensor, torch.Tensor
 
 
 def main() -> None:
+    """Print both tables."""
     import open_clip
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

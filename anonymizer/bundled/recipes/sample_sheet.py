@@ -49,6 +49,7 @@ def draw_sheet(rows: dict[str, torch.Tensor], scale: int = 2) -> Image.Image:
 
 
 def main() -> None:
+    """Draw the sheet of a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:faces-64")
     parser.add_argument("--out", required=True)

@@ -89,6 +89,7 @@ def load_split(path: str, split: str, size: int, names: tuple[str, ...] = ()) ->
 
 
 def new_scheduler() -> DDPMScheduler:
+    """Return the schedule that the bundled models are trained on."""
     return DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
 
 
