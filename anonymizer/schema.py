@@ -7,6 +7,7 @@ it was made.
 
 from __future__ import annotations
 
+import json
 from enum import Flag, auto
 from typing import NamedTuple
 
@@ -95,3 +96,9 @@ MANIFEST_MEANINGS = {c.name: c.meaning for c in COLUMNS if MANIFEST in c.tables}
 PRIVATE_COLUMNS = frozenset(
     [*(c.name for c in COLUMNS if MANIFEST not in c.tables), f"identity_distance{BIN_SUFFIX}", "seed", "embedding"]
 )
+
+
+def read_metric_models(schema: pa.Schema) -> dict[str, str]:
+    """Return the model behind each metric column, from the metadata of a ledger's or a manifest's schema."""
+    models = json.loads((schema.metadata or {}).get(b"metric_models", b"{}"))
+    return {metric: str(model) for metric, model in models.items()}

@@ -145,22 +145,15 @@ def _explain_invalid(error: ValidationError) -> str:
 
 
 def _read_bytes(uri: str) -> bytes:
-    name = _file_name(uri)
     try:
         return StoragePath.from_uri(uri).read()
     except FileNotFoundError:
-        raise ConfigError(
-            f"calibration {name!r}: no such file: check boomerang.level.calibration; a relative path begins in the "
-            "working directory"
-        ) from None
+        problem = "no such file: check boomerang.level.calibration; a relative path begins in the working directory"
     except OutputError:
-        raise ConfigError(
-            f"calibration {name!r}: its address cannot be opened: check it, and what fsspec needs for it"
-        ) from None
+        problem = "its address cannot be opened: check it, and what fsspec needs for it"
     except Exception as error:  # storage libraries raise errors of their own
-        raise ConfigError(
-            f"calibration {name!r}: cannot be read ({type(error).__name__}): check the file and access to it"
-        ) from None
+        problem = f"cannot be read ({type(error).__name__}): check the file and access to it"
+    raise ConfigError(f"calibration {_file_name(uri)!r}: {problem}")
 
 
 def _file_name(uri: str) -> str:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
-from anonymizer.data import passthrough_columns
 from anonymizer.records import Plan, Summary
 from anonymizer.report import histograms
 from anonymizer.report.glossary import (
@@ -23,7 +22,7 @@ from anonymizer.report.glossary import (
     describe_settings,
     describe_sizes,
 )
-from anonymizer.schema import BIN_SUFFIX, MANIFEST_MEANINGS, SCORE_COLUMNS
+from anonymizer.schema import BIN_SUFFIX, MANIFEST_MEANINGS, SCORE_COLUMNS, read_metric_models
 from anonymizer.storage.layout import MANIFEST
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
@@ -120,7 +119,7 @@ def collect_facts(
             plan,
             config,
             model,
-            {} if score_mode == "none" else metric_models(manifest.schema),
+            {} if score_mode == "none" else read_metric_models(manifest.schema),
             describe_sizes(manifest),
             {item["values"]: item["counts"] for item in pc.value_counts(manifest["level"]).to_pylist()},
         ),
@@ -134,12 +133,6 @@ def collect_facts(
         is_signed=is_signed,
         approvals=config.policy.approvals,
     )
-
-
-def metric_models(schema: pa.Schema) -> dict[str, str]:
-    """Return the model behind each metric column, as the metadata of a ledger or a manifest names it."""
-    named = passthrough_columns.from_json((schema.metadata or {}).get(b"metric_models", b"{}").decode())
-    return {metric: str(model) for metric, model in named.items()}
 
 
 def _level_range(plan: Plan, manifest: TableLike) -> str:

@@ -8,20 +8,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class LevelShare:
-    """Number of images released at a level, and the information in that level, in bits."""
-
-    level: float
-    pictures: int
-    bits: float
-
-
-@dataclass(frozen=True)
 class LevelLeakage:
-    """The levels of a release; ``bits`` is their entropy, the information about an image on average."""
+    """The levels of a release as (level, images, bits), and the mean bits of an image: the entropy of the levels."""
 
-    levels: Sequence[LevelShare]
-    bits: float
+    levels: Sequence[tuple[float, int, float]]
+    mean_bits: float
 
 
 def measure_leakage(levels: Mapping[float, int]) -> LevelLeakage | None:
@@ -33,5 +24,5 @@ def measure_leakage(levels: Mapping[float, int]) -> LevelLeakage | None:
     if len(levels) < 2:
         return None
     total = sum(levels.values())
-    shares = [LevelShare(level, count, -math.log2(count / total)) for level, count in sorted(levels.items())]
-    return LevelLeakage(shares, sum(share.pictures / total * share.bits for share in shares))
+    rows = [(level, count, -math.log2(count / total)) for level, count in sorted(levels.items())]
+    return LevelLeakage(rows, sum(count / total * bits for _, count, bits in rows))

@@ -93,6 +93,7 @@ def _read_manifest(uri: str) -> tuple[TableLike, dict[str, str]]:
     """Return the manifest, wholly validated, and the name of the model of each score."""
     import pyarrow as pa
 
+    from anonymizer.schema import read_metric_models
     from anonymizer.storage import parquet
     from anonymizer.storage.layout import Release
 
@@ -104,7 +105,7 @@ def _read_manifest(uri: str) -> tuple[TableLike, dict[str, str]]:
         for batch in manifest.to_batches(max_chunksize=parquet.BATCH_ROWS):
             batch.validate(full=True)
         manifest.schema.field("output_id")
-        models: dict[str, str] = json.loads((manifest.schema.metadata or {}).get(b"metric_models", b"{}"))
+        models = read_metric_models(manifest.schema)
     except (pa.ArrowException, OSError, KeyError, ValueError):
         raise IntegrityError(
             f"release {uri!r}: public/manifest.parquet is damaged, or of another version: restore it"
