@@ -17,7 +17,6 @@ from anonymizer.release.ledger import (
     ORIGINAL_COLUMNS,
     Ledger,
     combine_summaries,
-    metric_models,
     parse_shard,
     redo_hint,
     scratch_folder,
@@ -25,7 +24,7 @@ from anonymizer.release.ledger import (
     summarize_shard,
 )
 from anonymizer.release.plan import read_entries
-from anonymizer.schema import LEDGER_SCHEMA, METHOD_COLUMNS, SCORE_COLUMNS
+from anonymizer.schema import LEDGER_SCHEMA, METHOD_COLUMNS, SCORE_COLUMNS, read_metric_models
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import Release
 
@@ -98,7 +97,7 @@ class FinishedLedger(AbstractContextManager["FinishedLedger"]):
             yield table if status is None else table.filter(pc.equal(table["status"], status.value))
 
     def _add(self, shard: int, table: pa.Table) -> None:
-        models = metric_models(table)
+        models = read_metric_models(table.schema)
         if self.metric_models not in (None, models):
             raise IntegrityError(f"shard {shard}: scored by other models than the rest: {redo_hint(shard)}")
         self.metric_models = models

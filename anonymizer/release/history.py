@@ -29,8 +29,8 @@ from anonymizer.data import released_images
 from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
 from anonymizer.records import Scores, Status
 from anonymizer.release import event_log, plan
-from anonymizer.release.ledger import Ledger, metric_models
-from anonymizer.schema import LEDGER_SCHEMA
+from anonymizer.release.ledger import Ledger
+from anonymizer.schema import LEDGER_SCHEMA, read_metric_models
 from anonymizer.storage import parquet
 from anonymizer.storage.digest_index import DigestIndex
 from anonymizer.storage.external_sort import ExternalSort
@@ -229,7 +229,7 @@ def _predecessor_uris(release: Release) -> list[str]:
 
 def _metric_models(release: Release) -> dict[str, str]:
     """Return the model behind each score of a release."""
-    return next((metric_models(table) for _, table in Ledger.open(release).scan(("status",))), {})
+    return next((read_metric_models(table.schema) for _, table in Ledger.open(release).scan(("status",))), {})
 
 
 def load(release: Release) -> PublishedHistory:

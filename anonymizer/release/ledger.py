@@ -202,12 +202,6 @@ def staging_folder(table: pa.Table) -> str:
     return name
 
 
-def metric_models(table: pa.Table) -> dict[str, str]:
-    """Return the model behind each score of a shard."""
-    models: dict[str, str] = json.loads(table.schema.metadata[b"metric_models"])
-    return models
-
-
 def scratch_folder(release: Release) -> str | None:
     """Return where rows may be spilled: the disk where the ledger lies, if it is writable; else None."""
     folder = release.restricted.path

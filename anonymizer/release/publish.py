@@ -21,7 +21,7 @@ from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError, SigningKeyError
 from anonymizer.policy.gates import COUNT_RULES, AuditResult, Verdict, evaluate_release
-from anonymizer.records import Plan, Summary
+from anonymizer.records import Summary
 from anonymizer.release import event_log, history
 from anonymizer.release.assemble import remove_incomplete
 from anonymizer.release.finished_ledger import FinishedLedger
@@ -29,10 +29,8 @@ from anonymizer.release.ledger import Ledger
 from anonymizer.release.plan import resolve_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, Release
-from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
 
-WriteDocuments = Callable[[StoragePath, Plan, RunConfig, Summary, TableLike, Mapping[str, Any] | None, bool], None]
 DECISION_PREDICATE = "urn:anonymizer:predicate:decision:v1"
 
 
@@ -166,6 +164,10 @@ class PolicyEvaluation:
     verdict: Verdict
 
 
+# Writes card, report and metadata into a candidate.
+WriteDocuments = Callable[[StoragePath, RunConfig, FinishedLedger, PolicyEvaluation], None]
+
+
 def _evaluate_policy(release: Release, config: RunConfig, summary: Summary, publisher: str | None) -> PolicyEvaluation:
     manifest, audit = statement.file_digest(release.manifest), read_audit(release)
     public_audit: Mapping[str, Any] | None = None
@@ -246,7 +248,7 @@ def _sign_candidate(
         if source is not None and source.exists():
             (folder / name).write_uncommitted(source.read())
     manifest = parquet.open_table(release.manifest)
-    write_documents(folder, ledger.plan, config, ledger.summary, manifest, audit, signer is not None)
+    write_documents(folder, config, ledger, evaluation)
     head = event_log.record(release, "sealed", publisher=evaluation.publisher, ledger=ledger.digest)
     materials = Materials(
         originals=len(ledger.originals),

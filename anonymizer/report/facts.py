@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -12,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
-from anonymizer.records import Plan, Summary
+from anonymizer.records import Plan
+from anonymizer.release.finished_ledger import FinishedLedger
+from anonymizer.release.publish import PolicyEvaluation
 from anonymizer.report import histograms
 from anonymizer.report.glossary import (
     PASSTHROUGH_COLUMN,
@@ -23,9 +24,7 @@ from anonymizer.report.glossary import (
     describe_sizes,
 )
 from anonymizer.schema import BIN_SUFFIX, MANIFEST_MEANINGS, SCORE_COLUMNS, read_metric_models
-from anonymizer.storage.layout import MANIFEST
 from anonymizer.storage.parquet import TableLike
-from anonymizer.storage.path import StoragePath
 
 TYPE_NAMES = {"string": "text", "double": "number", "float": "number", "bool": "true or false", "null": "empty"}
 
@@ -89,34 +88,26 @@ class PublicFacts:
 
 
 def collect_facts(
-    folder: StoragePath,
-    plan: Plan,
-    config: RunConfig,
-    summary: Summary,
-    manifest: TableLike,
-    audit: Mapping[str, Any] | None,
-    *,
-    is_signed: bool,
+    config: RunConfig, ledger: FinishedLedger, evaluation: PolicyEvaluation, manifest: TableLike, manifest_bytes: int
 ) -> PublicFacts:
-    """Return the facts about the release whose manifest lies in ``folder``; ``audit`` is its public summary, if any."""
+    """Return the facts about a release from its ledger, the policy's evaluation and the manifest."""
     model, score_mode = config.model.public_name, config.output.public_scores
-    file = (folder / MANIFEST).read()
     return PublicFacts(
         released=len(manifest),
-        read=summary.read,
-        level=_level_range(plan, manifest),
+        read=ledger.summary.read,
+        level=_level_range(ledger.plan, manifest),
         model=model,
         date=datetime.now(UTC).date(),
         layout=config.output.format,
         image=config.output.image,
         bytes=pc.sum(manifest["bytes"]).as_py() or 0,
-        manifest_bytes=len(file),
-        manifest_sha256=hashlib.sha256(file).hexdigest(),
+        manifest_bytes=manifest_bytes,
+        manifest_sha256=evaluation.manifest_digest,
         passthrough=[
             name for name in ("label", "caption", *config.source.carry) if manifest[name].null_count < len(manifest)
         ],
         settings=describe_settings(
-            plan,
+            ledger.plan,
             config,
             model,
             {} if score_mode == "none" else read_metric_models(manifest.schema),
@@ -129,8 +120,8 @@ def collect_facts(
         ],
         scores=_score_histograms(manifest),
         has_exact_scores=score_mode == "exact",
-        audit=audit,
-        is_signed=is_signed,
+        audit=evaluation.audit,
+        is_signed=evaluation.publisher is not None,
         approvals=config.policy.approvals,
     )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
-from anonymizer.records import Plan, Summary
+from anonymizer.release.finished_ledger import FinishedLedger
+from anonymizer.release.publish import PolicyEvaluation
 from anonymizer.report import thumbnails
 from anonymizer.report.croissant import KEYWORDS, build_croissant
 from anonymizer.report.facts import PublicFacts, collect_facts
@@ -23,21 +23,11 @@ SIZE_CATEGORIES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "1
 DATA_FILES = {"folder": "images/**", "webdataset": "data/*.tar", "parquet": "data/*.parquet"}
 
 
-def write_public(
-    folder: StoragePath,
-    plan: Plan,
-    config: RunConfig,
-    summary: Summary,
-    manifest: TableLike,
-    audit: Mapping[str, Any] | None,
-    is_signed: bool,
-) -> None:
-    """Write the report, the card and ``croissant.json`` into ``folder``: nothing about an individual original.
-
-    ``manifest`` is the one in ``folder``, with all images; ``audit`` is its public summary, if there is one.
-    """
-    facts = collect_facts(folder, plan, config, summary, manifest, audit, is_signed=is_signed)
-    columns = manifest.select(["output_id", "file", "member", "format", "width", "height"])
+def write_public(folder: StoragePath, config: RunConfig, ledger: FinishedLedger, evaluation: PolicyEvaluation) -> None:
+    """Write the report, the card and ``croissant.json`` beside the manifest: nothing about an individual original."""
+    manifest = parquet.open_table(folder / MANIFEST)
+    facts = collect_facts(config, ledger, evaluation, manifest, len((folder / MANIFEST).read()))
+    columns = manifest.select(thumbnails.IMAGE_COLUMNS)
     first: list[dict[str, Any]] = next((b.to_pylist() for b in columns.to_batches(max_chunksize=SHEET_SIZE)), [])
     sheet = list(thumbnails.released_thumbnails(folder, first).values())
     (folder / "report.html").write_uncommitted(render("public.html.j2", facts=facts, sheet=sheet))
