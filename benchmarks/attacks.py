@@ -180,7 +180,7 @@ def iter_methods(
     for level in args.levels:
         yield f"level-{level:g}", LocalSampling(boomerang, level)
     method = LocalSampling(boomerang, UTILITY_LEVEL)
-    at = replace(evidence, method=method, outputs=load_outputs(bench, method))
+    at = replace(evidence, mechanism=method, outputs=load_outputs(bench, method))
     for name in ("blur", "pixelation", "unrelated"):
         yield name, baselines.BASELINES[name](at, lpips, bench.rng(name))
 

@@ -19,7 +19,7 @@ from anonymizer.boomerang import Boomerang
 from anonymizer.config import AuditConfig, RunConfig
 from anonymizer.data.metadata import find_metadata
 from anonymizer.data.sources import open_source
-from anonymizer.errors import ModelError, OutputError, StepError
+from anonymizer.errors import ModelError, OutputError
 from anonymizer.policy import public_scores
 from anonymizer.records import Plan
 from anonymizer.release import audit_sample, event_log, plan
@@ -30,7 +30,7 @@ from anonymizer.storage.layout import Release
 from flows.jobs import attack_evidence, audit_caveats
 from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
-from flows.jobs.redaction import in_fresh_thread, redact_errors
+from flows.jobs.redaction import in_fresh_thread
 from flows.jobs.release import scorer_of
 from metrics.attacks import ATTACKERS
 from metrics.audit import audit, baselines, side_channels
@@ -95,12 +95,6 @@ def run(config: AuditConfig, progress: ProgressReporter = NO_PROGRESS) -> AuditS
     """Attack a release and write ``restricted/audit/``, its page and the public summary. Raises before long work."""
     inputs = collect_evidence(config, progress)
     return write_audit(inputs, run_attacks(inputs, progress), run_baselines(inputs, progress))
-
-
-def run_for_scheduler(config: AuditConfig, progress: ProgressReporter) -> AuditSummary:
-    """Do as ``run`` does, with errors that a scheduler may keep."""
-    error = StepError("audit: failed")
-    return redact_errors(Release.at(config.release).restricted, "audit", error, lambda: run(config, progress))
 
 
 def check(config: AuditConfig) -> RunConfig:

@@ -16,7 +16,7 @@ from anonymizer.boomerang import Boomerang
 from anonymizer.config import CalibrationConfig, CalibrationScope
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
-from anonymizer.errors import ConfigError, ModelError, OutputError, StepError
+from anonymizer.errors import ConfigError, ModelError, OutputError
 from anonymizer.policy import calibration
 from anonymizer.policy.calibration import AttackRisk, CalibratedLevel, Calibration, SampleHalf, Utility
 from anonymizer.policy.risk_figures import FigureRow, risk_above_chance, select_headlines
@@ -26,7 +26,7 @@ from anonymizer.storage.path import StoragePath
 from flows.jobs import attack_evidence
 from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
-from flows.jobs.redaction import in_fresh_thread, redact_errors
+from flows.jobs.redaction import in_fresh_thread
 from metrics.audit.audit import ALL_ATTACKERS
 from metrics.audit.calibration_curve import CHOOSING, CONFIRMING, CalibrationCurve, ImageScore, split_halves
 from metrics.audit.mechanisms import LocalSampling, RoundTrip, apply
@@ -80,12 +80,6 @@ def run(config: CalibrationConfig, progress: ProgressReporter = NO_PROGRESS) -> 
     """Measure every level and write ``calibration.json``, tables and plots. Raises before long work."""
     inputs = read_sample(config, progress)
     return write_calibration(inputs, [measure_level(inputs, level, progress) for level in config.levels])
-
-
-def run_for_scheduler(config: CalibrationConfig, progress: ProgressReporter) -> CalibrationSummary:
-    """Do as ``run`` does, with errors that a scheduler may keep; details go to ``errors/`` in the folder."""
-    error = StepError("calibration: failed")
-    return redact_errors(StoragePath.from_uri(config.folder), "calibrate", error, lambda: run(config, progress))
 
 
 def check(config: CalibrationConfig) -> None:

@@ -1,7 +1,7 @@
 """An erasure: write the successor of a release, publish it, destroy the old release.
 
-Whoever calls the steps one by one holds ``run_lock.exclusive_run`` on the output around them, as ``run`` does. Steps
-that were completed are not repeated.
+A caller of single steps holds ``run_lock.exclusive_run`` on the output around them, as ``run`` does. Completed steps are
+not repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
-from anonymizer.errors import CustodianKeyError, GateError, IntegrityError, SigningKeyError, StepError
+from anonymizer.errors import CustodianKeyError, GateError, IntegrityError, SigningKeyError
 from anonymizer.release import erase, history, plan, preflight, publish
 from anonymizer.release.erase import ErasureRequest
 from anonymizer.release.ledger import Ledger
@@ -23,7 +23,6 @@ from anonymizer.release.plan import resolve_config
 from anonymizer.release.publish import PublicationStatus
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
-from flows.jobs.redaction import redact_errors
 from flows.jobs.release import finish_release
 
 
@@ -59,12 +58,6 @@ def run(release: str, records: Path, output: str) -> ErasureSummary:
     with run_lock.exclusive_run(output):
         write_successor(erasure)
         return destroy_predecessor(erasure, publish_successor(erasure))
-
-
-def run_for_scheduler(release: str, records: Path, output: str) -> ErasureSummary:
-    """Do as ``run`` does, with errors that a scheduler may keep."""
-    error = StepError("erase: failed, run the same command again to finish")
-    return redact_errors(Release.at(output).restricted, "erase", error, lambda: run(release, records, output))
 
 
 def check(release: str, records: Path, output: str) -> RunConfig:

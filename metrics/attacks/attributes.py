@@ -48,16 +48,12 @@ class Predictions:
 
 @dataclass(frozen=True)
 class AttributePredictions(Predictions):
-    """Predicted labels of each image; an image that was not detected gets the most frequent label.
+    """Predicted labels of each image; an image that was not detected gets the most frequent label."""
 
-    ``originals``: of originals (reference); ``unaware``: of outputs by a model of originals; ``trained``: of outputs by
-    a model of outputs; ``unaware_control``, ``trained_control``: by models of labels that were permuted among people.
-    """
-
-    originals: Names
-    unaware: Names
-    trained: Names
-    unaware_control: Names
+    originals: Names  # of originals: the reference
+    unaware: Names  # of outputs, by a model of originals
+    trained: Names  # of outputs, by a model of outputs
+    unaware_control: Names  # by models of labels that were permuted among people
     trained_control: Names
     seen: Bools
 
@@ -181,8 +177,7 @@ def figures(
 ) -> list[Figure]:
     """Return the accuracy of one reader (``originals``, ``unaware``, ``trained``) for everybody and for each label.
 
-    Chance is the share of the most frequent label. A single label has none: a reader that always predicts it is right
-    for all of its people, as its control shows.
+    A single label has no chance level: a reader that always predicts it is right for all of its people.
     """
     control = None if reader == "originals" else predictions.trials(f"{reader}_control")
     measure, trials, labels = f"accuracy of {column}", predictions.trials(reader), predictions.labels

@@ -30,7 +30,7 @@ NOT_NAMES = frozenset(["jpeg", "webp", "tiff", "avif", "heic", "parquet", "jsonl
 
 @dataclass(frozen=True)
 class Metadata:
-    """``trials``: which files carry anything but pixels; ``kinds``: how many files carry each kind."""
+    """Files that carry anything but pixels, and how many carry each kind of it."""
 
     trials: Trials
     kinds: Mapping[str, int]
@@ -54,29 +54,21 @@ class NameTraces:
 
 @dataclass(frozen=True)
 class Order:
-    """How far the order of a release follows its source's.
+    """How far the order of a release follows its source's."""
 
-    ``correlation`` is Spearman's, with a 95 % ``interval`` (Bonett and Wright 2000); ``p_value`` is two-sided, from
-    permutations. ``neighbours``: which released images are followed by a neighbour in the source, which finds blocks
-    that moved as a whole; ``control``: the same of a shuffled release; ``chance``: 2 / n.
-    """
-
-    correlation: float
-    interval: Estimate
-    p_value: float
-    neighbours: Trials
-    control: Trials
+    correlation: float  # Spearman's
+    interval: Estimate  # 95 % (Bonett and Wright 2000)
+    p_value: float  # two-sided, from permutations
+    neighbours: Trials  # images followed by a neighbour in the source, which finds blocks that moved as a whole
+    control: Trials  # the same of a shuffled release
     chance: float
 
 
 def scan_metadata(files: Iterable[bytes], subjects: Sequence[object]) -> Metadata:
-    """Find what the encoded ``files``, one for each of ``subjects``, carry besides pixels; a broken file counts too.
-
-    There is no chance level: blind guessing puts no metadata into a file. Raises ValueError.
-    """
-    kinds = [find_metadata(data) for data in files]
-    hits = np.array([bool(found) for found in kinds])
-    return Metadata(Trials(hits, as_subjects(subjects)), Counter(kind for found in kinds for kind in found))
+    """Find what encoded files, one for each of ``subjects``, carry besides pixels; a broken file counts too."""
+    by_file = [find_metadata(data) for data in files]
+    hits = np.array([bool(kinds) for kinds in by_file])
+    return Metadata(Trials(hits, as_subjects(subjects)), Counter(kind for kinds in by_file for kind in kinds))
 
 
 def name_tokens(name: str) -> frozenset[str]:
@@ -118,10 +110,9 @@ def find_names(
 
 
 def compare_order(source: Numbers, subjects: Sequence[object], rng: np.random.Generator) -> Order:
-    """Compare the order of a release with its source's.
+    """Compare the order of a release with its source's, from the position (n,) of each output in the source.
 
-    ``source`` (n,): the position in the source of the first output, the second, and so on. Raises ValueError for fewer
-    than four outputs.
+    Raises ValueError for fewer than four outputs.
     """
     n = len(source)
     if n < 4 or source.shape != (n,) or len(subjects) != n:
@@ -158,10 +149,7 @@ def link_by_rank(
 def link_by_dimensions(
     outputs: Numbers, originals: Numbers, truth: Numbers, subjects: Names, rng: np.random.Generator
 ) -> Ranking:
-    """Rank the originals by width and height: ``outputs`` (N, 2) and ``originals`` (M, 2) in pixels.
-
-    Raises ValueError.
-    """
+    """Rank the originals (M, 2) by width and height against the outputs (N, 2), in pixels. Raises ValueError."""
     if outputs.shape[1:] != (2,) or originals.shape[1:] != (2,):
         raise ValueError(f"outputs must be (N, 2) and originals (M, 2), got {outputs.shape} and {originals.shape}")
     difference = np.abs(outputs[:, None] * 1.0 - originals).sum(-1)  # (N, M)

@@ -55,20 +55,15 @@ class Faces:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Decisions at thresholds that accept a share ``at`` (F,) of impostors.
+    """Decisions on N probes at F thresholds."""
 
-    ``hits`` (N, F): the right person was accepted; ``control`` (N, F): a wrong one was; ``seen`` and ``subjects`` (N,);
-    ``candidates`` (N,): persons that each probe was searched among, 1 in a verification; ``impostors``: comparisons
-    that the thresholds rest on (fewer than 1 / at allow no threshold, and nobody is accepted).
-    """
-
-    at: tuple[float, ...]
-    hits: Bools
-    control: Bools
-    seen: Bools
-    subjects: Names
-    candidates: Numbers
-    impostors: int
+    at: tuple[float, ...]  # (F,) shares of impostors that the thresholds accept
+    hits: Bools  # (N, F): the right person was accepted
+    control: Bools  # (N, F): a wrong one was
+    seen: Bools  # (N,)
+    subjects: Names  # (N,)
+    candidates: Numbers  # (N,) persons that each probe was searched among, 1 in a verification
+    impostors: int  # comparisons behind the thresholds; fewer than 1 / at allow none, and nobody is accepted
 
     def __add__(self, other: Self) -> Self:
         if self.at != other.at:

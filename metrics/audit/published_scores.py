@@ -17,14 +17,11 @@ DISTANCES = ("lpips",)  # scores that are smaller where images are more alike
 
 @dataclass(frozen=True)
 class PublishedColumn:
-    """The published ``values`` (N,) of a ``score``, NaN where there is none.
-
-    ``rounding`` maps a score to the published number; None where scores are published as they are.
-    """
+    """A column of the manifest that publishes a score."""
 
     score: str
-    values: Floats
-    rounding: Callable[[float], float] | None = None
+    values: Floats  # (N,), NaN where there is none
+    rounding: Callable[[float], float] | None = None  # of a score to the published number; None: exact
 
     def as_published(self, values: Floats) -> Floats:
         """Round scores of any shape as in publication."""
@@ -42,9 +39,8 @@ class PairwiseScorer(Protocol):
 class PublishedScores:
     """The columns of the manifest that publish a score, of the records ``rows`` (n,).
 
-    ``scores``: for each column the published score of each output (n,), NaN where there is none, and the score that the
-    attacker gets of each output against each original (n, n), rounded as the published one. ``similarity`` (n, n): the
-    same before rounding, greater for more alike images; the attacker has it without the manifest.
+    ``scores``: the published score of each output (n,), NaN where there is none, and the attacker's of each output
+    against each original (n, n), rounded alike. ``similarity`` (n, n): the attacker's without the manifest.
     """
 
     rows: Numbers

@@ -15,24 +15,18 @@ from metrics.stats.risk import Figure, FigureContext, make_figure, not_run, with
 
 @dataclass(frozen=True)
 class SideChannels:
-    """Plain values around N released images and their originals; row i of all is one record, in source order.
+    """Plain values around N released images and their originals; row i of all is one record, in source order."""
 
-    ``files``: encoded outputs. ``public``: all public text and names. ``names``: the names of each original.
-    ``release_order`` (N,): the rows in the order of the release. ``sizes`` and ``source_sizes`` (N,): encoded bytes.
-    ``shapes`` and ``source_shapes`` (N, 2): pixels. ``times`` (N,): when a file was written, None where unknown.
-    ``published``: the manifest's scores and those that an attacker computes, or why that was not attacked.
-    """
-
-    files: Sequence[bytes]
-    public: Sequence[str | bytes]
-    names: Sequence[str]
-    release_order: Numbers
-    sizes: Floats
+    files: Sequence[bytes]  # encoded outputs
+    public: Sequence[str | bytes]  # all public text and names
+    names: Sequence[str]  # of each original
+    release_order: Numbers  # (N,): the rows in the order of the release
+    sizes: Floats  # (N,): encoded bytes
     source_sizes: Floats
-    shapes: Numbers
+    shapes: Numbers  # (N, 2): pixels
     source_shapes: Numbers
-    times: Floats | None = None
-    published: PublishedScores | str = "no score is published"
+    times: Floats | None = None  # (N,): when a file was written
+    published: PublishedScores | str = "no score is published"  # or why it was not attacked
 
 
 def side_channel_figures(channels: SideChannels, subjects: Names, rng: np.random.Generator) -> list[Figure]:

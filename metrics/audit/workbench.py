@@ -23,25 +23,19 @@ from metrics.stats.intervals import Bools, Floats, Names, Numbers, as_subjects
 
 @dataclass(frozen=True)
 class Evidence:
-    """Images (N, 3, S, S) float32 in [-1, 1] and what is known of them; row i of all is one record.
-
-    ``subjects`` (N,) names the person of each; without identities, each record counts as a person and
-    ``has_identities`` is false. ``mechanism`` made the outputs, and attackers can run it too, with the diffusion
-    ``model``. ``others`` are other photos of the same people, ``outsiders`` photos of people outside the release,
-    ``training`` images that the model was trained on; None where there are none. ``note``: what was left out of this.
-    """
+    """Images (N, 3, S, S) float32 in [-1, 1] and what is known of them; row i of all is one record."""
 
     originals: torch.Tensor
     outputs: torch.Tensor
-    subjects: Names
+    subjects: Names  # (N,); without identities, each record counts as a person
     has_identities: bool
-    mechanism: Mechanism
+    mechanism: Mechanism  # made the outputs; attackers can run it too
     model: Backbone
     attributes: Mapping[str, Sequence[object]] = field(default_factory=dict)
-    others: tuple[torch.Tensor, Names] | None = None
-    outsiders: tuple[torch.Tensor, Names] | None = None
-    training: torch.Tensor | None = None
-    note: str | None = None
+    others: tuple[torch.Tensor, Names] | None = None  # other photos of the same people
+    outsiders: tuple[torch.Tensor, Names] | None = None  # photos of people outside the release
+    training: torch.Tensor | None = None  # images that the model was trained on
+    note: str | None = None  # what was left out
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -60,11 +54,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Effort:
-    """The attackers' effort: training pairs, outputs of one original, originals for which they make those."""
+    """The effort of the attackers."""
 
-    pairs: int = 256
-    outputs: int = 8
-    averaged: int = 40
+    pairs: int = 256  # to train on
+    outputs: int = 8  # of one original
+    averaged: int = 40  # originals that have so many
 
 
 ArrayStore = MutableMapping[str, npt.NDArray[Any]]

@@ -58,7 +58,8 @@ class ArcFace:
     is_face = True
 
     def __init__(self, session: Any, layout: InputLayout, finder: FaceFinder | None, *, digest: str) -> None:
-        self.session, self.layout, self.finder, self.digest = session, layout, finder, digest
+        self.session, self.layout, self.finder = session, layout, finder
+        self.versioned_name = f"{weights.versioned_name(self.name, digest)} {'aligned' if finder else 'not aligned'}"
         width = len(self._run_network(torch.zeros(3, layout.side, layout.side)))
         self.describer = FaceDescriber(finder, self._describe, width) if finder else None
 
@@ -78,10 +79,6 @@ class ArcFace:
         except Exception as error:  # onnxruntime raises many types for a wrong file
             reason = next(iter(str(error).splitlines()), "")[:160]
             raise ModelError(f"{field}: {path.name!r} is no face recogniser ({reason}): check the file") from None
-
-    @property
-    def versioned_name(self) -> str:
-        return f"{weights.versioned_name(self.name, self.digest)} {'aligned' if self.finder else 'not aligned'}"
 
     def embed(self, images: torch.Tensor) -> Rows:
         check_images(images)

@@ -108,7 +108,8 @@ class DlibFaces:
     is_face = True
 
     def __init__(self, describers: Sequence[FaceDescriber], *, digest: str) -> None:
-        self.describers, self.digest = describers, digest
+        self.describers, self.finder = describers, describers[0].finder
+        self.versioned_name = weights.versioned_name("dlib-resnet-v1", digest)
 
     @classmethod
     def load(cls, field: str = FIELD) -> Self:
@@ -126,14 +127,6 @@ class DlibFaces:
 
         describers = [describer() for _ in range(min(MAX_THREADS, torch.get_num_threads()))]
         return cls(describers, digest=weights.digest(landmarks, network))
-
-    @property
-    def versioned_name(self) -> str:
-        return weights.versioned_name("dlib-resnet-v1", self.digest)
-
-    @property
-    def finder(self) -> FaceFinder:
-        return self.describers[0].finder
 
     def embed(self, images: torch.Tensor) -> Rows:
         return np.stack(self._map_images(images, FaceDescriber.embed_surest))

@@ -50,10 +50,7 @@ class Perceptual:
 
     def __init__(self, model: PerceptualDistance, cells: int = 2) -> None:
         self.model, self.cells = model, cells
-
-    @property
-    def versioned_name(self) -> str:
-        return f"{self.model.versioned_name} features"
+        self.versioned_name = f"{model.versioned_name} features"
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> Rows:
@@ -73,11 +70,7 @@ class Clip:
     is_face = False
 
     def __init__(self, model: ClipEmbedder) -> None:
-        self.model = model
-
-    @property
-    def versioned_name(self) -> str:
-        return self.model.versioned_name
+        self.model, self.versioned_name = model, model.versioned_name
 
     def embed(self, images: torch.Tensor) -> Rows:
         return np.asarray(self.model.embed(images).cpu())
@@ -96,7 +89,7 @@ class ImageNet:
 
     def __init__(self, model: Any, *, digest: str, device: torch.device) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
-        self.digest, self.device = digest, device
+        self.device, self.versioned_name = device, weights.versioned_name("efficientnet-lite0", digest)
 
     @classmethod
     def load(cls, device: str | torch.device = "cpu") -> Self:
@@ -111,10 +104,6 @@ class ImageNet:
             raise ModelError(f"{FIELD}: package {cls.package!r} does not fit timm: install the constrained versions")
         model.load_state_dict(dict(zip(names, state.values(), strict=True)))
         return cls(model, digest=weights.digest(path), device=torch.device(device))
-
-    @property
-    def versioned_name(self) -> str:
-        return weights.versioned_name("efficientnet-lite0", self.digest)
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> Rows:

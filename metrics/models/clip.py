@@ -62,7 +62,8 @@ class ClipEmbedder:
 
     def __init__(self, model: Any, preprocess: Preprocess, *, name: str, digest: str, device: torch.device) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
-        self.preprocess, self.name, self.digest, self.device = preprocess, name, digest, device
+        self.preprocess, self.name, self.device = preprocess, name, device
+        self.versioned_name = weights.versioned_name(name, digest)
 
     @classmethod
     def load(cls, spec: str, device: str | torch.device = "cpu", *, allow_pickle: bool = False) -> Self:
@@ -81,10 +82,6 @@ class ClipEmbedder:
             name = name.partition("/")[0]
         digest = weights.digest(path)
         return cls(model, Preprocess.from_config(config), name=name, digest=digest, device=torch.device(device))
-
-    @property
-    def versioned_name(self) -> str:
-        return weights.versioned_name(self.name, self.digest)
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ParameterList([head.reshape(-1) for head in heads])  # (C,) each
-        self.name, self.digest = name, digest
+        self.name, self.versioned_name = name, weights.versioned_name(name, digest)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -107,10 +107,6 @@ class PerceptualDistance(nn.Module):
         _fill_torchvision(stages, path, kind)
         heads = _head_weights(_read_state_dict(head))
         return cls(stages, heads, name=f"lpips-{kind}", digest=weights.digest(path, head)).to(device)
-
-    @property
-    def versioned_name(self) -> str:
-        return weights.versioned_name(self.name, self.digest)
 
     @property
     def device(self) -> torch.device:

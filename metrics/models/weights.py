@@ -68,22 +68,19 @@ def fetch_from_model_hub(field: str, repo: str, names: Sequence[str], usage: str
     from huggingface_hub.errors import EntryNotFoundError
 
     for name in names:
-        cached = hub.try_to_load_from_cache(repo, name)
-        if isinstance(cached, str):
+        if isinstance(cached := hub.try_to_load_from_cache(repo, name), str):
             return Path(cached)
-    problem: Exception | None = None
-    for name in names:
-        try:
-            _check_reachable(hub.constants.ENDPOINT)
+    problem = EntryNotFoundError.__name__
+    try:
+        _check_reachable(hub.constants.ENDPOINT)
+        for name in names:
             log.info("fetching %s of %s into the model cache", name, repo)
-            return Path(hub.hf_hub_download(repo, name))
-        except EntryNotFoundError as error:
-            problem = error
-        except (OSError, ValueError) as error:
-            problem = error
-            break
+            with contextlib.suppress(EntryNotFoundError):
+                return Path(hub.hf_hub_download(repo, name))
+    except (OSError, ValueError) as error:
+        problem = type(error).__name__
     raise ModelError(
-        f"{field}: {repo} is not in the model cache and cannot be fetched ({type(problem).__name__}): "
+        f"{field}: {repo} is not in the model cache and cannot be fetched ({problem}): "
         f"get {' or '.join(names)} from {hub.constants.ENDPOINT}/{repo}, then write {usage}"
     )
 

@@ -59,45 +59,6 @@ def threshold_at(others: Floats, fpr: float) -> float:
     return float(np.partition(others, rank)[rank])
 
 
-def auc_figure(
-    members: Floats,
-    others: Floats,
-    member_subjects: Names | None = None,
-    other_subjects: Names | None = None,
-    **context: Unpack[FigureContext],
-) -> Figure:
-    """Return the AUC as a line of an audit; ``n`` and ``subjects`` count both sides, each of which must suffice."""
-    sides = {
-        "members": _trials_above(-math.inf, members, member_subjects, "member"),
-        "others": _trials_above(-math.inf, others, other_subjects, "other"),
-    }
-    both = sides["members"] + sides["others"]
-    figure = Figure(measure="AUC", chance=0.5, n=len(both), subjects=both.people, **context)
-    for name, side in sides.items():
-        if few := too_few(side):
-            return with_note(figure, f"{name}: {few}")
-    return replace(figure, **asdict(auc(members, others, member_subjects, other_subjects)))
-
-
-def tpr_figure(
-    members: Floats,
-    others: Floats,
-    fpr: float,
-    rng: np.random.Generator,
-    member_subjects: Names | None = None,
-    other_subjects: Names | None = None,
-    **context: Unpack[FigureContext],
-) -> Figure:
-    """Return the true positive rate at a false positive rate; the rate reached on the others is the control."""
-    measure, few = f"TPR at FPR {fpr:g}", _too_few_others(others, fpr)
-    threshold = math.inf if few else threshold_at(others, fpr)
-    hits = _trials_above(threshold, members, member_subjects, "member")
-    if few:
-        return Figure(measure=measure, chance=fpr, n=len(hits), subjects=hits.people, note=few, **context)
-    alarms = _trials_above(threshold, others, other_subjects, "other")
-    return make_figure(hits, rng, measure=measure, control=alarms, chance=fpr, **context)
-
-
 def roc_figures(
     members: Floats,
     others: Floats,
@@ -107,10 +68,32 @@ def roc_figures(
     fprs: Sequence[float] = FPRS,
     **context: Unpack[FigureContext],
 ) -> list[Figure]:
-    """Return the AUC, then the true positive rate at each of ``fprs``."""
-    subjects = member_subjects, other_subjects
-    rates = [tpr_figure(members, others, fpr, rng, *subjects, **context) for fpr in fprs]
-    return [auc_figure(members, others, *subjects, **context), *rates]
+    """Return the AUC, then the true positive rate at each of ``fprs``.
+
+    ``n`` and ``subjects`` of the AUC count both sides, each of which must suffice. The control of a rate is the false
+    positive rate that its threshold reaches on the others.
+    """
+    of_members = _subjects_or_distinct(members, member_subjects, "member")
+    of_others = _subjects_or_distinct(others, other_subjects, "other")
+
+    def above(threshold: float) -> tuple[Trials, Trials]:
+        return Trials(members > threshold, of_members), Trials(others > threshold, of_others)
+
+    sides = above(-math.inf)
+    n, people = len(members) + len(others), (sides[0] + sides[1]).people
+    area = Figure(measure="AUC", chance=0.5, n=n, subjects=people, **context)
+    few = [f"{name}: {why}" for name, side in zip(("members", "others"), sides, strict=True) if (why := too_few(side))]
+    area = with_note(area, few[0]) if few else replace(area, **asdict(auc(members, others, of_members, of_others)))
+    lines = [area]
+    for fpr in fprs:
+        measure = f"TPR at FPR {fpr:g}"
+        if note := _too_few_others(others, fpr):
+            n, people = len(members), sides[0].people
+            lines.append(Figure(measure=measure, chance=fpr, n=n, subjects=people, note=note, **context))
+        else:
+            hits, alarms = above(threshold_at(others, fpr))
+            lines.append(make_figure(hits, rng, measure=measure, control=alarms, chance=fpr, **context))
+    return lines
 
 
 def _placements(scores: Floats, among: Floats) -> Floats:
@@ -126,10 +109,6 @@ def _deviations(placements: Floats, subjects: Names, names: Names) -> Floats:
     weights = placements - placements.mean()
     sums = np.bincount(np.searchsorted(names, subjects), weights=weights, minlength=len(names))
     return np.asarray(sums / len(placements) * math.sqrt(people / (people - 1)))
-
-
-def _trials_above(threshold: float, scores: Floats, subjects: Names | None, side: str) -> Trials:
-    return Trials(scores > threshold, _subjects_or_distinct(scores, subjects, side))
 
 
 def _subjects_or_distinct(scores: Floats, subjects: Names | None, side: str) -> Names:

@@ -16,27 +16,20 @@ from metrics.stats.risk import too_few
 
 @dataclass(frozen=True)
 class TransferPredictions(Predictions):
-    """Predicted labels of N originals, by classifiers trained on other people; see ``attributes.fit_predict``.
+    """Predicted labels of N originals, by classifiers trained on other people; see ``attributes.fit_predict``."""
 
-    ``originals``: trained on originals (reference); ``outputs``: on outputs; ``control``: on outputs under labels that
-    were permuted among people.
-    """
-
-    originals: Names
+    originals: Names  # trained on originals: the reference
     outputs: Names
-    control: Names
+    control: Names  # trained on outputs under labels that were permuted among people
 
 
 @dataclass(frozen=True)
 class Utility:
-    """Accuracies on ``n`` originals of ``subjects`` people, with 95 % intervals; None where too few, see ``note``.
-
-    ``chance`` is the accuracy of always predicting the most frequent label.
-    """
+    """Accuracies on ``n`` originals of ``subjects`` people, with 95 % intervals; None where too few, see ``note``."""
 
     n: int
     subjects: int
-    chance: float
+    chance: float  # of always predicting the most frequent label
     originals: Estimate | None = None
     outputs: Estimate | None = None
     control: Estimate | None = None

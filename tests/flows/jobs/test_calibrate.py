@@ -150,7 +150,7 @@ def test_a_calibration_does_not_go_into_a_release(tmp_path: Path, ideal: IdealGa
 def test_what_failed_leaves_a_private_folder_and_can_be_tried_again(tmp_path: Path, ideal: IdealGaussian) -> None:
     asking = asked(tmp_path, people=19)
     with pytest.raises(ConfigError, match="19 people"):
-        calibrate_job.run_for_scheduler(asking, calibrate_job.NO_PROGRESS)
+        calibrate_job.run(asking)
     assert (tmp_path / "cal").stat().st_mode & 0o077 == 0
     calibrate_job.check(asking)
 

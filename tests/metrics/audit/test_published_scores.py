@@ -12,6 +12,7 @@ from anonymizer.policy import public_scores
 from metrics.attacks import leaks
 from metrics.audit import side_channels
 from metrics.audit.published_scores import MAX_RECORDS, PublishedColumn, PublishedScores, recompute_scores
+from metrics.stats.risk import Figure
 from tests.support.releases import PlainScorer
 
 N = 60
@@ -129,7 +130,7 @@ def test_of_originals_in_one_bin_the_most_alike_comes_first() -> None:
     assert leaks.link_by_scores([pair], np.arange(N), names, rng()).within(1).rate < 0.15
 
 
-def figures(found: PublishedScores, count: int = N, measure: str = WHOLE) -> dict[str, side_channels.Figure]:
+def figures(found: PublishedScores, count: int = N, measure: str = WHOLE) -> dict[str, Figure]:
     names = np.array([f"person {i}" for i in range(count)])
     lines = side_channels.published_score_figures(found, names, rng())
     return {line.feature: line for line in lines if line.measure == measure}

@@ -134,7 +134,8 @@ def test_pixels_of_any_picture_have_unit_norm(x: np.ndarray) -> None:
 
 def test_lpips_features_of_one_stage_by_hand() -> None:
     """Red counts four times, green not at all; each quarter of the picture is a cell."""
-    stage = SimpleNamespace(heads=[torch.tensor([4.0, 0, 1])], features=lambda x: [x], chunk_size=lambda _: 1)
+    heads = [torch.tensor([4.0, 0, 1])]
+    stage = SimpleNamespace(heads=heads, features=lambda x: [x], chunk_size=lambda _: 1, versioned_name="by hand")
     x = pictures(2, size=4)
     cells = x.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5))  # (B, 3, 2, 2)
     by_hand = torch.stack([2 * cells[:, 0], 0 * cells[:, 1], cells[:, 2]], 1).flatten(1)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from metrics.stats.intervals import wilson_interval
 from metrics.stats.risk import FigureContext
-from metrics.stats.roc import auc, auc_figure, roc_figures, threshold_at, tpr_figure
+from metrics.stats.roc import auc, roc_figures, threshold_at
 
 MEMBERSHIP = FigureContext(attack="membership", attacker="unaware", feature="denoising loss")
 SCORES = numbers.arrays(np.float64, st.integers(2, 30), elements=st.integers(-3, 3).map(float))
@@ -134,14 +134,16 @@ def test_a_rate_of_false_alarms_lies_between_none_and_all(fpr: float) -> None:
 
 def test_a_member_that_ties_with_the_threshold_is_no_hit() -> None:
     others = np.repeat([0.0, 1.0], 100)
-    assert tpr_figure(np.array([1.0] * 30 + [2.0] * 10), others, 0.1, rng(), **MEMBERSHIP).value == 0.25
-    line = tpr_figure(np.ones(30), others, 0.1, rng(), **MEMBERSHIP)
+    _, line = roc_figures(np.array([1.0] * 30 + [2.0] * 10), others, rng(), fprs=[0.1], **MEMBERSHIP)
+    assert line.value == 0.25
+    _, line = roc_figures(np.ones(30), others, rng(), fprs=[0.1], **MEMBERSHIP)
     assert line.value == line.control == 0
 
 
 def test_tpr_of_normal_scores_is_the_closed_form() -> None:
     members, others = rng(7).normal(2, 1, 5000), rng(8).normal(0, 1, 50_000)
-    found, truth = tpr_figure(members, others, 0.01, rng(), **MEMBERSHIP), stats.norm.sf(stats.norm.isf(0.01) - 2)
+    _, found = roc_figures(members, others, rng(), fprs=[0.01], **MEMBERSHIP)
+    truth = stats.norm.sf(stats.norm.isf(0.01) - 2)
     assert found.value is not None and found.low is not None and found.high is not None
     assert found.low <= truth <= found.high and found.high - found.low < 0.03
     hits = round(found.value * 5000)
@@ -169,10 +171,7 @@ def test_curves_of_too_few_others_say_so_instead_of_appearing() -> None:
 
 
 def test_curves_of_too_few_members_say_so_instead_of_appearing() -> None:
-    lines = [
-        auc_figure(np.arange(5.0), np.arange(200.0), **MEMBERSHIP),
-        tpr_figure(np.arange(5.0), np.arange(200.0), 0.01, rng(), **MEMBERSHIP),
-    ]
+    lines = roc_figures(np.arange(5.0), np.arange(200.0), rng(), fprs=[0.01], **MEMBERSHIP)
     assert [line.value for line in lines] == [None, None]
     assert all("too few: 5 trials of 5 people" in (line.note or "") for line in lines)
 
