@@ -1,7 +1,7 @@
 """An erasure: write the successor of a release, publish it, destroy the old release.
 
-A caller of single steps holds ``run_lock.exclusive_run`` on the output around them, as ``run`` does. Completed steps are
-not repeated.
+A caller of single steps holds ``run_lock.exclusive_run`` on the output around them, as ``run`` does. Completed
+steps are not repeated.
 """
 
 from __future__ import annotations
