@@ -1,4 +1,4 @@
-"""How many pictures a device should see at once: found by trial, and remembered for the next run."""
+"""The number of pictures that a device should see at once: benchmarked, and remembered for the next run."""
 
 from __future__ import annotations
 
@@ -26,86 +26,81 @@ SUFFICIENT_RATE = 0.97  # of the best rate: a smaller batch that reaches it leav
 
 
 def resolve_batch_size(config: RunConfig, backbone: Backbone, scorer: Scorer) -> RunConfig:
-    """The same settings with a number for ``run.batch_size``: where that is ``auto``, one that is fast on this device.
+    """Return the same settings with a number for ``run.batch_size`` where that is ``auto``.
 
-    A batch's size moves single pixels by rounding, so with ``auto`` machines, and processes that try at the same time,
-    may differ in the last digit.
+    A batch's size moves single pixels by rounding, so with ``auto`` machines, and processes that benchmark at the same
+    time, may differ in the last digit.
     """
     if config.run.batch_size != "auto":
         return config
-    key, known = _cache_key(config, backbone, scorer), _read_cache()
-    if key not in known:
-        rates = benchmark_batch_sizes(
-            lambda size: _measure_rate(size, config, backbone, scorer),
-            min(MAX_BATCH_SIZE, config.run.shard_size),
-            backbone,
-        )
-        known = _read_cache() | {key: {"batch_size": fastest_batch_size(rates), "pictures_per_second": rates}}
-        _write_cache(known)
-    size = int(known[key]["batch_size"])
-    return config.model_copy(update={"run": config.run.model_copy(update={"batch_size": size})})
+    key, cache = _cache_key(config, backbone, scorer), _read_cache()
+    if key not in cache:
+        max_size = min(MAX_BATCH_SIZE, config.run.shard_size)
+        rates = benchmark_batch_sizes(lambda size: _measure_rate(size, config, backbone, scorer), max_size, backbone)
+        entry = {"batch_size": fastest_batch_size(rates), "pictures_per_second": rates}
+        cache = _read_cache() | {key: entry}  # others may have written meanwhile
+        _write_cache(cache)
+    batch_size = int(cache[key]["batch_size"])
+    return config.model_copy(update={"run": config.run.model_copy(update={"batch_size": batch_size})})
 
 
 def benchmark_batch_sizes(rate: Callable[[int], float], max_size: int, backbone: Backbone) -> dict[int, float]:
-    """Size -> pictures per second: sizes double until memory is short or two in a row brought next to nothing."""
+    """Return pictures per second by size; sizes double until memory is short or two in a row gain next to nothing."""
     rates: dict[int, float] = {}
     size = 1
     while size <= max_size:
-        full = False
         try:
             rates[size] = rate(size)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            full = True
-        if full:
+        if size not in rates:  # the error, which holds on to what it left on the device, is gone by now
             empty_cache(backbone.device)
             break
-        before = [rates[n] for n in rates if n < size // 2]
-        if before and max(rates[size], rates[size // 2]) * SUFFICIENT_RATE < max(before):
+        smaller = [rates[n] for n in rates if n < size // 2]
+        if smaller and max(rates[size], rates[size // 2]) * SUFFICIENT_RATE < max(smaller):
             break
         size *= 2
     return rates
 
 
 def fastest_batch_size(rates: dict[int, float]) -> int:
-    """The smallest size that is nearly as fast as the fastest; 1 where not even one picture had room."""
+    """Return the smallest size that is nearly as fast as the fastest; 1 where not even one picture fits."""
     best = max(rates.values(), default=0.0)
     return min((size for size, rate in rates.items() if rate >= SUFFICIENT_RATE * best), default=1)
 
 
 def _measure_rate(size: int, config: RunConfig, backbone: Backbone, scorer: Scorer) -> float:
-    """Pictures per second of sampling and scoring, from two network calls."""
+    """Return pictures per second of sampling and scoring, estimated from two network calls."""
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     t_boom = boomerang.t_boom(config.boomerang.level)
-    steps = len(boomerang.grid(t_boom)) - 1
     x0 = torch.zeros(size, 3, backbone.size, backbone.size)
-
-    def around() -> None:
-        z0 = backbone.encode(x0.to(backbone.device))
-        scorer.score(scorer.embed(x0), backbone.decode(z0))
-
     with torch.inference_mode():
-        said = encode_conditions(backbone, [placeholder_condition(config.model)] * size)
+        condition = encode_conditions(backbone, [placeholder_condition(config.model)] * size)
         zt = backbone.encode(x0.to(backbone.device))
 
-        def call() -> None:
-            float(backbone.predict(zt, t_boom, said).z0.sum())  # a number on the host: the device is done
+        def encode_decode_score() -> None:
+            z0 = backbone.encode(x0.to(backbone.device))
+            scorer.score(scorer.embed(x0), backbone.decode(z0))
 
-        call()
-        return size / (_seconds(around) + steps * _seconds(call))
+        def predict() -> None:
+            float(backbone.predict(zt, t_boom, condition).z0.sum())  # a number on the host: the device is done
+
+        predict()  # the first call also prepares
+        steps = len(boomerang.grid(t_boom)) - 1
+        return size / (_measure_seconds(encode_decode_score) + steps * _measure_seconds(predict))
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _measure_seconds(work: Callable[[], None]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
 
 
 def _cache_key(config: RunConfig, backbone: Backbone, scorer: Scorer) -> str:
-    """What the answer depends on."""
-    cuda = backbone.device.type == "cuda"
-    told = {
+    """Return a digest of all that the fastest size depends on."""
+    is_cuda = backbone.device.type == "cuda"
+    conditions = {
         "model": backbone.digest,
         "size": backbone.size,
         "dtype": config.model.dtype,
@@ -114,12 +109,12 @@ def _cache_key(config: RunConfig, backbone: Backbone, scorer: Scorer) -> str:
         "sampler": config.boomerang.sampler,
         "scorer": dict(scorer.names),
         "device": device_name(backbone.device),
-        "memory": torch.cuda.get_device_properties(backbone.device).total_memory if cuda else None,
-        "threads": None if cuda else torch.get_num_threads(),
+        "memory": torch.cuda.get_device_properties(backbone.device).total_memory if is_cuda else None,
+        "threads": None if is_cuda else torch.get_num_threads(),
         "torch": torch.__version__,
         "most": min(MAX_BATCH_SIZE, config.run.shard_size),
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
 
 
 def _cache_file() -> Path:
@@ -127,15 +122,16 @@ def _cache_file() -> Path:
 
 
 def _read_cache() -> dict[str, Any]:
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged: it is found again
-        known = json.loads(_cache_file().read_text())
-        return {key: value for key, value in known.items() if int(value["batch_size"]) >= 1}
+    """Return the sizes by key; none of a damaged file, which costs another benchmark."""
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        entries = json.loads(_cache_file().read_text())
+        return {key: entry for key, entry in entries.items() if int(entry["batch_size"]) >= 1}
     return {}
 
 
-def _write_cache(known: dict[str, Any]) -> None:
-    with suppress(OSError):  # a folder that cannot be written costs another trial, and no run
-        _cache_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _write_cache(cache: dict[str, Any]) -> None:
+    with suppress(OSError):  # a folder that cannot be written costs another benchmark, and no run
         scratch = _cache_file().with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(known, indent=1))
+        scratch.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(cache, indent=1))
         scratch.replace(_cache_file())

@@ -1,4 +1,4 @@
-"""What the tasks of a release do, without Prefect: each takes a configuration and works alone."""
+"""The work of a release, without Prefect: each step takes a configuration and may run in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from anonymizer.backbones import Backbone, compilation
 from anonymizer.backbones.conditioning import encode_conditions, placeholder_condition
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
-from anonymizer.errors import (
-    CustodianKeyError,
-    IntegrityError,
-    ModelError,
-    ShardError,
-    StepError,
-)
+from anonymizer.errors import CustodianKeyError, IntegrityError, ModelError, ShardError, StepError
 from anonymizer.pipeline import batch_size_tuning
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.records import Plan, ShardSummary, Summary
-from anonymizer.release import assemble, event_log, history, ledger, plan, preflight, publish
+from anonymizer.release import assemble, event_log, history, ledger, preflight, publish
+from anonymizer.release import plan as planning
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.history import PublishedHistory
 from anonymizer.release.ledger import Ledger, ShardWriter
@@ -39,21 +34,15 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=1)
-def count_operations(model: ModelConfig) -> int:
-    """Of one network call for one picture."""
-    backbone = backbone_of(model)
-    return compilation.count_flops(backbone, encode_conditions(backbone, [placeholder_condition(model)]))
-
-
-@lru_cache(maxsize=1)
 def scorer_of(metrics: MetricsConfig, device: str) -> ReleaseScorer:
+    """Return the scorer that ``metrics`` describes, loaded once for each process."""
     from metrics.scores.scorer import build_scorer
 
     return in_fresh_thread(lambda: build_scorer(metrics, device))
 
 
 def load_checked_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseScorer:
-    """The scorer, tried on a picture of the model's size. ModelError if that is nothing that it can look at."""
+    """Return the scorer; ModelError if it cannot look at pictures of the model's size."""
     scorer = scorer_of(metrics, str(backbone.device))
     blank = torch.zeros(1, 3, backbone.size, backbone.size, device=backbone.device)
     in_fresh_thread(lambda: scorer.score(scorer.embed(blank), blank))
@@ -61,49 +50,45 @@ def load_checked_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseSc
 
 
 @lru_cache(maxsize=1)
-def load_previous(output: str, the_plan: Plan) -> PublishedHistory:
-    """What the releases before this one published, loaded once for each process and plan."""
+def load_previous(output: str, plan: Plan) -> PublishedHistory:
+    """Return what the releases before this one published, loaded once for each process and plan."""
     return in_fresh_thread(lambda: history.load(Release.at(output)))
 
 
 def check(config: RunConfig) -> None:
-    """What can be told in a moment: key, source, output. Writes nothing."""
+    """Raise UsageError for what can be seen in a moment: key, source, output. Writes nothing."""
     load_key(config.key_env)
     preflight.check(config)
 
 
 def prepare(config: RunConfig) -> Plan:
-    """Everything that can go wrong before the work: key, source, output, model, scorer. Writes the plan."""
+    """Check all that can go wrong before the work (key, source, output, model, scorer), and write the plan."""
     check(config)
     publish.check_signing_key(config)
     key, backbone, release = load_key(config.key_env), backbone_of(config.model), Release.at(config.output.uri)
     history.check(config, key, load_checked_scorer(config.metrics, backbone).names)
-    the_plan = plan.write_or_resume(config, backbone, key, release)
+    plan = planning.write_or_resume(config, backbone, key, release)
     history.carry_forward(config, release)
-    return the_plan
+    return plan
 
 
 def prepare_for_scheduler(config: RunConfig) -> Plan:
     """``prepare``, with errors that a scheduler may keep."""
-    return redact_errors(
-        _restricted(config), "plan", StepError("plan: failed, no shard was begun"), lambda: prepare(config)
-    )
+    error = StepError("plan: failed, no shard was begun")
+    return redact_errors(_restricted(config), "plan", error, lambda: prepare(config))
 
 
 def run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
-    """One shard, unless it is committed already. ShardError tells a scheduler nothing but the shard's number."""
+    """Process a shard, unless it is committed already. ShardError says nothing but the shard's number."""
     error = ShardError(f"shard {shard}: failed, nothing of it was committed")
     return redact_errors(_restricted(config), f"shard-{shard:05d}", error, lambda: _run_shard(config, shard, progress))
 
 
 def finish(config: RunConfig) -> Summary:
-    """Reconcile, assemble ``public/``, write the restricted report."""
-    return redact_errors(
-        _restricted(config),
-        "assemble",
-        StepError("assemble: failed, run again to finish"),
-        lambda: _finish(config),
-    )
+    """Assemble, report and publish a release whose shards are all committed."""
+    error = StepError("assemble: failed, run again to finish")
+    release = Release.at(config.output.uri)
+    return redact_errors(release.restricted, "assemble", error, lambda: finish_release(release, config)[0])
 
 
 def log_event(config: RunConfig, event: str, **details: Any) -> None:
@@ -112,98 +97,92 @@ def log_event(config: RunConfig, event: str, **details: Any) -> None:
 
 
 def read_logged_shards(config: RunConfig) -> set[int]:
-    """Shards whose commit is in the log already."""
-    found = event_log.read(Release.at(config.output.uri))
-    return {event["details"]["shard"] for event in found if event["event"] == "shard committed"}
+    """Return the shards whose commit is in the log already."""
+    events = event_log.read(Release.at(config.output.uri))
+    return {event["details"]["shard"] for event in events if event["event"] == "shard committed"}
 
 
 def list_uncommitted(config: RunConfig) -> list[int]:
-    """Numbers of the shards that are planned and not committed, from one look at the ledger's folder."""
-    error = StepError("ledger: cannot be looked at")
-    return redact_errors(_restricted(config), "ledger", error, lambda: _list_uncommitted(Release.at(config.output.uri)))
+    """Return the shards that are planned and not committed, from one look at the ledger's folder."""
+    release, error = Release.at(config.output.uri), StepError("ledger: cannot be looked at")
+    return redact_errors(release.restricted, "ledger", error, lambda: Ledger.open(release).missing_shards())
 
 
 def summarize_shard(config: RunConfig, shard: int) -> ShardSummary:
-    """Counts of a committed shard. IntegrityError if it is not."""
+    """Return the counts of a committed shard. IntegrityError if it is not committed."""
+
+    def summarize() -> ShardSummary:
+        if (table := ledger.read_shard(Release.at(config.output.uri), shard)) is None:
+            raise IntegrityError(f"shard {shard}: its ledger is gone: run the same command again")
+        return ledger.summarize_shard(shard, table)
+
     error = ShardError(f"shard {shard}: its ledger cannot be read")
-    return redact_errors(_restricted(config), f"shard-{shard:05d}", error, lambda: _summarize_shard(config, shard))
+    return redact_errors(_restricted(config), f"shard-{shard:05d}", error, summarize)
 
 
 def count_records(config: RunConfig, shards: Sequence[int]) -> int:
-    """How many records these shards have together."""
+    """Return how many records these shards have together."""
     release, error = Release.at(config.output.uri), StepError("plan: cannot be looked at")
-    return redact_errors(release.restricted, "plan", error, lambda: _count_records(plan.read(release), shards))
-
-
-def _list_uncommitted(release: Release) -> list[int]:
-    return Ledger.open(release).missing_shards()
-
-
-def _count_records(the_plan: Plan, shards: Sequence[int]) -> int:
-    """As many in each shard as the plan says, and the rest in the last one."""
-    last = the_plan.shards - 1
-    return sum(the_plan.shard_size if n < last else the_plan.records - last * the_plan.shard_size for n in shards)
-
-
-def _summarize_shard(config: RunConfig, shard: int) -> ShardSummary:
-    if (table := ledger.read_shard(Release.at(config.output.uri), shard)) is None:
-        raise IntegrityError(f"shard {shard}: its ledger is gone: run the same command again")
-    return ledger.summarize_shard(shard, table)
+    plan = redact_errors(release.restricted, "plan", error, lambda: planning.read(release))
+    return sum(min(plan.shard_size, plan.records - shard * plan.shard_size) for shard in shards)
 
 
 def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
     release = Release.at(config.output.uri)
     if (table := ledger.read_shard(release, shard)) is not None:
         return ledger.summarize_shard(shard, table)
-    key, backbone = load_key(config.key_env), backbone_of(config.model)
-    the_plan = plan.read(release)
-    _check_as_planned(config, the_plan, key, backbone)
-    if backbone.device.type == "cpu" and the_plan.threads:  # Ray and Dask would have one
-        torch.set_num_threads(the_plan.threads)
+    key, backbone, plan = load_key(config.key_env), backbone_of(config.model), planning.read(release)
+    _check_as_planned(config, plan, key, backbone)
+    if backbone.device.type == "cpu" and plan.threads:  # Ray and Dask would have one
+        torch.set_num_threads(plan.threads)
     scorer = scorer_of(config.metrics, str(backbone.device))
     config = batch_size_tuning.resolve_batch_size(config, backbone, scorer)
-    compile_if_worthwhile(config, backbone, the_plan)
+    compile_if_worthwhile(config, backbone, plan)
     writer = ShardWriter(release, shard, scorer.names)
-    entries = [entry for entry in plan.read_entries(release, shard) if writer.is_pending(entry)]
-    before = load_previous(config.output.uri, the_plan)
-    return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, before)
+    entries = [entry for entry in planning.read_entries(release, shard) if writer.is_pending(entry)]
+    previous = load_previous(config.output.uri, plan)
+    return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, previous)
 
 
-def _check_as_planned(config: RunConfig, the_plan: Plan, key: CustodianKey, backbone: Backbone) -> None:
-    """Another process than the one that planned has its own key and its own copy of the model."""
-    if key.check_value != the_plan.key_check and not key.is_persistent:
+def _check_as_planned(config: RunConfig, plan: Plan, key: CustodianKey, backbone: Backbone) -> None:
+    """Refuse another key or model than those of the plan: another process may have planned."""
+    if key.check_value != plan.key_check and not key.is_persistent:
         raise CustodianKeyError(
             f"{config.key_env}: not set where shards are done: set the one that the release was planned with"
         )
-    if key.check_value != the_plan.key_check:
+    if key.check_value != plan.key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that the release was planned with: set that one where shards are done"
         )
-    if config.fingerprint(backbone.digest) != the_plan.fingerprint:
+    if config.fingerprint(backbone.digest) != plan.fingerprint:
         raise ModelError(
             f"model.id {config.model.id!r}: other weights or settings than the release was planned with: place the "
             "same files wherever shards are done"
         )
 
 
-def compile_if_worthwhile(config: RunConfig, backbone: Backbone, the_plan: Plan) -> None:
-    def planned() -> float:
-        return float(count_operations(config.model) * the_plan.steps * the_plan.records)
+def compile_if_worthwhile(config: RunConfig, backbone: Backbone, plan: Plan) -> None:
+    """Compile the model's network if the plan is long enough to pay for it."""
 
-    if compilation.is_worth_compiling(config.run.compile, backbone, planned):
+    def planned_operations() -> float:
+        return float(_count_operations(config.model) * plan.steps * plan.records)
+
+    if compilation.is_worth_compiling(config.run.compile, backbone, planned_operations):
         compilation.compile_network(backbone, config.run.initial_batch_size)
 
 
-def _finish(config: RunConfig) -> Summary:
-    summary, _ = finish_release(Release.at(config.output.uri), config)
-    return summary
+@lru_cache(maxsize=1)
+def _count_operations(model: ModelConfig) -> int:
+    """Return the floating-point operations of one network call for one picture."""
+    backbone = backbone_of(model)
+    return compilation.count_flops(backbone, encode_conditions(backbone, [placeholder_condition(model)]))
 
 
 def finish_release(release: Release, config: RunConfig) -> tuple[Summary, PublicationStatus]:
     """Assemble, report and publish a release whose shards are all committed, in one pass over its ledger."""
-    the_plan, key = plan.read(release), load_key(config.key_env)
-    rows = LedgerSummary(the_plan)
-    with FinishedLedger(release, the_plan, config.source.carry, rows.add) as finished:
+    plan, key = planning.read(release), load_key(config.key_env)
+    rows = LedgerSummary(plan)
+    with FinishedLedger(release, plan, config.source.carry, rows.add) as finished:
         assemble.assemble(release, config, finished)
         if not release.purged.exists():  # what would show originals is past its retention period
             report.write_restricted(release, config, finished, rows)
