@@ -5,7 +5,7 @@ from anonymizer.config.augment import AugmentConfig, FilterConfig
 from anonymizer.config.base import Section, get_setting
 from anonymizer.config.calibration_scope import CalibrationScope, ChosenLevel, LevelRule
 from anonymizer.config.enhance import EnhanceConfig
-from anonymizer.config.loading import build, build_as, dump, load, merge, parse, read_tree, validate
+from anonymizer.config.loading import build, dump, merge, parse, read_tree, validate
 from anonymizer.config.model import ModelConfig
 from anonymizer.config.policy import Bound, PolicyConfig, parse_risk_rule
 from anonymizer.config.run import MetricsConfig, OutputConfig, RestrictedConfig, RunConfig
@@ -33,11 +33,9 @@ __all__ = [
     "Section",
     "SourceConfig",
     "build",
-    "build_as",
     "dump",
     "get_setting",
     "known_keys",
-    "load",
     "merge",
     "parse",
     "parse_risk_rule",

@@ -17,21 +17,9 @@ from anonymizer.errors import ConfigError, OutputError
 C = TypeVar("C", bound=BaseModel)
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return a run's configuration from a YAML file, changed as ``merge`` does."""
-    return build(read_tree(path), overrides, given)
-
-
 def build(tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
     """Return a run's configuration from nested mappings, changed as ``merge`` does."""
-    return build_as(RunConfig, tree, overrides, given)
-
-
-def build_as(
-    kind: type[C], tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
-) -> C:
-    """Return a configuration of any kind from nested mappings, changed as ``merge`` does."""
-    return validate(kind, merge(tree, overrides, given))
+    return validate(RunConfig, merge(tree, overrides, given))
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:

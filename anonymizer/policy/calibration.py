@@ -296,6 +296,6 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
 def build_resolved(
     kind: type[C], tree: Mapping[str, Any], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
 ) -> C:
-    """Return a configuration as ``config.build_as`` does, of a run with its level rule resolved."""
+    """Return a configuration of any kind, changed as ``config.merge`` does; a run's level rule is resolved."""
     merged = configuration.merge(tree, overrides, given)
     return configuration.validate(kind, resolve_level(merged) if kind is RunConfig else merged)

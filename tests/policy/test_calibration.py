@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anonymizer.backbones import load_backbone
-from anonymizer.config import CalibrationScope, ChosenLevel, ModelConfig, RunConfig, build_as, dump, read_tree
+from anonymizer.config import CalibrationScope, ChosenLevel, ModelConfig, RunConfig, dump, read_tree
 from anonymizer.config import parse as parse_yaml
 from anonymizer.errors import ConfigError, OutputError
 from anonymizer.policy.calibration import (
@@ -588,7 +588,7 @@ def test_an_audits_settings_have_no_rule() -> None:
     from anonymizer.config import AuditConfig
 
     with pytest.raises(ConfigError, match="boomerang: unknown key"):
-        build_as(AuditConfig, {"release": "x", "boomerang": {"level": RULE}})
+        build_resolved(AuditConfig, {"release": "x", "boomerang": {"level": RULE}})
 
 
 def test_a_plan_is_made_from_a_rule(folder: Path) -> None:

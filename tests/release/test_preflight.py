@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from anonymizer.backbones import load_backbone
-from anonymizer.config import load
+from anonymizer.config import build, read_tree
 from anonymizer.errors import OutputError, SourceError, UsageError
 from anonymizer.release import preflight
 from anonymizer.storage import filesystem
@@ -36,7 +36,7 @@ def collect_errors(bucket: str) -> Callable[[], list[str]]:
             lambda: preflight.check(config),
             lambda: preflight.check_output(config),
             lambda: load_backbone(config.model),
-            lambda: load(f"{bucket}/release.yaml"),
+            lambda: build(read_tree(f"{bucket}/release.yaml")),
             lambda: Release.at(f"{bucket}/out").plan.read(),
         ]
         lines = []

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from anonymizer import config
 from anonymizer.config import AuditConfig
 from anonymizer.errors import ConfigError, IntegrityError, ModelError, OutputError, SourceError
+from anonymizer.policy.calibration import build_resolved
 from anonymizer.release import assemble, plan
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
@@ -45,7 +45,7 @@ def release(tmp_path: Path, ideal: IdealGaussian) -> Release:
 
 def settings_of(release: Release, **more: Any) -> AuditConfig:
     quick = {"features": ["pixels"], "pairs": 24, "outputs": 2, "averaged": 20}
-    return config.build_as(AuditConfig, {"release": str(release.root)} | quick | more)
+    return build_resolved(AuditConfig, {"release": str(release.root)} | quick | more)
 
 
 def test_an_audit_writes_every_figure_a_page_and_a_public_summary(release: Release) -> None:

@@ -25,10 +25,11 @@ from PIL import Image
 from anonymizer.augment import sample_key
 from anonymizer.backbones import load_backbone
 from anonymizer.boomerang import Boomerang
-from anonymizer.config import AugmentConfig, ModelConfig, build_as, known_keys
+from anonymizer.config import AugmentConfig, ModelConfig, known_keys
 from anonymizer.data import usage_marker
 from anonymizer.errors import ConfigError, ModelError, OutputError, SourceError, StepError
 from anonymizer.noise import KeyedNoise
+from anonymizer.policy.calibration import build_resolved
 from anonymizer.records import Reason
 from anonymizer.release import preflight
 from anonymizer.storage import parquet
@@ -66,7 +67,7 @@ def pets(root: Path, cats: int = 4, dogs: int = 2) -> Path:
 
 def asked(source: Path | str, output: Path | str, /, *overrides: str, **more: Any) -> AugmentConfig:
     tree = {"source": {"uri": str(source), "label": "folder"}, "output": {"uri": str(output)}, "sampler": "ddim"}
-    return build_as(AugmentConfig, tree | {"steps": 2, "batch_size": 3} | more, overrides)
+    return build_resolved(AugmentConfig, tree | {"steps": 2, "batch_size": 3} | more, overrides)
 
 
 def rows(output: Path) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from anonymizer import config
 from anonymizer.config import CalibrationConfig, RunConfig
 from anonymizer.errors import ConfigError, OutputError
 from anonymizer.policy import calibration
+from anonymizer.policy.calibration import build_resolved
 from anonymizer.release import preflight
 from anonymizer.storage import parquet
 from flows.cli import main
@@ -56,7 +56,7 @@ def asked(tmp_path: Path, people: int = PEOPLE, **more: Any) -> CalibrationConfi
     )  # fmt: skip
     quick = {"features": ["pixels"], "identity": "who", "attacks": ["linkage", "reidentification"], "pairs": 24}
     where = {"levels": ".3,1", "folder": str(tmp_path / "cal")}
-    return config.build_as(CalibrationConfig, {"run": run.model_dump()} | quick | where | more)
+    return build_resolved(CalibrationConfig, {"run": run.model_dump()} | quick | where | more)
 
 
 def test_a_calibration_holds_the_curve_and_what_it_belongs_to(tmp_path: Path, ideal: IdealGaussian) -> None:

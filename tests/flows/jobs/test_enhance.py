@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from anonymizer.backbones import Denoised
-from anonymizer.config import EnhanceConfig, build_as, known_keys
+from anonymizer.config import EnhanceConfig, known_keys
 from anonymizer.data import image_codec
 from anonymizer.enhance import Enhancer, lanczos, noise_key
 from anonymizer.errors import AnonymizerError, ConfigError, OutputError, RecordError, SourceError, StepError
@@ -25,6 +25,7 @@ from anonymizer.noise import KeyedNoise
 from anonymizer.pipeline.batch_sampling import BatchSampler
 from anonymizer.pipeline.batching import batch_items
 from anonymizer.pipeline.device_overlap import Sequential
+from anonymizer.policy.calibration import build_resolved
 from anonymizer.records import Reason
 from anonymizer.release import preflight
 from anonymizer.release.profiling import Stopwatch
@@ -47,27 +48,27 @@ LEAST: dict[str, Any] = {"source": {"uri": "in"}, "output": {"uri": "out"}}
     ("given", "levels"), [(".5,.3", (0.5, 0.3)), ("0.4", (0.4,)), (0.4, (0.4,)), ([0.3, 0.5, 0.3], (0.3, 0.5, 0.3))]
 )
 def test_levels_are_a_list_in_the_order_of_the_passes(given: Any, levels: tuple[float, ...]) -> None:
-    assert build_as(EnhanceConfig, LEAST | {"levels": given}).levels == levels
+    assert build_resolved(EnhanceConfig, LEAST | {"levels": given}).levels == levels
 
 
 @pytest.mark.parametrize("given", ["", "0", "1.2", "nan", "high", [], True])
 def test_levels_that_cannot_be_are_refused_in_one_line(given: Any) -> None:
     with pytest.raises(ConfigError, match="levels"):
-        build_as(EnhanceConfig, LEAST | {"levels": given})
+        build_resolved(EnhanceConfig, LEAST | {"levels": given})
 
 
 def test_references_are_an_address_or_a_section() -> None:
-    short = build_as(EnhanceConfig, LEAST | {"references": "full"})
-    assert short == build_as(EnhanceConfig, LEAST | {"references": {"uri": "full"}})
+    short = build_resolved(EnhanceConfig, LEAST | {"references": "full"})
+    assert short == build_resolved(EnhanceConfig, LEAST | {"references": {"uri": "full"}})
     assert short.references is not None and short.references.uri == "full"
-    assert build_as(EnhanceConfig, short.model_dump(mode="json")) == short
+    assert build_resolved(EnhanceConfig, short.model_dump(mode="json")) == short
 
 
 def test_what_the_model_is_told_must_be_read() -> None:
     with pytest.raises(ConfigError, match=r"model\.condition: label"):
-        build_as(EnhanceConfig, LEAST | {"model": {"condition": "label"}})
+        build_resolved(EnhanceConfig, LEAST | {"model": {"condition": "label"}})
     with pytest.raises(ConfigError, match=r"model\.prompt: \{hair\} is not read"):
-        build_as(EnhanceConfig, LEAST | {"model": {"prompt": "a {hair} person"}})
+        build_resolved(EnhanceConfig, LEAST | {"model": {"prompt": "a {hair} person"}})
 
 
 ROW = re.compile(r"^\| `([a-z_.]+)` \| (required|`.*?`) \| (.+) \|$", re.MULTILINE)
@@ -128,7 +129,7 @@ def asked(tmp_path: Path, **more: Any) -> EnhanceConfig:
         "source": {"uri": str(tmp_path / "small")}, "output": {"uri": str(tmp_path / "large")}, "sampler": "ddim",
         "steps": 2, "metrics": {"lpips": "none"},
     }  # fmt: skip
-    return build_as(EnhanceConfig, given | more)
+    return build_resolved(EnhanceConfig, given | more)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
