@@ -1,10 +1,9 @@
-"""The codec: what goes in, whatever its mode, comes out as upright sRGB; what is wrong ends with a typed reason."""
+"""Images of any mode are decoded to upright sRGB; every defect has a typed reason; outputs hold pixels only."""
 
 from __future__ import annotations
 
 import io
 import struct
-import threading
 import warnings
 import zlib
 
@@ -13,31 +12,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
+from PIL import Image, ImageCms, ImageDraw
 
 from anonymizer.config import Limits
 from anonymizer.data.geometry import content_box
 from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES, DecodedImage, decode, encode
 from anonymizer.data.metadata import find_metadata
-from anonymizer.data.pillow_warnings import suppress_pillow_warnings
 from anonymizer.errors import RecordError
 from anonymizer.records import Reason
 from tests.support import ROOT
+from tests.support.encoded_images import leaky, photo, saved
 
 LIMITS = Limits.model_validate({})
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
-
-
-def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def photo(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
-    """A smooth picture: a ramp in each channel."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)).convert(mode)
 
 
 def levels(picture: DecodedImage) -> np.ndarray:
@@ -51,10 +38,10 @@ def reason(data: bytes, **limits: int) -> Reason:
     return caught.value.reason
 
 
-# What comes in
+# Decoding
 
 
-def test_a_picture_of_the_models_size_comes_in_exactly() -> None:
+def test_an_image_of_the_models_size_is_decoded_exactly() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     picture = decode(saved(Image.fromarray(pixels)), 16, "crop", LIMITS)
     assert picture.tensor.shape == (3, 16, 16) and picture.tensor.dtype == torch.float32
@@ -151,7 +138,7 @@ def test_a_transparent_palette_colour_becomes_white() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_the_corner_that_exif_calls_top_left_comes_out_there(kind: str, orientation: int, fit: str) -> None:
+def test_the_corner_that_exif_calls_top_left_is_there_after_decoding(kind: str, orientation: int, fit: str) -> None:
     # EXIF: where in the picture the stored row 0 and column 0 belong
     row_is, column_is = [
         ("top", "left"), ("top", "right"), ("bottom", "right"), ("bottom", "left"),
@@ -280,7 +267,7 @@ def test_crop_keeps_the_centre_and_pad_keeps_everything() -> None:
         assert np.allclose(rows[:, 4], RED, atol=1) and np.allclose(rows[:, -5], BLUE, atol=1)
 
 
-def test_large_pictures_are_averaged_and_not_picked_from() -> None:
+def test_large_images_are_averaged_and_not_subsampled() -> None:
     stripes = np.zeros((640, 640, 3), np.uint8)
     stripes[:, ::2] = 255
     found = levels(decode(saved(Image.fromarray(stripes)), 16, "crop", LIMITS))
@@ -290,7 +277,7 @@ def test_large_pictures_are_averaged_and_not_picked_from() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (20_000, 1), (20_000, 30), (3, 20_000)])
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_extreme_shapes_come_in_and_go_out(size: tuple[int, int], fit: str, kind: str) -> None:
+def test_extreme_shapes_are_decoded_and_encoded(size: tuple[int, int], fit: str, kind: str) -> None:
     picture = decode(saved(Image.new("RGB", size, (200, 60, 60)), kind, quality=100), 32, fit, LIMITS)  # type: ignore[arg-type]
     assert np.allclose(levels(picture), (200, 60, 60), atol=3)
     out = encode(picture.tensor, (picture.width, picture.height), "png", size="original")
@@ -305,10 +292,10 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_like_the_whole_one() -> None:
         assert np.abs(small - whole).max() < 4
 
 
-# What is wrong
+# Errors
 
 
-def test_nothing_and_garbage_have_their_reasons() -> None:
+def test_empty_and_random_bytes_have_their_reasons() -> None:
     assert reason(b"") is Reason.EMPTY
     for data in (
         b"hello",
@@ -323,7 +310,7 @@ def test_nothing_and_garbage_have_their_reasons() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
-def test_half_a_picture_is_truncated(kind: str) -> None:
+def test_half_an_image_is_truncated(kind: str) -> None:
     data = saved(photo(), kind)
     assert reason(data[: len(data) // 2]) is Reason.TRUNCATED
 
@@ -355,7 +342,7 @@ def test_modes_without_a_clear_meaning_are_refused() -> None:
         assert reason(saved(Image.new(mode, (9, 9)), "TIFF")) is Reason.UNSUPPORTED_MODE
 
 
-def test_errors_say_the_reason_and_nothing_else() -> None:
+def test_errors_hold_the_reason_and_nothing_else() -> None:
     with pytest.raises(RecordError) as caught:
         decode(b"Jane Doe, 12 Example Street", 16, "crop", LIMITS)
     assert str(caught.value) == "not_an_image" and caught.value.__cause__ is None
@@ -378,7 +365,7 @@ SAMPLES = [
 TIGHT = Limits.model_validate({"max_pixels": 1_000_000})
 
 
-def picture_or_reason(data: bytes) -> None:
+def image_or_reason(data: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
@@ -392,102 +379,33 @@ def picture_or_reason(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(SAMPLES)))
-def test_a_picture_cut_anywhere_is_a_picture_or_a_reason(number: int) -> None:
+def test_an_image_cut_anywhere_is_an_image_or_a_reason(number: int) -> None:
     data = SAMPLES[number]
     for length in sorted({*range(0, min(len(data), 120)), *range(120, len(data), max(1, len(data) // 150))}):
-        picture_or_reason(data[:length])
+        image_or_reason(data[:length])
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(SAMPLES), st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=6))
-def test_a_damaged_picture_is_a_picture_or_a_reason(data: bytes, changes: list[tuple[int, int]]) -> None:
+def test_a_damaged_image_is_an_image_or_a_reason(data: bytes, changes: list[tuple[int, int]]) -> None:
     damaged = bytearray(data)
     for at, value in changes:
         damaged[at % len(damaged)] ^= value
-    picture_or_reason(bytes(damaged))
+    image_or_reason(bytes(damaged))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from([b"", *(sample[:16] for sample in SAMPLES)]), st.binary(max_size=200))
-def test_wild_bytes_are_a_picture_or_a_reason(start: bytes, data: bytes) -> None:
-    picture_or_reason(start + data)
+def test_random_bytes_are_an_image_or_a_reason(start: bytes, data: bytes) -> None:
+    image_or_reason(start + data)
 
 
-def test_pillows_warnings_stay_quiet_in_threads_and_others_are_heard() -> None:
-    broken = saved(photo(), "TIFF")[:-40]
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        before = list(warnings.filters)
-
-        def work() -> None:
-            for _ in range(10):
-                with pytest.raises(RecordError):
-                    decode(broken, 8, "crop", LIMITS)
-
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not heard
-        with suppress_pillow_warnings():
-            warnings.warn("mine", stacklevel=1)
-        assert [str(w.message) for w in heard] == ["mine"]
-        assert list(warnings.filters) == before
-
-
-# What goes out
-
-
-def leaky(kind: str) -> bytes:
-    """A picture with EXIF (GPS, a time, a name), XMP, a profile, a comment and text."""
-    exif = Image.Exif()
-    exif[0x013B] = "Jane Doe"
-    exif[0x0132] = "2024:05:06 07:08:09"
-    exif.get_ifd(0x8825)[2] = (52.0, 31.0, 12.0)
-    options: dict[str, object] = {"exif": exif, "xmp": b"<x:xmpmeta/>"}
-    options["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    if kind == "PNG":
-        text = PngImagePlugin.PngInfo()
-        text.add_text("Author", "Jane Doe")
-        text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>")
-        options = {**options, "pnginfo": text}
-        options.pop("xmp")
-    if kind == "JPEG":
-        options["comment"] = b"Jane Doe at home"
-    return saved(photo(), kind, **options)
-
-
-def test_metadata_is_named() -> None:
-    assert find_metadata(leaky("JPEG")) == ["comment", "exif", "gps", "icc", "timestamp", "xmp"]
-    assert find_metadata(leaky("PNG")) == ["exif", "gps", "icc", "text", "timestamp", "xmp"]
-    assert find_metadata(leaky("WEBP")) == ["exif", "gps", "icc", "timestamp", "xmp"]
-    assert set(find_metadata(leaky("TIFF"))) >= {"icc", "text", "timestamp"}
-    assert find_metadata(saved(photo(), "GIF", comment=b"Jane")) == ["comment"]
-    assert find_metadata(b"no picture") == ["unreadable"]
-    for kind in ("JPEG", "PNG", "WEBP"):
-        assert find_metadata(saved(photo(), kind)) == []
-        assert find_metadata(saved(photo(), kind) + b"Jane Doe") == ["trailing data"]
-
-
-def test_a_thumbnail_an_iptc_block_and_a_late_comment_in_a_jpeg_are_named() -> None:
-    def segment(marker: int, body: bytes) -> bytes:
-        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
-
-    data = saved(photo(), "JPEG")
-    ifd1 = struct.pack("<HHHIII", 1, 0x0103, 3, 1, 6, 0)
-    block = b"II*\0" + struct.pack("<IHI", 8, 0, 14) + ifd1
-    assert find_metadata(data[:2] + segment(0xE1, b"Exif\0\0" + block) + data[2:]) == ["exif", "thumbnail"]
-    assert find_metadata(data[:2] + segment(0xED, b"Photoshop 3.0\0") + data[2:]) == ["iptc"]
-    assert find_metadata(data[:2] + segment(0xE7, b"maker") + data[2:]) == ["other (APP7)"]
-    assert find_metadata(data[:-2] + segment(0xFE, b"Jane") + data[-2:]) == ["comment"]
-    progressive = saved(photo(), "JPEG", progressive=True)
-    assert find_metadata(progressive) == []
+# Encoding
 
 
 @pytest.mark.parametrize("image", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize("size", ["model", "original"])
-def test_what_goes_out_carries_pixels_only_and_the_same_bytes_each_time(image: str, size: str) -> None:
+def test_encoded_images_hold_pixels_only_and_are_the_same_bytes_each_time(image: str, size: str) -> None:
     picture = decode(leaky("JPEG"), 32, "pad", LIMITS)
     shape = (picture.width, picture.height)
     out = encode(picture.tensor, shape, image, 90, size)  # type: ignore[arg-type]
@@ -516,7 +434,7 @@ def test_original_size_undoes_the_padding() -> None:
         assert np.abs(np.asarray(back).astype(int) - np.asarray(image)).mean() < 4
 
 
-def test_values_outside_the_range_are_clamped_and_those_that_are_none_are_refused() -> None:
+def test_values_outside_the_range_are_clamped_and_nan_is_refused() -> None:
     assert decode(encode(torch.full((3, 8, 8), 7.0)).data, 8, "crop", LIMITS).tensor.unique().tolist() == [1.0]
     for value in (float("nan"), float("inf")):
         tensor = torch.zeros(3, 8, 8)

@@ -29,15 +29,7 @@ from anonymizer.release import publish
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, REVOCATIONS, STATEMENT, Release
 from anonymizer.storage.path import StoragePath
-from tests.support.releases import (
-    Unscored,
-    folder_of,
-    listing,
-    picture,
-    plain,
-    run,
-    settings,
-)
+from tests.support.releases import Unscored, folder_of, listing, picture, plain, run, settings
 
 PUBLISHER, ADA, BOB, EVE = (signing.generate_key_pair() for _ in range(4))
 ALL = (PUBLISHER, ADA, BOB)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from metrics.stats.intervals import (
-    Trials,
-    as_subjects,
-)
+from metrics.stats.intervals import Trials, as_subjects
 
 
 def trials(hits: int, n: int, each: int = 1) -> Trials:

@@ -1,4 +1,4 @@
-"""Releases leave as folders, tars and Parquet: readable by the tools they are meant for, the same bytes each time."""
+"""Released images as folders, tars and Parquet: readable by other tools, and the same bytes each time."""
 
 from __future__ import annotations
 
@@ -45,16 +45,8 @@ def files(fs: Any, folder: str) -> dict[str, bytes]:
     return {path.removeprefix(folder).lstrip("/"): fs.cat_file(path) for path in sorted(fs.find(folder))}
 
 
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    fs = fsspec.filesystem("memory")
-    yield fs
-    for path in fs.ls("/", detail=False):
-        fs.rm(path, recursive=True)
-
-
 @pytest.mark.parametrize("form", FORMATS)
-def test_each_picture_is_found_where_the_sink_says(form: str, memory: Any, tmp_path: Path) -> None:
+def test_each_image_is_where_its_location_is(form: str, memory: Any, tmp_path: Path) -> None:
     for fs, folder in ((memory, "/out"), (fsspec.filesystem("file"), str(tmp_path / "out"))):
         placed = written(form, pictures(), fs, folder)
         assert [p.output_id for p in placed] == [p.output_id for p in pictures()]
@@ -85,7 +77,7 @@ def test_the_same_pictures_give_the_same_bytes(form: str, memory: Any) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_nothing_released_is_nothing_written_and_no_error(form: str, memory: Any) -> None:
+def test_no_images_are_no_files_and_no_error(form: str, memory: Any) -> None:
     assert written(form, iter(()), memory, "/out") == []
 
 
@@ -112,7 +104,7 @@ def test_any_label_is_the_name_of_one_folder_and_of_no_other_labels(one: str, ot
     assert (name == label_folder(other)) == (one == other)
 
 
-def test_tar_headers_say_nothing_about_when_where_or_by_whom(memory: Any) -> None:
+def test_tar_headers_hold_no_times_owners_or_names(memory: Any) -> None:
     written("webdataset", pictures(), memory, "/out")
     with tarfile.open(fileobj=io.BytesIO(memory.cat_file("/out/data/part-00000.tar"))) as archive:
         members = archive.getmembers()
@@ -135,7 +127,7 @@ def test_webdataset_reads_its_tars(tmp_path: Path) -> None:
     assert "cls" not in two and two["json"] == {"age": 1, "label": "cat"}
 
 
-def test_parquet_says_to_hugging_face_which_column_holds_pictures(memory: Any) -> None:
+def test_parquet_has_the_features_of_hugging_face(memory: Any) -> None:
     written("parquet", pictures(), memory, "/out")
     schema = pq.read_schema(pa.BufferReader(memory.cat_file("/out/data/part-00000.parquet")))
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
@@ -177,7 +169,7 @@ def test_values_that_do_not_agree_are_written_as_text_or_refused_by_name(memory:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_place_that_cannot_be_written_is_one_clear_line_without_ids(form: str, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_clear_line_without_ids(form: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(OutputError, match="cannot be written") as caught:
         written(form, pictures(), fsspec.filesystem("file"), str(tmp_path / "file"))
@@ -202,7 +194,7 @@ def test_memory_stays_flat_as_a_release_grows(form: str, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_a_sink_writes_a_source_reads(form: str, tmp_path: Path) -> None:
+def test_a_source_reads_the_files_of_a_sink(form: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     image = encode(torch.rand(3, 8, 8) * 2 - 1).data
     rows = [ReleasedImage(f"{n:032x}", image, ".png", f"class {n % 2}", f"words {n}", {"age": n}) for n in range(4)]

@@ -14,18 +14,8 @@ import pytest
 from anonymizer.data.sources import files, open_source
 from anonymizer.records import Reason
 from anonymizer.storage.path import StoragePath
-from tests.support.object_store import (
-    BUCKET,
-    reach,
-    unreliable,
-    upload,
-)
-from tests.support.releases import (
-    listing,
-    people,
-    picture,
-    settings,
-)
+from tests.support.object_store import BUCKET, reach, unreliable, upload
+from tests.support.releases import listing, people, picture, settings
 
 
 def packed(folder: Path, kind: str) -> Path:
