@@ -1,4 +1,4 @@
-"""Planning: which records there are, how they are cut into shards, and what the run will do to them."""
+"""Planning a release: list the records, divide them into shards, and fix what the run will do to them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from typing import Any
 
 import torch
@@ -26,15 +25,16 @@ from anonymizer.records import Entry, Plan, Reason
 from anonymizer.release import event_log
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
+from anonymizer.storage.prefetch import chunked
 
 DETERMINISTIC_SAMPLERS = ("ddim", "dpm++", "unipc")
 MAX_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
 
 
 def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:
-    """The plan of a run.
+    """Return the plan of a run.
 
-    ConfigError for a level so low that it would release the originals, or chosen for another model.
+    Raises ConfigError for a level so low that it would release the originals, or chosen for another model.
     """
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     t_boom = boomerang.t_boom(config.boomerang.level)
@@ -84,66 +84,52 @@ def _refuse_uncalibrated_model(config: RunConfig, backbone: Backbone) -> None:
 
 
 def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
-    """What whoever hands the release out should know of its settings."""
-    found = []
-    if plan.log_snr > 0:
-        found.append(
-            f"log-SNR {plan.log_snr:+.2f}: more of an original's signal is kept than noise is added: expect people "
-            "to be recognised"
-        )
-    if config.boomerang.chosen is not None and not config.boomerang.chosen.identified:
-        found.append(
-            "boomerang.level was chosen without knowing who is on which picture: if people have several, the promise "
-            "about risk may not hold; calibrate with identity"
-        )
-    if config.source.label is not None and config.source.label == config.source.subject:
-        found.append("source.label is source.subject: what the source calls each person is published as a label")
-    if config.source.fit == "tiles":
-        found.append("source.fit tiles: width and height of each original are published with its output")
-        found.append(
-            "a level hides less in tiles: of a picture k times as large as the model, coarse structure is left as at a "
-            "log-SNR that is 2 ln k higher (docs/models.md)"
-        )
-    if config.model.has_record_condition:
-        what = (
-            f"columns in model.prompt ({', '.join(config.model.prompt_fields)})"
-            if config.model.prompt_fields
-            else "each class"
-        )
-        found.append(
-            f"the model is told {what}: what that says of a person is drawn into the output, whatever the level and "
-            "whether it is published or not; attackers who know the method are audited without it"
-        )
-    if config.boomerang.sampler in DETERMINISTIC_SAMPLERS:
-        found.append(
-            f"boomerang.sampler {config.boomerang.sampler}: takes no noise on the way back, and leaves outputs nearer "
-            "to their originals than the paper's own at the same level (docs/paper-results.md)"
-        )
-    if config.boomerang.sampler in ("lcm", "tcd"):
-        found.append(f"boomerang.sampler {config.boomerang.sampler}: fits models only that were distilled for it")
-    if config.output.public_scores == "exact":
-        found.append(
-            "output.public_scores exact: a score is a fact about an original, and whoever holds a candidate can compare"
-        )
-    if config.output.size == "original":
-        found.append("output.size original: width and height of each original are published with its output")
-    return found
+    """Return what the publisher should know of the settings."""
+    sampler, chosen, model = config.boomerang.sampler, config.boomerang.chosen, config.model
+    is_tiled = config.source.fit == "tiles"
+    condition = f"columns in model.prompt ({', '.join(model.prompt_fields)})" if model.prompt_fields else "each class"
+    cautions = {
+        f"log-SNR {plan.log_snr:+.2f}: more of an original's signal is kept than noise is added: expect people to be "
+        "recognised": plan.log_snr > 0,
+        "boomerang.level was chosen without knowing who is on which picture: if people have several, the promise about "
+        "risk may not hold; calibrate with identity": chosen is not None and not chosen.identified,
+        "source.label is source.subject: what the source calls each person is published as a label": (
+            config.source.label is not None and config.source.label == config.source.subject
+        ),
+        "source.fit tiles: width and height of each original are published with its output": is_tiled,
+        "a level hides less in tiles: of a picture k times as large as the model, coarse structure is left as at a "
+        "log-SNR that is 2 ln k higher (docs/models.md)": is_tiled,
+        f"the model is told {condition}: what that says of a person is drawn into the output, whatever the level and "
+        "whether it is published or not; attackers who know the method are audited without it": (
+            model.has_record_condition
+        ),
+        f"boomerang.sampler {sampler}: takes no noise on the way back, and leaves outputs nearer to their originals "
+        "than the paper's own at the same level (docs/paper-results.md)": sampler in DETERMINISTIC_SAMPLERS,
+        f"boomerang.sampler {sampler}: fits models only that were distilled for it": sampler in ("lcm", "tcd"),
+        "output.public_scores exact: a score is a fact about an original, and whoever holds a candidate can compare": (
+            config.output.public_scores == "exact"
+        ),
+        "output.size original: width and height of each original are published with its output": (
+            config.output.size == "original"
+        ),
+    }
+    return [text for text, applies in cautions.items() if applies]
 
 
 def estimate_seconds(config: RunConfig, backbone: Backbone, plan: Plan) -> float:
-    """Seconds of sampling for the whole plan, from one timed network call on a batch; of one tile for each picture."""
+    """Return the seconds of sampling for the whole plan, from one timed network call; one tile for each image."""
     size = min(config.run.initial_batch_size, max(plan.records, 1))
     with torch.inference_mode():
         zt = backbone.encode(torch.zeros(size, 3, backbone.size, backbone.size))
-        said = encode_conditions(backbone, [placeholder_condition(config.model)] * size)
-        backbone.predict(zt, plan.t_boom, said)  # the first call also prepares
-        begun = time.monotonic()
-        backbone.predict(zt, plan.t_boom, said).z0.sum().item()
-    return (time.monotonic() - begun) * plan.steps * -(-plan.records // size)
+        condition = encode_conditions(backbone, [placeholder_condition(config.model)] * size)
+        backbone.predict(zt, plan.t_boom, condition)  # the first call also prepares
+        begin = time.monotonic()
+        backbone.predict(zt, plan.t_boom, condition).z0.sum().item()
+    return (time.monotonic() - begin) * plan.steps * -(-plan.records // size)
 
 
 def count_records(config: RunConfig) -> int:
-    """Records in the source, listed without reading a picture."""
+    """Return the number of records in the source, listed without reading an image."""
     return sum(1 for _ in _list_entries(config))
 
 
@@ -152,42 +138,45 @@ def _list_entries(config: RunConfig) -> Iterator[Entry]:
 
 
 def write_or_resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
-    """List the source into ``restricted/plan/``, or take up the plan of a run that was begun before."""
+    """List the source into ``restricted/plan/`` and write the plan, or return that of an unfinished run.
+
+    Raises OutputError or CustodianKeyError where a run was begun with other settings or another key.
+    """
     if release.plan.exists():
         return _resume(config, backbone, key, release)
     if release.public.exists():
         raise OutputError(
             f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output"
         )
-    build_plan(config, backbone, key, 0)  # refuses what it refuses before anything is written
+    build_plan(config, backbone, key, 0)  # raises what it raises before anything is written
     release.restricted.make_private_folder()
-    release.shard_plans.remove()  # of a run that was stopped while planning
+    release.shard_plans.remove()  # of a run that was interrupted while planning
     records = 0
-    for shard, entries in enumerate(_chunks(_list_entries(config), config.run.shard_size)):
+    for shard, entries in enumerate(chunked(_list_entries(config), config.run.shard_size)):
         write_entries(release, shard, entries)
         records += len(entries)
     plan = build_plan(config, backbone, key, records)
     release.config.write(configuration.dump(config).encode())
-    release.plan.write(json.dumps(asdict(plan), indent=2).encode())  # last: the plan stands when this file does
+    release.plan.write(json.dumps(asdict(plan), indent=2).encode())  # last: the plan is valid once this file exists
     event_log.record(release, "planned", records=records, shards=plan.shards, fingerprint=plan.fingerprint)
     return plan
 
 
 def read(release: Release) -> Plan:
+    """Return the plan of a release. Raises OutputError if there is none, IntegrityError if it is damaged."""
+    name = f"release {str(release.root)!r}"
     if not release.plan.exists():
-        what = "it was erased" if release.event_log.exists() else "it is not a release, or only its public half"
-        raise OutputError(f"release {str(release.root)!r}: no restricted/plan.json: {what}")
+        reason = "it was erased" if release.event_log.exists() else "it is not a release, or only its public half"
+        raise OutputError(f"{name}: no restricted/plan.json: {reason}")
     try:
-        told = json.loads(release.plan.read())
-        return Plan(**told | {"escalated": tuple(told["escalated"])})
+        fields = json.loads(release.plan.read())
+        return Plan(**fields | {"escalated": tuple(fields["escalated"])})
     except (ValueError, TypeError, KeyError):
-        raise IntegrityError(
-            f"release {str(release.root)!r}: restricted/plan.json is damaged, or of another version: restore it"
-        ) from None
+        raise IntegrityError(f"{name}: restricted/plan.json is damaged, or of another version: restore it") from None
 
 
 def read_config(release: Release) -> RunConfig:
-    """The settings in ``restricted/config.yaml``, as they are written there."""
+    """Return the settings in ``restricted/config.yaml``, as they are written there."""
     try:
         text = release.config.read().decode()
     except (OSError, UnicodeDecodeError):
@@ -198,80 +187,61 @@ def read_config(release: Release) -> RunConfig:
 
 
 def resolve_config(release: Release) -> RunConfig:
-    """What a release was made with; a source on a disk by its whole path, wherever this is asked."""
-    the_plan = read(release)  # says what is missing where this is no release
-    settings = read_config(release)
-    if not StoragePath.from_uri(settings.source.uri).is_local:
-        return settings
-    return settings.model_copy(update={"source": settings.source.model_copy(update={"uri": the_plan.source})})
+    """Return the settings of a release, with the absolute path of a local source."""
+    plan, config = read(release), read_config(release)
+    if not StoragePath.from_uri(config.source.uri).is_local:
+        return config
+    return config.model_copy(update={"source": config.source.model_copy(update={"uri": plan.source})})
 
 
 def write_entries(release: Release, shard: int, entries: Sequence[Entry]) -> None:
-    release.shard_plan(shard).write_uncommitted(json.dumps([_entry_to_json(e) for e in entries]).encode())
+    """Write the planned records of a shard."""
+    items = [{name: value for name, value in asdict(entry).items() if value is not None} for entry in entries]
+    release.shard_plan(shard).write_uncommitted(json.dumps(items).encode())
 
 
 def read_entries(release: Release, shard: int) -> list[Entry]:
-    return [_entry_from_json(item) for item in json.loads(release.shard_plan(shard).read())]
+    """Return the planned records of a shard."""
+    items = json.loads(release.shard_plan(shard).read())
+    return [Entry(**item | ({"problem": Reason(item["problem"])} if "problem" in item else {})) for item in items]
 
 
 # What may change while a run is unfinished: where it runs and how fast, how the restricted half is kept, and
 # waivers, which are the only way past a policy; the model's weights are in the fingerprint.
 CHANGEABLE_SETTINGS = (
-    "output.uri",
-    "source.uri",
-    "model.id",
-    "model.revision",
-    "model.device",
-    "model.allow_pickle",
-    "key_env",
-    "signing_key_env",
-    "run.",
-    "restricted.",
-    "lineage.",
-    "policy.waivers",
+    *("output.uri", "source.uri", "model.id", "model.revision", "model.device", "model.allow_pickle", "key_env"),
+    *("signing_key_env", "run.", "restricted.", "lineage.", "policy.waivers"),
 )
-RESUME_HINT = "use the settings in its restricted/config.yaml to finish it, or choose another output"
 
 
 def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
-    plan = read(release)
-    asked = build_plan(config, backbone, key, plan.records)
-    output = f"output.uri {config.output.uri!r}"
-    if asked.key_check != plan.key_check:
+    plan, begun = read(release), read_config(release)
+    new_plan, output = build_plan(config, backbone, key, plan.records), f"output.uri {config.output.uri!r}"
+    if new_plan.key_check != plan.key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {output} was begun with: set that one, or choose another output"
         )
-    begun = read_config(release)
     for name in configuration.known_keys():
-        was, now = configuration.get_setting(begun, name), configuration.get_setting(config, name)
-        if was != now and not name.startswith(CHANGEABLE_SETTINGS):
-            raise OutputError(
-                f"{output}: was begun with {name} {_format_setting(was)}, not {_format_setting(now)}: {RESUME_HINT}"
-            )
-    if begun.boomerang.chosen != config.boomerang.chosen:
-        raise OutputError(f"{output}: was begun with boomerang.level chosen in another way: {RESUME_HINT}")
-    if asked.source != plan.source:
-        raise OutputError(f"{output}: was begun with another source.uri: {RESUME_HINT}")
-    if asked.fingerprint != plan.fingerprint:
-        raise OutputError(f"{output}: was begun with another model than {config.model.id!r}: {RESUME_HINT}")
-    return plan
+        before, now = configuration.get_setting(begun, name), configuration.get_setting(config, name)
+        if before != now and not name.startswith(CHANGEABLE_SETTINGS):
+            difference = f"{name} {_format_setting(before)}, not {_format_setting(now)}"
+            break
+    else:
+        if begun.boomerang.chosen != config.boomerang.chosen:
+            difference = "boomerang.level chosen in another way"
+        elif new_plan.source != plan.source:
+            difference = "another source.uri"
+        elif new_plan.fingerprint != plan.fingerprint:
+            difference = f"another model than {config.model.id!r}"
+        else:
+            return plan
+    raise OutputError(
+        f"{output}: was begun with {difference}: use the settings in its restricted/config.yaml to finish it, or "
+        "choose another output"
+    )
 
 
 def _format_setting(value: Any) -> str:
     if isinstance(value, dict | tuple):
-        return json.dumps(value, default=lambda one: one.model_dump(mode="json", exclude_none=True))
+        return json.dumps(value, default=lambda model: model.model_dump(mode="json", exclude_none=True))
     return "none" if value is None else repr(value)
-
-
-def _chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
-    iterator = iter(entries)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
-def _entry_to_json(entry: Entry) -> dict[str, Any]:
-    return {k: v for k, v in asdict(entry).items() if v is not None}
-
-
-def _entry_from_json(item: dict[str, Any]) -> Entry:
-    return Entry(**(item | {"problem": Reason(item["problem"])} if "problem" in item else item))

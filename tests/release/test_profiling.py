@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from anonymizer.backbones import Denoised
+from anonymizer.release import profiling
 from anonymizer.release.ledger import Ledger
 from anonymizer.release.profiling import METADATA_KEY as METADATA_KEY
 from anonymizer.release.profiling import STAGES, Profile, Stopwatch
@@ -34,7 +35,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("anonymizer.release.profiling.perf_counter", lambda: self.now)
+        monkeypatch.setattr(profiling, "perf_counter", lambda: self.now)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
