@@ -23,6 +23,7 @@ from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import audit as audit_job
+from flows.jobs import models
 from flows.jobs import release as release_job
 from tests.release.test_assemble import Stop, stop_at
 from tests.support.ideal_gaussian import IdealGaussian
@@ -52,7 +53,8 @@ RECORDS = ["ledger", "plan", "report.html", "audit.html", "errors", "audit/found
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
-    monkeypatch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
+    for module in (models, release_job):
+        monkeypatch.setattr(module, "backbone_of", lambda model: IdealGaussian())
     monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: PlainScorer())
 
 
