@@ -16,30 +16,38 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a record was not released."""
+    """Why a record was not released; ``meaning`` says so in a sentence, for reports."""
 
-    EMPTY = "empty"  # zero bytes
-    NOT_AN_IMAGE = "not_an_image"  # recognised by no decoder
-    TRUNCATED = "truncated"  # recognised by a decoder, but ends early or is damaged
-    TOO_MANY_BYTES = "too_many_bytes"
-    TOO_MANY_PIXELS = "too_many_pixels"
-    TOO_MANY_FRAMES = "too_many_frames"
-    UNSUPPORTED_MODE = "unsupported_mode"  # the meaning of the pixels is ambiguous
-    UNREADABLE = "unreadable"  # listed, but its bytes cannot be read (missing, permission, I/O)
-    CHANGED = "changed"  # other bytes than when the run was planned
-    OUTSIDE_SOURCE = "outside_source"  # a link or path that leads out of the source
-    DUPLICATE_ID = "duplicate_id"  # a second record with the same id
-    BAD_METADATA = "bad_metadata"  # a label, caption or carried column that cannot be read
-    NO_CONDITION = "no_condition"  # the class or prompt is missing, or unknown to the model
-    NOT_FINITE = "not_finite"  # the model returned NaN or infinity
-    OUT_OF_MEMORY = "out_of_memory"  # too large for the model's device, even in a batch of one
-    NOT_SCORED = "not_scored"  # a configured score is missing
-    UNSAFE = "unsafe"  # rejected by the model's safety checker
-    NO_FACE = "no_face"  # a rule about faces, and none was detected
-    TOO_CLOSE = "too_close"  # closer to its original than the policy allows
-    TOO_FAR = "too_far"  # farther from its original than the policy allows: of no use
-    UNCLASSIFIED = "unclassified"  # has a column that the configuration neither carries, drops nor restricts
-    WITHDRAWN = "withdrawn"  # erased from an earlier release
+    _value_: str
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str = "") -> Reason:
+        reason = str.__new__(cls, value)
+        reason._value_, reason.meaning = value, meaning
+        return reason
+
+    EMPTY = "empty", "There are no bytes."
+    NOT_AN_IMAGE = "not_an_image", "No decoder knows these bytes."
+    TRUNCATED = "truncated", "The picture ends early or is damaged."
+    TOO_MANY_BYTES = "too_many_bytes", "Larger than source.limits.max_bytes."
+    TOO_MANY_PIXELS = "too_many_pixels", "Larger than source.limits.max_pixels, or than the output format can hold."
+    TOO_MANY_FRAMES = "too_many_frames", "More frames than source.limits.max_frames."
+    UNSUPPORTED_MODE = "unsupported_mode", "The meaning of its pixels is ambiguous."
+    UNREADABLE = "unreadable", "Listed, but its bytes cannot be read: missing, no permission, or an I/O error."
+    CHANGED = "changed", "Its bytes have changed since the run was planned."
+    OUTSIDE_SOURCE = "outside_source", "A link or path that leads out of the source."
+    DUPLICATE_ID = "duplicate_id", "A second record with the same id."
+    BAD_METADATA = "bad_metadata", "A label, caption or carried column cannot be read."
+    NO_CONDITION = "no_condition", "Its class or prompt is missing, or unknown to the model."
+    NOT_FINITE = "not_finite", "The model returned NaN or infinity."
+    OUT_OF_MEMORY = "out_of_memory", "Too large for the model's device, even in a batch of one."
+    NOT_SCORED = "not_scored", "A configured score is missing; the output was quarantined."
+    UNSAFE = "unsafe", "The model's own safety checker rejects the output; it was quarantined."
+    NO_FACE = "no_face", "The policy bounds faces, and none was detected; the output was quarantined."
+    TOO_CLOSE = "too_close", "Closer to its original than the policy allows; the output was quarantined."
+    TOO_FAR = "too_far", "Farther from its original than the policy allows; the output was quarantined."
+    UNCLASSIFIED = "unclassified", "It has a column that the configuration neither carries, drops nor restricts."
+    WITHDRAWN = "withdrawn", "Erased from an earlier release."
 
 
 @dataclass(frozen=True)

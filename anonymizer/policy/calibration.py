@@ -32,7 +32,7 @@ class AttackRisk(FiniteSection):
 
     ``value`` and ``low`` belong to the attacker with the highest risk, ``high`` and ``attacker`` to the one with the
     highest upper bound. Of a 95 % interval ``high`` fails for 2.5 % of all samples, or, without a success, for 5 % (the
-    rule of three). All three are null, and ``note`` gives the reason, if there were too few people. ``n`` counts
+    rule of three). All three are null for too few people, with the reason in ``note``. ``n`` counts
     trials, ``subjects`` people.
     """
 
@@ -94,7 +94,7 @@ class Calibration(FiniteSection):
     belongs_to: CalibrationScope
     made: str  # when, as ISO 8601
     code_version: str
-    identified: bool = False  # whether people were told apart; if not, each picture was taken for a person
+    identified: bool = False  # whether people were identified; if not, each image counts as a person
     choosing: SampleHalf
     confirming: SampleHalf
     levels: tuple[CalibratedLevel, ...] = Field(min_length=1)

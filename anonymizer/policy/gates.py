@@ -54,7 +54,7 @@ def _finite_score(scores: Scores, name: str) -> float | None:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """An audit of a release: its time, the SHA-256 of the manifest, the figures, and what its attackers lacked."""
+    """An audit of a release: its time, the SHA-256 of the manifest, the figures, and the limits of its attackers."""
 
     when: datetime
     manifest_sha256: str

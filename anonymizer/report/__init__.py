@@ -1,4 +1,4 @@
-"""Reports, card and plots: what was done, how far outputs moved, what became of every record, what was found."""
+"""Reports, dataset card, Croissant metadata and plots of releases, audits, calibrations and enhancements."""
 
 from anonymizer.report.audit import write_audit
 from anonymizer.report.curves import write_curves

@@ -96,8 +96,8 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
         "dataManipulationProtocol": f"Boomerang local sampling ({PAPER}). {settings}. Where a picture was drawn in "
         "another way, its row says so.",
         "dataAnnotationProtocol": [
-            f"Copied from the source unchanged: {copied}. They were made for the originals, and know nothing of what "
-            "the model changed."
+            f"Copied from the source unchanged: {copied}. They were made for the originals, and do not follow "
+            "the model's changes."
             if copied
             else "No label, caption or other column was copied from the source."
         ],
@@ -120,7 +120,7 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
         ],
         "dataSocialImpact": "Meant to expose the people on the originals less than the originals would; none of them "
         "can be sure not to be recognised. A diffusion model may also draw what it remembers of people elsewhere.",
-        "dataReleaseMaintenancePlan": f"One state of this release is told from another by the SHA-256 of {MANIFEST}. "
+        "dataReleaseMaintenancePlan": f"Releases are distinguished by the SHA-256 of {MANIFEST}. "
         "Maintenance, and for how long, is the publisher's to state.",
     }
 

@@ -76,7 +76,7 @@ def _plot_line(
     style: str,
     label: str,
 ) -> None:
-    """Draw values over levels with their intervals; what was not measured is a gap."""
+    """Draw values over levels with their intervals; unmeasured levels are gaps."""
     value, low, high = (
         [float("nan") if m is None or (x := getattr(m, side)) is None else x for m in measured]
         for side in ("value", "low", "high")

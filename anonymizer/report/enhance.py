@@ -11,7 +11,7 @@ import torch
 from anonymizer.data import image_codec
 from anonymizer.report.glossary import MINUS, REASONS, TIMES, Setting, format_number, format_signed
 from anonymizer.report.rendering import render
-from anonymizer.report.thumbnails import MAX_PIXELATED, MAX_SIDE, Thumbnail, output_thumbnail
+from anonymizer.report.thumbnails import MAX_SIDE, Thumbnail, output_thumbnail
 from anonymizer.storage.path import StoragePath
 
 REFERENCE_REASONS: Mapping[str, str] = {  # why a reference was not used
@@ -53,8 +53,7 @@ class Example:
 
     @property
     def is_large(self) -> bool:
-        thumbnails = [panel for _, panel in self.panels if isinstance(panel, Thumbnail)]
-        return any(max(panel.width, panel.height) > MAX_PIXELATED for panel in thumbnails)
+        return any(isinstance(panel, Thumbnail) and not panel.is_small for _, panel in self.panels)
 
 
 @dataclass(frozen=True)

@@ -16,30 +16,7 @@ from anonymizer.storage.parquet import TableLike
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 PASSTHROUGH_COLUMN = "Copied from the source unchanged, because the publisher named it."
 
-REASONS: Mapping[str, str] = {
-    Reason.EMPTY: "There are no bytes.",
-    Reason.NOT_AN_IMAGE: "No decoder knows these bytes.",
-    Reason.TRUNCATED: "The picture ends early or is damaged.",
-    Reason.TOO_MANY_BYTES: "Larger than source.limits.max_bytes.",
-    Reason.TOO_MANY_PIXELS: "Larger than source.limits.max_pixels, or than the output format can hold.",
-    Reason.TOO_MANY_FRAMES: "More frames than source.limits.max_frames.",
-    Reason.UNSUPPORTED_MODE: "Pixels whose meaning would have to be guessed.",
-    Reason.UNREADABLE: "Listed, but the bytes could not be read.",
-    Reason.CHANGED: "Not what was there when the run was planned.",
-    Reason.OUTSIDE_SOURCE: "A link or path that leaves the source.",
-    Reason.DUPLICATE_ID: "A second record of the same id.",
-    Reason.BAD_METADATA: "A label, caption or column that cannot be read.",
-    Reason.NO_CONDITION: "The class or prompt for the model is missing, or unknown to it.",
-    Reason.NOT_FINITE: "The model returned no usable picture.",
-    Reason.OUT_OF_MEMORY: "Larger than what the model's device has room for, even alone.",
-    Reason.NOT_SCORED: "A score that the run asks for is missing; the output was held back.",
-    Reason.UNSAFE: "The model's own safety checker objects to the output; it was held back.",
-    Reason.NO_FACE: "The policy asks about faces, and none was detected; the output was held back.",
-    Reason.TOO_CLOSE: "Nearer to its original than the policy allows; the output was held back.",
-    Reason.TOO_FAR: "Further from its original than the policy allows; the output was held back.",
-    Reason.UNCLASSIFIED: "It has a column that the configuration neither carries, drops nor restricts.",
-    Reason.WITHDRAWN: "Erased from an earlier release.",
-}
+REASONS = {reason.value: reason.meaning for reason in Reason}
 
 
 @dataclass(frozen=True)
@@ -80,7 +57,7 @@ def describe_settings(
     image_size: str,
     levels: Mapping[float, int],
 ) -> list[Setting]:
-    """Return how the images were made: nothing about the source, the output's place or the key.
+    """Return how the images were made: nothing about the source, the output's location or the key.
 
     ``levels`` counts the released images at each level.
     """
@@ -93,7 +70,7 @@ def describe_settings(
         "tiles": ("kept", "it was worked on in overlapping tiles of the model's size"),
     }[source.fit]
     others = [f"{format_number(n)} at {level:g}" for level, n in sorted(levels.items()) if level != plan.level]
-    others_note = "drawn again because a weaker level came too close, or kept from before"
+    others_note = "drawn again because a weaker level came too close, or reused from an earlier release"
     step, ratio = f"{format_number(plan.t_boom)} of {format_number(plan.T)}", f"{math.exp(plan.log_snr):.2g} to 1"
     return [
         Setting("Level", f"{plan.level:g}", "share of the noise schedule that was run; at 1 next to nothing is left"),

@@ -39,7 +39,7 @@ class UnreleasedGroup:
 
 
 class LedgerSummary:
-    """What reports show of a ledger; ``started`` is the earliest start, ``levels`` counts released images."""
+    """The content of a ledger for reports; ``started`` is the earliest start, ``levels`` counts released images."""
 
     def __init__(self, plan: Plan) -> None:
         self._random = np.random.default_rng(int(plan.fingerprint[:16], 16))  # the same sample each time

@@ -16,7 +16,7 @@ class LevelLeakage:
 
 
 def measure_leakage(levels: Mapping[float, int]) -> LevelLeakage | None:
-    """Return what levels (level -> number of images) give away, or None if all images have the same one.
+    """Return the information in levels (level -> number of images), or None if all images have the same one.
 
     A level of share p gives away -log2(p) bits about how easily the original is redrawn. It gives away nothing more,
     since the level depends on the scores alone.

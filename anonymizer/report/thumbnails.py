@@ -23,7 +23,7 @@ from anonymizer.storage.path import StoragePath
 MAX_SIDE = 256  # pixels
 MAX_BYTES = 24 * 2**10  # an image that is no larger is its own thumbnail
 MAX_PIXELATED = 128  # pixels of the longer side up to which pages show pixels as squares
-IMAGE_COLUMNS = ["output_id", "file", "member", "format", "width", "height"]  # what reading an image takes
+IMAGE_COLUMNS = ["output_id", "file", "member", "format", "width", "height"]  # needed to read an image
 Row = Mapping[str, Any]
 
 

@@ -17,7 +17,7 @@ ManifestRow = Mapping[str, Any]
 
 
 def find_problem(row: ManifestRow, data: bytes, *, decode: bool) -> str | None:
-    """Return what is wrong with the encoded image of a manifest row (its ``IMAGE_COLUMNS``), or None.
+    """Return the fault of the encoded image of a manifest row (its ``IMAGE_COLUMNS``), or None.
 
     Without ``decode`` only digest and structure are checked, not the pixels.
     """

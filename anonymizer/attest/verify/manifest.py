@@ -31,7 +31,7 @@ def passthrough_types(manifest: TableLike) -> dict[str, pa.DataType]:
 
 
 def structure_errors(manifest: TableLike) -> Iterator[str]:
-    """Yield what keeps the rows from being read: columns that are missing, of another type, or have nulls.
+    """Yield a line on each column that is missing, has another type or has nulls, so that rows cannot be read.
 
     Reads the whole file once. A damaged one can raise any error.
     """
