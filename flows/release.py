@@ -66,6 +66,7 @@ def _refuse_completed(config: RunConfig) -> None:
 
 @task(name="plan", tags=TAGS, persist_result=False)
 def make_plan(config: RunConfig) -> Plan:
+    """Check everything that can go wrong before the work, and write the plan or resume a release by its own."""
     progress = current_progress()
     progress.stage("planning")
     task_runners.check(config)
@@ -113,6 +114,7 @@ def _log_commit(config: RunConfig, summary: ShardSummary) -> None:
 
 @task(name="assemble", tags=TAGS, persist_result=False)
 def assemble(config: RunConfig) -> Summary:
+    """Reconcile the shards, write ``public/`` and the reports, let the policy decide, and publish."""
     current_progress().stage("assembling")
     with log_stage("assemble") as count:
         summary = release_job.finish(config)

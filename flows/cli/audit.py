@@ -8,6 +8,9 @@ from typing import Any
 import click
 
 from anonymizer.errors import UsageError
+from anonymizer.storage.layout import Release
+from anonymizer.storage.path import StoragePath
+from flows.cli import console
 from flows.cli.options import (
     as_json,
     attacker_options,
@@ -18,6 +21,7 @@ from flows.cli.options import (
     set_option,
     split_names,
 )
+from flows.start import run_flow
 
 
 @click.command()
@@ -42,9 +46,7 @@ def audit(
     anonymizer audit releases/2026-11 --union releases/2026-10 --union releases/2026-09
     """
     from anonymizer.config import AuditConfig
-    from anonymizer.storage.layout import Release
     from flows import api
-    from flows.cli import console
 
     config = build_config(AuditConfig, None, {"release": release} | attackers | options, overrides)
     with console.progress_bar(quiet or as_json):
@@ -109,10 +111,7 @@ def calibrate(
     from anonymizer.config import CalibrationConfig, RunConfig
     from anonymizer.policy import calibration as calibrations
     from anonymizer.policy.calibration import build_resolved
-    from anonymizer.storage.path import StoragePath
-    from flows.cli import console
     from flows.jobs import calibrate as calibrate_job
-    from flows.start import run_flow
 
     own = [override for override in overrides if override.startswith("calibration.")]
     # All of --levels are measured, whatever level the settings name; a user's own override still counts.

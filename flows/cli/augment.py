@@ -7,6 +7,8 @@ import json
 import click
 
 from anonymizer.errors import AnonymizerError
+from anonymizer.storage.path import StoragePath
+from flows.cli import console
 from flows.cli.options import as_json, build_config, config_argument, model_option, quiet, set_option
 
 
@@ -38,9 +40,7 @@ def augment(
     anonymizer augment CONFIG.yaml --balance --filter clip
     """
     from anonymizer.config import AugmentConfig
-    from anonymizer.storage.path import StoragePath
     from flows import api
-    from flows.cli import console
 
     is_folder = label_filter not in (None, "none", "clip")  # of a classifier
     options = {

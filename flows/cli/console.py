@@ -68,6 +68,7 @@ def progress_bar(quiet: bool) -> Iterator[None]:
 
 
 def print_line(text: str, style: str = "") -> None:
+    """Print a text as it is, without markup."""
     out.print(Text(text, style))
 
 
@@ -152,14 +153,17 @@ def _share(value: float | None) -> str:
 
 
 def format_counts(reasons: Mapping[str, int]) -> str:
+    """Return ``truncated: 2, empty: 1``."""
     return ", ".join(f"{name}: {count}" for name, count in reasons.items())
 
 
 def format_level(level: float, t_boom: int | str, log_snr: float) -> str:
+    """Return ``0.4: t_boom 400, log-SNR -1.20``."""
     return f"{level:g}: t_boom {t_boom}, log-SNR {log_snr:+.2f}"
 
 
 def format_sampler(name: str, steps: int) -> str:
+    """Return ``ddpm, 20 steps for each picture``."""
     return f"{name}, {steps} steps for each picture"
 
 

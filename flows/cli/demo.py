@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from anonymizer.errors import OutputError
+from flows.cli import console
 from flows.cli.options import quiet
 
 MARKER_FILE = ".made-by-anonymizer-demo"
@@ -32,7 +33,6 @@ def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
     """
     from anonymizer import config
     from anonymizer.bundled import demo_data
-    from flows.cli import console
     from flows.cli.governance import make_keys, verify_release
     from flows.cli.release import run_release
     from flows.jobs import models, redaction

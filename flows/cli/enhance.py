@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from anonymizer.errors import AnonymizerError
+from anonymizer.storage.path import StoragePath
+from flows.cli import console
 from flows.cli.options import as_json, build_config, config_argument, model_option, quiet, set_option
 
 
@@ -39,9 +41,7 @@ def enhance(
     anonymizer enhance CONFIG.yaml
     """
     from anonymizer.config import EnhanceConfig
-    from anonymizer.storage.path import StoragePath
     from flows import api
-    from flows.cli import console
 
     options = {
         "source.uri": source, "output.uri": output, "references.uri": references, "factor": factor, "levels": levels,
@@ -78,7 +78,6 @@ def enhance(
 
 def _print_comparison(figures: Mapping[str, Any]) -> None:
     """Print the mean of each method by each measure, with its 95 % interval."""
-    from flows.cli import console
 
     def interval(mean: Mapping[str, float | None]) -> str:
         bounds = "" if mean["low"] is None else f" ({mean['low']:.2f} to {mean['high']:.2f})"

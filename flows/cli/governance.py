@@ -9,15 +9,17 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from anonymizer.errors import OutputError, SigningKeyError, SourceError, UsageError
+from anonymizer.storage import run_lock
+from anonymizer.storage.layout import Release
+from anonymizer.storage.path import StoragePath
+from flows.cli import console
 from flows.cli.options import as_json, quiet
-
-if TYPE_CHECKING:
-    pass
+from flows.lineage.emit import emit_run_events
+from flows.start import run_flow
 
 trust_option = click.option(
     "--trust", multiple=True, help="A public key, or its file, that the publisher's must be; repeatable."
@@ -41,8 +43,6 @@ def keys(name: str, folder: Path, kind: str) -> None:
     anonymizer keys alice
     anonymizer keys vault --kind age
     """
-    from flows.cli import console
-
     private_file, public_file = make_keys(name, folder, kind)
     title, use = {
         "signing": (
@@ -81,10 +81,7 @@ def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]
     from anonymizer.attest.verify import check_public
     from anonymizer.crypto import signing
     from anonymizer.release import erase, publish
-    from anonymizer.storage import run_lock
-    from anonymizer.storage.layout import Release
     from flows.api import read_public_keys
-    from flows.cli import console
 
     opened = Release.at(release)
     signer = signing.signer_from_file(key) if key else signing.signer_from_env(key_env)
@@ -159,11 +156,7 @@ def erase(release: str, records: Path, output: str, as_json: bool, quiet: bool) 
     anonymizer erase releases/2026-11 --records withdrawn.txt --output releases/2026-11b
     """
     from anonymizer.release import history
-    from anonymizer.storage.layout import Release
-    from flows.cli import console
     from flows.jobs import erase as erase_job
-    from flows.lineage.emit import emit_run_events
-    from flows.start import run_flow
 
     settings = erase_job.check(release, records, output)
     with console.progress_bar(quiet or as_json), emit_run_events(settings, "erase", output) as outcome:
@@ -205,9 +198,6 @@ def unseal(file: str, identity: str, output: str) -> None:
     \b
     anonymizer unseal releases/2026-11/restricted/report.html.age --identity vault.key --output report.html
     """
-    from anonymizer.storage.path import StoragePath
-    from flows.cli import console
-
     unseal_file(file, identity, output)
     console.print_facts("Opened", {"file": file, "written to": StoragePath.from_uri(output)})
 
@@ -222,8 +212,6 @@ def purge(release: str, as_json: bool) -> None:
     """
     from anonymizer.release import retention
     from anonymizer.release.plan import resolve_config
-    from anonymizer.storage.layout import Release
-    from flows.cli import console
 
     opened = Release.at(release)
     terms = retention.purge(opened, resolve_config(opened).restricted, datetime.now(UTC))
@@ -275,7 +263,6 @@ def verify_release(
 ) -> bool:  # fmt: skip
     """Check a release or a public half and print the findings; return whether no check failed."""
     from flows import api
-    from flows.cli import console
 
     findings = api.verify(uri, trust, decode=decode, rescore=rescore, replay=replay)
     passed = not any(finding.result == "fail" for finding in findings)
@@ -292,7 +279,6 @@ def unseal_file(file: str, identity: str, output: str) -> None:
     ``identity`` names a file with an age private key, or an environment variable that holds one; it is never the key.
     """
     from anonymizer.crypto import encryption
-    from anonymizer.storage.path import StoragePath
 
     key = _read_identity(identity)
     try:

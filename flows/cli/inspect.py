@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anonymizer.errors import IntegrityError, UsageError
+from anonymizer.storage.layout import Release
+from flows.cli import console
 from flows.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ def inspect(release: str, output_id: str | None, as_json: bool) -> None:
 
     With an OUTPUT_ID, its row of the manifest.
     """
-    from flows.cli import console
-
     manifest, score_models = _read_manifest(release)
     if output_id is not None:
         row = _find_row(manifest, output_id)
@@ -66,7 +66,6 @@ def models(name: str | None, as_json: bool) -> None:
     A folder in diffusers' format or a hub id works wherever a bundled model does.
     """
     from anonymizer.bundled import read_model_cards
-    from flows.cli import console
 
     cards = read_model_cards()
     if name is not None:
@@ -95,7 +94,6 @@ def _read_manifest(uri: str) -> tuple[TableLike, dict[str, str]]:
 
     from anonymizer.schema import read_metric_models
     from anonymizer.storage import parquet
-    from anonymizer.storage.layout import Release
 
     path = Release.at(uri).manifest
     if not path.exists():

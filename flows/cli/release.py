@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anonymizer.errors import AnonymizerError, UsageError
+from anonymizer.records import Reason
+from anonymizer.storage import run_lock
+from anonymizer.storage.layout import Release
+from flows.cli import console
 from flows.cli.options import as_json, quiet, run_options
 
 if TYPE_CHECKING:
     from anonymizer.config import RunConfig
-    from anonymizer.records import Reason
-    from anonymizer.storage.layout import Release
 
 
 @click.command()
@@ -30,7 +32,6 @@ def plan(config: RunConfig, as_json: bool, quiet: bool) -> None:
     Writes nothing, and refuses what `run` would refuse.
     """
     from flows import api
-    from flows.cli import console
 
     with console.progress_bar(quiet or as_json):
         report = api.plan(config)
@@ -100,9 +101,6 @@ def retry(release: str, failed: bool, reasons: tuple[str, ...], as_json: bool, q
     """
     from anonymizer.release.plan import resolve_config
     from anonymizer.release.retry import reopen_failed
-    from anonymizer.storage import run_lock
-    from anonymizer.storage.layout import Release
-    from flows.cli import console
 
     opened, chosen = Release.at(release), _parse_reasons(reasons)
     config = resolve_config(opened)
@@ -126,8 +124,6 @@ def status(release: str, profile: bool, as_json: bool) -> None:
     from anonymizer.release.ledger import Ledger
     from anonymizer.release.plan import resolve_config
     from anonymizer.release.profiling import Profile
-    from anonymizer.storage.layout import Release
-    from flows.cli import console
 
     opened = Release.at(release)
     plan = planning.read(opened)
@@ -182,9 +178,7 @@ def run_release(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
     from anonymizer.release import plan as planning
     from anonymizer.release.ledger import Ledger
     from anonymizer.report import closest_bins
-    from anonymizer.storage.layout import Release
     from flows import api
-    from flows.cli import console
 
     with console.progress_bar(quiet or as_json):
         done = api.run_release(config)
@@ -222,15 +216,12 @@ def run_release(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
 
 
 def _count_facts(counts: Mapping[str, Any]) -> dict[str, Any]:
-    from flows.cli import console
-
     reasons = console.format_counts(counts["reasons"]) or None
     return {name: counts[name] for name in ("released", "quarantined", "failed")} | {"why": reasons}
 
 
 def _describe_state(release: Release, *, all_committed: bool) -> str:
     from anonymizer.release import publish
-    from anonymizer.storage import run_lock
 
     if run_lock.is_running(release):
         return "a run is working on it"
@@ -245,7 +236,6 @@ def _describe_state(release: Release, *, all_committed: bool) -> str:
 
 
 def _parse_reasons(names: Sequence[str]) -> list[Reason]:
-    from anonymizer.records import Reason
 
     for name in names:
         if name in set(Reason):

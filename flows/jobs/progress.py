@@ -24,6 +24,7 @@ _current = NO_PROGRESS
 
 
 def current_progress() -> ProgressReporter:
+    """Return the reporter of this process."""
     return _current
 
 

@@ -1,4 +1,4 @@
-"""A run's events, made of OpenLineage's own classes and two facets of ours, and how they are sent."""
+"""The events of a run in OpenLineage's own classes and two facets of ours, and how they are sent."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class RiskDatasetFacet(DatasetFacet):
 
 @dataclass(frozen=True)
 class Facets:
-    """What an event says beyond that it happened: of the run, of its output, and of what was written there."""
+    """What an event says of the run, of its output, and of what was written there, beyond that it happened."""
 
     run: dict[str, RunFacet] = field(default_factory=dict)
     output: dict[str, DatasetFacet] = field(default_factory=dict)
@@ -94,8 +94,8 @@ class Facets:
 class RunEvents:
     """The events of one run. Each method sends one, and returns a line for each thing that went wrong."""
 
-    def __init__(self, config: RunConfig, to: str, job: str, uri: str) -> None:
-        self.config, self.destination, self.job, self.uri = config, to, job, uri
+    def __init__(self, config: RunConfig, destination: str, job: str, uri: str) -> None:
+        self.config, self.destination, self.job, self.uri = config, destination, job, uri
         self.run_id = str(generate_new_uuid())
 
     def send_start(self) -> list[str]:
@@ -106,48 +106,55 @@ class RunEvents:
         return problems + self._send(RunState.COMPLETE, facets)
 
     def send_failure(self, error: BaseException, gate: str) -> list[str]:
-        """With the kind of error, and with its text where that never names a record."""
+        """Send the kind of error, with its text where that never names a record."""
         name = type(error).__name__
         text = f"{name}: {error}" if isinstance(error, ReportableError) else name
-        # Before a gate decides, there may be nothing whole to speak of.
+        # Before a gate decides, there may be no whole release to describe.
         facets, problems = (Facets(), []) if gate == "none" else self._facets(gate)
-        why = error_message_run.ErrorMessageRunFacet(text, "python", producer=PRODUCER)
+        message = error_message_run.ErrorMessageRunFacet(text, "python", producer=PRODUCER)
         state = RunState.FAIL if isinstance(error, Exception) else RunState.ABORT
-        return problems + self._send(state, Facets(facets.run | {"errorMessage": why}))
+        return problems + self._send(state, Facets(facets.run | {"errorMessage": message}))
 
     def _facets(self, gate: str) -> tuple[Facets, list[str]]:
-        """What the release says of itself; nothing, and a line, where it cannot be read."""
+        """Return the facets of the release; none, and a line, where it cannot be read."""
         try:
             release = Release.at(self.uri)
-            audit = release.audit_summary if self.job == "audit" else release.public_or_candidate / AUDIT
+            run = {"anonymizer_anonymization": _anonymization_facet(release, gate)}
+            manifest = pq.ParquetFile(pa.BufferReader(release.manifest.read()))
+            is_audit = self.job == "audit"
             return Facets(
-                run={"anonymizer_anonymization": _anonymization_facet(release, gate)},
-                output={"schema": _schema_facet(release), "anonymizer_risk": _risk_facet(audit)},
-                written={} if self.job == "audit" else {"outputStatistics": _statistics_facet(release)},
+                run=dict[str, RunFacet](run),
+                output={
+                    "schema": _schema_facet(manifest.schema_arrow),
+                    "anonymizer_risk": _risk_facet(
+                        release.audit_summary if is_audit else release.public_or_candidate / AUDIT
+                    ),
+                },
+                written={} if is_audit else {"outputStatistics": _statistics_facet(release, manifest)},
             ), []
         except Exception as error:  # whatever it is, the run is not to end with it
             return Facets(), [f"lineage: the last event says nothing of the release ({type(error).__name__})"]
 
     def _send(self, state: RunState, facets: Facets) -> list[str]:
-        why = ""
+        reason = ""
         for _ in range(TRIES):
             try:
                 _send_event(self.destination, self._event(state, facets))
                 return []
-            except Exception as error:  # whatever a server, a disk or OpenLineage's own settings come up with
-                why = _explain(error)
+            except Exception as error:  # of a server, a disk or OpenLineage's own settings
+                reason = _explain(error)
         return [
-            f"lineage.to: did not take the {state.value} event of this run ({why}), which changes nothing else: check "
-            "that the server or file can be reached"
+            f"lineage.to: did not take the {state.value} event of this run ({reason}), which changes nothing else: "
+            "check that the server or file can be reached"
         ]
 
     def _event(self, state: RunState, facets: Facets) -> RunEvent:
-        public = _dataset_name(f"{self.uri.rstrip('/')}/public")
-        inputs = [] if self.job == "erase" else [_dataset_name(self.config.source.uri)]
+        public = dataset_name(f"{self.uri.rstrip('/')}/public")
+        inputs = [] if self.job == "erase" else [dataset_name(self.config.source.uri)]
         if self.job == "audit":
             inputs.append(public)
-        elif self.config.previous is not None:  # outputs may be taken over from there
-            inputs.append(_dataset_name(f"{self.config.previous.rstrip('/')}/public"))
+        elif self.config.previous is not None:  # outputs may be reused from there
+            inputs.append(dataset_name(f"{self.config.previous.rstrip('/')}/public"))
         return RunEvent(
             eventTime=datetime.now(UTC).isoformat(timespec="milliseconds"),
             producer=PRODUCER,
@@ -159,12 +166,12 @@ class RunEvents:
         )
 
 
-def _dataset_name(uri: str) -> tuple[str, str]:
-    """Namespace and name as OpenLineage gives them: ("s3://bucket", "folder"), or ("file", "/folder") on a disk."""
-    where = uri.rpartition("::")[2]  # of a chain of file systems, the one that it lies on
-    scheme, remote, rest = where.partition("://")
+def dataset_name(uri: str) -> tuple[str, str]:
+    """Return namespace and name as in OpenLineage: ("s3://bucket", "folder"), or ("file", "/folder") on a disk."""
+    innermost = uri.rpartition("::")[2]  # of a chain of file systems, the one that it lies on
+    scheme, remote, rest = innermost.partition("://")
     if not remote or scheme in LocalFileSystem.protocol:
-        return "file", StoragePath.from_uri(where).path
+        return "file", StoragePath.from_uri(innermost).path
     host, _, path = rest.partition("?")[0].partition("/")  # what follows a "?" may be a signature
     return f"{scheme}://{host.rpartition('@')[2] if scheme in ('http', 'https') else host}", path or "/"
 
@@ -172,59 +179,39 @@ def _dataset_name(uri: str) -> tuple[str, str]:
 def _anonymization_facet(release: Release, gate: str) -> AnonymizationRunFacet:
     the_plan = plan.read(release)
     counts = Ledger.open(release).summarize()
+    settings = ("level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest")
     return AnonymizationRunFacet(
-        level=the_plan.level,
-        t_boom=the_plan.t_boom,
-        log_snr=the_plan.log_snr,
-        sampler=the_plan.sampler,
-        steps=the_plan.steps,
-        model=the_plan.model,
-        model_digest=the_plan.model_digest,
+        **{name: getattr(the_plan, name) for name in settings},
+        **{name: getattr(counts, name) for name in ("read", "released", "quarantined", "failed")},
         config_fingerprint=the_plan.fingerprint,
-        read=counts.read,
-        released=counts.released,
-        quarantined=counts.quarantined,
-        failed=counts.failed,
         gate=gate,
         producer=PRODUCER,
     )
 
 
-def _schema_facet(release: Release) -> schema_dataset.SchemaDatasetFacet:
-    columns = [
-        schema_dataset.SchemaDatasetFacetFields(column.name, str(column.type), fields=None)
-        for column in _open_manifest(release).schema_arrow
-    ]
-    return schema_dataset.SchemaDatasetFacet(columns, producer=PRODUCER)
+def _schema_facet(schema: pa.Schema) -> schema_dataset.SchemaDatasetFacet:
+    fields = [schema_dataset.SchemaDatasetFacetFields(column.name, str(column.type), fields=None) for column in schema]
+    return schema_dataset.SchemaDatasetFacet(fields, producer=PRODUCER)
 
 
-def _statistics_facet(release: Release) -> output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet:
-    """How many pictures are handed out, and in how many bytes and files, papers included."""
+def _statistics_facet(
+    release: Release, manifest: pq.ParquetFile
+) -> output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet:
+    """Return how many pictures are handed out, and in how many bytes and files, documents included."""
     folder = release.public_or_candidate
     folder.fs.invalidate_cache()
     sizes = [file["size"] for file in folder.fs.find(folder.path, detail=True).values()]
     return output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-        rowCount=_open_manifest(release).metadata.num_rows, size=sum(sizes), fileCount=len(sizes), producer=PRODUCER
+        rowCount=manifest.metadata.num_rows, size=sum(sizes), fileCount=len(sizes), producer=PRODUCER
     )
-
-
-def _open_manifest(release: Release) -> pq.ParquetFile:
-    return pq.ParquetFile(pa.BufferReader(release.manifest.read()))
 
 
 def _risk_facet(audit: StoragePath) -> RiskDatasetFacet:
     if not audit.exists():
         return RiskDatasetFacet("not measured", producer=PRODUCER)
-    told = json.loads(audit.read())
-    return RiskDatasetFacet(
-        result="measured",
-        pictures_attacked=told["pictures_attacked"],
-        confidence=told["confidence"],
-        answers=told["answers"],
-        formal_guarantee=told["formal_guarantee"],
-        reading=told["reading"],
-        producer=PRODUCER,
-    )
+    summary = json.loads(audit.read())
+    fields = ("pictures_attacked", "confidence", "answers", "formal_guarantee", "reading")
+    return RiskDatasetFacet("measured", **{name: summary[name] for name in fields}, producer=PRODUCER)
 
 
 def _send_event(destination: str, event: RunEvent) -> None:
@@ -240,11 +227,11 @@ def _send_event(destination: str, event: RunEvent) -> None:
 def _transport(destination: str) -> Transport:
     if destination.startswith(("http://", "https://")):
         return _http_transport(destination)
-    place = StoragePath.from_uri(destination)
-    if place.is_local:
-        Path(place.path).parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(place.path, os.O_WRONLY | os.O_CREAT, 0o600))
-    return FileTransport(FileConfig(place.path if place.is_local else destination, append=True))
+    path = StoragePath.from_uri(destination)
+    if path.is_local:
+        Path(path.path).parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path.path, os.O_WRONLY | os.O_CREAT, 0o600))
+    return FileTransport(FileConfig(path.path if path.is_local else destination, append=True))
 
 
 def _http_transport(url: str) -> HttpTransport:
@@ -264,7 +251,7 @@ def _http_transport(url: str) -> HttpTransport:
 
 
 def _explain(error: Exception) -> str:
-    """What went wrong, without an address."""
+    """Return what went wrong, without an address."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     cause = error.__cause__ or error
     return f"HTTP {status}" if status else getattr(cause, "strerror", None) or type(cause).__name__

@@ -25,6 +25,7 @@ Result = ShardSummary | BaseException
 
 @task(name="shard", task_run_name="shard-{shard}", tags=TAGS, persist_result=False, retry_delay_seconds=1)
 def run_shard(shard: int, config: RunConfig) -> ShardSummary:
+    """Do one shard, unless it is committed."""
     progress, reported = current_progress(), 0
 
     def report(done: int) -> None:

@@ -1,4 +1,4 @@
-"""Prefect's settings for a run without a server of its own: quiet, quick, and telling nobody."""
+"""Prefect's settings: no telemetry, no stored results; quiet and quick with a temporary server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def apply_defaults() -> None:
 
 
 def user_settings() -> set[str]:
-    """What the user has set, in the environment, a profile or a file; as names of environment variables."""
+    """Return what the user has set, in the environment, a profile or a file, as names of environment variables."""
     from prefect.settings import get_current_settings
 
     return set(get_current_settings().to_environment_variables(exclude_unset=True))
@@ -42,7 +42,7 @@ def user_settings() -> set[str]:
 
 @contextmanager
 def override_settings(values: Mapping[str, str]) -> Iterator[None]:
-    """Let these hold for Prefect, here and in what is started here, for a while."""
+    """Set these for Prefect, in this process and those that it starts, for a while."""
     try:
         with override_environment(values):
             _refresh()
@@ -53,7 +53,7 @@ def override_settings(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def override_environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Let these variables be set for a while."""
+    """Set these variables for a while."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -72,6 +72,7 @@ class RangeRun:
 
 
 def start_range(config: RunConfig, shard_range: ShardRange) -> RangeRun:
+    """Start a range in a worker of the deployment; the same one if asked for twice with one key."""
     first, last = shard_range.shards[0], shard_range.shards[-1]
     flow_run: Any = run_deployment(
         config.run.deployment,
@@ -141,6 +142,7 @@ def _progress_artifacts(client: SyncPrefectClient, run: RangeRun) -> Sequence[Ar
 
 
 def cancel(client: SyncPrefectClient, run: RangeRun) -> None:
+    """Ask for the end of a flow run; the worker ends its process."""
     with suppress(Exception):  # whatever made us stop it goes on
         client.set_flow_run_state(run.flow_run, Cancelling(), force=True)
 

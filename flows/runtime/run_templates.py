@@ -41,11 +41,13 @@ def run_config(config: RunConfig | Mapping[str, Any] | str) -> RunConfig:
 
 
 def audit_config(config: AuditConfig | Mapping[str, Any] | str) -> AuditConfig:
+    """Return the settings of an audit, with ``{month}`` filled in."""
     audit = read_config(AuditConfig, config)
     return audit.model_copy(update={"release": fill_date("release", audit.release, scheduled_start())})
 
 
 def calibration_config(config: CalibrationConfig | Mapping[str, Any] | str) -> CalibrationConfig:
+    """Return the settings of a calibration, with ``{month}`` filled in."""
     calibration = read_config(CalibrationConfig, config)
     return calibration.model_copy(update={"folder": fill_date("folder", calibration.folder, scheduled_start())})
 

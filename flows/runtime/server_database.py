@@ -1,6 +1,6 @@
-"""Where a temporary Prefect server writes: a database of its own, in a folder that goes with it.
+"""The database of a temporary Prefect server, in a folder that goes with it.
 
-Prefect takes some seconds to set up an empty one, so the first is kept beside its settings, and later ones are copies.
+Prefect takes some seconds to set up an empty one, so the first is saved beside its settings, and later ones are copies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ URL_SETTING = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 
 @dataclass(frozen=True)
 class Database:
-    """One SQLite file for one server, and where the empty one that it is a copy of is kept."""
+    """One SQLite file for one server, and the empty one that it is a copy of."""
 
     path: Path
     template: Path
@@ -29,7 +29,7 @@ class Database:
         return f"sqlite+aiosqlite:///{self.path}"
 
     def save_template(self) -> None:
-        """Keep a copy, unless there is one; call before the server is told anything."""
+        """Save a copy, unless there is one; call before anything is sent to the server."""
         scratch = self.template.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError, sqlite3.Error):  # a folder that cannot be written costs seconds, and no run
             if not self.template.exists():
@@ -40,13 +40,13 @@ class Database:
 
 @contextmanager
 def temporary_database() -> Iterator[Database]:
-    """A database that nobody else uses, gone with its folder."""
+    """Yield a database for one server, removed with its folder."""
     from prefect import __version__
     from prefect.settings import PREFECT_HOME
 
-    empty = Path(PREFECT_HOME.value()) / f"anonymizer-empty-{__version__}.db"
+    template = Path(PREFECT_HOME.value()) / f"anonymizer-empty-{__version__}.db"
     with TemporaryDirectory(prefix="anonymizer-prefect-", ignore_cleanup_errors=True) as folder:
-        database = Database(Path(folder) / "prefect.db", empty)
+        database = Database(Path(folder) / "prefect.db", template)
         with suppress(OSError):
-            shutil.copyfile(empty, database.path)
+            shutil.copyfile(template, database.path)
         yield database

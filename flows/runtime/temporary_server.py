@@ -1,4 +1,4 @@
-"""A Prefect server for the length of one run, for whoever has none: quick, quiet, telling nobody, gone with the run."""
+"""A temporary Prefect server for the length of one run: quick, quiet, without telemetry, gone with the run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryFile
 from typing import IO
+
+import httpx
 
 from anonymizer.errors import AnonymizerError, ConfigError
 from flows.runtime import prefect_settings, server_database
@@ -20,8 +20,8 @@ from flows.runtime.server_database import Database
 API_URL_SETTING = "PREFECT_API_URL"
 STARTUP_SECONDS = 180
 
-# Binds before it imports, so that the port is known at once; leaves when its standard input closes, and takes the
-# folders along that it was given, so that nothing outlives whoever started it, however that ends.
+# Binds before it imports, so that the port is known at once. Ends when its standard input closes, however its parent
+# ended, and removes the folders that it was given.
 SERVER_SCRIPT = """
 import os, shutil, sys, threading
 import uvicorn
@@ -42,9 +42,9 @@ uvicorn.Server(config).run(sockets=[listener])
 
 @contextmanager
 def ensure_server(*secrets: str) -> Iterator[Callable[[], None]]:
-    """Start a temporary server, unless Prefect is set up to use another; call what is yielded to wait until it answers.
+    """Start a temporary server, unless Prefect is set up to use another; yield a function that waits until it answers.
 
-    Environment variables named in ``secrets`` are not handed to it. Prefect is imported here and not earlier.
+    It does not get the environment variables ``secrets``. Prefect is imported here and not earlier.
     """
     prefect_settings.apply_defaults()
     from prefect.settings import PREFECT_API_URL
@@ -59,25 +59,25 @@ def ensure_server(*secrets: str) -> Iterator[Callable[[], None]]:
     # Prefect would start a server of its own only when the flow begins, after importing all of it into this process.
     with (
         prefect_settings.override_settings(unset),
-        own as kept,
+        own as database,
         TemporaryFile() as log,
-        _server_process(secrets, kept, log) as process,
+        _server_process(secrets, database, log) as process,
     ):
         port = int((process.stdout or sys.stdin).readline() or b"0")  # type: ignore[arg-type]
         url = f"http://127.0.0.1:{port}/api"
 
-        def ready() -> None:
+        def wait_until_ready() -> None:
             _wait_until_ready(process, url, log)
-            if kept:
-                kept.save_template()
+            if database:
+                database.save_template()
 
         with prefect_settings.override_settings({API_URL_SETTING: url}):
-            yield ready
+            yield wait_until_ready
             _drain_events()
 
 
 def _check_reachable() -> None:
-    """ConfigError unless the server that Prefect is set up to use is there."""
+    """Raise ConfigError unless the server that Prefect is set up to use answers."""
     from prefect.client.orchestration import get_client
 
     try:
@@ -87,20 +87,20 @@ def _check_reachable() -> None:
         problem = error
     if problem is not None:
         raise ConfigError(
-            f"{API_URL_SETTING}: no Prefect server answers there ({type(problem).__name__}): start it, or unset {API_URL_SETTING} to have one "  # noqa: E501
-            "for the length of a run"
+            f"{API_URL_SETTING}: no Prefect server answers there ({type(problem).__name__}): start it, or unset "
+            f"{API_URL_SETTING} to have one for the length of a run"
         )
 
 
 @contextmanager
 def _server_process(
-    secrets: Sequence[str], own_database: Database | None, log: IO[bytes]
+    secrets: Sequence[str], database: Database | None, log: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
     environment = {name: value for name, value in os.environ.items() if name not in secrets}
     environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    environment |= {server_database.URL_SETTING: own_database.url} if own_database else {}
+    environment |= {server_database.URL_SETTING: database.url} if database else {}
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER_SCRIPT, *([str(own_database.path.parent)] if own_database else [])],
+        [sys.executable, "-c", SERVER_SCRIPT, *([str(database.path.parent)] if database else [])],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -119,13 +119,14 @@ def _server_process(
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
-    begun = time.monotonic()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on this machine
-    while process.poll() is None and time.monotonic() - begun < STARTUP_SECONDS:
-        try:
-            with opener.open(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
+    deadline = time.monotonic() + STARTUP_SECONDS
+    with httpx.Client(trust_env=False, timeout=5) as client:  # no proxy for an address on this machine
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(f"{url}/health").is_success:
+                    return
+            except httpx.HTTPError:
+                pass
             time.sleep(0.05)
     log.seek(0)
     last = log.read().decode("utf-8", "replace").strip().splitlines()[-1:]
@@ -136,7 +137,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]
 
 
 def _drain_events() -> None:
-    """Hand in what Prefect still has to report, while there is someone to take it."""
+    """Send what Prefect still has to report, while the server takes it."""
     from prefect.events.worker import EventsWorker
 
     EventsWorker.drain_all(timeout=10)

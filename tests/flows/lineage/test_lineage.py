@@ -206,16 +206,16 @@ def test_a_second_run_is_appended_under_another_id(config: RunConfig) -> None:
     ],
 )
 def test_datasets_are_named_as_openlineage_names_them(uri: str, expected: Any) -> None:
-    assert openlineage._dataset_name(uri) == (expected.get_namespace(), expected.get_name())
+    assert openlineage.dataset_name(uri) == (expected.get_namespace(), expected.get_name())
 
 
 def test_a_relative_path_is_named_by_the_whole_one(tmp_path: Path) -> None:
-    assert openlineage._dataset_name("photos") == ("file", str(tmp_path / "photos"))
+    assert openlineage.dataset_name("photos") == ("file", str(tmp_path / "photos"))
 
 
 @pytest.mark.parametrize("uri", ["https://host/set.tar?sig=s3cret", "https://s3cret@host/set.tar"])
 def test_what_may_be_a_secret_in_an_address_is_left_out(uri: str) -> None:
-    assert openlineage._dataset_name(uri) == ("https://host", "set.tar")
+    assert openlineage.dataset_name(uri) == ("https://host", "set.tar")
 
 
 # -- runs that end badly ----------------------------------------------------------------------------------------------
