@@ -27,7 +27,11 @@ def audit(config: AuditConfig | str) -> dict[str, Any]:
     """
     settings = run_templates.audit_config(config)
     stage = StageRunner("audit", Release.at(settings.release).restricted, StepError("audit: failed"), TAGS)
-    summary = stage(audit_job.run, settings, current_progress())
+    progress = current_progress()
+    inputs = stage(audit_job.collect_evidence, settings, progress)
+    findings = stage(audit_job.run_attacks, inputs, progress)
+    baselines = stage(audit_job.run_baselines, inputs, progress)
+    summary = stage(audit_job.write_audit, inputs, findings, baselines)
     text = f"## Audit\n\n{summary.audited} of {summary.released} pictures attacked, {summary.figures} figures."
     create_markdown_artifact(text, key="audit-summary", description="counts of one audit")
     return asdict(summary)

@@ -28,7 +28,10 @@ def calibrate(config: CalibrationConfig | str) -> dict[str, Any]:
     settings = run_templates.calibration_config(config)
     folder, error = StoragePath.from_uri(settings.folder), StepError("calibration: failed")
     stage = StageRunner("calibrate", folder, error, TAGS)
-    summary = stage(calibrate_job.run, settings, current_progress())
+    progress = current_progress()
+    inputs = stage(calibrate_job.read_sample, settings, progress)
+    measured = [stage(calibrate_job.measure_level, inputs, level, progress) for level in settings.levels]
+    summary = stage(calibrate_job.write_calibration, inputs, measured)
     text = f"## Calibration\n\n{summary.levels} levels, {summary.pictures} pictures of {summary.people} people."
     create_markdown_artifact(text, key="calibration-summary", description="counts of one calibration")
     return asdict(summary)

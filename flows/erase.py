@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from anonymizer.errors import StepError
+from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.jobs import erase as erase_job
 from flows.runtime.stages import StageRunner
@@ -25,7 +26,11 @@ def erase(release: str, records: str, output: str) -> dict[str, Any]:
     """
     error = StepError("erase: failed, run the same command again to finish")
     stage = StageRunner("erase", Release.at(output).restricted, error, TAGS)
-    summary = stage(erase_job.run, release, Path(records), output)
+    erasure = stage(erase_job.prepare_erasure, release, Path(records), output)
+    with run_lock.exclusive_run(output):
+        stage(erase_job.write_successor, erasure)
+        status = stage(erase_job.publish_successor, erasure)
+        summary = stage(erase_job.destroy_predecessor, erasure, status)
     text = f"## Erasure\n\n{summary.erased} records erased, {summary.released} pictures released."
     create_markdown_artifact(text, key="erasure-summary", description="counts of one erasure")
     return asdict(summary)
