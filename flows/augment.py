@@ -29,7 +29,10 @@ def augment(config: AugmentConfig | str) -> dict[str, Any]:
     settings = run_templates.read_config(AugmentConfig, config)
     folder = StoragePath.from_uri(settings.output.uri).as_private()
     stage = StageRunner("augment", folder, StepError("augment: failed, begin again in a new folder"), TAGS)
-    summary = stage(augment_job.run, settings, current_progress())
+    progress = current_progress()
+    augmentation = stage(augment_job.survey_labels, settings, progress)
+    rows = stage(augment_job.draw_samples, augmentation, progress)
+    summary = stage(augment_job.write_augmentation, augmentation, rows)
     text = (
         f"## Augmentation\n\n{summary.kept} of {summary.drawn} samples kept, of {summary.usable} records. "
         "They are not anonymised."

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.logging import get_run_logger
+from prefect.utilities.annotations import opaque
 
 from anonymizer.errors import StepError
 from anonymizer.storage.path import StoragePath
@@ -52,10 +53,10 @@ class StageRunner:
         name = function.__name__.replace("_", "-")
 
         @task(name=name, tags=self.tags, persist_result=False)
-        def stage(*args: P.args, **kwargs: P.kwargs) -> T:
+        def stage(*arguments: Any) -> T:
             with log_stage(name) as count:
-                result = redact_errors(self.folder, self.job, self.error, lambda: function(*args, **kwargs))
+                result = redact_errors(self.folder, self.job, self.error, lambda: function(*arguments, **kwargs))
                 count(result)
             return result
 
-        return stage(*args, **kwargs)
+        return stage(*map(opaque, args))  # the graph has an arrow for each result, without a search of what it holds

@@ -25,6 +25,10 @@ def summarize_records(path: str, values: list[float]) -> Summary:
     return Summary(len(values), 1, 0.875, path)
 
 
+def forward(summary: Summary) -> None:
+    assert summary.read == 3
+
+
 def fail_on_record(path: str) -> None:
     raise ValueError(path)
 
@@ -47,14 +51,19 @@ def test_a_stage_is_a_task_with_one_line_of_counts_and_stores_no_argument(
     @flow(name="flow-of-stages", persist_result=False)
     def job() -> Summary:
         stage = stages.StageRunner("job", StoragePath.from_uri(str(tmp_path)), StepError("job: failed"), ["anonymizer"])
-        return stage(summarize_records, "/home/alice/7.png", [0.125] * 3)
+        summary = stage(summarize_records, "/home/alice/7.png", [0.125] * 3)
+        stage(forward, summary)
+        return summary
 
     assert job() == Summary(3, 1, 0.875, "/home/alice/7.png")
-    (line,) = lines
-    assert line.startswith("summarize-records: 3 read, 1 released in ")
-    sql = "SELECT t.* FROM task_run t JOIN flow_run f ON t.flow_run_id = f.id WHERE t.name = 'summarize-records'"
-    assert wait_for(lambda: query(prefect_home, sql))
+    assert lines[0].startswith("summarize-records: 3 read, 1 released in ")
+    assert lines[1].startswith("forward: done in ")
+    sql = "SELECT * FROM task_run WHERE name LIKE 'summarize-records%' OR name LIKE 'forward%'"
+    assert wait_for(lambda: len(query(prefect_home, sql)) == 2)
     assert not [value for row in query(prefect_home, sql) for value in row if "alice" in str(value)]
+    inputs_sql = sql.replace("*", "id, task_inputs") + " ORDER BY name"
+    (_, inputs), (summarized, _) = query(prefect_home, inputs_sql)
+    assert str(summarized) in inputs  # an arrow in the graph
 
 
 @pytest.mark.usefixtures("prefect_home")
