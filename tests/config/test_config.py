@@ -8,6 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pyrage
 import pytest
 import yaml
@@ -195,6 +196,14 @@ def test_a_key_that_is_not_even_text_is_not_repeated(value: Any) -> None:
 def test_a_key_that_is_no_yaml_is_not_repeated() -> None:
     assert "deadbeef" not in error(LEAST, "key_env=[deadbeef")
     assert "deadbeef" not in error(LEAST, "key_env.x=deadbeef")
+
+
+@pytest.mark.parametrize("level", [0.5, 1, {"calibration": "c.json", "max_risk": 0.1, "attacks": ["linkage"]}])
+def test_the_json_schema_admits_a_level_and_a_calibrated_rule(level: Any) -> None:
+    schema = RunConfig.model_json_schema()
+    jsonschema.validate(LEAST | {"boomerang": {"level": level}}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(LEAST | {"boomerang": {"level": {"max_risk": 0.1}}}, schema)
 
 
 # -- passwords --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from time import sleep
 
 import pytest
 
-from anonymizer.storage.prefetch import prefetch_map
+from anonymizer.storage.prefetch import chunked, prefetch_map
 
 
 def readers() -> list[threading.Thread]:
@@ -71,3 +71,8 @@ def test_closing_early_closes_the_source() -> None:
             next(results)
         assert closed.is_set()
     assert not readers()
+
+
+def test_chunks_are_lists_in_order_and_the_last_may_be_shorter() -> None:
+    assert list(chunked(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(chunked(iter(""), 3)) == []

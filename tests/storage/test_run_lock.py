@@ -1,9 +1,10 @@
-"""The lease on an object store lets one run at a time work on a release."""
+"""One run at a time works on a release: a lock on a disk, a lease on an object store."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,16 @@ def test_a_second_run_on_the_same_output_is_refused(bucket: str, short_intervals
     with run_lock.exclusive_run(bucket), run_lock.exclusive_run(bucket):
         assert Release.at(bucket).lock.exists()
     assert not Release.at(bucket).lock.exists()
+
+
+def test_a_run_on_a_disk_is_seen_by_other_processes_while_it_holds_the_lock(tmp_path: Path) -> None:
+    release = Release.at(str(tmp_path / "out"))
+    script = f"from anonymizer.storage import run_lock as r; print(r.is_running(r.Release.at({release.root.path!r})))"
+
+    def seen_by_another_process() -> str:
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert seen_by_another_process() == "False"
+    with run_lock.exclusive_run(release.root.path), run_lock.exclusive_run(release.root.path):
+        assert seen_by_another_process() == "True"
+    assert seen_by_another_process() == "False"
