@@ -16,42 +16,25 @@ embedding tells images of one class apart, as the similarity score must.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from anonymizer.bundled.recipes.clip_mini_data import (
-    SIZE,
-    AttributedImages,
-    augment_views,
-    draw_caption,
-    load_cifar,
-    load_faces,
-    match_captions,
-)
-from anonymizer.bundled.recipes.training import run_training, write_figures
+from anonymizer.bundled.recipes import clip_mini_data as data
+from anonymizer.bundled.recipes.training import ImageSplit, make_parser, run_training, write_figures
 
 TEMPERATURE = 0.15  # of the instance term
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 256,
-    "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 2, 1], "width": 32, "head_width": 64},
+    "vision_cfg": {"image_size": data.SIZE, "layers": [1, 1, 2, 1], "width": 32, "head_width": 64},
     # The simple tokenizer's vocabulary; all but a few dozen rows stay as they were drawn.
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-}
-PREPROCESS: dict[str, Any] = {
-    "size": [SIZE, SIZE],
-    "mode": "RGB",
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "fill_color": 0,
 }
 
 
@@ -106,25 +89,29 @@ def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 def save_model(model: torch.nn.Module, folder: Path) -> None:
     """Write open_clip's folder format, loadable as ``local-dir:FOLDER``."""
+    from open_clip.transform import PreprocessCfg
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     # Batch counters are integers and stay so.
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     save_file(half, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
-    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS}
+    preprocess = asdict(PreprocessCfg(size=(data.SIZE, data.SIZE), mean=(0.5,) * 3, std=(0.5,) * 3))
+    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def step_loss(
-    model: Any, tokenizer: Any, batches: list[tuple[AttributedImages, torch.Tensor]], gen: torch.Generator,
+    model: Any, tokenizer: Any, batches: list[tuple[ImageSplit, torch.Tensor]], gen: torch.Generator,
     rng: random.Random,
 ) -> torch.Tensor:  # fmt: skip
     """Return both terms on one batch, given as images and rows of them; the first two thirds get a second view."""
-    attributes = torch.cat([images.attributes[rows] for images, rows in batches])
-    captions, mentions = zip(*(draw_caption(row, rng) for row in attributes.tolist()), strict=True)
-    is_match = match_captions(attributes, torch.tensor(mentions))
-    first, second = (torch.cat([augment_views(images.pixels[rows], gen) for images, rows in batches]) for _ in range(2))
+    attributes = torch.cat([images.labels[rows] for images, rows in batches])
+    captions, mentions = zip(*(data.draw_caption(row, rng) for row in attributes.tolist()), strict=True)
+    is_match = data.match_captions(attributes, torch.tensor(mentions))
+    first, second = (
+        torch.cat([data.augment_views(images.images[rows], gen) for images, rows in batches]) for _ in range(2)
+    )
     paired = len(first) * 2 // 3
     pixels = torch.cat([first, second[:paired]]).contiguous(memory_format=torch.channels_last)  # (5/3 B, 3, 64, 64)
     with torch.autocast("cpu", torch.bfloat16):
@@ -137,21 +124,17 @@ def step_loss(
 
 def main() -> None:
     """Train and write the model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, batch=168, rate=1.5e-3)
     parser.add_argument("--faces", required=True)
     parser.add_argument("--cifar", required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="training time in all, over all restarts")
-    parser.add_argument("--batch", type=int, default=168, help="images a step, 3 in 7 of them faces")
-    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice; 1 where other work shares the cores")
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
     if args.threads:
         torch.set_num_threads(args.threads)
 
     face_count = args.batch * 3 // 7
-    sources = (load_faces(args.faces, "train"), face_count), (load_cifar(args.cifar, "train"), args.batch - face_count)
+    faces, objects = data.load_faces(args.faces, "train"), data.load_cifar(args.cifar, "train")
+    sources = (faces, face_count), (objects, args.batch - face_count)
     torch.manual_seed(0)
     model, tokenizer = new_clip()
     model.train()
@@ -162,12 +145,10 @@ def main() -> None:
         batches = [(images, torch.randint(0, len(images), (count,), generator=gen)) for images, count in sources]
         return step_loss(model, tokenizer, batches, gen, random.Random(step))
 
-    figures = run_training(
-        args.work, args.minutes, {"model": model, "optimizer": optimizer}, gen,
-        rate=lambda done, step: learning_rate(done, step, args.rate), loss_of=loss_of, longest_step=5.0, smoothing=0.98,
-    )  # fmt: skip
+    stateful = {"model": model, "optimizer": optimizer}
+    figures = run_training(args, stateful, gen, learning_rate, loss_of, longest_step=5.0, smoothing=0.98)
     save_model(model.eval(), args.work / "model")
-    write_figures(args.work, {"batch": args.batch, **figures})
+    write_figures(args.work, figures)
 
 
 if __name__ == "__main__":

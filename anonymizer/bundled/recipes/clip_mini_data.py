@@ -1,20 +1,21 @@
-"""Training data of ``bundled:clip-mini``: images with attributes, captions true of them, augmented views."""
+"""Training data of ``bundled:clip-mini``: images with attributes, captions true of them, augmented views.
+
+The labels of an ``ImageSplit`` are attributes here, int64 (N, 4): age group, gender, ethnicity, object.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from anonymizer.bundled.recipes.training import decode_images
+from anonymizer.bundled.recipes.training import ImageSplit, decode_images, load_split
 
 SIZE = 64
-BICUBIC = Image.Resampling.BICUBIC
 AGES = ("young", "adult", "middle-aged", "old")  # under 30, 30 to 44, 45 to 64, 65 and more
 GENDERS = ("man", "woman")
 ETHNICITIES = ("white", "black", "asian", "indian")  # the data set's own coding; its 'other' is left unnamed
@@ -24,39 +25,27 @@ OBJECT_TEMPLATES = ("a photo of {}", "a picture of {}", "a small photo of {}", "
 ANY = -1  # in an attribute row: does not apply, or has no name; in a caption's row: not mentioned
 
 
-@dataclass(frozen=True)
-class AttributedImages:
-    """Pixels uint8 (N, 3, S, S) and attributes int64 (N, 4): age group, gender, ethnicity, object."""
-
-    pixels: torch.Tensor
-    attributes: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-
-def load_faces(path: str, split: str) -> AttributedImages:
+def load_faces(path: str, split: str) -> ImageSplit:
     """Read the faces of one split at 64 x 64."""
     table = pq.read_table(path, columns=["image", "age", "gender", "ethnicity"], filters=[("split", "==", split)])
     rows = table.to_pylist()
-    genders, names = ("male", "female"), ETHNICITIES
     attributes = [
         (
             sum(row["age"] >= start for start in (30, 45, 65)),
-            genders.index(row["gender"]),
-            names.index(row["ethnicity"]) if row["ethnicity"] in names else ANY,
+            ("male", "female").index(row["gender"]),
+            ETHNICITIES.index(row["ethnicity"]) if row["ethnicity"] in ETHNICITIES else ANY,
             ANY,
         )
         for row in rows
     ]
-    return AttributedImages(decode_images([row["image"] for row in rows], SIZE, BICUBIC), torch.tensor(attributes))
+    images = decode_images([row["image"] for row in rows], SIZE, Image.Resampling.BICUBIC)
+    return ImageSplit(images, torch.tensor(attributes))
 
 
-def load_cifar(path: str, split: str) -> AttributedImages:
+def load_cifar(path: str, split: str) -> ImageSplit:
     """Read CIFAR-10 of one split at its native 32 x 32."""
-    rows = pq.read_table(path, columns=["image", "label"], filters=[("split", "==", split)]).to_pylist()
-    attributes = [(ANY, ANY, ANY, OBJECTS.index(row["label"])) for row in rows]
-    return AttributedImages(decode_images([row["image"] for row in rows], 32, BICUBIC), torch.tensor(attributes))
+    data = load_split(path, split, 32, OBJECTS)
+    return ImageSplit(data.images, F.pad(data.labels[:, None], (3, 0), value=ANY))
 
 
 def format_caption(mentions: Sequence[int], template: str) -> str:
@@ -74,17 +63,13 @@ def format_caption(mentions: Sequence[int], template: str) -> str:
 
 def draw_caption(attributes: Sequence[int], rng: random.Random) -> tuple[str, list[int]]:
     """Return a caption that is true of an image with these attributes, and its mentions (4 codes, or ``ANY``)."""
-    age, gender, ethnicity, thing = attributes
-    if thing != ANY:
-        mentions = [ANY, ANY, ANY, thing]
-        return format_caption(mentions, rng.choice(OBJECT_TEMPLATES)), mentions
-    mentions = [
-        age if rng.random() < 0.5 else ANY,
-        gender if rng.random() < 0.8 else ANY,
-        ethnicity if rng.random() < 0.6 else ANY,
-        ANY,
-    ]
-    return format_caption(mentions, rng.choice(FACE_TEMPLATES)), mentions
+    if attributes[3] != ANY:
+        mentions, templates = [ANY, ANY, ANY, attributes[3]], OBJECT_TEMPLATES
+    else:
+        chances = zip(attributes, (0.5, 0.8, 0.6), strict=False)
+        mentions = [code if rng.random() < chance else ANY for code, chance in chances] + [ANY]
+        templates = FACE_TEMPLATES
+    return format_caption(mentions, rng.choice(templates)), mentions
 
 
 def match_captions(attributes: torch.Tensor, mentions: torch.Tensor) -> torch.Tensor:

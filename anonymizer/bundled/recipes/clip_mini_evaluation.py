@@ -74,7 +74,9 @@ def compare_people(model: Any, folder: Path) -> tuple[torch.Tensor, torch.Tensor
     same, first = [], []
     for person in sorted(path for path in folder.iterdir() if path.is_dir()):
         photos = [
-            pil_to_tensor(ImageOps.fit(Image.open(path).convert("RGB"), (data.SIZE, data.SIZE), data.BICUBIC))
+            pil_to_tensor(
+                ImageOps.fit(Image.open(path).convert("RGB"), (data.SIZE, data.SIZE), Image.Resampling.BICUBIC)
+            )
             for path in sorted(person.iterdir())
         ]
         embeddings = embed(model, torch.stack(photos) / 127.5 - 1)
@@ -98,8 +100,8 @@ def main() -> None:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{args.model}")
     model.eval().requires_grad_(False)
     faces, objects = data.load_faces(args.faces, "test"), data.load_cifar(args.cifar, "test")
-    x = faces.pixels / 127.5 - 1
-    small = objects.pixels / 127.5 - 1
+    x = faces.images / 127.5 - 1
+    small = objects.images / 127.5 - 1
     y = F.interpolate(small, (data.SIZE, data.SIZE), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
     fx, fy, gen = embed(model, x), embed(model, y), torch.Generator().manual_seed(7)
 
@@ -110,8 +112,8 @@ def main() -> None:
         ("ethnicity, faces test (4 named classes)", 2, fx, faces, len(data.ETHNICITIES), data.FACE_TEMPLATES),
     ):
         texts = embed_classes(model, tokenizer, column, count, templates)
-        print(f"| zero-shot {title} |", zero_shot(images, texts, codes.attributes[:, column]), "|")
-    for name, pixels, gallery in (("faces", faces.pixels, fx), ("CIFAR-10", objects.pixels[:1500], fy[:1500])):
+        print(f"| zero-shot {title} |", zero_shot(images, texts, codes.labels[:, column]), "|")
+    for name, pixels, gallery in (("faces", faces.images, fx), ("CIFAR-10", objects.images[:1500], fy[:1500])):
         queries = torch.cat([embed(model, data.augment_views(part, gen)) for part in pixels.split(250)])
         hits = int(((queries @ gallery.T).argmax(1) == torch.arange(len(gallery))).sum())
         title = f"an augmented picture finds its original among {len(gallery)}, {name} test"
@@ -129,7 +131,7 @@ def main() -> None:
     for strength in (0.1, 0.2, 0.4, 0.8):
         noisy = (x + strength * torch.randn(x.shape, generator=gen)).clamp(-1, 1)
         print_similarity(f"itself with noise, sigma {strength:g} on [-1, 1]", (fx * embed(model, noisy)).sum(1))
-    left, right = pair_strangers(faces.attributes)
+    left, right = pair_strangers(faces.labels)
     print_similarity("another person of the same age group, gender, ethnicity", (fx[left] * fx[right]).sum(1))
     half = len(fx) // 2
     order = torch.randperm(len(fx), generator=gen)

@@ -27,10 +27,10 @@ CHECKPOINT_STEPS = 100
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Images of one split, uint8 (N, 3, size, size), and, for a model that knows classes, their labels (N,)."""
+    """Images of one split, uint8 (N, 3, size, size), and their labels (N, ...), of which there may be none (0,)."""
 
     images: torch.Tensor
-    labels: torch.Tensor | None = None
+    labels: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,8 +84,8 @@ def load_split(path: str, split: str, size: int, names: tuple[str, ...] = ()) ->
     columns = ["image", *(["label"] if names else [])]
     table = pq.read_table(path, columns=columns, filters=[("split", "=", split)])
     encoded = [row["bytes"] if isinstance(row, dict) else row for row in table["image"].to_pylist()]
-    labels = torch.tensor([names.index(name) for name in table["label"].to_pylist()]) if names else None
-    return ImageSplit(decode_images(encoded, size, Image.Resampling.LANCZOS), labels)
+    labels = [names.index(name) for name in table["label"].to_pylist()] if names else []
+    return ImageSplit(decode_images(encoded, size, Image.Resampling.LANCZOS), torch.tensor(labels))
 
 
 def new_scheduler() -> DDPMScheduler:
@@ -120,7 +120,7 @@ def held_out_loss(unet: UNet2DModel, scheduler: DDPMScheduler, patch: int, data:
     gen = torch.Generator().manual_seed(0)
     total = 0.0
     for rows in torch.arange(len(data)).split(100):
-        labels = None if data.labels is None else data.labels[rows]
+        labels = data.labels[rows] if len(data.labels) else None
         x0 = data.images[rows].float() / 127.5 - 1
         total += v_loss(unet, scheduler, patch, x0, labels, gen).item() * len(rows)
     return total / len(data)
@@ -140,18 +140,29 @@ def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, names: tuple[str,
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def make_parser(about: str | None, *, batch: int, rate: float) -> argparse.ArgumentParser:
+    """Return the options of every recipe, and their defaults."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="training time in all, over all restarts")
+    parser.add_argument("--batch", type=int, default=batch, help="images a step")
+    parser.add_argument("--rate", type=float, default=rate, help="peak of the learning rate")
+    return parser
+
+
 def run_training(
-    work: Path, minutes: float, stateful: Mapping[str, Any], gen: torch.Generator, *,
-    rate: Callable[[float, int], float], loss_of: Callable[[int], torch.Tensor],
-    after_step: Callable[[int], None] | None = None, longest_step: float, smoothing: float,
+    args: argparse.Namespace, stateful: Mapping[str, Any], gen: torch.Generator,
+    rate: Callable[[float, int, float], float], loss_of: Callable[[int], torch.Tensor],
+    after_step: Callable[[int], None] = lambda step: None, *, longest_step: float, smoothing: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train for ``minutes`` over all restarts, from ``work/checkpoint.pt`` if it is there; return the figures.
+    """Train for ``args.minutes`` over all restarts, from ``checkpoint.pt`` if it is there; return the figures.
 
     ``stateful``: the model, the ``optimizer`` and what else has a state, by its name in the checkpoint. ``rate``: of
-    the share of the time in [0, 1] and the step. ``longest_step``: seconds; a longer one means that the process was
-    paused, and a pause is not training time. ``smoothing``: of the reported loss.
+    the share of the time in [0, 1], the step and the peak. ``longest_step``: seconds; a longer one means that the
+    process was paused, and a pause is not training time. ``smoothing``: of the reported loss.
     """
-    optimizer, checkpoint = stateful["optimizer"], work / "checkpoint.pt"
+    args.work.mkdir(parents=True, exist_ok=True)
+    optimizer, checkpoint = stateful["optimizer"], args.work / "checkpoint.pt"
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     step, seconds, smooth = 0, 0.0, 0.0
     if checkpoint.exists():
@@ -167,17 +178,16 @@ def run_training(
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
-    while seconds < minutes * 60:
+    while seconds < args.minutes * 60:
         started = time.monotonic()
         for group in optimizer.param_groups:
-            group["lr"] = rate(seconds / (minutes * 60), step)
+            group["lr"] = rate(seconds / (args.minutes * 60), step, args.rate)
         loss = loss_of(step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if after_step:
-            after_step(step)
+        after_step(step)
         step += 1
         smooth = loss.item() if step == 1 else smoothing * smooth + (1 - smoothing) * loss.item()
         seconds += min(time.monotonic() - started, longest_step)
@@ -186,7 +196,8 @@ def run_training(
         if step % CHECKPOINT_STEPS == 0:
             save()
     save()
-    return {"steps": step, "minutes": round(seconds / 60, 1), "training_loss": round(smooth, 5)}
+    minutes = round(seconds / 60, 1)
+    return {"steps": step, "batch": args.batch, "minutes": minutes, "training_loss": round(smooth, 5)}
 
 
 def write_figures(work: Path, figures: Mapping[str, Any]) -> None:
@@ -197,8 +208,11 @@ def write_figures(work: Path, figures: Mapping[str, Any]) -> None:
 
 def train(recipe: Recipe, about: str | None) -> None:
     """Run a recipe's command line: write ``WORK/model`` (fp16 safetensors, EMA weights) and ``WORK/training.json``."""
-    args = _parse_arguments(recipe, about)
-    args.work.mkdir(parents=True, exist_ok=True)
+    parser = make_parser(about, batch=recipe.batch, rate=recipe.rate)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--start", type=Path, help="a pipeline folder to start from")
+    parser.add_argument("--ema", type=float, default=recipe.ema)
+    args = parser.parse_args()
     unet = recipe.new_unet()
     if args.start:
         unet = UNet2DModel.from_pretrained(args.start, subfolder="unet", torch_dtype=torch.float32)
@@ -213,7 +227,7 @@ def train(recipe: Recipe, about: str | None) -> None:
         flip = torch.rand(args.batch, generator=gen) < 0.5
         x0[flip] = x0[flip].flip(-1)
         labels = None
-        if data.labels is not None:
+        if recipe.names:
             labels = data.labels[rows]
             labels[torch.rand(args.batch, generator=gen) < recipe.label_dropout] = len(recipe.names)
         return v_loss(unet, scheduler, recipe.patch, x0, labels, gen)
@@ -224,25 +238,8 @@ def train(recipe: Recipe, about: str | None) -> None:
 
     stateful = {"unet": unet, "ema": average, "optimizer": optimizer}
     figures = run_training(
-        args.work, args.minutes, stateful, gen, rate=lambda done, step: learning_rate(done, step, args.rate),
-        loss_of=loss_of, after_step=update_average, longest_step=2.0, smoothing=0.99,
-    )  # fmt: skip
-    average.eval()
-    save_pipeline(average, scheduler, recipe.names, args.work / "model")
-    held_out = round(held_out_loss(average, scheduler, recipe.patch, test), 5)
-    write_figures(
-        args.work,
-        {"batch": args.batch, **figures, "held_out_loss": held_out, "started_from_scratch": args.start is None},
+        args, stateful, gen, learning_rate, loss_of, update_average, longest_step=2.0, smoothing=0.99
     )
-
-
-def _parse_arguments(recipe: Recipe, about: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="training time in all, over all restarts")
-    parser.add_argument("--start", type=Path, help="a pipeline folder to start from")
-    parser.add_argument("--batch", type=int, default=recipe.batch)
-    parser.add_argument("--rate", type=float, default=recipe.rate)
-    parser.add_argument("--ema", type=float, default=recipe.ema)
-    return parser.parse_args()
+    save_pipeline(average.eval(), scheduler, recipe.names, args.work / "model")
+    figures["held_out_loss"] = round(held_out_loss(average, scheduler, recipe.patch, test), 5)
+    write_figures(args.work, {**figures, "started_from_scratch": args.start is None})

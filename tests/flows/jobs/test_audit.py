@@ -80,7 +80,7 @@ class Listens(IdealGaussian):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asks = "prompt"
+        self.condition_kind = "prompt"
 
     def condition(self, told: Sequence[str]) -> object:
         return None
