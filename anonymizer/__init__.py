@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from anonymizer.noise import KeyedNoise as KeyedNoise
     from anonymizer.release.opened import OpenedRelease as OpenedRelease
     from anonymizer.release.opened import open_release as open_release
+    from flows.api import audit as audit
+    from flows.api import augment as augment
+    from flows.api import enhance as enhance
+    from flows.api import plan as plan
+    from flows.api import release as release
+    from flows.api import verify as verify
 
 _MODULES = {
     "Boomerang": "anonymizer.boomerang",
