@@ -225,6 +225,7 @@ def check(config: RunConfig) -> None:
 
 
 def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
+    """Return a line for each setting or circumstance that reveals more than the images."""
     from anonymizer.release import history, preflight
     from anonymizer.release import plan as planning
 
