@@ -159,7 +159,7 @@ def set_thresholds(impostors: Floats, at: Sequence[float]) -> Floats:
 
 
 def is_measurable(impostors: int, rate: float) -> bool:
-    """Whether this many comparisons can show one false alarm at this rate."""
+    """Return whether this many comparisons can show one false alarm at this rate."""
     return impostors * rate >= 1 - 1e-9
 
 

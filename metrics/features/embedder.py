@@ -15,17 +15,9 @@ Rows = npt.NDArray[np.float32]
 
 
 class Embedder(Protocol):
-    """``name`` is short (pixels, lpips, clip, imagenet, dlib, arcface); ``versioned_name`` adds a digest of weights.
-
-    ``is_face``: made to tell people apart, and looks only at a face that it detects.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def versioned_name(self) -> str: ...
-    @property
-    def is_face(self) -> bool: ...
+    name: str  # short: pixels, lpips, clip, imagenet, dlib, arcface
+    versioned_name: str  # with a digest of the weights
+    is_face: bool  # recognises people, and looks only at a face that it detects
 
     def embed(self, images: torch.Tensor) -> Rows:
         """Return (B, D) float32 of unit norm for (B, 3, H, W) in [-1, 1]; a row of NaN where no face is detected.

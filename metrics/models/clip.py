@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,12 +71,8 @@ class ClipEmbedder:
 
         Only safetensors are loaded unless ``allow_pickle``, and even then only plain tensors. Raises ModelError.
         """
-        if spec.startswith(BUNDLED):
-            model, config, path = _load_bundled(spec.removeprefix(BUNDLED))
-        elif spec.startswith(LOCAL_FOLDER):
-            model, config, path = _load_folder(Path(spec.removeprefix(LOCAL_FOLDER)).expanduser(), spec)
-        else:
-            model, config, path = _load_named(spec, allow_pickle)
+        folder = model_folder(spec)
+        model, config, path = _load_folder(folder, spec) if folder else _load_named(spec, allow_pickle)
         name = Path(spec).name if spec.startswith(LOCAL_FOLDER) else spec.removeprefix(BUNDLED)
         if Path(name.partition("/")[2]).suffix:  # a file: its digest names it, its path stays private
             name = name.partition("/")[0]
@@ -114,13 +110,17 @@ def _resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
     return (size, other) if height <= width else (other, size)
 
 
-def _load_bundled(name: str) -> tuple[Any, dict[str, Any], Path]:
-    root = files("anonymizer.bundled")
-    if "/" in name or not root.joinpath(name, "open_clip_config.json").is_file():
-        known = ", ".join(BUNDLED + p.name for p in root.iterdir() if p.joinpath("open_clip_config.json").is_file())
-        raise ModelError(f"{FIELD}: unknown bundled model {BUNDLED + name!r}: known: {known}")
-    with as_file(root.joinpath(name)) as folder:
-        return _load_folder(folder, BUNDLED + name)
+def model_folder(spec: str) -> Path | None:
+    """Return the folder of a ``bundled:`` or ``local-dir:`` model, None for a named one. Raises ModelError."""
+    if spec.startswith(LOCAL_FOLDER):
+        return Path(spec.removeprefix(LOCAL_FOLDER)).expanduser()
+    if not spec.startswith(BUNDLED):
+        return None
+    root = Path(str(files("anonymizer.bundled")))
+    known = sorted(path.parent.name for path in root.glob("*/open_clip_config.json"))
+    if (name := spec.removeprefix(BUNDLED)) not in known:
+        raise ModelError(f"{FIELD}: unknown bundled model {spec!r}: known: {', '.join(BUNDLED + n for n in known)}")
+    return root / name
 
 
 def _load_folder(folder: Path, spec: str) -> tuple[Any, dict[str, Any], Path]:
@@ -148,10 +148,8 @@ def _load_named(spec: str, allow_pickle: bool) -> tuple[Any, dict[str, Any], Pat
         )
     tag: dict[str, Any] = open_clip.get_pretrained_cfg(architecture, pretrained) or {}
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-    instead = f"give the path of a file, or a tag of {architecture}: {tags or 'there are none'}"
-    path = (
-        _fetch_tag(spec, architecture, tag, allow_pickle) if tag else weights.resolve_file(FIELD, pretrained, instead)
-    )
+    hint = f"give the path of a file, or a tag of {architecture}: {tags or 'there are none'}"
+    path = _fetch_tag(spec, architecture, tag, allow_pickle) if tag else weights.resolve_file(FIELD, pretrained, hint)
     if path.suffix != ".safetensors" and not allow_pickle:
         raise ModelError(f"{FIELD}: {path.name} is a pickle file: convert it to safetensors, or set allow_pickle")
     quick = {"force_quick_gelu": True} if tag.get("quick_gelu") else {}
@@ -164,8 +162,7 @@ def _fetch_tag(spec: str, architecture: str, tag: dict[str, Any], allow_pickle: 
     repo, _, name = str(tag.get("hf_hub") or "").rpartition("/")
     if not repo:
         raise ModelError(f"{FIELD}: {spec!r} comes as a pickle file only: convert it, then write {architecture}/FILE")
-    stem = name.rsplit(".", 1)[0] if name else ""
-    names = [f"{stem}.safetensors"] if stem else ["open_clip_model.safetensors"]
+    names = [str(Path(name or "open_clip_model.bin").with_suffix(".safetensors"))]
     if allow_pickle:
         names.append(name or "open_clip_pytorch_model.bin")
     return weights.fetch_from_model_hub(FIELD, repo, names, f"{architecture}/PATH_OF_THE_FILE")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from anonymizer.config import FilterConfig
 from anonymizer.errors import ConfigError, ModelError
 from metrics.models import weights
-from metrics.models.clip import BUNDLED, LOCAL_FOLDER, ClipEmbedder, check_images
+from metrics.models.clip import LOCAL_FOLDER, ClipEmbedder, check_images, model_folder
 
 REQUIRED_FILES = "config.json with id2label, model.safetensors and preprocessor_config.json"
 MAX_LISTED = 10  # classes that an error lists
@@ -190,12 +189,8 @@ def build_reader(model: Classifier | ZeroShot, config: FilterConfig, labels: Seq
 def _load_tokenizer(spec: str) -> Any:
     import open_clip
 
-    if spec.startswith(BUNDLED):
-        with as_file(files("anonymizer.bundled").joinpath(spec.removeprefix(BUNDLED))) as folder:
-            return open_clip.get_tokenizer(f"{LOCAL_FOLDER}{folder}")
-    if spec.startswith(LOCAL_FOLDER):
-        return open_clip.get_tokenizer(f"{LOCAL_FOLDER}{Path(spec.removeprefix(LOCAL_FOLDER)).expanduser()}")
-    return open_clip.get_tokenizer(spec.partition("/")[0])
+    folder = model_folder(spec)
+    return open_clip.get_tokenizer(f"{LOCAL_FOLDER}{folder}" if folder else spec.partition("/")[0])
 
 
 def _load_classifier(folder: Path) -> tuple[Any, Any, int]:

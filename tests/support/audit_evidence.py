@@ -19,9 +19,9 @@ class EveryFace:
     name, versioned_name, is_face = "toy", "toy faces", True
 
     def embed(self, images: torch.Tensor) -> Any:
-        found = features.load_embedders(["pixels"])[0].embed(images)
-        found[images.flatten(1).std(1).numpy() < 1e-3] = np.nan
-        return found
+        result = features.load_embedders(["pixels"])[0].embed(images)
+        result[images.flatten(1).std(1).numpy() < 1e-3] = np.nan
+        return result
 
 
 def people(rng: np.random.Generator, noise: float = 0.15) -> tuple[torch.Tensor, Any]:

@@ -16,8 +16,8 @@ Floats = npt.NDArray[np.floating[Any]]
 
 def unit(x: Any) -> Floats:
     rows = np.asarray(x, dtype=np.float64)
-    found: Floats = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-    return found
+    result: Floats = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return result
 
 
 def directions(rng: np.random.Generator, *shape: int) -> Floats:
@@ -39,8 +39,8 @@ def people(rng: np.random.Generator, count: int, photos: int, spread: float, siz
 
 def includes(trials: Trials, chance: float, confidence: float = 0.999) -> bool:
     """Whether a rate agrees with ``chance``; the interval is wide, for the many tests that ask."""
-    found = wilson_interval(int(trials.hits.sum()), len(trials), confidence)
-    return found.low <= chance <= found.high
+    result = wilson_interval(int(trials.hits.sum()), len(trials), confidence)
+    return result.low <= chance <= result.high
 
 
 def rank_1(originals: Any, outputs: Any) -> float:

@@ -57,20 +57,20 @@ def test_an_audit_writes_every_figure_a_page_and_a_public_summary(release: Relea
     page = release.audit_page.read().decode()
     for part in ("Singling out", "Linkability", "Inference", "No formal guarantee", "Wanda_Zx"):
         assert part in page
-    told = json.loads(release.audit_summary.read())
-    assert set(told["answers"]) == {"Singling out", "Linkability", "Inference"}
+    document = json.loads(release.audit_summary.read())
+    assert set(document["answers"]) == {"Singling out", "Linkability", "Inference"}
     assert plan.read(release).records == 30
 
 
 def test_the_public_summary_names_nobody_and_helps_no_attacker(release: Release) -> None:
     audit_job.run(settings_of(release, identity="who", attributes=["side"]))
-    told = release.audit_summary.read().decode()
+    document = release.audit_summary.read().decode()
     for row in rows(release):
         for name in ("record_id", "output_id", "source_hmac"):
-            assert str(row[name]) not in told
+            assert str(row[name]) not in document
     for word in ("Wanda", "pixels", "side", "p3", "threshold", "anonymous", "epsilon"):
-        assert word not in told
-    for answer in json.loads(told)["answers"].values():
+        assert word not in document
+    for answer in json.loads(document)["answers"].values():
         bound = answer.get("risk_above_chance_at_most")
         assert bound is None or round(bound * 20, 6) % 1 == 0
 
@@ -82,7 +82,7 @@ class Listens(IdealGaussian):
         super().__init__()
         self.condition_kind = "prompt"
 
-    def condition(self, told: Sequence[str]) -> object:
+    def condition(self, texts: Sequence[str]) -> object:
         return None
 
 
@@ -106,8 +106,8 @@ def test_no_guarantee_is_claimed_where_the_noise_is_not_all_that_there_is(
     release = run(settings(listing(tmp_path / "in", items), tmp_path / "out", boomerang={"level": 1.0},
                            **given | {"source": source}), model)  # fmt: skip
     audit_job.run(settings_of(release, attacks=["linkage"]))
-    told = json.loads(release.audit_summary.read())
-    assert told["formal_guarantee"] == "No formal guarantee"
+    document = json.loads(release.audit_summary.read())
+    assert document["formal_guarantee"] == "No formal guarantee"
     page = release.audit_page.read().decode()
     assert why in page and lacking in page
 
@@ -129,8 +129,8 @@ def test_outsiders_who_are_insiders_are_left_out_and_said(release: Release, tmp_
     outside = {f"stranger {i}.png": picture(100 + i) for i in range(20)}
     mixed = folder_of(tmp_path / "mixed", outside | {"in the release.png": picture(3)})
     audit_job.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(mixed)}))
-    told = json.loads((release.audit / "audit.json").read())
-    assert told["note"].startswith("outsiders: 1 left out") and "1 left out" in release.audit_page.read().decode()
+    document = json.loads((release.audit / "audit.json").read())
+    assert document["note"].startswith("outsiders: 1 left out") and "1 left out" in release.audit_page.read().decode()
     with pytest.raises(ConfigError, match="nobody is left"):
         audit_job.run(settings_of(release, attacks=["membership"], outsiders={"uri": str(tmp_path / "in")}))
 
@@ -151,24 +151,24 @@ def test_what_attackers_bring_need_not_be_classified(release: Release, tmp_path:
 def test_baselines_stand_beside_the_release_and_out_of_its_answers(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # these pictures are too small for LPIPS
+    def mean_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # these pictures are too small for LPIPS
         return (a - b).abs().mean((1, 2, 3))
 
-    monkeypatch.setattr(audit_job.PerceptualDistance, "load", lambda *_: apart)
+    monkeypatch.setattr(audit_job.PerceptualDistance, "load", lambda *_: mean_difference)
     audit_job.run(settings_of(release, attacks=["linkage"], baselines=["round-trip", "global", "unrelated"]))
     table = parquet.read(release.audit / "figures.parquet").to_pylist()
     by = {line["baseline"] for line in table}
     assert by == {None, "round trip", "level 1", "unrelated"}
-    told = {x["baseline"]: x for x in table if x["measure"] == "rank-1" and x["attacker"] == "unaware"}
-    assert told["round trip"]["value"] == 1 and told["level 1"]["value"] < 0.3
+    document = {x["baseline"]: x for x in table if x["measure"] == "rank-1" and x["attacker"] == "unaware"}
+    assert document["round trip"]["value"] == 1 and document["level 1"]["value"] < 0.3
     (missing,) = [x for x in table if x["baseline"] == "unrelated"]
     assert missing["measure"] == "not run" and "audit.outsiders" in missing["note"]
     page = release.audit_page.read().decode()
     assert "Beside other methods" in page and "this release" in page
     audit_job.run(settings_of(release, attacks=["linkage"]))
-    alone = json.loads(release.audit_summary.read())
+    single = json.loads(release.audit_summary.read())
     audit_job.run(settings_of(release, attacks=["linkage"], baselines=["round-trip"]))
-    assert json.loads(release.audit_summary.read()) == alone
+    assert json.loads(release.audit_summary.read()) == single
 
 
 def test_attacks_are_left_out_by_name(release: Release) -> None:
@@ -221,18 +221,18 @@ def scored(audited: Release) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("how", ["exact", "binned"])
 def test_published_scores_are_tried_as_an_attacker_tries_them(tmp_path: Path, ideal: IdealGaussian, how: str) -> None:
     source = folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(40)})
-    found = scored(run(settings(source, tmp_path / "out", output={"public_scores": how}), ideal))
+    result = scored(run(settings(source, tmp_path / "out", output={"public_scores": how}), ideal))
     end = "_bin" if how == "binned" else ""
-    alone, whole = "rank-1, by what is published alone", "with what is published, rank-1"
-    assert [f["feature"] for f in found if f["measure"] == whole] == [
+    single, whole = "rank-1, by what is published alone", "with what is published, rank-1"
+    assert [f["feature"] for f in result if f["measure"] == whole] == [
         f"published clip_similarity{end}", f"published lpips{end}", "all published scores"
     ]  # fmt: skip
-    assert all(f["gallery"] == 40 for f in found) and {f["chance"] for f in found} == {None, 1 / 40}
-    together = {f["measure"]: f for f in found if f["feature"] == "all published scores"}
-    assert set(together) == {alone, whole} and "without it" in together[alone]["note"]
+    assert all(f["gallery"] == 40 for f in result) and {f["chance"] for f in result} == {None, 1 / 40}
+    together = {f["measure"]: f for f in result if f["feature"] == "all published scores"}
+    assert set(together) == {single, whole} and "without it" in together[single]["note"]
     if how == "exact":
         assert together[whole]["risk_low"] > 0.5
-    assert together[alone]["value"] <= together[whole]["value"]
+    assert together[single]["value"] <= together[whole]["value"]
 
 
 def test_scores_that_are_not_published_or_cannot_be_computed_again_are_said_to_be_so(

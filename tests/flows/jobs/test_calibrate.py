@@ -62,10 +62,10 @@ def asked(tmp_path: Path, people: int = PEOPLE, **more: Any) -> CalibrationConfi
 def test_a_calibration_holds_the_curve_and_what_it_belongs_to(tmp_path: Path, ideal: IdealGaussian) -> None:
     summary = calibrate_job.run(asked(tmp_path, attributes=["side"]))
     assert (summary.pictures, summary.people, summary.levels) == (96, 24, 2)
-    found = calibration.read(str(tmp_path / "cal/calibration.json"))
-    assert found.belongs_to.model_digest == ideal.digest and found.belongs_to.kind == "squares"
-    assert (found.choosing.people, found.confirming.people) == (12, 12)
-    low, high = found.levels
+    result = calibration.read(str(tmp_path / "cal/calibration.json"))
+    assert result.belongs_to.model_digest == ideal.digest and result.belongs_to.kind == "squares"
+    assert (result.choosing.people, result.confirming.people) == (12, 12)
+    low, high = result.levels
     assert (low.t_boom, high.t_boom) == (300, 1000) and low.log_snr > high.log_snr
     for half in ("choosing", "confirming"):
         before, after = ({r.attack: r.value for r in getattr(level, half)} for level in (low, high))
@@ -164,9 +164,9 @@ def test_the_confirming_half_shows_the_highest_measured_risk_of_any_attacker() -
 
 
 def test_an_attack_that_failed_is_not_measured_however_far_it_came() -> None:
-    found = Figure("linkage", "aware", "rank-1", "clip", 200, 200, 0.06, 0.03, 0.102, chance=0.0)
+    result = Figure("linkage", "aware", "rank-1", "clip", 200, 200, 0.06, 0.03, 0.102, chance=0.0)
     failed = Figure("linkage", ALL_ATTACKERS, "not run", "", 0, 0, note="failed")
-    assert calibrate_job._risk_of("linkage", [found, failed]).value is None
+    assert calibrate_job._risk_of("linkage", [result, failed]).value is None
     assert calibrate_job._risk_of("linkage", []).note == "not tried"
 
 
@@ -216,9 +216,9 @@ def test_the_command_calibrates_through_prefect_which_learns_counts_alone(
     ]  # fmt: skip
     done = CliRunner().invoke(main, [*asking, "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert (told["pictures"], told["people"], told["levels"]) == (96, 24, 2)
-    assert told["calibration"]["identified"] is True
+    document = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (document["pictures"], document["people"], document["levels"]) == (96, 24, 2)
+    assert document["calibration"]["identified"] is True
     for table, column, value in cells(prefect_home):
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         assert "Wanda_Zx" not in text, f"{table}.{column}"

@@ -24,9 +24,9 @@ def planted(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarra
 
 def test_a_release_of_originals_is_read_as_they_are() -> None:
     originals, labels = planted(RNG(0), 200)
-    found = predict_attribute(originals, originals, labels, names(200), RNG(1))
-    assert [found.trials(reader).rate for reader in READERS] == [1, 1, 1]
-    assert found.chance == 0.6 and found.trials("trained_control").rate < 0.75
+    result = predict_attribute(originals, originals, labels, names(200), RNG(1))
+    assert [result.trials(reader).rate for reader in READERS] == [1, 1, 1]
+    assert result.chance == 0.6 and result.trials("trained_control").rate < 0.75
 
 
 def test_independent_outputs_are_read_by_chance() -> None:
@@ -34,15 +34,15 @@ def test_independent_outputs_are_read_by_chance() -> None:
     originals, _ = planted(rng, 600)
     labels = np.where(np.arange(600) % 2 == 0, "a", "b")
     outputs = directions(rng, 600, 16)
-    found = predict_attribute(originals, outputs, labels, names(600), rng)
+    result = predict_attribute(originals, outputs, labels, names(600), rng)
     for reader in ("unaware", "trained", "unaware_control", "trained_control"):
-        assert includes(found.trials(reader), 0.5)
+        assert includes(result.trials(reader), 0.5)
 
 
 def test_outputs_that_turn_an_attribute_around_fool_only_the_unaware() -> None:
     originals, labels = planted(RNG(3), 200)
-    found = predict_attribute(originals, -originals, labels, names(200), RNG(4))
-    assert found.trials("unaware").rate == 0 and found.trials("trained").rate == 1
+    result = predict_attribute(originals, -originals, labels, names(200), RNG(4))
+    assert result.trials("unaware").rate == 0 and result.trials("trained").rate == 1
 
 
 def test_nobody_is_learnt_from_and_read() -> None:
@@ -50,17 +50,17 @@ def test_nobody_is_learnt_from_and_read() -> None:
     rng = RNG(5)
     centres, coin = directions(rng, 80, 64), rng.integers(0, 2, 80)
     photos = np.repeat(centres, 5, axis=0) + 0.01 * directions(rng, 400, 64)
-    found = predict_attribute(photos, photos, np.where(coin, "a", "b").repeat(5), names(80, 5), rng)
-    assert 0.2 < found.trials("trained").rate < 0.8
+    result = predict_attribute(photos, photos, np.where(coin, "a", "b").repeat(5), names(80, 5), rng)
+    assert 0.2 < result.trials("trained").rate < 0.8
 
 
 def test_pictures_without_a_face_are_read_as_the_most_frequent() -> None:
     originals, labels = planted(RNG(6), 100)
     outputs = originals.copy()
     outputs[::2] = np.nan
-    found = predict_attribute(originals, outputs, labels, names(100), RNG(7))
-    assert (found.unaware[::2] == "a").all() and (found.unaware[1::2] == labels[1::2]).all()
-    assert found.seen.tolist() == [False, True] * 50
+    result = predict_attribute(originals, outputs, labels, names(100), RNG(7))
+    assert (result.unaware[::2] == "a").all() and (result.unaware[1::2] == labels[1::2]).all()
+    assert result.seen.tolist() == [False, True] * 50
     nothing = predict_attribute(originals, np.full_like(originals, np.nan), labels, names(100), RNG(7))
     assert nothing.trials("trained").rate == nothing.chance == 0.6
 
@@ -75,9 +75,9 @@ def test_dealing_moves_labels_between_people_and_keeps_their_counts() -> None:
 
 def test_subgroups_and_readers_have_figures() -> None:
     originals, labels = planted(RNG(10), 200)
-    found = predict_attribute(originals, originals, labels, names(200), RNG(11))
+    result = predict_attribute(originals, originals, labels, names(200), RNG(11))
     lines = attributes.figures(
-        found, "trained", "gender", RNG(12), attack="attributes", attacker="trained", feature="planted"
+        result, "trained", "gender", RNG(12), attack="attributes", attacker="trained", feature="planted"
     )
     assert [line.subgroup for line in lines] == [None, "gender = a", "gender = b"]
     assert lines[0].measure == "accuracy of gender" and lines[0].value == 1 and lines[0].chance == 0.6
@@ -92,8 +92,8 @@ def test_text_and_few_numbers_stay_as_they_are() -> None:
 
 
 def test_many_numbers_are_cut_into_quarters() -> None:
-    found = group_values(range(20, 60))
-    assert Counter(found.tolist()) == {"20 to 29": 10, "30 to 39": 10, "40 to 49": 10, "50 to 59": 10}
+    result = group_values(range(20, 60))
+    assert Counter(result.tolist()) == {"20 to 29": 10, "30 to 39": 10, "40 to 49": 10, "50 to 59": 10}
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=60))
@@ -111,8 +111,8 @@ def test_a_missing_value_is_an_error(values: list[object]) -> None:
 
 def test_missing_values_are_unknown_and_leave_the_others_bins_alone() -> None:
     ages = [*range(20, 60), None, float("nan")]
-    found = group_known_values(ages)
-    assert found[:40].tolist() == group_values(range(20, 60)).tolist() and found[40:].tolist() == ["unknown"] * 2
+    result = group_known_values(ages)
+    assert result[:40].tolist() == group_values(range(20, 60)).tolist() and result[40:].tolist() == ["unknown"] * 2
     assert group_known_values(["f", None, "m"]).tolist() == ["f", "unknown", "m"]
     assert group_known_values([None, None]).tolist() == ["unknown"] * 2
     assert group_known_values([1, 0]).tolist() == group_values([1, 0]).tolist()
@@ -135,6 +135,6 @@ def test_labels_of_any_length_are_read_whole(values: tuple[str, str]) -> None:
     rng = np.random.default_rng(3)
     labels = np.array([values[i % 3 == 0] for i in range(90)])
     rows = unit(np.where(labels == values[0], 1.0, -1.0)[:, None] * np.ones(8) + 0.3 * rng.standard_normal((90, 8)))
-    found = attributes.predict_attribute(rows, rows, labels, as_subjects(range(90)), rng)
-    assert found.trials("originals").rate == found.trials("trained").rate == 1
-    assert set(found.unaware_control) <= set(values)
+    result = attributes.predict_attribute(rows, rows, labels, as_subjects(range(90)), rng)
+    assert result.trials("originals").rate == result.trials("trained").rate == 1
+    assert set(result.unaware_control) <= set(values)

@@ -41,15 +41,15 @@ def test_a_gaussian_channel_gives_the_hit_rate_of_its_closed_form() -> None:
     truth = np.arange(1500) % M
     outputs = np.eye(M)[truth][:, None] + s * rng.standard_normal((1500, 16, M))
     attack = partial(link, gallery=np.eye(M), truth=truth, subjects=names(M)[truth], rng=rng)
-    found = attack_averages(outputs, attack)
-    assert list(found.rankings) == [1, 2, 4, 8, 16]
-    for k, ranking in found.rankings.items():
+    result = attack_averages(outputs, attack)
+    assert list(result.rankings) == [1, 2, 4, 8, 16]
+    for k, ranking in result.rankings.items():
 
         def density(z: float, shift: float = k**0.5 / s) -> float:
             return float(norm.pdf(z) * norm.cdf(z + shift) ** (M - 1))
 
         assert includes(ranking.within(1), quad(density, -8, 8)[0])
-    rates = [ranking.within(1).rate for ranking in found.rankings.values()]
+    rates = [ranking.within(1).rate for ranking in result.rankings.values()]
     assert rates == sorted(rates)
 
 

@@ -33,8 +33,8 @@ def rng() -> np.random.Generator:
 
 def includes_chance(ranking: Ranking, k: int = 20) -> bool:
     """Both the attack and its control lie around chance, within the interval."""
-    found = [wilson_interval(int(t.hits.sum()), len(t)) for t in (ranking.within(k), ranking.control_within(k))]
-    return all(interval.low <= ranking.chance(k) <= interval.high for interval in found)
+    result = [wilson_interval(int(t.hits.sum()), len(t)) for t in (ranking.within(k), ranking.control_within(k))]
+    return all(interval.low <= ranking.chance(k) <= interval.high for interval in result)
 
 
 def is_found(ranking: Ranking) -> bool:
@@ -51,16 +51,16 @@ def test_planted_metadata_is_found_and_counted_by_kind() -> None:
     exif = Image.Exif()
     exif[315] = "Ada Almqvist"
     Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif, comment="taken by Bruno")
-    found = leaks.scan_metadata([clean, out.getvalue(), clean + b"more"], ["a", "b", "c"])
-    assert found.trials.hits.tolist() == [False, True, True]
-    assert found.kinds == {"exif": 1, "comment": 1, "trailing data": 1}
-    assert (found + found).kinds["exif"] == 2 and len((found + found).trials) == 6
+    result = leaks.scan_metadata([clean, out.getvalue(), clean + b"more"], ["a", "b", "c"])
+    assert result.trials.hits.tolist() == [False, True, True]
+    assert result.kinds == {"exif": 1, "comment": 1, "trailing data": 1}
+    assert (result + result).kinds["exif"] == 2 and len((result + result).trials) == 6
 
 
 @pytest.mark.parametrize("image", ["png", "jpeg", "webp"])
 def test_freshly_encoded_pictures_carry_nothing(image: str) -> None:
-    found = leaks.scan_metadata([encode(torch.zeros(3, 8, 8), encoding=image).data], ["a"])  # type: ignore[arg-type]
-    assert not found.trials.hits.any() and not found.kinds
+    result = leaks.scan_metadata([encode(torch.zeros(3, 8, 8), encoding=image).data], ["a"])  # type: ignore[arg-type]
+    assert not result.trials.hits.any() and not result.kinds
 
 
 def test_tokens_are_what_could_be_a_name() -> None:
@@ -77,9 +77,9 @@ def test_tokens_are_what_could_be_a_name() -> None:
     ],
 )
 def test_a_planted_name_is_found_wherever_it_hides(public: str | bytes, rng: np.random.Generator) -> None:
-    found = leaks.find_names(NAMES, ["nothing here", public], list("abcd"), rng)
-    assert found.trials.hits.tolist() == [True, False, False, False]
-    assert found.token_counts == {"almqvist": 1} and not found.control.hits.any()
+    result = leaks.find_names(NAMES, ["nothing here", public], list("abcd"), rng)
+    assert result.trials.hits.tolist() == [True, False, False, False]
+    assert result.token_counts == {"almqvist": 1} and not result.control.hits.any()
 
 
 def test_another_unicode_form_of_a_name_is_the_same_name(rng: np.random.Generator) -> None:
@@ -87,8 +87,8 @@ def test_another_unicode_form_of_a_name_is_the_same_name(rng: np.random.Generato
 
 
 def test_a_folder_around_everything_is_reported_but_tells_nobody_apart(rng: np.random.Generator) -> None:
-    found = leaks.find_names(NAMES, ["from photos/"], list("abcd"), rng)
-    assert found.token_counts == {"photos": 4} and not found.trials.hits.any()
+    result = leaks.find_names(NAMES, ["from photos/"], list("abcd"), rng)
+    assert result.token_counts == {"photos": 4} and not result.trials.hits.any()
     assert leaks.find_names(NAMES[:1], ["from photos/"], ["a"], rng).trials.hits.all()
 
 
@@ -102,30 +102,30 @@ def test_digits_inside_a_digest_are_nobodys_name_and_on_their_own_they_are(rng: 
 
 def test_numbers_that_occur_by_chance_occur_as_often_in_the_control(rng: np.random.Generator) -> None:
     sizes = " ".join(str(n) for n in rng.integers(1000, 10000, 4000))
-    found = leaks.find_names([f"{i + 1000}.jpg" for i in range(N)], [sizes], WHO.tolist(), rng)
-    control = wilson_interval(int(found.control.hits.sum()), N)
-    assert 0.2 < found.trials.rate < 0.9 and control.low <= found.trials.rate <= control.high
+    result = leaks.find_names([f"{i + 1000}.jpg" for i in range(N)], [sizes], WHO.tolist(), rng)
+    control = wilson_interval(int(result.control.hits.sum()), N)
+    assert 0.2 < result.trials.rate < 0.9 and control.low <= result.trials.rate <= control.high
 
 
 def test_an_order_that_was_kept_is_found_with_certainty(rng: np.random.Generator) -> None:
     for source in (np.arange(N), np.arange(N)[::-1]):
-        found = leaks.compare_order(source, WHO.tolist(), rng)
-        assert abs(found.correlation) == pytest.approx(1) and found.p_value == 1 / (1 + leaks.PERMUTATIONS)
-        assert found.neighbours.rate == 1 and found.control.rate < 0.05
-        assert -1 <= found.interval.low <= found.interval.high <= 1
+        result = leaks.compare_order(source, WHO.tolist(), rng)
+        assert abs(result.correlation) == pytest.approx(1) and result.p_value == 1 / (1 + leaks.PERMUTATIONS)
+        assert result.neighbours.rate == 1 and result.control.rate < 0.05
+        assert -1 <= result.interval.low <= result.interval.high <= 1
 
 
 def test_blocks_that_moved_as_a_whole_are_found_by_their_neighbours(rng: np.random.Generator) -> None:
     blocks = np.arange(N).reshape(20, 10)[rng.permutation(20)].ravel()
-    found = leaks.compare_order(blocks, WHO.tolist(), rng)
-    assert found.neighbours.rate >= 0.9 and found.control.rate < 0.05 and found.chance == 0.01
+    result = leaks.compare_order(blocks, WHO.tolist(), rng)
+    assert result.neighbours.rate >= 0.9 and result.control.rate < 0.05 and result.chance == 0.01
 
 
 def test_a_shuffled_order_says_nothing(rng: np.random.Generator) -> None:
-    found = leaks.compare_order(shuffled(rng), WHO.tolist(), rng)
-    interval = wilson_interval(int(found.neighbours.hits.sum()), N - 1)
-    assert found.p_value > 0.05 and found.interval.low <= 0 <= found.interval.high
-    assert interval.low <= found.chance <= interval.high
+    result = leaks.compare_order(shuffled(rng), WHO.tolist(), rng)
+    interval = wilson_interval(int(result.neighbours.hits.sum()), N - 1)
+    assert result.p_value > 0.05 and result.interval.low <= 0 <= result.interval.high
+    assert interval.low <= result.chance <= interval.high
 
 
 def test_spearman_agrees_with_scipy_and_with_a_frame_solved_by_hand(rng: np.random.Generator) -> None:
@@ -150,8 +150,8 @@ def test_equal_times_of_writing_are_a_blind_guess(rng: np.random.Generator) -> N
 
 def test_a_missing_value_is_a_blind_guess_and_counted(rng: np.random.Generator) -> None:
     truth, times = shuffled(rng), np.arange(N) * 1.0
-    found = leaks.link_by_rank(np.where(np.arange(N) < 50, np.nan, times[truth]), times, truth, WHO, rng)
-    assert found.unseen.hits.sum() == 50 and (found.ranks[:50] > 1).mean() > 0.9
+    result = leaks.link_by_rank(np.where(np.arange(N) < 50, np.nan, times[truth]), times, truth, WHO, rng)
+    assert result.unseen.hits.sum() == 50 and (result.ranks[:50] > 1).mean() > 0.9
 
 
 def test_dimensions_that_were_kept_are_found_and_one_size_for_all_is_not(rng: np.random.Generator) -> None:
@@ -163,8 +163,8 @@ def test_dimensions_that_were_kept_are_found_and_one_size_for_all_is_not(rng: np
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=5), st.lists(st.text() | st.binary(), max_size=5))
 def test_any_name_that_is_handed_out_as_it_is_is_found(names: list[str], public: list[str | bytes]) -> None:
     rng = np.random.default_rng(0)
-    found = leaks.find_names(names, [*public, *names], names, rng).token_counts
-    assert set(found) == {token for name in names for token in leaks.name_tokens(name)}
+    result = leaks.find_names(names, [*public, *names], names, rng).token_counts
+    assert set(result) == {token for name in names for token in leaks.name_tokens(name)}
 
 
 @pytest.mark.parametrize(

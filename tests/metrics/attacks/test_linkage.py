@@ -27,14 +27,14 @@ def test_four_rows_solved_by_hand() -> None:
 
 def test_ties_are_broken_evenly() -> None:
     similarity = np.tile([0.9, 0.5, 0.5, 0.5, 0.1], (3000, 1))
-    found = ranks(similarity, np.full(3000, 2), RNG(1).random(3000))
-    assert set(found.tolist()) == {2, 3, 4}
-    assert all(abs(np.mean(found == rank) - 1 / 3) < 0.04 for rank in (2, 3, 4))
+    result = ranks(similarity, np.full(3000, 2), RNG(1).random(3000))
+    assert set(result.tolist()) == {2, 3, 4}
+    assert all(abs(np.mean(result == rank) - 1 / 3) < 0.04 for rank in (2, 3, 4))
 
 
 def test_a_row_that_was_not_detected_is_a_blind_guess() -> None:
-    found = ranks(np.full((3000, 4), np.nan), np.full(3000, 1), RNG(2).random(3000))
-    assert all(abs(np.mean(found == rank) - 1 / 4) < 0.04 for rank in (1, 2, 3, 4))
+    result = ranks(np.full((3000, 4), np.nan), np.full(3000, 1), RNG(2).random(3000))
+    assert all(abs(np.mean(result == rank) - 1 / 4) < 0.04 for rank in (1, 2, 3, 4))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 8))
@@ -62,16 +62,16 @@ def test_a_truth_outside_the_gallery_is_an_error() -> None:
 
 def test_a_release_of_originals_is_linked_whole() -> None:
     photos = directions(RNG(3), 200, 32)
-    found = link(photos, photos, np.arange(200), names(200), RNG(4))
-    assert found.within(1).rate == 1 and found.control_within(1).rate == 0 and found.seen.all()
+    result = link(photos, photos, np.arange(200), names(200), RNG(4))
+    assert result.within(1).rate == 1 and result.control_within(1).rate == 0 and result.seen.all()
 
 
 def test_independent_pictures_are_linked_by_chance() -> None:
     rng = RNG(5)
-    found = link(directions(rng, 1000, 32), directions(rng, 50, 32), rng.integers(0, 50, 1000), names(1000), rng)
+    result = link(directions(rng, 1000, 32), directions(rng, 50, 32), rng.integers(0, 50, 1000), names(1000), rng)
     for k in (1, 5):
-        assert found.chance(k) == pytest.approx(k / 50)
-        assert includes(found.within(k), k / 50) and includes(found.control_within(k), k / 50)
+        assert result.chance(k) == pytest.approx(k / 50)
+        assert includes(result.within(k), k / 50) and includes(result.control_within(k), k / 50)
 
 
 def test_a_planted_leak_is_found() -> None:
@@ -79,8 +79,8 @@ def test_a_planted_leak_is_found() -> None:
     rng = RNG(6)
     photos = directions(rng, 300, 256)
     outputs = unit(0.3 * photos + directions(rng, 300, 256))
-    found = link(outputs, photos, np.arange(300), names(300), rng)
-    assert found.within(1).rate > 0.8 > 0.05 > found.control_within(1).rate
+    result = link(outputs, photos, np.arange(300), names(300), rng)
+    assert result.within(1).rate > 0.8 > 0.05 > result.control_within(1).rate
 
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +106,10 @@ def test_undetected_rows_are_counted_apart() -> None:
     photos = directions(RNG(9), 100, 16)
     outputs, gallery = photos.copy(), photos.copy()
     outputs[:30], gallery[40:50] = np.nan, np.nan
-    found = link(outputs, gallery, np.arange(100), names(100), RNG(9))
-    assert found.unseen.rate == 0.3
-    assert found.within(1).hits[50:].all() and found.within(1).hits[30:40].all()
-    assert (found.ranks[40:50] > 90).all()  # the attacker's picture of them has no embedding
+    result = link(outputs, gallery, np.arange(100), names(100), RNG(9))
+    assert result.unseen.rate == 0.3
+    assert result.within(1).hits[50:].all() and result.within(1).hits[30:40].all()
+    assert (result.ranks[40:50] > 90).all()  # the attacker's picture of them has no embedding
 
 
 def test_any_similarity_serves() -> None:
@@ -147,17 +147,17 @@ def test_every_stranger_is_drawn_as_often() -> None:
 
 
 def test_the_distribution_ends_at_one() -> None:
-    found = rank_distribution(Ranking(*np.array([[1, 3, 12], [2, 12, 7], [12, 12, 12]]), np.ones(3, bool), names(3)))
-    assert found.rank.tolist() == [1, 2, 5, 10, 12]
-    np.testing.assert_allclose(found.share, np.array([1, 1, 2, 2, 3]) / 3)
-    np.testing.assert_allclose(found.control, np.array([0, 1, 1, 2, 3]) / 3)
-    np.testing.assert_allclose(found.chance, np.array([1, 2, 5, 10, 12]) / 12)
+    result = rank_distribution(Ranking(*np.array([[1, 3, 12], [2, 12, 7], [12, 12, 12]]), np.ones(3, bool), names(3)))
+    assert result.rank.tolist() == [1, 2, 5, 10, 12]
+    np.testing.assert_allclose(result.share, np.array([1, 1, 2, 2, 3]) / 3)
+    np.testing.assert_allclose(result.control, np.array([0, 1, 1, 2, 3]) / 3)
+    np.testing.assert_allclose(result.chance, np.array([1, 2, 5, 10, 12]) / 12)
 
 
 def test_figures_name_measure_chance_and_control() -> None:
     photos = directions(RNG(13), 60, 16)
-    found = link(photos, photos, np.arange(60), names(60), RNG(14))
-    lines = linkage.figures(found, RNG(15), attack="linkage", attacker="holds the original", feature="pixels")
+    result = link(photos, photos, np.arange(60), names(60), RNG(14))
+    lines = linkage.figures(result, RNG(15), attack="linkage", attacker="holds the original", feature="pixels")
     first, fifth, missed = lines
     assert [line.measure for line in lines] == ["rank-1", "rank-5", "not detected"]
     assert first.value == 1 and first.chance == 1 / 60 and first.gallery == 60 and first.control == 0

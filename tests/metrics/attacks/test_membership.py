@@ -28,8 +28,8 @@ def area(scores: MembershipScores) -> float:
 
 def test_the_nearest_of_three_solved_by_hand() -> None:
     targets = np.array([[1.0, 0.0], [0.0, 1.0], [np.nan, 0.0]])
-    found = nearest_similarity(np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [np.nan, 1.0]]), targets)
-    np.testing.assert_allclose(found, [1, 0.8, 0, UNDETECTED_SCORE])
+    result = nearest_similarity(np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [np.nan, 1.0]]), targets)
+    np.testing.assert_allclose(result, [1, 0.8, 0, UNDETECTED_SCORE])
     with pytest.raises(ValueError, match="targets are empty"):
         nearest_similarity(targets, targets[2:])
 
@@ -37,17 +37,17 @@ def test_the_nearest_of_three_solved_by_hand() -> None:
 def test_a_release_of_originals_betrays_all_its_members() -> None:
     photos = directions(RNG(0), 200, 64)
     members, others = Candidates(photos[:100], names(100)), Candidates(photos[100:], names(100, prefix="q"))
-    found = score_release(members, others, photos[:100])
-    assert area(found) == 1
-    first, *rates = membership.figures(found, RNG(1), attack="membership", attacker="unaware", feature="pixels")
+    result = score_release(members, others, photos[:100])
+    assert area(result) == 1
+    first, *rates = membership.figures(result, RNG(1), attack="membership", attacker="unaware", feature="pixels")
     assert first.measure == "AUC" and first.value == 1 and [line.value for line in rates] == [1, None]
 
 
 def test_an_unrelated_release_betrays_nobody() -> None:
     photos = directions(RNG(2), 900, 32)
     members, others = Candidates(photos[:300], names(300)), Candidates(photos[300:600], names(300, prefix="q"))
-    found = auc(*(lambda s: (s.members, s.others))(score_release(members, others, photos[600:])))
-    assert found.low <= 0.5 <= found.high
+    result = auc(*(lambda s: (s.members, s.others))(score_release(members, others, photos[600:])))
+    assert result.low <= 0.5 <= result.high
 
 
 def test_calibration_forgives_faces_that_resemble_everything() -> None:
@@ -72,8 +72,8 @@ def test_a_photo_that_was_not_detected_scores_lowest() -> None:
     lost = np.full((1, 8), np.nan)
     sides = Candidates(np.concatenate([photos[:1], lost]), names(2)), Candidates(lost, names(1))
     for reference in (None, photos):
-        found = score_release(*sides, photos, reference)
-        assert found.members[1] == found.others[0] == UNDETECTED_SCORE < found.members[0]
+        result = score_release(*sides, photos, reference)
+        assert result.members[1] == result.others[0] == UNDETECTED_SCORE < result.members[0]
 
 
 def test_copies_of_training_pictures_are_closer_than_new_ones() -> None:
@@ -83,8 +83,8 @@ def test_copies_of_training_pictures_are_closer_than_new_ones() -> None:
     new = Candidates(fresh[:100], names(100, prefix="q"))
     assert area(score_closeness(Candidates(copies, names(100)), new, training)) == 1
     usual = score_closeness(Candidates(fresh[100:], names(100)), new, training)
-    found = auc(usual.members, usual.others)
-    assert found.low <= 0.5 <= found.high
+    result = auc(usual.members, usual.others)
+    assert result.low <= 0.5 <= result.high
 
 
 def test_the_loss_of_an_ideal_model_has_its_closed_form(ideal: IdealGaussian) -> None:
@@ -92,11 +92,11 @@ def test_the_loss_of_an_ideal_model_has_its_closed_form(ideal: IdealGaussian) ->
     v = abar spread^2 + s^2; so its expected square is (abar spread^2 / v)^2 + (s sa d / v)^2."""
     offsets = torch.tensor([0.0, 0.2, 0.6])
     images = (ideal.mean + offsets)[:, None, None, None].expand(3, 3, 8, 8)
-    found = denoising_losses(ideal, images, RNG(6), levels=(0.3,), repeats=60)
+    result = denoising_losses(ideal, images, RNG(6), levels=(0.3,), repeats=60)
     abar = float(ideal.alphas_cumprod[299])
     v = abar * ideal.spread**2 + 1 - abar
     expected = (abar * ideal.spread**2 / v) ** 2 + (1 - abar) * abar * offsets.numpy() ** 2 / v**2
-    np.testing.assert_allclose(found, expected, rtol=0.05)
+    np.testing.assert_allclose(result, expected, rtol=0.05)
 
 
 def test_losses_do_not_depend_on_the_batch(ideal: IdealGaussian, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +104,8 @@ def test_losses_do_not_depend_on_the_batch(ideal: IdealGaussian, monkeypatch: py
     whole = denoising_losses(ideal, images, RNG(7), repeats=2)
     monkeypatch.setattr(membership, "CHUNK", 2)
     np.testing.assert_allclose(denoising_losses(ideal, images, RNG(7), repeats=2), whole, rtol=1e-5)
-    alone = [denoising_losses(ideal, image[None], RNG(7), repeats=2)[0] for image in images]
-    np.testing.assert_allclose(alone, whole, rtol=1e-5)
+    single = [denoising_losses(ideal, image[None], RNG(7), repeats=2)[0] for image in images]
+    np.testing.assert_allclose(single, whole, rtol=1e-5)
 
 
 def test_what_a_model_knows_well_is_taken_for_a_member(ideal: IdealGaussian) -> None:

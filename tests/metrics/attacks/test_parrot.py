@@ -81,8 +81,8 @@ def test_faces_that_are_not_detected_do_not_stop_the_linker(rng: np.random.Gener
     face = originals.copy()
     face[:30] = np.nan
     linker = parrot.train({"f": originals, "face": face}, {"f": outputs, "face": np.full_like(face, np.nan)}, rng)
-    found = linker.embed_outputs({"f": outputs, "face": np.full_like(face, np.nan)})
-    assert np.isfinite(found).all()
+    result = linker.embed_outputs({"f": outputs, "face": np.full_like(face, np.nan)})
+    assert np.isfinite(result).all()
     nothing = {name: np.full((3, 16), np.nan) for name in ("f", "face")}
     assert np.isnan(linker.embed_outputs(nothing)).all(), "what is not there is for linkage to count, not to guess"
 

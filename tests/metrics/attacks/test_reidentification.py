@@ -31,29 +31,29 @@ def faces(angles: list[float], people: str) -> Faces:
 def test_a_person_scores_as_the_best_of_his_photos() -> None:
     gallery = faces([0, 60, 90], "aab")
     probes = faces([60, 90, np.nan], "aba")
-    found = person_scores(probes.embeddings, gallery, as_subjects(["a", "b", "c"]))
+    result = person_scores(probes.embeddings, gallery, as_subjects(["a", "b", "c"]))
     lost = -np.inf
     expected = [[1, np.cos(np.radians(30)), lost], [np.cos(np.radians(30)), 1, lost], [lost, lost, lost]]
-    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(result, expected)
 
 
 def test_four_probes_solved_by_hand() -> None:
     """Of a, b, c at 0, 40 and 90 degrees: 10 is nearest to a, 30 to b; 80 to c, then b, then a."""
-    found = closed_set(faces([10, 10, 80, 80], "abca"), faces([0, 40, 90], "abc"), RNG(0))
-    assert found.ranks.tolist() == [1, 2, 1, 3]
-    assert found.chance(1) == pytest.approx(1 / 3) and (found.control != found.ranks).all()
+    result = closed_set(faces([10, 10, 80, 80], "abca"), faces([0, 40, 90], "abc"), RNG(0))
+    assert result.ranks.tolist() == [1, 2, 1, 3]
+    assert result.chance(1) == pytest.approx(1 / 3) and (result.control != result.ranks).all()
 
 
 def test_a_lost_face_is_given_up_and_counted() -> None:
-    found = closed_set(faces([0, np.nan, 90, 0], "aabb"), faces([0, 90], "ab"), RNG(0))
-    assert found.ranks.tolist() == [1, 3, 1, 2]
-    assert found.control.tolist() == [2, 3, 2, 1]
-    assert found.unseen.hits.tolist() == [False, True, False, False]
+    result = closed_set(faces([0, np.nan, 90, 0], "aabb"), faces([0, 90], "ab"), RNG(0))
+    assert result.ranks.tolist() == [1, 3, 1, 2]
+    assert result.control.tolist() == [2, 3, 2, 1]
+    assert result.unseen.hits.tolist() == [False, True, False, False]
 
 
 def test_a_person_without_a_usable_photo_comes_last() -> None:
-    found = closed_set(faces([0, 90, 45], "abc"), faces([0, 90, np.nan], "abc"), RNG(0))
-    assert found.ranks.tolist() == [1, 1, 3]
+    result = closed_set(faces([0, 90, 45], "abc"), faces([0, 90, np.nan], "abc"), RNG(0))
+    assert result.ranks.tolist() == [1, 1, 3]
 
 
 def test_enrolment_takes_detected_photos_first() -> None:
@@ -87,17 +87,17 @@ def test_verification_solved_by_hand() -> None:
     pairs = np.cos(np.radians([40, 50]))  # 0 with b's 40, 80 with a's 30
     assert set_thresholds(pairs, (0.5,)) == pytest.approx(pairs[1])
     probes = faces([75, 85, np.nan, 39], "aabb")  # 45 and 55 from a's photo; lost; 1 from b's
-    found = verification(probes, unmodified, gallery, RNG(0), at=(0.5,))
-    assert found.impostors == 2
-    assert found.trials(0.5).hits.tolist() == [True, False, False, True]
-    assert found.unseen.hits.tolist() == [False, False, True, False]
+    result = verification(probes, unmodified, gallery, RNG(0), at=(0.5,))
+    assert result.impostors == 2
+    assert result.trials(0.5).hits.tolist() == [True, False, False, True]
+    assert result.unseen.hits.tolist() == [False, False, True, False]
     # the only other person's photo instead: 35, 45; lost; 9
-    assert found.control_trials(0.5).hits.tolist() == [True, True, False, True]
+    assert result.control_trials(0.5).hits.tolist() == [True, True, False, True]
 
 
 def test_each_photo_of_a_person_makes_a_pair() -> None:
-    found = verification(faces([0, 9, 90], "aab"), faces([0, 90], "ab"), faces([0, 90, 5], "aba"), RNG(0), at=(0.5,))
-    assert found.subjects.tolist() == ["a", "a", "a", "a", "b"]
+    result = verification(faces([0, 9, 90], "aab"), faces([0, 90], "ab"), faces([0, 90, 5], "aba"), RNG(0), at=(0.5,))
+    assert result.subjects.tolist() == ["a", "a", "a", "a", "b"]
 
 
 def test_open_set_solved_by_hand() -> None:
@@ -128,9 +128,9 @@ def test_strangers_are_found_by_chance() -> None:
     rng = RNG(2)
     gallery = Faces(directions(rng, 40, 64), names(40))
     unmodified, probes = (Faces(directions(rng, 2000, 64), names(40, 50)) for _ in range(2))
-    found = closed_set(probes, gallery, rng)
+    result = closed_set(probes, gallery, rng)
     for k in (1, 5):
-        assert includes(found.within(k), k / 40) and includes(found.control_within(k), k / 40)
+        assert includes(result.within(k), k / 40) and includes(result.control_within(k), k / 40)
     verified = verification(probes, unmodified, gallery, rng)
     for at in verified.at:
         assert includes(verified.trials(at), at) and includes(verified.control_trials(at), at)
@@ -194,8 +194,8 @@ def test_figures_say_what_is_missing() -> None:
     lost: Floats = everything.embeddings.copy()
     lost[::3] = np.nan
     probes = Faces(unit(lost), everything.identities)
-    found = open_set(probes, everything, everything, RNG(11), at=(0.1, 0.01))
-    tenth, hundredth, missed = reidentification.figures(found, RNG(12), **DESCRIBED)
+    result = open_set(probes, everything, everything, RNG(11), at=(0.1, 0.01))
+    tenth, hundredth, missed = reidentification.figures(result, RNG(12), **DESCRIBED)
     assert tenth.measure == "TPIR at FPIR 0.1" and tenth.value == pytest.approx(2 / 3) and tenth.gallery == 12
     assert hundredth.value is None and "36 impostor comparisons, 100 are needed" in (hundredth.note or "")
     assert missed.measure == "not detected" and missed.value == pytest.approx(1 / 3)

@@ -29,8 +29,8 @@ from tests.support.ideal_gaussian import IdealGaussian
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=60), st.integers(0, 99))
 def test_nobody_is_in_both_halves_and_everybody_in_one(names: list[str], seed: int) -> None:
     subjects = np.array(names)
-    found = split_halves(subjects, np.random.default_rng(seed))
-    sides = {half: set(subjects[rows]) for half, rows in found.items()}
+    result = split_halves(subjects, np.random.default_rng(seed))
+    sides = {half: set(subjects[rows]) for half, rows in result.items()}
     assert not sides[CHOOSING] & sides[CONFIRMING] and sides[CHOOSING] | sides[CONFIRMING] == set(names)
     assert len(sides[CHOOSING]) == len(set(names)) // 2
 
@@ -46,9 +46,9 @@ def curve(**more: Any) -> tuple[CalibrationCurve, torch.Tensor]:
 
 
 def value(point: CurvePoint, half: str, attack: str) -> float:
-    found = [f.value for f in point.figures[half] if f.attack == attack and f.measure.startswith("rank-1")]
-    assert found and all(v is not None for v in found)
-    return max(v for v in found if v is not None)
+    result = [f.value for f in point.figures[half] if f.attack == attack and f.measure.startswith("rank-1")]
+    assert result and all(v is not None for v in result)
+    return max(v for v in result if v is not None)
 
 
 def test_risk_falls_and_pictures_move_as_the_level_rises() -> None:
@@ -86,9 +86,9 @@ def test_outputs_that_are_their_originals_lie_at_the_floor() -> None:
 def test_a_median_has_the_interval_that_people_allow() -> None:
     """One photo each of 400 people: the interval of a normal's median is 1.253 * 1.96 / 20 to each side."""
     rng = np.random.default_rng(4)
-    found = estimate_median(rng.standard_normal(400), np.arange(400).astype(str), rng)
-    assert found is not None and abs(found.value) < 0.15
-    assert found.high - found.low == pytest.approx(2 * 1.253 * 1.96 / 20, rel=0.3)
+    result = estimate_median(rng.standard_normal(400), np.arange(400).astype(str), rng)
+    assert result is not None and abs(result.value) < 0.15
+    assert result.high - result.low == pytest.approx(2 * 1.253 * 1.96 / 20, rel=0.3)
     same = estimate_median(np.repeat(rng.standard_normal(20), 20), np.repeat(np.arange(20).astype(str), 20), rng)
     assert same is not None and same.high - same.low > 0.3  # twenty people, not four hundred
 
@@ -96,5 +96,5 @@ def test_a_median_has_the_interval_that_people_allow() -> None:
 def test_scores_that_are_not_numbers_are_left_out_of_a_median() -> None:
     rng = np.random.default_rng(5)
     assert estimate_median(np.full(4, np.nan), np.array(list("abcd")), rng) is None
-    found = estimate_median(np.array([1.0, np.nan, 1.0]), np.array(list("abc")), rng)
-    assert found is not None and found.value == found.low == found.high == 1
+    result = estimate_median(np.array([1.0, np.nan, 1.0]), np.array(list("abc")), rng)
+    assert result is not None and result.value == result.low == result.high == 1

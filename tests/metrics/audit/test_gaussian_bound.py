@@ -104,9 +104,9 @@ def test_information_bounds_the_exact_information(snr: float) -> None:
     """Six points on a line; the exact value by quadrature, and the simpler bounds above."""
     points = rng(3).normal(size=6)
     abar, exact = snr / (1 + snr), bits_by_quadrature(points, snr)
-    found = information_bound(points[:, None], abar)
+    result = information_bound(points[:, None], abar)
     pairwise = np.mean([renyi(mu(abs(a - b), abar), 1) for a in points for b in points]) / math.log(2)
-    assert exact <= found + 1e-6 and found <= math.log2(6) and found <= pairwise / 2 + 1e-9
+    assert exact <= result + 1e-6 and result <= math.log2(6) and result <= pairwise / 2 + 1e-9
 
 
 def test_information_is_exact_to_first_order_in_the_signal() -> None:
@@ -129,20 +129,20 @@ def test_a_certificate_of_three_pictures_solved_by_hand() -> None:
     """A triangle of sides 3, 4, 5 at abar = .5, where mu is the distance: the neighbours are 3, 3 and 4 away."""
     latents = torch.zeros(3, 1, 2, 2)
     latents[1, 0, 0, 0], latents[2, 0, 1, 1] = 3, 4
-    found = compute_certificate(latents, 0.5, rng())
-    assert found.pair_distances == found.pair_mu == pytest.approx(np.quantile([3, 4, 5], QUANTILES))
-    assert found.nearest_distances == pytest.approx(np.quantile([3, 3, 4], QUANTILES))
-    assert found.advantage_nearest == pytest.approx(advantage(3)) and found.renyi_nearest == pytest.approx(9)
-    assert found.advantage_median == pytest.approx(advantage(4)) and found.renyi_median == pytest.approx(16)
-    assert found.advantage_farthest == pytest.approx(advantage(5)) and found.renyi_farthest == pytest.approx(25)
-    assert found.n == 3 and found.k == 1 and found.most_bits == pytest.approx(math.log2(3))
-    assert found.information_bits == pytest.approx(information_bound(latents, 0.5))
+    result = compute_certificate(latents, 0.5, rng())
+    assert result.pair_distances == result.pair_mu == pytest.approx(np.quantile([3, 4, 5], QUANTILES))
+    assert result.nearest_distances == pytest.approx(np.quantile([3, 3, 4], QUANTILES))
+    assert result.advantage_nearest == pytest.approx(advantage(3)) and result.renyi_nearest == pytest.approx(9)
+    assert result.advantage_median == pytest.approx(advantage(4)) and result.renyi_median == pytest.approx(16)
+    assert result.advantage_farthest == pytest.approx(advantage(5)) and result.renyi_farthest == pytest.approx(25)
+    assert result.n == 3 and result.k == 1 and result.most_bits == pytest.approx(math.log2(3))
+    assert result.information_bits == pytest.approx(information_bound(latents, 0.5))
 
 
 def test_copies_of_a_picture_are_no_neighbours() -> None:
     rows = rng(6).normal(size=(5, 12)) + 100
-    found = compute_certificate(np.concatenate([rows, rows[:2] + 1e-9]), 0.5, rng())  # copies but for rounding
-    assert found.pair_distances[0] > 1 and found.nearest_distances[0] == pytest.approx(found.pair_distances[0])
+    result = compute_certificate(np.concatenate([rows, rows[:2] + 1e-9]), 0.5, rng())  # copies but for rounding
+    assert result.pair_distances[0] > 1 and result.nearest_distances[0] == pytest.approx(result.pair_distances[0])
 
 
 def test_distances_are_those_of_numpy() -> None:
@@ -168,15 +168,15 @@ def scaled(scale: float, k: int = 1) -> Certificate:
 
 
 def test_at_useful_levels_the_sentence_says_that_nothing_is_guaranteed() -> None:
-    found = scaled(1.0)
-    assert found.advantage_nearest > 0.99 and found.information_bits == pytest.approx(math.log2(30))
-    assert found.sentence.startswith("No formal guarantee: ") and "measured risk" in found.sentence
+    result = scaled(1.0)
+    assert result.advantage_nearest > 0.99 and result.information_bits == pytest.approx(math.log2(30))
+    assert result.sentence.startswith("No formal guarantee: ") and "measured risk" in result.sentence
 
 
 def test_with_much_noise_the_sentence_states_the_bound() -> None:
-    found = scaled(0.01)
-    assert found.sentence.startswith("A formal guarantee: whatever an attacker does with one output")
-    assert found.information_bits < 0.1
+    result = scaled(0.01)
+    assert result.sentence.startswith("A formal guarantee: whatever an attacker does with one output")
+    assert result.information_bits < 0.1
 
 
 def test_more_outputs_undo_a_guarantee() -> None:

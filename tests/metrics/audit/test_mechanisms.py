@@ -29,7 +29,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def mean_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """A stand-in for LPIPS: mean absolute difference, (N,)."""
     return (a - b).abs().mean((1, 2, 3))
 
@@ -113,11 +113,11 @@ def test_blur_and_pixelation_are_set_to_change_as_much_as_the_release(
 ) -> None:
     originals = pictures(12, 32)
     outputs = reencode(Blur(3.0)(originals, rng))
-    found = baselines.apply_baseline(name, evidence(outputs, originals, ideal), apart, rng)
-    target = baselines.median_distance(originals, outputs, apart)
-    assert found.distance == pytest.approx(target, rel=0.15)
+    result = baselines.apply_baseline(name, evidence(outputs, originals, ideal), mean_difference, rng)
+    target = baselines.median_distance(originals, outputs, mean_difference)
+    assert result.distance == pytest.approx(target, rel=0.15)
     if name == "blur":
-        assert isinstance(found.mechanism, Blur) and found.mechanism.sigma == pytest.approx(3.0, rel=0.1)
+        assert isinstance(result.mechanism, Blur) and result.mechanism.sigma == pytest.approx(3.0, rel=0.1)
 
 
 def test_a_release_that_is_out_of_reach_takes_the_end_of_the_ladder(
@@ -125,22 +125,22 @@ def test_a_release_that_is_out_of_reach_takes_the_end_of_the_ladder(
 ) -> None:
     originals = pictures(6, 16)
     far = evidence(-originals.sign(), originals, ideal)
-    found = baselines.apply_baseline("pixelation", far, apart, rng)
-    assert isinstance(found.mechanism, Pixelate) and found.mechanism.cells == 1
+    result = baselines.apply_baseline("pixelation", far, mean_difference, rng)
+    assert isinstance(result.mechanism, Pixelate) and result.mechanism.cells == 1
 
 
 def test_the_ends_keep_all_and_nothing(ideal: IdealGaussian, rng: np.random.Generator) -> None:
     originals, strangers = pictures(30, 8) * 0.25 + 0.1, pictures(30, 8, seed=9)
     of = evidence(originals, originals, ideal, outsiders=(strangers, np.arange(30).astype(np.str_)))
-    assert baselines.apply_baseline("round-trip", of, apart, rng).distance < 0.01
-    pure = baselines.apply_baseline("global", of, apart, rng)
+    assert baselines.apply_baseline("round-trip", of, mean_difference, rng).distance < 0.01
+    pure = baselines.apply_baseline("global", of, mean_difference, rng)
     assert isinstance(pure.mechanism, LocalSampling) and pure.mechanism.level == 1
     assert abs(np.corrcoef(pure.outputs.flatten(), originals.flatten())[0, 1]) < 0.2
-    unrelated = baselines.apply_baseline("unrelated", of, apart, rng)
+    unrelated = baselines.apply_baseline("unrelated", of, mean_difference, rng)
     assert unrelated.outputs.shape == originals.shape and unrelated.distance > 0.1
 
 
 def test_unrelated_pictures_need_other_people(ideal: IdealGaussian, rng: np.random.Generator) -> None:
     x = pictures(4, 8)
     with pytest.raises(ValueError, match=r"audit\.outsiders"):
-        baselines.apply_baseline("unrelated", evidence(x, x, ideal), apart, rng)
+        baselines.apply_baseline("unrelated", evidence(x, x, ideal), mean_difference, rng)

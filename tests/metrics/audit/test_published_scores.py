@@ -34,14 +34,14 @@ def pictures(count: int, seed: int) -> torch.Tensor:
 
 def published(originals: torch.Tensor, outputs: torch.Tensor, how: str = "exact") -> dict[str, PublishedColumn]:
     exact = PlainScorer().score(originals, outputs)
-    found = {name: np.array([getattr(one, name) for one in exact]) for name in ("clip_similarity", "lpips")}
+    result = {name: np.array([getattr(one, name) for one in exact]) for name in ("clip_similarity", "lpips")}
     if how == "exact":
-        return {name: PublishedColumn(name, values) for name, values in found.items()}
+        return {name: PublishedColumn(name, values) for name, values in result.items()}
     return {
         f"{name}_bin": PublishedColumn(
             name, np.array([public_scores.bin_center(v) for v in values]), public_scores.bin_center
         )
-        for name, values in found.items()
+        for name, values in result.items()
     }
 
 
@@ -53,23 +53,23 @@ def released(count: int, how: str) -> tuple[dict[str, PublishedColumn], torch.Te
 
 
 def test_exact_scores_name_the_original() -> None:
-    found = recompute_scores(*released(N, "exact"), PlainScorer(), rng())
-    for told, recomputed in found.scores.values():
-        assert np.allclose(told, np.diagonal(recomputed), atol=1e-6)
-    lines = figures(found)
+    result = recompute_scores(*released(N, "exact"), PlainScorer(), rng())
+    for public, recomputed in result.scores.values():
+        assert np.allclose(public, np.diagonal(recomputed), atol=1e-6)
+    lines = figures(result)
     assert set(lines) == {"published clip_similarity", "published lpips", "all published scores"}
     assert all(line.value is not None and line.value > 0.9 and line.gallery == N for line in lines.values())
-    for line in figures(found, measure=ALONE).values():
+    for line in figures(result, measure=ALONE).values():
         assert line.risk_low is not None and line.risk_low > 0.3  # light alone, without what is published, finds few
 
 
 def test_bins_are_bins_on_both_sides_and_tell_little() -> None:
-    found = recompute_scores(*released(N, "binned"), PlainScorer(), rng())
-    for told, recomputed in found.scores.values():
-        assert (told == np.diagonal(recomputed)).all()
-        middles = [public_scores.bin_center(value) for value in told]
-        assert (told == middles).all() and len(np.unique(recomputed)) < 20
-    lines = figures(found)
+    result = recompute_scores(*released(N, "binned"), PlainScorer(), rng())
+    for public, recomputed in result.scores.values():
+        assert (public == np.diagonal(recomputed)).all()
+        middles = [public_scores.bin_center(value) for value in public]
+        assert (public == middles).all() and len(np.unique(recomputed)) < 20
+    lines = figures(result)
     assert "published lpips_bin" in lines
     for line in lines.values():
         assert line.value is not None and line.chance == pytest.approx(1 / N) and line.value < 0.3
@@ -78,18 +78,18 @@ def test_bins_are_bins_on_both_sides_and_tell_little() -> None:
 def test_scores_of_other_outputs_are_a_guess() -> None:
     columns, originals, outputs = released(N, "exact")
     moved = {name: replace(column, values=np.roll(column.values, 1)) for name, column in columns.items()}
-    found = recompute_scores(moved, originals, outputs, PlainScorer(), rng())
-    for line in figures(found).values():
+    result = recompute_scores(moved, originals, outputs, PlainScorer(), rng())
+    for line in figures(result).values():
         assert line.low is not None and line.low <= 1 / N + 0.02
 
 
 def test_many_records_are_tried_by_a_sample_and_a_missing_score_is_a_blind_guess() -> None:
     columns, originals, outputs = released(MAX_RECORDS + 20, "exact")
     columns["lpips"] = replace(columns["lpips"], values=np.full(MAX_RECORDS + 20, np.nan))
-    found = recompute_scores(columns, originals, outputs, PlainScorer(), rng())
-    assert found.rows.shape == (MAX_RECORDS,) and len(np.unique(found.rows)) == MAX_RECORDS
-    assert np.isnan(found.scores["lpips"][0]).all() and found.scores["lpips"][1].shape == (MAX_RECORDS, MAX_RECORDS)
-    low = figures(found, MAX_RECORDS + 20)["published lpips"]
+    result = recompute_scores(columns, originals, outputs, PlainScorer(), rng())
+    assert result.rows.shape == (MAX_RECORDS,) and len(np.unique(result.rows)) == MAX_RECORDS
+    assert np.isnan(result.scores["lpips"][0]).all() and result.scores["lpips"][1].shape == (MAX_RECORDS, MAX_RECORDS)
+    low = figures(result, MAX_RECORDS + 20)["published lpips"]
     assert low.value is not None and low.value < 0.1 and low.gallery == MAX_RECORDS
 
 
@@ -106,8 +106,8 @@ def test_a_bin_is_read_back_as_its_middle() -> None:
 
 
 def test_one_person_alone_cannot_be_told_from_anybody() -> None:
-    found = recompute_scores(*released(4, "exact"), PlainScorer(), rng())
-    (line,) = side_channels.published_score_figures(found, np.array(["one"] * 4), rng())
+    result = recompute_scores(*released(4, "exact"), PlainScorer(), rng())
+    (line,) = side_channels.published_score_figures(result, np.array(["one"] * 4), rng())
     assert line.measure == "not run" and line.note == "one person alone: there is nobody to be told from"
 
 
@@ -116,10 +116,10 @@ def test_what_pictures_give_away_by_themselves_is_not_put_down_to_the_score() ->
     originals = pictures(N, 1)
     outputs = originals + 0.001
     columns = {"lpips": published(originals, outputs)["lpips"]}
-    found = recompute_scores(columns, originals, outputs, PlainScorer(), rng())
-    (whole,), (alone,) = figures(found).values(), figures(found, measure=ALONE).values()
-    assert whole.value == 1.0 and alone.value == 0 and alone.control == 0
-    assert alone.note is not None and "with it 100.0%, without it 100.0%" in alone.note
+    result = recompute_scores(columns, originals, outputs, PlainScorer(), rng())
+    (whole,), (single,) = figures(result).values(), figures(result, measure=ALONE).values()
+    assert whole.value == 1.0 and single.value == 0 and single.control == 0
+    assert single.note is not None and "with it 100.0%, without it 100.0%" in single.note
 
 
 def test_of_originals_in_one_bin_the_most_alike_comes_first() -> None:
@@ -130,7 +130,7 @@ def test_of_originals_in_one_bin_the_most_alike_comes_first() -> None:
     assert leaks.link_by_scores([pair], np.arange(N), names, rng()).within(1).rate < 0.15
 
 
-def figures(found: PublishedScores, count: int = N, measure: str = WHOLE) -> dict[str, Figure]:
+def figures(result: PublishedScores, count: int = N, measure: str = WHOLE) -> dict[str, Figure]:
     names = np.array([f"person {i}" for i in range(count)])
-    lines = side_channels.published_score_figures(found, names, rng())
+    lines = side_channels.published_score_figures(result, names, rng())
     return {line.feature: line for line in lines if line.measure == measure}

@@ -156,10 +156,10 @@ def test_lpips_features_rank_neighbours_as_lpips_does() -> None:
 def test_faces_are_detected_and_grey_noise_is_not(
     embedder: Embedder, people: torch.Tensor, noise: torch.Tensor
 ) -> None:
-    found = embedder.embed(torch.cat([people, noise]))
-    assert found.shape == (5, 128)
-    np.testing.assert_array_equal(np.isnan(found).all(1), [False, False, False, True, True])
-    np.testing.assert_array_equal(np.isnan(found).any(1), np.isnan(found).all(1))
+    result = embedder.embed(torch.cat([people, noise]))
+    assert result.shape == (5, 128)
+    np.testing.assert_array_equal(np.isnan(result).all(1), [False, False, False, True, True])
+    np.testing.assert_array_equal(np.isnan(result).any(1), np.isnan(result).all(1))
 
 
 @dlib

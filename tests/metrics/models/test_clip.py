@@ -48,9 +48,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 
 def test_an_embedding_is_a_unit_vector_of_float32(mini: ClipEmbedder) -> None:
-    found = mini.embed(pictures(3).double())
-    assert found.shape == (3, 256) and found.dtype == torch.float32
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(3), atol=1e-5, rtol=0)
+    result = mini.embed(pictures(3).double())
+    assert result.shape == (3, 256) and result.dtype == torch.float32
+    torch.testing.assert_close(result.norm(dim=1), torch.ones(3), atol=1e-5, rtol=0)
 
 
 def test_identical_pictures_have_similarity_one(mini: ClipEmbedder) -> None:
@@ -126,10 +126,10 @@ def test_embeddings_of_different_shapes_are_refused() -> None:
 
 
 def test_a_local_file_of_a_known_architecture_is_loaded(tiny: dict[str, Path]) -> None:
-    found = ClipEmbedder.load(f"tiny-test-clip/{tiny['safe']}")
-    assert found.embed(pictures(2, 48)).shape == (2, 16)
-    assert found.preprocess.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
-    assert found.versioned_name.startswith("tiny-test-clip sha256:") and "secret" not in found.versioned_name
+    result = ClipEmbedder.load(f"tiny-test-clip/{tiny['safe']}")
+    assert result.embed(pictures(2, 48)).shape == (2, 16)
+    assert result.preprocess.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert result.versioned_name.startswith("tiny-test-clip sha256:") and "secret" not in result.versioned_name
 
 
 def test_a_pickle_file_is_refused_unless_allowed(tiny: dict[str, Path]) -> None:

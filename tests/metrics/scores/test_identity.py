@@ -71,7 +71,7 @@ def distances(rows: list[Scores]) -> list[float]:
     return [math.inf if row.identity_distance is None else row.identity_distance for row in rows]
 
 
-def beside(*images: torch.Tensor) -> torch.Tensor:
+def join(*images: torch.Tensor) -> torch.Tensor:
     """One row of pictures, as a batch of one."""
     return torch.cat(images, -1)[None]
 
@@ -116,8 +116,13 @@ def test_faces_of_an_output_are_counted_as_dlib_counts_them(by_dlib: ReleaseScor
 
     detector = dlib.get_frontal_face_detector()
     grey, a, b, c, d = torch.zeros_like(people[0]), *people
-    four = torch.cat([beside(a, b), beside(c, d)], 2)
-    for count, output in {0: beside(grey, grey), 1: beside(a, grey), 2: beside(a, b), 4: four}.items():
+    four = torch.cat([join(a, b), join(c, d)], 2)
+    for count, output in {
+        0: join(grey, grey),
+        1: join(a, grey),
+        2: join(a, b),
+        4: four,
+    }.items():
         (row,) = scored(by_dlib, torch.zeros_like(output), output)
         assert row.faces == count == len(detector(enlarged(output[0])))
 
@@ -146,7 +151,11 @@ def test_a_picture_that_is_not_finite_has_no_distance_and_leaves_the_others_alon
 def test_somebody_who_stays_is_found_whoever_else_is_there(by_dlib: ReleaseScorer, people: torch.Tensor) -> None:
     """The surest face is another one in the original and in the output; B is in both."""
     a, b, c, d = people
-    rows = scored(by_dlib, torch.cat([beside(a, b), beside(a, b)]), torch.cat([beside(b, c), beside(d, c)]))
+    rows = scored(
+        by_dlib,
+        torch.cat([join(a, b), join(a, b)]),
+        torch.cat([join(b, c), join(d, c)]),
+    )
     strangers = distances(scored(by_dlib, people[[0, 0, 1, 1]], people[[2, 3, 2, 3]]))
     stays, gone = distances(rows)
     assert stays < 0.01
@@ -177,7 +186,7 @@ def test_what_is_never_published_is_not_compared_across(by_dlib: ReleaseScorer, 
 
 
 @pytest.mark.parametrize(
-    ("found", "taken"),
+    ("scores", "expected"),
     [
         ([], []),
         ([-0.3], [-0.3]),  # alone, it is compared, and so it counts
@@ -186,11 +195,11 @@ def test_what_is_never_published_is_not_compared_across(by_dlib: ReleaseScorer, 
         ([-0.1, 0.0, 1.4], [1.4, 0.0]),
     ],
 )
-def test_beside_another_a_face_counts_only_where_the_detector_is_sure(found: list[float], taken: list[float]) -> None:
-    detector = SimpleNamespace(run=lambda pixels, upsample, threshold: (found, found, None))
+def test_a_second_face_counts_only_where_the_detector_is_sure(scores: list[float], expected: list[float]) -> None:
+    detector = SimpleNamespace(run=lambda pixels, upsample, threshold: (scores, scores, None))
     finder = FaceFinder(detector, lambda pixels, box: box)
     faces = finder.find_all(torch.zeros(3, 8, 8))
-    assert [face.landmarks for face in faces] == taken
+    assert [face.landmarks for face in faces] == expected
     described: list[float] = []
 
     def describe(face: Face) -> Any:
@@ -198,7 +207,7 @@ def test_beside_another_a_face_counts_only_where_the_detector_is_sure(found: lis
         return np.ones(1)
 
     surest = FaceDescriber(finder, describe, 1).embed_surest(torch.zeros(3, 8, 8))
-    assert described == taken[:1] and np.isnan(surest).all() == (not taken)
+    assert described == expected[:1] and np.isnan(surest).all() == (not expected)
 
 
 def rows(*values: list[float]) -> Rows:

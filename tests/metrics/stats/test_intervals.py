@@ -28,9 +28,9 @@ def rng(seed: int | list[int] = 0) -> np.random.Generator:
 def test_wilson_agrees_with_scipy(case: tuple[int, int]) -> None:
     hits, n = case
     reference = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    found = wilson_interval(hits, n)
-    assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
-    assert found.low <= hits / n <= found.high and found.low < found.high
+    result = wilson_interval(hits, n)
+    assert (result.low, result.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+    assert result.low <= hits / n <= result.high and result.low < result.high
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 0), (3, 2), (-1, 4)])
@@ -64,14 +64,14 @@ def test_one_trial_a_person_is_wilsons() -> None:
 
 def test_several_trials_a_person_widen_the_interval() -> None:
     """Ten trials a person that always agree count as one: 60 persons of whom 15 are hit."""
-    found, one_each = rate_interval(trials(150, 600, each=10), rng()), wilson_interval(15, 60)
-    assert (found.low, found.high) == pytest.approx((one_each.low, one_each.high), abs=0.02)
+    result, one_each = rate_interval(trials(150, 600, each=10), rng()), wilson_interval(15, 60)
+    assert (result.low, result.high) == pytest.approx((one_each.low, one_each.high), abs=0.02)
 
 
 def test_one_person_who_is_always_hit_is_one_of_thirty_not_ten_of_three_hundred() -> None:
-    found, one = rate_interval(trials(10, 300, each=10), rng()), wilson_interval(1, 30)
-    assert found.low <= one.low + 0.001 and found.high == pytest.approx(one.high, abs=0.02)
-    assert found.high > 2 * wilson_interval(10, 300).high
+    result, one = rate_interval(trials(10, 300, each=10), rng()), wilson_interval(1, 30)
+    assert result.low <= one.low + 0.001 and result.high == pytest.approx(one.high, abs=0.02)
+    assert result.high > 2 * wilson_interval(10, 300).high
 
 
 def test_without_variance_between_people_the_interval_is_not_a_point() -> None:
@@ -88,8 +88,8 @@ def test_all_or_nothing_counts_people_by_the_rule_of_three(each: int) -> None:
 
 
 def test_one_person_says_nothing_of_others() -> None:
-    found = cluster_bootstrap(trials(3, 10, each=10), rng())
-    assert (found.low, found.high) == (0, 1)
+    result = cluster_bootstrap(trials(3, 10, each=10), rng())
+    assert (result.low, result.high) == (0, 1)
 
 
 def test_no_trial_gives_no_interval() -> None:
@@ -109,9 +109,9 @@ def test_the_bootstrap_depends_on_its_generator_alone() -> None:
 def test_intervals_hold_the_rate_and_are_never_points(rows: list[tuple[bool, int]]) -> None:
     hits, subjects = zip(*rows, strict=True)
     some = Trials(np.array(hits), as_subjects(subjects))
-    found = rate_interval(some, rng())
-    assert 0 <= found.low <= some.rate + 1e-12 and some.rate - 1e-12 <= found.high <= 1
-    assert found.low < found.high
+    result = rate_interval(some, rng())
+    assert 0 <= result.low <= some.rate + 1e-12 and some.rate - 1e-12 <= result.high <= 1
+    assert result.low < result.high
 
 
 @pytest.mark.parametrize("rate", [0.04, 0.3])
@@ -122,8 +122,8 @@ def test_the_bootstrap_covers_the_truth_as_often_as_it_says(rate: float) -> None
     for _ in range(rounds):
         own = source.beta(2 * rate, 2 * (1 - rate), 40)
         some = Trials(source.random(200) < np.repeat(own, 5), subjects)
-        found = cluster_bootstrap(some, source, replicates=300)
-        covered += found.low <= rate <= found.high
+        result = cluster_bootstrap(some, source, replicates=300)
+        covered += result.low <= rate <= result.high
     assert covered / rounds > 0.93
 
 
@@ -138,9 +138,9 @@ def test_the_bootstrap_covers_the_truth_with_few_people_who_differ_strongly(
     for _ in range(rounds):
         own = source.beta(rate, 1 - rate, people)
         some = Trials(source.random(people * each) < np.repeat(own, each), subjects)
-        found = cluster_bootstrap(some, source, replicates=200)
-        covered += found.low <= rate <= found.high
-        above += rate > found.high
+        result = cluster_bootstrap(some, source, replicates=200)
+        covered += result.low <= rate <= result.high
+        above += rate > result.high
     assert covered / rounds > 0.93 - 0.01 and above / rounds < 0.06
 
 

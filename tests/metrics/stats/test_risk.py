@@ -26,40 +26,42 @@ def test_risk_covers_the_truth_with_few_people(people: int) -> None:
     source, covered, rounds, truth = rng(people), 0, 200, (0.3 - 0.1) / 0.9
     subjects = as_subjects(np.repeat(np.arange(people), 5))
 
-    def tried(rate: float) -> Trials:
+    def simulate(rate: float) -> Trials:
         own = source.beta(rate, 1 - rate, people)
         return Trials(source.random(people * 5) < np.repeat(own, 5), subjects)
 
     for _ in range(rounds):
-        found = risk_above_control(tried(0.3), tried(0.1), source)
-        assert found is not None
-        covered += found.low <= truth <= found.high
+        result = risk_above_control(simulate(0.3), simulate(0.1), source)
+        assert result is not None
+        covered += result.low <= truth <= result.high
     assert covered / rounds > 0.93
 
 
 def test_risk_is_the_part_that_the_control_leaves() -> None:
     """Half against a quarter, solved by hand; the error as anonymeter propagates it, with Wilson's halves."""
-    found = risk_above_control(trials(50, 100), trials(25, 100), rng())
-    assert found is not None and found.value == pytest.approx((0.5 - 0.25) / 0.75)
+    result = risk_above_control(trials(50, 100), trials(25, 100), rng())
+    assert result is not None and result.value == pytest.approx((0.5 - 0.25) / 0.75)
     a, c = wilson_interval(50, 100), wilson_interval(25, 100)
     down = np.hypot((0.5 - a.low) / 0.75, (c.high - 0.25) * 0.5 / 0.75**2)
     up = np.hypot((a.high - 0.5) / 0.75, (0.25 - c.low) * 0.5 / 0.75**2)
-    assert (found.low, found.high) == pytest.approx((found.value - down, found.value + up))
+    assert (result.low, result.high) == pytest.approx((result.value - down, result.value + up))
 
 
 def test_without_a_control_hit_the_risk_is_the_rate() -> None:
-    found = risk_above_control(trials(30, 100), trials(0, 10_000), rng())
-    assert found is not None and (found.value, found.low, found.high) == pytest.approx((0.3, 0.2189, 0.3958), abs=1e-3)
+    result = risk_above_control(trials(30, 100), trials(0, 10_000), rng())
+    assert result is not None and (result.value, result.low, result.high) == pytest.approx(
+        (0.3, 0.2189, 0.3958), abs=1e-3
+    )
 
 
 def test_an_attack_that_always_hits_has_risk_one() -> None:
-    found = risk_above_control(trials(100, 100), trials(10, 100), rng())
-    assert found is not None and found.value == found.high == 1 and 0.9 < found.low < 1
+    result = risk_above_control(trials(100, 100), trials(10, 100), rng())
+    assert result is not None and result.value == result.high == 1 and 0.9 < result.low < 1
 
 
 def test_a_control_above_the_attack_gives_no_negative_risk_and_no_certainty() -> None:
-    found = risk_above_control(trials(2, 100), trials(20, 100), rng())
-    assert found is not None and found.value == found.low == 0 and 0.03 < found.high < 0.15
+    result = risk_above_control(trials(2, 100), trials(20, 100), rng())
+    assert result is not None and result.value == result.low == 0 and 0.03 < result.high < 0.15
 
 
 def test_a_control_that_always_hits_leaves_nothing_to_measure() -> None:
@@ -70,9 +72,9 @@ def test_a_control_that_always_hits_leaves_nothing_to_measure() -> None:
 def test_risk_covers_the_truth_as_often_as_it_says(a: float, c: float) -> None:
     source, covered, rounds, truth = rng(2), 0, 400, (a - c) / (1 - c)
     for _ in range(rounds):
-        found = risk_above_control(trials(source.binomial(150, a), 150), trials(source.binomial(150, c), 150), source)
-        assert found is not None
-        covered += found.low <= truth <= found.high
+        result = risk_above_control(trials(source.binomial(150, a), 150), trials(source.binomial(150, c), 150), source)
+        assert result is not None
+        covered += result.low <= truth <= result.high
     assert covered / rounds > 0.93
 
 
@@ -80,7 +82,7 @@ def test_chance_on_both_sides_shows_no_risk() -> None:
     """Attack and control alike: the lower bound is above 0 in no more than the 2.5 % that a 95 % interval allows."""
     source = rng(3)
     pairs = [(trials(source.binomial(200, 0.1), 200), trials(source.binomial(200, 0.1), 200)) for _ in range(300)]
-    above = [found.low > 0 for attack, control in pairs if (found := risk_above_control(attack, control, source))]
+    above = [result.low > 0 for attack, control in pairs if (result := risk_above_control(attack, control, source))]
     assert np.mean(above) < 0.04
 
 

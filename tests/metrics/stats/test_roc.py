@@ -26,11 +26,11 @@ def rng(seed: int = 0) -> np.random.Generator:
 @given(SCORES, SCORES)
 def test_auc_counts_the_pairs_in_order_and_half_of_the_ties(members: np.ndarray, others: np.ndarray) -> None:
     wins = [1.0 if m > o else 0.5 if m == o else 0.0 for m in members for o in others]
-    found = auc(members, others)
-    assert found.value == pytest.approx(np.mean(wins))
-    assert stats.mannwhitneyu(members, others).statistic == pytest.approx(found.value * len(members) * len(others))
-    assert 0 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 1
-    assert found.low < found.high
+    result = auc(members, others)
+    assert result.value == pytest.approx(np.mean(wins))
+    assert stats.mannwhitneyu(members, others).statistic == pytest.approx(result.value * len(members) * len(others))
+    assert 0 <= result.low <= result.value + 1e-12 and result.value - 1e-12 <= result.high <= 1
+    assert result.low < result.high
 
 
 @given(SCORES, SCORES)
@@ -46,24 +46,24 @@ def test_the_interval_is_delongs_on_the_logit_scale_with_students_t() -> None:
     variance = wins.mean(1).var(ddof=1) / 37 + wins.mean(0).var(ddof=1) / 53
     value = wins.mean()
     half = stats.t.ppf(0.975, 36) * math.sqrt(variance) / (value * (1 - value))
-    found, centre = auc(members, others), math.log(value / (1 - value))
+    result, centre = auc(members, others), math.log(value / (1 - value))
     expected = [1 / (1 + math.exp(-(centre + side))) for side in (-half, half)]
-    assert (found.low, found.high) == pytest.approx(expected, abs=1e-6)
+    assert (result.low, result.high) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.5])
 def test_the_auc_interval_covers_the_truth_as_often_as_it_says(shift: float) -> None:
     source, truth = rng(3), stats.norm.cdf(shift / math.sqrt(2))
-    found = [auc(source.normal(shift, 1, 40), source.normal(0, 1, 60)) for _ in range(400)]
-    assert np.mean([one.low <= truth <= one.high for one in found]) > 0.93
+    result = [auc(source.normal(shift, 1, 40), source.normal(0, 1, 60)) for _ in range(400)]
+    assert np.mean([one.low <= truth <= one.high for one in result]) > 0.93
 
 
 def test_the_auc_interval_covers_the_truth_where_people_have_several_pictures_on_both_sides() -> None:
     source, people, covered = rng(4), np.arange(40).astype(np.str_), []
     for _ in range(300):
         own = np.repeat(source.normal(0, 1, 40), 5)
-        found = auc(own + source.normal(size=200), own + source.normal(size=200), *[np.repeat(people, 5)] * 2)
-        covered.append(found.low <= 0.5 <= found.high)
+        result = auc(own + source.normal(size=200), own + source.normal(size=200), *[np.repeat(people, 5)] * 2)
+        covered.append(result.low <= 0.5 <= result.high)
     assert np.mean(covered) > 0.92
 
 
@@ -75,8 +75,8 @@ def test_the_auc_interval_covers_the_truth_with_ten_people_on_a_side(shift: floa
     names = [np.repeat(np.arange(n), 5).astype(np.str_) for n in (10, others)]
     for _ in range(400):
         members, strangers = (np.repeat(source.normal(size=n), 5) + source.normal(size=5 * n) for n in (10, others))
-        found = auc(members + shift, strangers, *names)
-        covered.append(found.low <= truth <= found.high)
+        result = auc(members + shift, strangers, *names)
+        covered.append(result.low <= truth <= result.high)
     assert np.mean(covered) > 0.93
 
 
@@ -89,8 +89,8 @@ def test_copies_of_a_persons_scores_add_no_certainty() -> None:
 
 
 def test_scores_apart_have_an_interval_by_the_rule_of_three() -> None:
-    found = auc(np.arange(100.0) + 1000, np.arange(30.0))
-    assert (found.value, found.low, found.high) == (1, pytest.approx(0.05 ** (1 / 30)), 1)
+    result = auc(np.arange(100.0) + 1000, np.arange(30.0))
+    assert (result.value, result.low, result.high) == (1, pytest.approx(0.05 ** (1 / 30)), 1)
 
 
 @pytest.mark.parametrize("bad", [np.array([]), np.array([1.0, np.nan]), np.ones((2, 2))])
@@ -142,12 +142,12 @@ def test_a_member_that_ties_with_the_threshold_is_no_hit() -> None:
 
 def test_tpr_of_normal_scores_is_the_closed_form() -> None:
     members, others = rng(7).normal(2, 1, 5000), rng(8).normal(0, 1, 50_000)
-    _, found = roc_figures(members, others, rng(), fprs=[0.01], **MEMBERSHIP)
+    _, result = roc_figures(members, others, rng(), fprs=[0.01], **MEMBERSHIP)
     truth = stats.norm.sf(stats.norm.isf(0.01) - 2)
-    assert found.value is not None and found.low is not None and found.high is not None
-    assert found.low <= truth <= found.high and found.high - found.low < 0.03
-    hits = round(found.value * 5000)
-    assert (found.low, found.high) == (wilson_interval(hits, 5000).low, wilson_interval(hits, 5000).high)
+    assert result.value is not None and result.low is not None and result.high is not None
+    assert result.low <= truth <= result.high and result.high - result.low < 0.03
+    hits = round(result.value * 5000)
+    assert (result.low, result.high) == (wilson_interval(hits, 5000).low, wilson_interval(hits, 5000).high)
 
 
 def test_a_planted_member_signal_is_found_and_noise_is_chance() -> None:
@@ -156,8 +156,8 @@ def test_a_planted_member_signal_is_found_and_noise_is_chance() -> None:
     nothing = roc_figures(rng(11).normal(0, 1, 200), others, rng(), **MEMBERSHIP)
     assert [line.measure for line in planted] == ["AUC", "TPR at FPR 0.01", "TPR at FPR 0.001"]
     assert [line.chance for line in planted] == [0.5, 0.01, 0.001]
-    for found, chance in zip(planted, nothing, strict=True):
-        assert found.low is not None and found.chance is not None and found.low > found.chance
+    for result, chance in zip(planted, nothing, strict=True):
+        assert result.low is not None and result.chance is not None and result.low > result.chance
         assert chance.low is not None and chance.high is not None and chance.chance is not None
         assert chance.low <= chance.chance <= chance.high
     assert planted[1].control == 0.01 and planted[1].risk is not None and planted[1].risk > 0.5

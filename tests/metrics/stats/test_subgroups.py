@@ -31,15 +31,15 @@ def line(hits: int, n: int, feature: str = "pixels", control: Trials | None = No
 
 
 def best(lines: Sequence[Figure]) -> FigureRow:
-    (found,) = select_strongest([asdict(one) for one in lines], ("linkage",))
-    return found
+    (result,) = select_strongest([asdict(one) for one in lines], ("linkage",))
+    return result
 
 
 def grouped(**groups: tuple[int, int]) -> tuple[Trials, np.ndarray]:
     """Trials of the named groups, each ``(hits, n)``, and the group of each."""
-    found = [trials(*counts) for counts in groups.values()]
-    hits = np.concatenate([one.hits for one in found])
-    names = np.repeat(list(groups), [len(one) for one in found])
+    result = [trials(*counts) for counts in groups.values()]
+    hits = np.concatenate([one.hits for one in result])
+    names = np.repeat(list(groups), [len(one) for one in result])
     return Trials(hits, as_subjects(range(len(hits)))), names
 
 
@@ -95,6 +95,6 @@ def test_a_control_that_always_hits_leaves_no_headline() -> None:
 def test_the_upper_bound_of_the_best_holds_after_choosing() -> None:
     """Five attackers at the same true rate, the best of them reported: its upper bound fails in under 2.5 %."""
     source, rounds = np.random.default_rng(4), 150
-    found = [best([line(int(source.binomial(80, 0.2)), 80) for _ in range(5)]) for _ in range(rounds)]
-    assert np.mean([one["high"] < 0.2 for one in found]) < 0.025
-    assert np.mean([one["value"] for one in found]) > 0.22  # choosing the highest overstates the rate
+    result = [best([line(int(source.binomial(80, 0.2)), 80) for _ in range(5)]) for _ in range(rounds)]
+    assert np.mean([one["high"] < 0.2 for one in result]) < 0.025
+    assert np.mean([one["value"] for one in result]) > 0.22  # choosing the highest overstates the rate

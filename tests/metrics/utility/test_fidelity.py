@@ -123,15 +123,15 @@ def test_turning_both_sides_changes_nothing() -> None:
 
 def test_outputs_that_are_their_originals_are_exactly_at_the_floor() -> None:
     originals = directions(RNG(10), 100, 16)
-    for found in measured(originals, originals):
-        assert found.excess == 0 and found.floor_low <= found.value <= found.floor_high
-        assert (found.size, found.dimension, found.n_originals, found.n_outputs) == (50, 16, 100, 100)
+    for result in measured(originals, originals):
+        assert result.excess == 0 and result.floor_low <= result.value <= result.floor_high
+        assert (result.size, result.dimension, result.n_originals, result.n_outputs) == (50, 16, 100, 100)
 
 
 def test_fresh_pictures_of_one_distribution_are_at_the_floor_as_well() -> None:
     originals, outputs = directions(RNG(11), 2, 200, 16)
-    for found in measured(originals, outputs):
-        assert found.low <= found.floor <= found.high
+    for result in measured(originals, outputs):
+        assert result.low <= result.floor <= result.high
 
 
 def test_a_frechet_floor_grows_in_small_samples_and_a_kernel_floor_stays_at_zero() -> None:
@@ -144,8 +144,8 @@ def test_a_frechet_floor_grows_in_small_samples_and_a_kernel_floor_stays_at_zero
 def test_the_interval_holds_what_other_people_give() -> None:
     """Sides are independent here; the 95 % interval may miss the mean of 60 samples about three times."""
     rng = RNG(13)
-    found = [measured(directions(rng, 60, 6), unit(directions(rng, 60, 6) + 0.3), seed) for seed in range(60)]
-    for lines in zip(*found, strict=True):
+    result = [measured(directions(rng, 60, 6), unit(directions(rng, 60, 6) + 0.3), seed) for seed in range(60)]
+    for lines in zip(*result, strict=True):
         truth = np.mean([line.value for line in lines])
         assert sum(line.low <= truth <= line.high for line in lines) >= 52
 
@@ -168,25 +168,25 @@ def test_photos_of_one_person_count_as_one_person() -> None:
     """Five photos each, all but the same; outputs are of one distribution with them, but no two are alike."""
     rng = RNG(16)
     originals, outputs = directions(rng, 60, 8).repeat(5, axis=0), directions(rng, 300, 8)
-    alone, together = (measure_distances(originals, outputs, RNG(0), of)[1] for of in (None, names(60, 5)))
-    assert together.size == alone.size == 150
-    assert together.low < 0 < together.high and alone.low > 0, "twins are alike, which is no distance"
-    assert together.high - together.low > 1.3 * (alone.high - alone.low)
+    single, together = (measure_distances(originals, outputs, RNG(0), of)[1] for of in (None, names(60, 5)))
+    assert together.size == single.size == 150
+    assert together.low < 0 < together.high and single.low > 0, "twins are alike, which is no distance"
+    assert together.high - together.low > 1.3 * (single.high - single.low)
 
 
 def test_rows_that_are_not_finite_are_left_out_and_counted() -> None:
     originals, outputs = directions(RNG(17), 2, 80, 8)
     outputs[:10], originals[0] = np.nan, np.inf
-    for found in measured(originals, outputs):
-        assert (found.n_originals, found.left_out_originals) == (79, 1)
-        assert (found.n_outputs, found.left_out_outputs) == (70, 10)
-        assert np.isfinite([found.value, found.low, found.high, found.floor]).all()
+    for result in measured(originals, outputs):
+        assert (result.n_originals, result.left_out_originals) == (79, 1)
+        assert (result.n_outputs, result.left_out_outputs) == (70, 10)
+        assert np.isfinite([result.value, result.low, result.high, result.floor]).all()
 
 
 def test_sides_may_differ_in_number() -> None:
     originals, outputs = directions(RNG(18), 80, 8), directions(RNG(19), 200, 8)
-    found, _ = measured(originals, outputs)
-    assert (found.n_originals, found.n_outputs) == (80, 200) and found.size <= 40
+    result, _ = measured(originals, outputs)
+    assert (result.n_originals, result.n_outputs) == (80, 200) and result.size <= 40
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

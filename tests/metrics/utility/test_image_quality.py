@@ -35,7 +35,7 @@ def window() -> Any:
 def by_loop(a: torch.Tensor, b: torch.Tensor) -> float:
     """SSIM of one pair from its definition, on pixels from 0 to 255."""
     weights, c1, c2 = window(), (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    found = []
+    result = []
     for x, y in zip(*((p.double().numpy() + 1) * 127.5 for p in (a, b)), strict=True):
         for top in range(x.shape[0] - 10):
             for left in range(x.shape[1] - 10):
@@ -43,25 +43,25 @@ def by_loop(a: torch.Tensor, b: torch.Tensor) -> float:
                 mp, mq = (weights * p).sum(), (weights * q).sum()
                 vp, vq = (weights * (p - mp) ** 2).sum(), (weights * (q - mq) ** 2).sum()
                 cov = (weights * (p - mp) * (q - mq)).sum()
-                found.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
-    return float(np.mean(found))
+                result.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+    return float(np.mean(result))
 
 
 def by_filter(a: torch.Tensor, b: torch.Tensor) -> float:
     """SSIM of one pair by scipy's Gaussian filter, cut where its window leaves the picture; pixels from 0 to 1."""
-    found = []
+    result = []
     for x, y in zip(*((p.double().numpy() + 1) / 2 for p in (a, b)), strict=True):
         mx, my, xx, yy, xy = (gaussian_filter(z, 1.5, radius=5) for z in (x, y, x * x, y * y, x * y))
         top, bottom = (2 * mx * my + 1e-4), (mx**2 + my**2 + 1e-4)
         top, bottom = top * (2 * (xy - mx * my) + 9e-4), bottom * (xx - mx**2 + yy - my**2 + 9e-4)
-        found.append((top / bottom)[5:-5, 5:-5].mean())
-    return float(np.mean(found))
+        result.append((top / bottom)[5:-5, 5:-5].mean())
+    return float(np.mean(result))
 
 
 @pytest.mark.parametrize("shift", [0.5, 0.01, 2.0])
 def test_psnr_of_a_constant_shift_is_known(shift: float) -> None:
-    found = psnr(grey(-1.0), grey(-1.0 + shift))
-    assert found.item() == pytest.approx(20 * math.log10(2 / shift))
+    result = psnr(grey(-1.0), grey(-1.0 + shift))
+    assert result.item() == pytest.approx(20 * math.log10(2 / shift))
 
 
 def test_psnr_of_noise_of_a_known_variance() -> None:
@@ -136,9 +136,9 @@ class Flat:
 
 def test_all_measures_of_a_batch() -> None:
     a, b = pictures(0), pictures(1)
-    found = score_images(a, b, Flat())  # type: ignore[arg-type]
-    assert list(found) == ["lpips", "psnr", "ssim"]
-    assert found["psnr"] == psnr(a, b).tolist() and found["ssim"] == ssim(a, b).tolist()
+    result = score_images(a, b, Flat())  # type: ignore[arg-type]
+    assert list(result) == ["lpips", "psnr", "ssim"]
+    assert result["psnr"] == psnr(a, b).tolist() and result["ssim"] == ssim(a, b).tolist()
     assert list(score_images(a, b, None)) == ["psnr", "ssim"]
 
 
@@ -156,10 +156,10 @@ def test_what_a_measure_cannot_look_at_has_none(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_mean_of_many_has_students_interval() -> None:
     x = np.random.default_rng(0).normal(3, 2, 200)
-    found = mean_with_interval(x, np.random.default_rng(1))
+    result = mean_with_interval(x, np.random.default_rng(1))
     half = student.ppf(0.975, 199) * x.std(ddof=1) / math.sqrt(200)
-    assert (found.value, found.n) == (pytest.approx(x.mean()), 200)
-    assert (found.low, found.high) == (
+    assert (result.value, result.n) == (pytest.approx(x.mean()), 200)
+    assert (result.low, result.high) == (
         pytest.approx(x.mean() - half, rel=0.02),
         pytest.approx(x.mean() + half, rel=0.02),
     )
@@ -169,9 +169,9 @@ def test_the_interval_of_a_few_covers_as_often_as_it_says() -> None:
     draws = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
-        found = mean_with_interval(draws.normal(size=5), draws)
-        assert found.low is not None and found.high is not None
-        hits += found.low <= 0 <= found.high
+        result = mean_with_interval(draws.normal(size=5), draws)
+        assert result.low is not None and result.high is not None
+        hits += result.low <= 0 <= result.high
     assert 0.9 <= hits / 200 <= 0.99
 
 
@@ -183,8 +183,8 @@ def test_a_single_picture_has_no_interval_and_equal_ones_have_no_width() -> None
 
 
 def test_an_interval_ends_where_its_measure_does() -> None:
-    found = mean_with_interval([0.0, 0.3], np.random.default_rng(0), (0.0, 1.0))
-    assert (found.low, found.high) == (0.0, 1.0)
+    result = mean_with_interval([0.0, 0.3], np.random.default_rng(0), (0.0, 1.0))
+    assert (result.low, result.high) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [1.0, math.inf]])

@@ -57,15 +57,15 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_picture_agrees_if_the_largest_logit_is_that_of_its_label() -> None:
     reader = Classifier(brightness, NAMES).reader_for(["dark", "light"])
-    found = reader.read(greys(-0.5, -0.5, 0.5, 0.5), ["dark", "light", "dark", "light"])
-    assert [one.agrees for one in found] == [True, False, False, True]
-    assert [one.predicted for one in found] == ["dark", "dark", "light", "light"]
+    result = reader.read(greys(-0.5, -0.5, 0.5, 0.5), ["dark", "light", "dark", "light"])
+    assert [one.agrees for one in result] == [True, False, False, True]
+    assert [one.predicted for one in result] == ["dark", "dark", "light", "light"]
 
 
 @pytest.mark.parametrize("label", ["light, bright", "light", "BRIGHT", " bright ", "1"])
 def test_a_class_is_found_by_name_synonym_or_number(label: str) -> None:
-    (found,) = Classifier(brightness, NAMES).reader_for([label]).read(greys(0.5), [label])
-    assert (found.predicted, found.agrees) == (label, True)
+    (result,) = Classifier(brightness, NAMES).reader_for([label]).read(greys(0.5), [label])
+    assert (result.predicted, result.agrees) == (label, True)
 
 
 def test_labels_may_be_called_something_else_than_the_classes() -> None:
@@ -80,8 +80,8 @@ def test_a_class_that_happens_to_have_the_name_of_a_label_is_not_that_label() ->
 
 def test_two_labels_may_be_one_class() -> None:
     reader = Classifier(brightness, NAMES).reader_for(["noon", "morning"], {"noon": "light", "morning": "light"})
-    found = reader.read(greys(0.5, 0.5), ["noon", "morning"])
-    assert [(one.predicted, one.agrees) for one in found] == [("noon", True), ("morning", True)]
+    result = reader.read(greys(0.5, 0.5), ["noon", "morning"])
+    assert [(one.predicted, one.agrees) for one in result] == [("noon", True), ("morning", True)]
 
 
 def test_a_label_that_is_no_class_is_refused_without_naming_it() -> None:
@@ -110,11 +110,11 @@ def test_a_classifier_reads_pictures_as_transformers_pipeline_reads_the_files(cl
 
     x = pictures(12, 8)
     reader = Classifier.load(str(classifier)).reader_for(["cat", "dog", "ship"])
-    found = [one.predicted for one in reader.read(x, ["cat"] * 12)]
+    result = [one.predicted for one in reader.read(x, ["cat"] * 12)]
     pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     theirs = pipeline("image-classification", str(classifier), top_k=1)([Image.fromarray(p) for p in pixels])
-    assert found == [one[0]["label"].replace("dog, puppy", "dog") for one in theirs]
-    assert len(set(found)) > 1
+    assert result == [one[0]["label"].replace("dog, puppy", "dog") for one in theirs]
+    assert len(set(result)) > 1
 
 
 def test_a_classifier_is_known_by_a_digest_and_not_by_its_place(classifier: Path, tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_zero_shot_agrees_with_open_clips_own(zero_shot: ZeroShot) -> None:
         texts = open_clip.get_tokenizer(folder)([f"a picture of a {word}" for word in words])
         image, text = model.eval().encode_image(x, normalize=True), model.encode_text(texts, normalize=True)
     reader = zero_shot.reader_for(words, prompt="a picture of a {label}")
-    found = [one.predicted for one in reader.read(x, ["cat"] * 24)]
-    assert found == [words[at] for at in (image @ text.T).argmax(1)]
-    assert len(set(found)) > 1
+    result = [one.predicted for one in reader.read(x, ["cat"] * 24)]
+    assert result == [words[at] for at in (image @ text.T).argmax(1)]
+    assert len(set(result)) > 1
 
 
 def test_a_face_is_a_person_and_no_truck(zero_shot: ZeroShot) -> None:

@@ -31,28 +31,30 @@ def test_a_reader_of_a_few_rows_is_solved_by_hand() -> None:
 
 def test_outputs_that_are_their_originals_teach_the_same() -> None:
     originals, labels = planted(RNG(1), 200)
-    found = predict_by_transfer(originals, originals, labels, names(200), RNG(2))
-    assert (found.outputs == found.originals).all() and found.trials("outputs").rate > 0.9
-    told = measure_utility(found, RNG(3))
-    assert told.outputs == told.originals and told.chance == 0.6 and told.note is None
-    assert told.control is not None and told.outputs is not None and told.control.high < told.outputs.low
+    result = predict_by_transfer(originals, originals, labels, names(200), RNG(2))
+    assert (result.outputs == result.originals).all() and result.trials("outputs").rate > 0.9
+    measured = measure_utility(result, RNG(3))
+    assert measured.outputs == measured.originals and measured.chance == 0.6 and measured.note is None
+    assert (
+        measured.control is not None and measured.outputs is not None and measured.control.high < measured.outputs.low
+    )
 
 
 def test_outputs_without_a_signal_teach_chance() -> None:
     rng = RNG(4)
     originals, labels = planted(rng, 600)
     labels = np.where(np.arange(600) % 2 == 0, "a", "b")
-    found = predict_by_transfer(originals, directions(rng, 600, 16), labels, names(600), rng)
-    assert includes(found.trials("outputs"), 0.5) and includes(found.trials("control"), 0.5)
-    told = measure_utility(found, RNG(5))
-    assert told.outputs is not None and told.outputs.low <= told.chance <= told.outputs.high
+    result = predict_by_transfer(originals, directions(rng, 600, 16), labels, names(600), rng)
+    assert includes(result.trials("outputs"), 0.5) and includes(result.trials("control"), 0.5)
+    measured = measure_utility(result, RNG(5))
+    assert measured.outputs is not None and measured.outputs.low <= measured.chance <= measured.outputs.high
 
 
 def test_labels_that_are_lost_on_the_way_teach_chance_though_originals_teach_well() -> None:
     rng = RNG(6)
     originals, labels = planted(rng, 400, 2)
-    found = predict_by_transfer(originals, originals[rng.permutation(400)], labels, names(400), rng)
-    assert found.trials("originals").rate == 1 and found.trials("outputs").rate < 0.75
+    result = predict_by_transfer(originals, originals[rng.permutation(400)], labels, names(400), rng)
+    assert result.trials("originals").rate == 1 and result.trials("outputs").rate < 0.75
 
 
 def test_nobody_teaches_and_is_judged() -> None:
@@ -60,15 +62,15 @@ def test_nobody_teaches_and_is_judged() -> None:
     rng = RNG(7)
     centres, coin = directions(rng, 80, 64), rng.integers(0, 2, 80)
     photos = np.repeat(centres, 5, axis=0) + 0.01 * directions(rng, 400, 64)
-    found = predict_by_transfer(photos, photos, np.where(coin, "a", "b").repeat(5), names(80, 5), rng)
-    assert 0.2 < found.trials("outputs").rate < 0.8
+    result = predict_by_transfer(photos, photos, np.where(coin, "a", "b").repeat(5), names(80, 5), rng)
+    assert 0.2 < result.trials("outputs").rate < 0.8
 
 
 def test_several_pictures_of_a_person_widen_the_interval() -> None:
     originals, labels = planted(RNG(8), 100, 0.3)
-    found = predict_by_transfer(originals, originals, labels, names(100), RNG(9))
-    twice = measure_utility(found + found, RNG(10))
-    once = measure_utility(found, RNG(10))
+    result = predict_by_transfer(originals, originals, labels, names(100), RNG(9))
+    twice = measure_utility(result + result, RNG(10))
+    once = measure_utility(result, RNG(10))
     assert (twice.n, twice.subjects, once.n) == (200, 100, 100)
     assert once.outputs is not None and twice.outputs is not None and twice.outputs.value == once.outputs.value
     width = once.outputs.high - once.outputs.low
@@ -85,9 +87,9 @@ def test_outputs_that_were_not_detected_teach_nothing() -> None:
 
 def test_too_few_people_say_so() -> None:
     originals, labels = planted(RNG(13), 27)
-    told = measure_utility(predict_by_transfer(originals, originals, labels, names(9, 3), RNG(14)), RNG(15))
-    assert told.note == "too few: 27 trials of 9 people, at least 20 trials of 10 people are needed"
-    assert told.originals is told.outputs is told.control is None
+    measured = measure_utility(predict_by_transfer(originals, originals, labels, names(9, 3), RNG(14)), RNG(15))
+    assert measured.note == "too few: 27 trials of 9 people, at least 20 trials of 10 people are needed"
+    assert measured.originals is measured.outputs is measured.control is None
 
 
 def test_what_cannot_teach_is_refused() -> None:
