@@ -19,7 +19,8 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import image_codec
 from anonymizer.data.geometry import pad_to_square
 from anonymizer.data.passthrough_columns import to_json
-from anonymizer.data.sources import open_source, to_printable
+from anonymizer.data.sources import open_source
+from anonymizer.data.sources.files import to_printable
 from anonymizer.devices import device_name
 from anonymizer.errors import RecordError
 from anonymizer.pipeline.batch_sampling import BatchSampler, Scorer

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from anonymizer.config import RunConfig
 from anonymizer.data import usage_marker
-from anonymizer.data.sources import IGNORED_NAMES, open_source
+from anonymizer.data.sources import open_source
+from anonymizer.data.sources.files import IGNORED_NAMES
 from anonymizer.errors import OutputError
 from anonymizer.storage import filesystem
 from anonymizer.storage.layout import Release

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
 from anonymizer.config import SourceConfig
 from anonymizer.data.metadata import find_metadata
 from anonymizer.data.sources.column_policy import Field, check_carry
-from anonymizer.data.sources.files import (
-    IGNORED_NAMES,
-    PARQUET_SUFFIXES,
-    TAR_SUFFIXES,
-    Location,
-    is_side_file,
-    locate,
-    to_printable,
-)
+from anonymizer.data.sources.files import PARQUET_SUFFIXES, TAR_SUFFIXES, Location, is_side_file, locate
+from anonymizer.data.sources.folder import FolderSource
+from anonymizer.data.sources.listing import ListingSource
+from anonymizer.data.sources.parquet import ParquetSource
+from anonymizer.data.sources.webdataset import WebDatasetSource
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Record
 
-__all__ = ["IGNORED_NAMES", "Field", "Source", "detect_format", "open_source", "sample_metadata", "to_printable"]
+__all__ = ["Field", "Source", "detect_format", "open_source", "sample_metadata"]
 
 LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 REENCODED = "dropped: pictures are encoded afresh from pixels"
@@ -51,26 +47,19 @@ class Source(Protocol):
         ...
 
 
+FORMATS: dict[str, Callable[[SourceConfig, Location], Source]] = {
+    "folder": FolderSource,
+    "listing": ListingSource,
+    "parquet": ParquetSource,
+    "webdataset": WebDatasetSource,
+}
+
+
 def open_source(config: SourceConfig) -> Source:
     """Open the configured source; cheap, and repeated for each shard. SourceError if it is missing."""
     check_carry(config)
     location = locate(config.uri)
-    name = detect_format(location) if config.format == "auto" else config.format
-    if name == "webdataset":
-        from anonymizer.data.sources.webdataset import WebDatasetSource
-
-        return WebDatasetSource(config, location)
-    if name == "parquet":
-        from anonymizer.data.sources.parquet import ParquetSource
-
-        return ParquetSource(config, location)
-    if name == "listing":
-        from anonymizer.data.sources.listing import ListingSource
-
-        return ListingSource(config, location)
-    from anonymizer.data.sources.folder import FolderSource
-
-    return FolderSource(config, location)
+    return FORMATS[detect_format(location) if config.format == "auto" else config.format](config, location)
 
 
 def detect_format(location: Location) -> str:

@@ -11,8 +11,7 @@ from threading import Lock
 from typing import Any
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.building import RowEntries, build_record, read_file
-from anonymizer.data.sources.coercion import row_digest, to_text_or_none
+from anonymizer.data.sources.building import RowEntries, build_record, read_file, row_digest, to_text_or_none
 from anonymizer.data.sources.column_policy import FILE_ATTRIBUTES, ColumnPolicy, Field, check_columns
 from anonymizer.data.sources.files import Location, read_uri, to_printable
 from anonymizer.errors import RecordError, SourceError

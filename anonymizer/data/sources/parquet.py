@@ -13,8 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.building import RowEntries, build_record, failed_record, read_or_fail, requested_columns
-from anonymizer.data.sources.coercion import row_digest
+from anonymizer.data.sources.building import (
+    RowEntries,
+    build_record,
+    failed_record,
+    read_or_fail,
+    requested_columns,
+    row_digest,
+)
 from anonymizer.data.sources.column_policy import DROPPED, FILE_ATTRIBUTES, PICTURE, ColumnPolicy, Field, check_columns
 from anonymizer.data.sources.files import PARQUET_SUFFIXES, Location, SourceFile, list_data_files, to_printable
 from anonymizer.errors import RecordError, SourceError

@@ -15,8 +15,14 @@ from itertools import groupby, islice, takewhile
 from typing import Any
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.building import RecordIds, build_record, folder_values, read_file, requested_columns
-from anonymizer.data.sources.coercion import to_text
+from anonymizer.data.sources.building import (
+    RecordIds,
+    build_record,
+    folder_values,
+    read_file,
+    requested_columns,
+    to_text,
+)
 from anonymizer.data.sources.column_policy import (
     ALL_OTHERS,
     DROPPED,

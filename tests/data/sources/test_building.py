@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anonymizer.data.sources import to_printable
 from anonymizer.data.sources.building import RecordIds
+from anonymizer.data.sources.files import to_printable
 from anonymizer.records import Entry, Reason
 from tests.support.sources import open_uri, write_files
 

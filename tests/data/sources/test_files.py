@@ -7,7 +7,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anonymizer.data.sources import to_printable
+from anonymizer.data.sources.files import to_printable
 
 
 @given(st.text(st.characters(codec=None), max_size=20), st.text(st.characters(codec=None), max_size=20))

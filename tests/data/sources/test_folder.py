@@ -8,7 +8,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-from anonymizer.data.sources import IGNORED_NAMES, to_printable
+from anonymizer.data.sources.files import IGNORED_NAMES, to_printable
 from anonymizer.records import Reason
 from tests.support.sources import open_uri, problems, read_all, write_files
 

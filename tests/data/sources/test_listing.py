@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from anonymizer.data.sources import to_printable
+from anonymizer.data.sources.files import to_printable
 from anonymizer.records import Reason
 from tests.support.sources import DROP_REST, ROW_CHANGES, open_uri, problems, read_all, source_error, write_files
 
