@@ -6,11 +6,12 @@ What comes back looks sharper. The detail is the model's invention, and nobody i
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from anonymizer.backbones.protocol import Backbone
@@ -59,7 +60,7 @@ class Enhancer:
 
     @torch.inference_mode()
     def __call__(self, low: torch.Tensor, noise: Noise, condition: object = None) -> torch.Tensor:
-        """``low`` (B, 3, h, w) in [-1, 1] to (B, 3, factor h, factor w), on its device, float32.
+        """Enlarge ``low`` (B, 3, h, w) in [-1, 1] to (B, 3, factor h, factor w), on its device, float32.
 
         Each pass draws another sample of ``noise``. NaN where the model returned no picture.
         """
@@ -72,7 +73,7 @@ class Enhancer:
         return (x if inner == (height, width) else lanczos(x, (height, width))).to(low.device)
 
     def working_sides(self, height: int, width: int) -> tuple[int, int]:
-        """The sides at which a picture of these is worked on: its own, or with the shorter at the model's size."""
+        """Return the sides at which a picture of these is worked on: its own, or the shorter at the model's size."""
         size = self.backbone.size
         scale = max(1.0, size / min(height, width))
         return max(size, round(height * scale)), max(size, round(width * scale))
@@ -90,12 +91,12 @@ class Enhancer:
 
 
 def noise_key(seed: int, data: bytes) -> bytes:
-    """A key for ``KeyedNoise``: one picture's encoded bytes and a seed give the same noise again. No secret."""
+    """Return a key for ``KeyedNoise`` from a seed and a picture's encoded bytes; it is no secret."""
     return hashlib.sha256(b"%d\n" % seed + data).digest()[:16]
 
 
 def cautions(levels: Sequence[float]) -> list[str]:
-    """What whoever chose these levels should know."""
+    """Return what should be known of these levels before they are used."""
     least, most = PAPER_LEVELS
     return [
         f"levels: {level:g} is outside of {least:g} to {most:g}, where the method was tried for this: "
@@ -106,9 +107,9 @@ def cautions(levels: Sequence[float]) -> list[str]:
 
 
 def resample(pictures: torch.Tensor, sides: tuple[int, int], kind: Upsampling) -> torch.Tensor:
-    """(B, 3, h, w) in [-1, 1] enlarged to ``sides`` (height, width), and clamped to [-1, 1]; pixels are areas.
+    """Enlarge (B, 3, h, w) in [-1, 1] to ``sides`` (height, width), clamped to [-1, 1]; pixels are areas.
 
-    "bilinear" and "bicubic" are torch's (Keys' kernel with a = -3/4, edges continued); "lanczos" is ours, and Pillow's.
+    "bilinear" and "bicubic" are torch's (Keys' kernel with a = -3/4, edges continued), "lanczos" is Pillow's.
     """
     if kind == "lanczos":
         return lanczos(pictures, sides)
@@ -116,31 +117,9 @@ def resample(pictures: torch.Tensor, sides: tuple[int, int], kind: Upsampling) -
 
 
 def lanczos(pictures: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
-    """(B, 3, h, w) in [-1, 1] at any other ``sides`` (height, width), clamped to [-1, 1].
-
-    Pillow's filter in floating point: Lanczos' kernel over three pixels, or over as many as become three where the
-    picture is reduced; weights beyond an edge are dealt out to those within.
-    """
-    return _resample_axis(_resample_axis(pictures, sides[0], -2), sides[1], -1).clamp(-1, 1)
-
-
-def _resample_axis(x: torch.Tensor, after: int, dim: int) -> torch.Tensor:
-    before = x.shape[dim]
-    if before == after:
-        return x
-    scale = before / after
-    stretch = max(1.0, scale)
-    centres = (torch.arange(after, dtype=torch.float64) + 0.5) * scale  # in pixels of x, the first of which is 0 to 1
-    first = torch.floor(centres - 3 * stretch).long()
-    taps = first[:, None] + torch.arange(math.ceil(6 * stretch) + 1)  # (after, taps)
-    away = (taps + 0.5 - centres[:, None]) / stretch
-    kernel = torch.sinc(away) * torch.sinc(away / 3)
-    weights = torch.where((away.abs() < 3) & (taps >= 0) & (taps < before), kernel, 0)
-    weights = (weights / weights.sum(1, keepdim=True)).to(x.device, x.dtype)
-    taps = taps.clamp(0, before - 1).to(x.device)
-    along = [1] * x.ndim
-    along[dim] = after
-    total = torch.zeros_like(x.index_select(dim, taps[:, 0]))
-    for tap, weight in zip(taps.T, weights.T, strict=True):
-        total += x.index_select(dim, tap) * weight.reshape(along)
-    return total
+    """Resize (B, 3, h, w) in [-1, 1] to ``sides`` (height, width) by Pillow's filter in float32; clamped to [-1, 1]."""
+    height, width = sides
+    planes = pictures.float().cpu().flatten(0, 1).numpy()  # (3 B, h, w)
+    images = (Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS) for plane in planes)
+    resized = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return resized.reshape(*pictures.shape[:2], height, width).to(pictures).clamp(-1, 1)

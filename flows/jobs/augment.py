@@ -20,7 +20,7 @@ from anonymizer.config import AugmentConfig, FilterConfig
 from anonymizer.data import image_codec, usage_marker
 from anonymizer.data.sinks.folder import label_folder
 from anonymizer.data.sources import open_source
-from anonymizer.errors import OutputError, RecordError, StepError
+from anonymizer.errors import OutputError, RecordError
 from anonymizer.pipeline.batch_sampling import BatchSampler
 from anonymizer.pipeline.boomerang_job import BoomerangJob
 from anonymizer.pipeline.item import Item
@@ -32,10 +32,10 @@ from anonymizer.storage import parquet
 from anonymizer.storage.path import StoragePath
 from anonymizer.storage.prefetch import chunked
 from flows.jobs import augment_manifest
-from flows.jobs.augment_manifest import AugmentSummary, Row, source_order
+from flows.jobs.augment_manifest import AugmentSummary, Row
 from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
-from flows.jobs.redaction import in_fresh_thread, redact_errors
+from flows.jobs.redaction import in_fresh_thread
 from metrics.utility.label_consistency import Classifier, Reader, Reading, ZeroShot, build_reader, load_filter
 
 DISAGREES = "disagrees"  # why a sample was dropped: it does not show what its label says
@@ -48,13 +48,6 @@ def run(config: AugmentConfig, progress: ProgressReporter = NO_PROGRESS) -> Augm
     """Make ``config.output.uri``: images, manifest, and last of all its summary. UsageError before long work."""
     job = survey_labels(config, progress)
     return write_augmentation(job, draw_samples(job, progress))
-
-
-def run_for_scheduler(config: AugmentConfig, progress: ProgressReporter) -> AugmentSummary:
-    """``run``, with errors that a scheduler may keep; the details of others go to ``errors/`` in the output."""
-    error = StepError("augment: failed, begin again in a new folder")
-    folder = StoragePath.from_uri(config.output.uri).as_private()
-    return redact_errors(folder, "augment", error, lambda: run(config, progress))
 
 
 def check(config: AugmentConfig) -> None:
@@ -98,7 +91,7 @@ def survey_labels(config: AugmentConfig, progress: ProgressReporter) -> Augmenta
 
 
 def draw_samples(job: Augmentation, progress: ProgressReporter) -> list[Row]:
-    """Sample, filter and write; return rows in the source's order, also of records that have no sample."""
+    """Sample, filter and write; return a row for each sample, and for each record that has none."""
     progress.begin(job.count_samples(), 0)
     progress.stage("drawing local samples")
     rows = []
@@ -108,27 +101,28 @@ def draw_samples(job: Augmentation, progress: ProgressReporter) -> list[Row]:
         sampler = BatchSampler(job, batch_size, stages.overlap, watch)
         for row in stages.write(job.finish, sampler.run(job.samples(items))):
             rows.append(row)
-            progress.advance(row.sample is not None)
-    return sorted(rows, key=source_order)
+            progress.advance("sample" in row)
+    return rows
 
 
 def write_augmentation(job: Augmentation, rows: Sequence[Row]) -> AugmentSummary:
     """Write the listing that image folders are loaded with, the manifest, and last the summary."""
-    config, levels = job.config, {level: job.level_columns(level) for level in job.levels.values}
-    constants: dict[str, object] = {"model": config.model.public_name, "model_digest": job.backbone.digest}
-    constants |= {"sampler": config.sampler, "seed": config.seed}
     metadata = {"purpose": usage_marker.marker_text("augmentation"), "code_version": version("anonymizer")}
     metadata["filter"] = job.reader.versioned_name if job.reader else "none"
-    if any(row.file for row in rows):
-        (job.folder / "images/metadata.csv").write(augment_manifest.build_listing(rows))
-    table = augment_manifest.build_table(rows, levels, constants)
+    table = augment_manifest.build_table(rows)
+    samples = augment_manifest.select_samples(table)
+    if samples["kept"].any():
+        (job.folder / "images/metadata.csv").write(augment_manifest.build_listing(samples))
     (job.folder / "manifest.parquet").write(parquet.to_bytes(table.replace_schema_metadata(metadata)))
-    summary = augment_manifest.summarize(rows, job.usable)
-    document = metadata | asdict(summary) | constants | {
-        "balance": config.balance,
+    summary = augment_manifest.summarize(table, samples, job.usable)
+    originals, labels = job.count_originals(), sorted(label for label in job.usable if label is not None)
+    by_label = augment_manifest.count_by(samples, "label", labels)
+    by_level = augment_manifest.count_by(samples, "level", job.levels.values)
+    document = metadata | asdict(summary) | job.constants | {
+        "balance": job.config.balance,
         "seconds": time.monotonic() - job.begun,
-        "by_class": augment_manifest.count_by_class(rows, job.count_originals()),
-        "by_level": augment_manifest.count_by_level(rows, levels),
+        "by_class": {label: originals[label] | by_label[label] for label in labels},
+        "by_level": [job.level_columns(level) | by_level[level] for level in job.levels.values],
     }  # fmt: skip
     (job.folder / "summary.json").write(json.dumps(document, indent=1).encode())
     return summary
@@ -154,11 +148,15 @@ class Augmentation(BoomerangJob[SampleItem]):
         self.config, self.begun = config, begun  # by the monotonic clock
         self.folder = StoragePath.from_uri(config.output.uri).as_private()
         self.levels = Levels(*config.levels)
+        self.constants: Row = {"model": config.model.public_name, "model_digest": backbone.digest}
+        self.constants |= {"sampler": config.sampler, "seed": config.seed}
         self.labels: Sequence[str | None] | None = None  # of each record, where they were read; None: cannot be used
         self.sample_counts: Sequence[int] | None = None  # of each record, where they differ
         self.reader: Reader | None = None
         self.usable: Counter[str | None] = Counter()  # records that were sampled, by label
-        self.original_readings: dict[int, tuple[str, bool]] = {}  # record -> its label, and whether the filter agrees
+        self.original_readings: dict[
+            int, tuple[str | None, bool]
+        ] = {}  # record -> its label, and whether the filter agrees
 
     def read_labels(self) -> None:
         """Read the whole source for its labels. ConfigError if the filter does not know one."""
@@ -232,25 +230,27 @@ class Augmentation(BoomerangJob[SampleItem]):
     def finish(self, item: SampleItem) -> Row:
         """Write a sample, unless it is dropped, and return its row."""
         record, out = item.record, self.config.output
-        level = None if item.sample is None else item.level
-        row = Row(item.number, record.entry.record_id, record.label, item.sample, level)
+        row = {"record": item.number, "record_id": record.entry.record_id, "label": record.label, **self.constants}
+        if item.sample is not None:
+            row |= {"sample": item.sample, **self.level_columns(item.level)}
         try:
             if item.output is not None:
                 item.encoded = image_codec.encode(item.output, encoding=out.image, quality=out.quality)
-                if item.reading is not None:
-                    row = replace(row, predicted=item.reading.predicted, agrees=item.reading.agrees)
         except RecordError as error:
             item.fail(error.reason)
         assert item.decision is not None
+        if item.encoded is not None and item.reading is not None:
+            row |= {"predicted": item.reading.predicted, "agrees": item.reading.agrees}
         if item.encoded is None or item.decision.reason:
-            return replace(row, reason=item.decision.reason)
+            return row | {"reason": item.decision.reason}
         group = f"{label_folder(record.label)}/" if record.label else ""
         file = f"images/{group}{item.number:06d}-{item.sample}{image_codec.SUFFIXES[out.image]}"
         (self.folder / file).write_uncommitted(item.encoded.data)
-        return replace(row, file=file)
+        return row | {"file": file}
 
-    def count_originals(self) -> dict[str, Counter[str | None]]:
-        """Return counts of originals by label: those that were sampled, and what the filter says of them."""
-        looked_at = Counter[str | None](label for label, _ in self.original_readings.values())
-        agreed = Counter[str | None](label for label, agrees in self.original_readings.values() if agrees)
-        return {"originals": self.usable, "originals_looked_at": looked_at, "originals_agreed": agreed}
+    def count_originals(self) -> dict[str | None, dict[str, int]]:
+        """Return, by label, counts of originals that were sampled, and what the filter says of them."""
+        looked_at = Counter(label for label, _ in self.original_readings.values())
+        agreed = Counter(label for label, agrees in self.original_readings.values() if agrees)
+        counts = {"originals": self.usable, "originals_looked_at": looked_at, "originals_agreed": agreed}
+        return {label: {name: count[label] for name, count in counts.items()} for label in self.usable}

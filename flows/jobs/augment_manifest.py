@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+
+Row = dict[str, Any]  # columns of a sample, or of a record that has none; those that are missing are null
 
 MANIFEST = pa.schema(
     [
@@ -49,88 +50,47 @@ class AugmentSummary:
     most_of_one: int  # samples of the record that has most
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sample, or a record that has none since it cannot be used; ``reason`` says why there is no file."""
-
-    record: int
-    record_id: str
-    label: str | None
-    sample: int | None = None
-    level: float | None = None
-    file: str | None = None
-    reason: str | None = None
-    predicted: str | None = None
-    agrees: bool | None = None
+def build_table(rows: Sequence[Row]) -> pa.Table:
+    """Return the manifest: rows in the source's order."""
+    ordered = sorted(rows, key=lambda row: (row["record"], -1 if row.get("sample") is None else row["sample"]))
+    return pa.Table.from_pylist([row | {"kept": "file" in row} for row in ordered], MANIFEST)
 
 
-def source_order(row: Row) -> tuple[int, int]:
-    """Return what rows are sorted by to stand in the source's order."""
-    return row.record, -1 if row.sample is None else row.sample
+def select_samples(table: pa.Table) -> pd.DataFrame:
+    """Return the rows of a manifest that are samples."""
+    samples: pd.DataFrame = table.filter(table["sample"].is_valid()).to_pandas()
+    return samples.astype({"agrees": "boolean", "sample": int})
 
 
-def build_table(
-    rows: Sequence[Row], levels: Mapping[float, Mapping[str, Any]], constants: Mapping[str, object]
-) -> pa.Table:
-    """Return the manifest. ``levels``: columns of each level; ``constants``: columns that are the same in all rows."""
-    records = []
-    for row in rows:
-        columns = {} if row.level is None else levels[row.level]
-        records.append({**asdict(row), **constants, **columns, "kept": row.file is not None})
-    return pa.Table.from_pylist(records, MANIFEST)
-
-
-def build_listing(rows: Sequence[Row]) -> bytes:
+def build_listing(samples: pd.DataFrame) -> bytes:
     """Return the kept samples as the CSV that ``datasets`` reads beside images."""
-    text = io.StringIO(newline="")
-    label = ["label"] if any(row.label is not None for row in rows) else []
+    label = ["label"] if samples["label"].notna().any() else []
     names = ["file_name", *label, "record", "sample", "level"]
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"file_name": row.file.removeprefix("images/"), **asdict(row)} for row in rows if row.file)
-    return text.getvalue().encode()
+    kept = samples[samples["kept"]].assign(file_name=lambda kept: kept["file"].str.removeprefix("images/"))
+    text: str = kept[names].to_csv(index=False, lineterminator="\n")
+    return text.encode()
 
 
-def summarize(rows: Sequence[Row], usable: Mapping[str | None, int]) -> AugmentSummary:
+def summarize(table: pa.Table, samples: pd.DataFrame, usable: Mapping[str | None, int]) -> AugmentSummary:
     """Return the counts of an augmentation; ``usable``: records that were sampled, by label."""
-    failed = Counter(str(row.reason) for row in rows if row.sample is None)
-    samples = [row for row in rows if row.sample is not None]
+    failed = Counter(table.filter(table["sample"].is_null())["reason"].to_pylist())
     return AugmentSummary(
         read=sum(usable.values()) + failed.total(),
         usable=sum(usable.values()),
         failed=failed.total(),
         reasons=dict(sorted(failed.items())),
         drawn=len(samples),
-        kept=sum(row.file is not None for row in samples),
-        dropped=dict(sorted(Counter(str(row.reason) for row in samples if row.reason).items())),
-        classes=len([label for label in usable if label is not None]),
-        most_of_one=max(Counter(row.record for row in samples).values(), default=0),
+        kept=int(samples["kept"].sum()),
+        dropped=dict(sorted(Counter(samples["reason"].dropna()).items())),
+        classes=len(usable.keys() - {None}),
+        most_of_one=max(Counter(samples["record"]).values(), default=0),
     )
 
 
-def count_by_class(rows: Sequence[Row], originals: Mapping[str, Counter[str | None]]) -> dict[str, dict[str, int]]:
-    """Return counts of originals and samples for each label of ``originals["originals"]``."""
-    samples = _count_samples(rows, "label")
-    return {
-        label: {name: counts[label] for name, counts in originals.items()} | samples[label]
-        for label in sorted(label for label in originals["originals"] if label is not None)
-    }
-
-
-def count_by_level(rows: Sequence[Row], levels: Mapping[float, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the columns of each level with the counts of its samples."""
-    samples = _count_samples(rows, "level")
-    return [{**columns, **samples[level]} for level, columns in levels.items()]
-
-
-def _count_samples(rows: Sequence[Row], name: str) -> Mapping[object, dict[str, int]]:
-    """Return counts of samples by a column; ``looked_at``: by the filter, ``agreed``: of these, with their label."""
-    counts = defaultdict[object, dict[str, int]](lambda: dict.fromkeys(("drawn", "kept", "looked_at", "agreed"), 0))
-    for row in rows:
-        if row.sample is not None:
-            group = counts[getattr(row, name)]
-            group["drawn"] += 1
-            group["kept"] += row.file is not None
-            group["looked_at"] += row.agrees is not None
-            group["agreed"] += row.agrees is True
-    return counts
+def count_by(samples: pd.DataFrame, column: str, values: Sequence[object]) -> dict[Any, dict[str, int]]:
+    """Return counts of samples for each value of a column: ``looked_at`` by the filter, of these ``agreed``."""
+    groups = samples.groupby(column)
+    kept, agrees = groups["kept"], groups["agrees"]
+    columns = {"drawn": groups.size(), "kept": kept.sum(), "looked_at": agrees.count(), "agreed": agrees.sum()}
+    counts = pd.DataFrame(columns).reindex(list(values), fill_value=0).astype(int)
+    return dict(zip(values, counts.to_dict("records"), strict=True))  # type: ignore[arg-type]

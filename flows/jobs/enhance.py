@@ -17,7 +17,7 @@ from anonymizer.backbones.conditioning import conditioning_text, refuse_unused_g
 from anonymizer.config import EnhanceConfig, Limits
 from anonymizer.data import image_codec, usage_marker
 from anonymizer.enhance import Enhancer, Upsampling, cautions, noise_key, resample
-from anonymizer.errors import OutputError, RecordError, StepError
+from anonymizer.errors import OutputError, RecordError
 from anonymizer.noise import Noise
 from anonymizer.pipeline.batch_sampling import BatchSampler, SamplingJob
 from anonymizer.pipeline.item import Item
@@ -33,7 +33,7 @@ from flows.jobs.enhance_inputs import EnhanceInputs, Pair
 from flows.jobs.enhance_manifest import DIRECTION, ENHANCED, METHODS, USED, EnhanceSummary, Row, column_name
 from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
-from flows.jobs.redaction import in_fresh_thread, redact_errors
+from flows.jobs.redaction import in_fresh_thread
 from metrics.models.lpips import PerceptualDistance
 from metrics.utility.image_quality import score_images
 
@@ -49,12 +49,6 @@ def run(config: EnhanceConfig, progress: ProgressReporter = NO_PROGRESS) -> Enha
     """Make ``config.output.uri``: images, manifest, page, and last the summary. UsageError before long work."""
     job = read_pairs(config, progress)
     return write_enhancement(job, enlarge(job, progress), progress)
-
-
-def run_for_scheduler(config: EnhanceConfig, progress: ProgressReporter) -> EnhanceSummary:
-    """``run``, with errors that a scheduler may keep; the details of others go to ``errors/`` in the output."""
-    error = StepError("enhancement: failed")
-    return redact_errors(StoragePath.from_uri(config.output.uri), "enhance", error, lambda: run(config, progress))
 
 
 def check(config: EnhanceConfig) -> None:

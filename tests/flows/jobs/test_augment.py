@@ -36,6 +36,7 @@ from anonymizer.storage import parquet
 from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import augment as augment_job
+from flows.jobs.redaction import redact_errors
 from metrics.utility.label_consistency import Classifier
 from tests.support import ROOT
 from tests.support.class_conditional_model import class_conditional_model
@@ -63,6 +64,14 @@ def pets(root: Path, cats: int = 4, dogs: int = 2) -> Path:
     """Pictures in a folder for each class, of people's names."""
     files = {f"cat/Wanda_Zx{i}.png": picture(i) for i in range(cats)}
     return folder_of(root, files | {f"dog/Wanda_Zy{i}.png": picture(100 + i) for i in range(dogs)})
+
+
+def run_redacted(config: AugmentConfig) -> None:
+    folder, error = (
+        StoragePath.from_uri(config.output.uri).as_private(),
+        StepError("augment: begin again in a new folder"),
+    )
+    redact_errors(folder, "augment", error, lambda: augment_job.run(config))
 
 
 def asked(source: Path | str, output: Path | str, /, *overrides: str, **more: Any) -> AugmentConfig:
@@ -319,7 +328,7 @@ def test_labels_that_the_filter_does_not_know_end_it_before_anything_is_drawn(
     filtered_by(monkeypatch, brightness)
     config = asked(pets(tmp_path / "in"), tmp_path / "out", filter={"kind": "clip"})
     with pytest.raises(ConfigError, match="2 of 2 labels of the source are no classes") as caught:
-        augment_job.run_for_scheduler(config, augment_job.NO_PROGRESS)
+        run_redacted(config)
     assert "cat" not in str(caught.value) and backbone.calls == []
     named = {"kind": "clip", "names": {"cat": "dark", "dog": "light"}}
     assert augment_job.run(asked(tmp_path / "in", tmp_path / "out", filter=named)).drawn == 12
@@ -372,7 +381,7 @@ def test_the_mark_is_there_before_the_first_picture(tmp_path: Path, monkeypatch:
     use_model(monkeypatch, Broken(after=0, message="Wanda_Zx0 is ill"))
     config = asked(pets(tmp_path / "in"), tmp_path / "out")
     with pytest.raises(StepError, match=r"begin again in a new folder: see out/errors/augment\.txt") as caught:
-        augment_job.run_for_scheduler(config, augment_job.NO_PROGRESS)
+        run_redacted(config)
     assert "Wanda" not in str(caught.value) and caught.value.__context__ is None
     assert "Wanda_Zx0 is ill" in (tmp_path / "out/errors/augment.txt").read_text()
     assert (tmp_path / "out/errors/augment.txt").stat().st_mode & 0o077 == 0

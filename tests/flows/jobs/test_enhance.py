@@ -34,6 +34,7 @@ from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import enhance as enhance_job
 from flows.jobs.enhance_manifest import EnhanceSummary
+from flows.jobs.redaction import redact_errors
 from tests.support import ROOT
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.prefect_database import cells
@@ -122,6 +123,11 @@ def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
     found = IdealGaussian(size=16)
     monkeypatch.setattr(enhance_job, "backbone_of", lambda config: found)
     return found
+
+
+def run_redacted(config: EnhanceConfig) -> None:
+    folder = StoragePath.from_uri(config.output.uri)
+    redact_errors(folder, "enhance", StepError("enhancement: failed"), lambda: enhance_job.run(config))
 
 
 def asked(tmp_path: Path, **more: Any) -> EnhanceConfig:
@@ -426,7 +432,7 @@ def test_what_failed_tells_a_scheduler_nothing_and_can_be_tried_again(
 
     with monkeypatch.context() as patch, pytest.raises(StepError) as caught:
         patch.setattr(enhance_job, "EnhanceInputs", broken)
-        enhance_job.run_for_scheduler(asked(tmp_path), enhance_job.NO_PROGRESS)
+        run_redacted(asked(tmp_path))
     assert "Wanda" not in str(caught.value) and "errors/enhance.txt" in str(caught.value)
     assert "Wanda" in (tmp_path / "large/errors/enhance.txt").read_text()
     assert enhance_job.run(asked(tmp_path)).enhanced == 5
