@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from anonymizer.backbones import Denoised
-from anonymizer.devices import is_out_of_memory
 from anonymizer.errors import ModelError
 from anonymizer.records import Scores
 from anonymizer.release import ledger
@@ -116,17 +115,3 @@ def test_a_picture_that_never_fits_fails_alone_where_others_are_smaller(tmp_path
         "other.png": ("released", None),
         "large.png": ("failed", "out_of_memory"),
     }
-
-
-def test_other_errors_of_the_model_are_not_taken_for_want_of_memory() -> None:
-    assert is_out_of_memory(FULL)
-    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
-    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
-    assert not is_out_of_memory(ValueError("can't allocate memory"))
-
-
-def test_torch_itself_is_understood_when_memory_runs_out() -> None:
-    with pytest.raises(RuntimeError) as found:
-        torch.empty(2**60)
-    assert is_out_of_memory(found.value)
