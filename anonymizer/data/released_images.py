@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from anonymizer.storage import parquet
 from anonymizer.storage.path import StoragePath
 
 Row = Mapping[str, Any]
@@ -24,6 +27,13 @@ def read_images(folder: StoragePath, rows: Iterable[Row]) -> Iterator[tuple[Row,
             yield from _read_file(folder / file, list(file_rows))
         except Exception:  # storage libraries raise errors of their own
             continue
+
+
+def find_rows(manifest: StoragePath, output_ids: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of a manifest with some ids, in its order."""
+    ids = pa.array(output_ids, pa.string())
+    for batch in parquet.open_table(manifest).to_batches(parquet.BATCH_ROWS):
+        yield from batch.filter(pc.is_in(batch["output_id"], value_set=ids)).to_pylist()
 
 
 def _read_file(path: StoragePath, rows: list[Row]) -> Iterator[tuple[Row, bytes]]:

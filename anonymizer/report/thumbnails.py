@@ -8,15 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from anonymizer.config import Limits, RunConfig
 from anonymizer.data import image_codec, released_images
 from anonymizer.data.sources import open_source
 from anonymizer.errors import AnonymizerError, RecordError
 from anonymizer.release import plan
-from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 
@@ -86,10 +82,7 @@ def read_pairs(
     """Return record id -> pair for rows of the ledger, and why the source cannot be read any more, if so."""
     outputs = {}
     if release.manifest.exists():
-        ids = pa.array([row["output_id"] for row in rows], pa.string())
-        batches = parquet.open_table(release.manifest).select(IMAGE_COLUMNS).to_batches(parquet.BATCH_ROWS)
-        matches = (batch.filter(pc.is_in(batch["output_id"], value_set=ids)) for batch in batches)
-        public = (row for batch in matches for row in batch.to_pylist())
+        public = released_images.find_rows(release.manifest, [row["output_id"] for row in rows])
         outputs = released_thumbnails(release.public_or_candidate, public)
     originals, source_error = original_thumbnails(release, config, rows)
     missing = "gone" if source_error else "not read"
