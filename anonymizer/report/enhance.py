@@ -29,10 +29,8 @@ class Measure:
     digits: int
 
     def format(self, value: float | None, sign: str = "") -> str:
+        """Return a value with its digits, or a dash for None; ``sign`` as in format specifications."""
         return "\N{EN DASH}" if value is None else f"{value:{sign}.{self.digits}f}".replace("-", MINUS)
-
-    def format_interval(self, low: float | None, high: float | None, sign: str = "") -> str:
-        return "" if low is None or high is None else f"{self.format(low, sign)} to {self.format(high, sign)}"
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -63,19 +61,6 @@ class Group:
     title: str
     about: str
     examples: Sequence[Example]
-
-
-@dataclass(frozen=True)
-class MethodRow:
-    """A method in the table of a measure. ``strip`` is low, value and high of the gain, from 0 to 200 around 100."""
-
-    method: str
-    mean: str
-    interval: str
-    gain: str = ""
-    gain_interval: str = ""
-    verdict: str = ""
-    strip: Sequence[float] | None = None
 
 
 def build_example(
@@ -116,10 +101,7 @@ def write_enhancement(
             summary=summary,
             levels=" then ".join(f"{step['level']:g}" for step in summary["passes"]),
             groups=groups,
-            measures=[
-                (MEASURES[name], figures["n"], _method_rows(MEASURES[name], figures))
-                for name, figures in summary["figures"].items()
-            ],
+            measures=[(MEASURES[name], figures, _gain_scale(figures)) for name, figures in summary["figures"].items()],
             failed=failed,
             reasons={**REASONS, **REFERENCE_REASONS},
             settings=_describe_run(summary),
@@ -127,24 +109,11 @@ def write_enhancement(
     )
 
 
-def _method_rows(measure: Measure, figures: Mapping[str, Any]) -> list[MethodRow]:
-    methods = {name: figure for name, figure in figures.items() if name != "n"}
-    gains = [x for figure in methods.values() for x in figure.get("gain", {}).values() if x is not None]
-    widest = max(map(abs, gains), default=0.0) or 1.0
-    return [_method_row(measure, name, figure, widest) for name, figure in methods.items()]
-
-
-def _method_row(measure: Measure, method: str, figure: Mapping[str, Any], widest: float) -> MethodRow:
-    name, mean = "Lanczos" if method == "lanczos" else method, figure["mean"]
-    own = (name, measure.format(mean["value"]), measure.format_interval(mean["low"], mean["high"]))
-    if "gain" not in figure:
-        return MethodRow(*own)
-    value, low, high = (figure["gain"][side] for side in ("value", "low", "high"))
-    gain = (measure.format(value, "+"), measure.format_interval(low, high, "+"))
-    if low is None:
-        return MethodRow(*own, *gain, "one picture says nothing about others")
-    verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
-    return MethodRow(*own, *gain, verdict, [round(100 + 95 * x / widest, 1) for x in (low, value, high)])
+def _gain_scale(figures: Mapping[str, Any]) -> float:
+    """Return the factor by which the gains of all methods, with their intervals, fit into -95 to 95."""
+    gains = (figure.get("gain", {}) for name, figure in figures.items() if name != "n")
+    values = [abs(value) for gain in gains for value in gain.values() if value is not None]
+    return 95 / (max(values, default=0.0) or 1.0)
 
 
 def _describe_run(summary: Mapping[str, Any]) -> list[Setting]:
