@@ -29,8 +29,9 @@ def ensure(is_valid: Callable[[Any], object], message: str) -> AfterValidator:
 
     def check(value: Any) -> Any:
         if not is_valid(value):
-            is_numbers = isinstance(value, tuple)
-            raise ValueError(message.format(", ".join(f"{x:g}" for x in value) or "none" if is_numbers else value))
+            if isinstance(value, tuple):
+                value = ", ".join(x if isinstance(x, str) else f"{x:g}" for x in value) or "none"
+            raise ValueError(message.format(value))
         return value
 
     return AfterValidator(check)

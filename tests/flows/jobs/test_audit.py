@@ -13,14 +13,26 @@ import torch
 from anonymizer.config import AuditConfig
 from anonymizer.errors import ConfigError, IntegrityError, ModelError, OutputError, SourceError
 from anonymizer.policy.calibration import build_resolved
-from anonymizer.release import assemble, plan
+from anonymizer.release import plan
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows.jobs import audit as audit_job
 from tests.support import ROOT
 from tests.support.audit_evidence import ALL
 from tests.support.ideal_gaussian import IdealGaussian
-from tests.support.releases import KEY, PlainScorer, begin, folder_of, listing, one_shard, picture, rows, run, settings
+from tests.support.releases import (
+    KEY,
+    PlainScorer,
+    assemble_candidate,
+    begin,
+    folder_of,
+    listing,
+    one_shard,
+    picture,
+    rows,
+    run,
+    settings,
+)
 
 
 @pytest.fixture
@@ -191,7 +203,7 @@ def test_an_audit_needs_the_restricted_half_the_originals_and_the_public_half(
     one_shard(unfinished, 0, ideal)
     with pytest.raises(IntegrityError, match="finish the run before the audit"):
         audit_job.run(settings_of(Release.at(unfinished.output.uri)))
-    assemble.assemble(Release.at(unfinished.output.uri), unfinished)
+    assemble_candidate(Release.at(unfinished.output.uri), unfinished)
 
 
 @pytest.mark.parametrize(("count", "identity"), [(1, None), (3, None), (6, "who")])
