@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, islice, takewhile
+from itertools import chain, groupby, islice, takewhile
 from typing import Any
 
 from anonymizer.config import SourceConfig
@@ -60,6 +60,7 @@ class Member:
 
     @classmethod
     def of(cls, file: Any, info: tarfile.TarInfo) -> Member:
+        """Return the member of a header."""
         name = info.name
         while name.startswith("./"):
             name = name[2:]
@@ -127,27 +128,29 @@ class WebDatasetSource:
                     yield from held
                     held.clear()
                 if not isinstance(sample, Reason):
-                    members = list(sample)
-                    sides = filter(self._is_column, (member.extension for member in members))
-                    unclassified.update(dict.fromkeys(self.member_policy.find_unclassified(sides)))
-                    yield from self._entries(members, uri, ids, name)
+                    yield from self._entries(sample, uri, ids, name, unclassified)
         refuse_unclassified(unclassified)
         if not is_archive:
             raise SourceError(
                 f"source.uri {self.location.uri!r}: no readable tar archive with members in it: check it with tar -t"
             )
 
-    def _entries(self, members: Sequence[Member], uri: str, ids: RecordIds, archive: str) -> Iterator[Entry]:
-        key, offset = members[0].key, members[0].info.offset
-        label, subject = folder_values(self.config, key)
-        images: list[tuple[str, int | None, Reason | None]] = [
-            (member.name, member.info.size, member_problem(member.info))
-            for member in members
-            if self._is_image(member.extension)
-        ]
-        for name, size, problem in images or [(to_printable(key), None, Reason.NOT_AN_IMAGE)]:
-            record_id, duplicate = ids.claim(f"{archive}/{to_printable(key)}")
-            yield Entry(record_id, uri, name, offset, size, label, problem or duplicate, subject=subject)
+    def _entries(
+        self, sample: Iterator[Member], uri: str, ids: RecordIds, archive: str, unclassified: dict[str, None]
+    ) -> Iterator[Entry]:
+        """Yield an entry for each image of a key; add the extensions without a setting to ``unclassified``."""
+        first = next(sample)
+        images: list[tuple[str, int | None, Reason | None]] = []
+        for member in chain([first], sample):  # not stored: there may be any number of them
+            if self._is_image(member.extension):
+                images.append((member.name, member.info.size, member_problem(member.info)))
+            elif self._is_column(member.extension):
+                unclassified.update(dict.fromkeys(self.member_policy.find_unclassified([member.extension])))
+        label, subject = folder_values(self.config, first.key)
+        key = to_printable(first.key)
+        for name, size, problem in images or [(key, None, Reason.NOT_AN_IMAGE)]:
+            record_id, duplicate = ids.claim(f"{archive}/{key}")
+            yield Entry(record_id, uri, name, first.info.offset, size, label, problem or duplicate, subject=subject)
 
     def fields(self) -> list[Field]:
         extensions, keys = self._probe_columns()
