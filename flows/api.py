@@ -7,24 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from anonymizer.config import AuditConfig, AugmentConfig, EnhanceConfig, RunConfig, read_tree
+from anonymizer.config import AuditConfig, AugmentConfig, EnhanceConfig, RunConfig
 from anonymizer.errors import AnonymizerError, GateError, SigningKeyError
 from anonymizer.policy.calibration import build_resolved
+from anonymizer.storage.layout import STATEMENT, Release
+from anonymizer.storage.path import StoragePath
+from flows.lineage.emit import emit_run_events
+from flows.runtime import run_templates, task_runners
+from flows.runtime.run_templates import read_config
+from flows.start import run_flow
 
 if TYPE_CHECKING:
     from anonymizer.attest.verify import Finding
     from anonymizer.backbones import Backbone
     from anonymizer.data.sources import Field
     from anonymizer.records import Plan
-    from anonymizer.storage.layout import Release
-
-C = TypeVar("C", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,10 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     from anonymizer.release import history
     from anonymizer.release import plan as planning
     from anonymizer.release.ledger import Ledger
-    from anonymizer.storage.layout import Release
     from flows.jobs import models
     from flows.jobs import release as release_job
 
-    config = _build(RunConfig, config)
+    config = read_config(RunConfig, config)
     check(config)
     opened = Release.at(config.output.uri)
     backbone, key = models.backbone_of(config.model), load_key(config.key_env)
@@ -72,12 +72,9 @@ def release(config: RunConfig | Mapping[str, Any] | str) -> dict[str, Any]:
     ``problems`` of the result are lineage events that were lost. Everything that is wrong with the input is raised as
     AnonymizerError before the work starts. GateError: a policy or missing approvals hold the release back.
     """
-    from dataclasses import asdict
-
     from anonymizer.release.ledger import Ledger
-    from anonymizer.storage.layout import Release
 
-    config = _build(RunConfig, config)
+    config = read_config(RunConfig, config)
     if (counts := run_release(config)) is None:
         opened = Release.at(config.output.uri)
         counts = asdict(Ledger.open(opened).summarize())
@@ -88,10 +85,8 @@ def run_release(config: RunConfig) -> dict[str, Any] | None:
     """Run the release flow; return its counts, or None where the release was complete already."""
     from anonymizer.crypto.custodian_key import load_key
     from anonymizer.release import plan as planning
-    from anonymizer.storage.layout import Release
     from flows.jobs import models
     from flows.jobs import release as release_job
-    from flows.start import run_flow
 
     check(config)
     opened = Release.at(config.output.uri)
@@ -113,8 +108,6 @@ def audit(release: str, **settings: Any) -> dict[str, Any]:
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Run the audit flow; return its counts, and as ``problems`` the lineage events that were lost."""
     from flows.jobs import audit as audit_job
-    from flows.lineage.emit import emit_run_events
-    from flows.start import run_flow
 
     run_config = audit_job.check(config)
     with emit_run_events(run_config, "audit", config.release) as outcome:
@@ -125,9 +118,8 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
 def augment(config: AugmentConfig | Mapping[str, Any] | str) -> dict[str, Any]:
     """Draw local samples for training, with their labels; return counts. They are not anonymised."""
     from flows.jobs import augment as augment_job
-    from flows.start import run_flow
 
-    config = _build(AugmentConfig, config)
+    config = read_config(AugmentConfig, config)
     augment_job.check(config)
     return run_flow("augment", config)
 
@@ -135,9 +127,8 @@ def augment(config: AugmentConfig | Mapping[str, Any] | str) -> dict[str, Any]:
 def enhance(config: EnhanceConfig | Mapping[str, Any] | str) -> dict[str, Any]:
     """Enlarge images by upsampling and local sampling; return counts. Nobody is anonymised."""
     from flows.jobs import enhance as enhance_job
-    from flows.start import run_flow
 
-    config = _build(EnhanceConfig, config)
+    config = read_config(EnhanceConfig, config)
     enhance_job.check(config)
     return run_flow("enhance", config)
 
@@ -153,8 +144,6 @@ def verify(
     """
     from anonymizer.attest.verify import check_public
     from anonymizer.attest.verify.findings import failed
-    from anonymizer.storage.layout import STATEMENT, Release
-    from anonymizer.storage.path import StoragePath
 
     root = StoragePath.from_uri(uri)
     is_public_half = (root / STATEMENT).exists()  # whatever else lies in it
@@ -217,7 +206,6 @@ def _log_verification(release: Release, passed: bool) -> None:
 def check(config: RunConfig) -> None:
     """Raise what is wrong and takes a moment to see; write nothing."""
     from flows.jobs import release as release_job
-    from flows.runtime import run_templates, task_runners
 
     task_runners.check(config)
     run_templates.refuse_placeholders(config)
@@ -235,11 +223,3 @@ def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
             f"previous: {missing} earlier releases are not at hand: who was only there gets a second output"
         )
     return cautions
-
-
-def _build(kind: type[C], settings: C | Mapping[str, Any] | str) -> C:
-    """Return settings as a configuration of a kind, with its level rule resolved. Raises ConfigError."""
-    if isinstance(settings, kind):
-        return settings
-    tree: Mapping[str, Any] = read_tree(settings) if isinstance(settings, str) else dict(settings)
-    return build_resolved(kind, tree)

@@ -28,7 +28,10 @@ def enhance(config: EnhanceConfig | str) -> dict[str, Any]:
     settings = run_templates.read_config(EnhanceConfig, config)
     folder, error = StoragePath.from_uri(settings.output.uri), StepError("enhancement: failed")
     stage = StageRunner("enhance", folder, error, TAGS)
-    summary = stage(enhance_job.run, settings, current_progress())
+    progress = current_progress()
+    enhancement = stage(enhance_job.read_pairs, settings, progress)
+    rows = stage(enhance_job.enlarge, enhancement, progress)
+    summary = stage(enhance_job.write_enhancement, enhancement, rows, progress)
     text = f"## Enhancement\n\n{summary.enhanced} of {summary.read} pictures enlarged. They are not anonymised."
     create_markdown_artifact(text, key="enhancement-summary", description="counts of one enhancement")
     return asdict(summary)

@@ -18,6 +18,7 @@ from flows.cli.options import (
     config_argument,
     model_option,
     quiet,
+    read_attackers,
     set_option,
     split_names,
 )
@@ -35,9 +36,7 @@ from flows.start import run_flow
 @set_option
 @as_json
 @quiet
-def audit(
-    release: str, attackers: dict[str, Any], overrides: tuple[str, ...], as_json: bool, quiet: bool, **options: Any
-) -> None:
+def audit(release: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Attack a release and report the risk.
 
     \b
@@ -48,7 +47,7 @@ def audit(
     from anonymizer.config import AuditConfig
     from flows import api
 
-    config = build_config(AuditConfig, None, {"release": release} | attackers | options, overrides)
+    config = build_config(AuditConfig, None, {"release": release} | read_attackers(options), overrides)
     with console.progress_bar(quiet or as_json):
         summary = api.run_audit(config)
     problems = summary.pop("problems")
@@ -97,7 +96,7 @@ def audit(
 @quiet
 def calibrate(
     config: str | None, source: str | None, kind: str | None, model: str | None, levels: str | None,
-    attackers: dict[str, Any], folder: str | None, overrides: tuple[str, ...], as_json: bool, quiet: bool,
+    folder: str | None, overrides: tuple[str, ...], as_json: bool, quiet: bool, **attackers: Any,
 ) -> None:  # fmt: skip
     """Measure risk and utility at several levels.
 
@@ -122,8 +121,7 @@ def calibrate(
             raise UsageError("config: none given: name a CONFIG.yaml, or give --source")
         options["output.uri"] = folder or "calibration"  # nothing is released
     run = build_config(RunConfig, config, options, tuple(of_run))
-    named = {"levels": levels, "folder": folder} | attackers
-    given = {name: value for name, value in named.items() if value is not None}
+    given = read_attackers({"levels": levels, "folder": folder} | attackers)
     tree = {"run": run.model_dump()}
     settings = build_resolved(CalibrationConfig, tree, [text.removeprefix("calibration.") for text in own], given)
     with console.progress_bar(quiet or as_json):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,57 +59,36 @@ def _refuse_source_as_config(path: str) -> None:
     )
 
 
-def _gather(name: str, options: Sequence[Callable[[F], F]], build: Callable[[dict[str, Any]], Any]) -> Callable[[F], F]:
-    """Return a decorator that adds options to a command, which gets what ``build`` makes of them as ``name``."""
-
-    def decorate(command: F) -> F:
-        @wraps(command)
-        def gathered(**values: Any) -> Any:
-            own = {parameter: values.pop(parameter) for parameter in parameters}
-            return command(**{name: build(own)}, **values)
-
-        declared = len(getattr(command, "__click_params__", ()))
-        for option in reversed(options):
-            gathered = option(gathered)  # type: ignore[arg-type, assignment]
-        parameters = [parameter.name for parameter in gathered.__click_params__[declared:]]  # type: ignore[attr-defined]
-        return gathered  # type: ignore[return-value]
-
-    return decorate
-
-
-def _build_run_config(options: dict[str, Any]) -> RunConfig:
-    from anonymizer.config import RunConfig
-
-    path, overrides = options["config"], options["overrides"]
-    if path is None and (options["source"] is None or options["output"] is None):
-        raise UsageError("config: none given: name a CONFIG.yaml, or give --source and --output")
-    keys = {"source": "source.uri", "output": "output.uri", "level": "boomerang.level", "model": "model.id"}
-    return build_config(RunConfig, path, {key: options[name] for name, key in keys.items()}, overrides)
-
-
-def _build_attackers(options: dict[str, Any]) -> dict[str, Any]:
-    attackers = {name.replace("_uri", ".uri"): value for name, value in options.items() if value is not None}
-    return attackers | ({"others.label": "folder"} if "others.uri" in attackers else {})
-
-
-# CONFIG.yaml, or --source and --output; --set for the rest. Passed as ``config``, a RunConfig.
-run_options = _gather(
-    "config",
-    [
+def run_options(command: F) -> F:
+    """Add CONFIG.yaml, or --source and --output, and --set for the rest; ``read_run_config`` reads them."""
+    return _add(
+        command,
         config_argument,
         click.option("--source", help="Folder, file or prefix with the originals; any fsspec URI."),
         click.option("--output", help="Where the release goes; any fsspec URI."),
         click.option("--level", type=float, help="Anonymity level in (0, 1]: the share of the training schedule."),
         model_option,
         set_option,
-    ],
-    _build_run_config,
-)
+    )
 
-# What attackers have, and how hard they try. Passed as ``attackers``, a mapping of dotted names to values.
-attacker_options = _gather(
-    "attackers",
-    [
+
+def read_run_config(
+    config: str | None, source: str | None, output: str | None, level: float | None, model: str | None,
+    overrides: tuple[str, ...],
+) -> RunConfig:  # fmt: skip
+    """Return the settings of a run from the values of ``run_options``."""
+    from anonymizer.config import RunConfig
+
+    if config is None and (source is None or output is None):
+        raise UsageError("config: none given: name a CONFIG.yaml, or give --source and --output")
+    options = {"source.uri": source, "output.uri": output, "boomerang.level": level, "model.id": model}
+    return build_config(RunConfig, config, options, overrides)
+
+
+def attacker_options(command: F) -> F:
+    """Add what attackers have, and how hard they try; ``read_attackers`` reads the values."""
+    return _add(
+        command,
         click.option("--identity", help="What tells people apart: 'folder', or a column of the source."),
         click.option("--others", "others_uri", help="Other photos of the same people, in a folder for each; any URI."),
         click.option("--outsiders", "outsiders_uri", help="Photos of people who are not in the release."),
@@ -119,6 +97,16 @@ attacker_options = _gather(
         click.option("--features", callback=split_names, help="What to compare by: pixels,lpips,clip,imagenet,dlib."),
         click.option("--attacks", callback=split_names, help="Attacks to try: linkage,reidentification."),
         click.option("--sample", type=int, help="How many records to attack, drawn by chance."),
-    ],
-    _build_attackers,
-)
+    )
+
+
+def read_attackers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are given as settings, ``a.b`` -> value."""
+    given = {name.replace("_uri", ".uri"): value for name, value in options.items() if value is not None}
+    return given | ({"others.label": "folder"} if "others.uri" in given else {})
+
+
+def _add(command: F, *options: Callable[[F], F]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command

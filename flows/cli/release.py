@@ -16,7 +16,7 @@ from anonymizer.records import Reason
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.cli import console
-from flows.cli.options import as_json, quiet, run_options
+from flows.cli.options import as_json, quiet, read_run_config, run_options
 
 if TYPE_CHECKING:
     from anonymizer.config import RunConfig
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 @run_options
 @as_json
 @quiet
-def plan(config: RunConfig, as_json: bool, quiet: bool) -> None:
+def plan(as_json: bool, quiet: bool, **options: Any) -> None:
     """Show the plan and the estimated time.
 
     Writes nothing, and refuses what `run` would refuse.
     """
     from flows import api
 
+    config = read_run_config(**options)
     with console.progress_bar(quiet or as_json):
         report = api.plan(config)
     plan, backbone, seconds = report.plan, report.backbone, report.seconds
@@ -72,7 +73,7 @@ def plan(config: RunConfig, as_json: bool, quiet: bool) -> None:
 @run_options
 @as_json
 @quiet
-def run(config: RunConfig, as_json: bool, quiet: bool) -> None:
+def run(as_json: bool, quiet: bool, **options: Any) -> None:
     """Make a release.
 
     \b
@@ -81,7 +82,7 @@ def run(config: RunConfig, as_json: bool, quiet: bool) -> None:
 
     A run that was stopped is finished by the same command.
     """
-    run_release(config, as_json=as_json, quiet=quiet)
+    run_release(read_run_config(**options), as_json=as_json, quiet=quiet)
 
 
 @click.command()

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig, read_tree
 from anonymizer.errors import ConfigError
 from anonymizer.policy.calibration import build_resolved
-from anonymizer.release import plan
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 
@@ -85,6 +84,8 @@ def newest_release_before(uri: str) -> str | None:
 
     A release that was begun keeps its previous one. ConfigError where an erased release has no successor.
     """
+    from anonymizer.release import plan  # slow to import
+
     release = Release.at(uri)
     if release.plan.exists():
         return plan.read_config(release).previous
