@@ -69,17 +69,6 @@ class SamplingJob(ABC, Generic[I]):
         """Decide on an item; one that is left without a decision is sampled again, as it is then."""
 
 
-@dataclass(frozen=True)
-class SampledBatch:
-    """Originals and outputs (B, 3, H, W) on a device that may still be at work between the two events."""
-
-    x0: torch.Tensor
-    outputs: torch.Tensor
-    started: datetime
-    begun: float  # seconds of the monotonic clock
-    events: tuple[Any, Any]
-
-
 class BatchSampler(Generic[I]):
     """Sample, score and gate items in batches.
 
@@ -121,7 +110,7 @@ class BatchSampler(Generic[I]):
                 yield decided
 
     def _sample(self, batch: list[I]) -> None:
-        """Hand a batch to the device and have it scored when it is there; a GPU is not waited for."""
+        """Give a batch to the device, and have it scored once it is there; a GPU is not waited for."""
         started, begun, level = datetime.now(UTC), time.monotonic(), batch[0].level
         with self.watch.stage("transfer"):
             x0 = self.overlap.to_device(torch.stack([item.picture.tensor for item in batch if item.picture]))
@@ -131,24 +120,23 @@ class BatchSampler(Generic[I]):
         with self.watch.stage("sample" if first is None else "launch"):
             condition = encode_conditions(self.job.backbone, (item.conditioning_text for item in batch))
             outputs = self.job.sample(x0, level, noise, condition)
-        sampled = SampledBatch(x0, outputs, started, begun, (first, self.overlap.record_event()))
-        scored = self.overlap.submit_after(partial(self._score, batch, sampled), sampled.events[1])
-        self._scoring.append((batch, scored))
+        last = self.overlap.record_event()
 
-    def _score(self, batch: list[I], sampled: SampledBatch) -> None:
-        """Score what was sampled, once it is there, and bring the outputs to the CPU."""
-        with self.watch.stage("score"):
-            self.job.score(batch, sampled.x0, sampled.outputs)
-            unsafe = flag_unsafe(self.job.model, self.job.backbone, sampled.outputs)
-        with self.watch.stage("transfer"):
-            outputs = sampled.outputs.cpu()
-        if (on_device := self.overlap.elapsed(*sampled.events)) is not None:
-            self.watch.add("sample", on_device)
-        ended = time.monotonic()
-        seconds = (ended - max(sampled.begun, self._last_scored)) / len(batch)
-        self._last_scored = ended
-        for item, output, is_unsafe in zip(batch, outputs, unsafe, strict=True):
-            item.output, item.is_unsafe, item.started, item.seconds = output, is_unsafe, sampled.started, seconds
+        def score() -> None:
+            with self.watch.stage("score"):
+                self.job.score(batch, x0, outputs)
+                unsafe = flag_unsafe(self.job.model, self.job.backbone, outputs)
+            with self.watch.stage("transfer"):
+                rows = outputs.cpu()
+            if (on_device := self.overlap.elapsed(first, last)) is not None:
+                self.watch.add("sample", on_device)
+            ended = time.monotonic()
+            seconds = (ended - max(begun, self._last_scored)) / len(batch)
+            self._last_scored = ended
+            for item, output, is_unsafe in zip(batch, rows, unsafe, strict=True):
+                item.output, item.is_unsafe, item.started, item.seconds = output, is_unsafe, started, seconds
+
+        self._scoring.append((batch, self.overlap.submit_after(score, last)))
 
     def _gate(self, batch: list[I]) -> None:
         """Decide on each item; those that are to be sampled again are, before anything else."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from anonymizer.noise import KeyedNoise, Noise
+from anonymizer.storage.prefetch import prefetch_map
 
 A = TypeVar("A")
 DRAWS_PER_THREAD = 2  # noise tensors that each thread draws ahead
@@ -104,22 +105,16 @@ class PrefetchedNoise:
         self, noise: KeyedNoise, steps: Sequence[int], pool: Executor, depth: int, *, pinned: bool = False
     ) -> None:
         self.source, self.steps, self.pool, self.depth, self.pinned = noise, steps, pool, depth, pinned
-        self.left = deque(steps)
-        self.drawn: deque[tuple[int, Future[torch.Tensor]]] = deque()
+        self.drawn: Iterator[tuple[int, torch.Tensor]] | None = None
 
     def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
-        shape = tuple(like.shape)
-        self._fill(shape)
-        following, noise = self.drawn.popleft()
+        if self.drawn is None:
+            draw = partial(self.source.drawn, shape=tuple(like.shape), pinned=self.pinned)
+            self.drawn = prefetch_map(lambda step: (step, draw(step)), self.steps, self.pool, self.depth)
+        following, noise = next(self.drawn)
         if following != step:
             raise ValueError(f"noise: asked for step {step}, and {following} was next: ask in the order of the draws")
-        self._fill(shape)
-        return noise.result().to(device=like.device, dtype=like.dtype, non_blocking=True)
+        return noise.to(device=like.device, dtype=like.dtype, non_blocking=True)
 
     def sample(self, number: int) -> PrefetchedNoise:
         return PrefetchedNoise(self.source.sample(number), self.steps, self.pool, self.depth, pinned=self.pinned)
-
-    def _fill(self, shape: tuple[int, ...]) -> None:
-        while self.left and len(self.drawn) < self.depth:
-            step = self.left.popleft()
-            self.drawn.append((step, self.pool.submit(self.source.drawn, step, shape, pinned=self.pinned)))

@@ -96,13 +96,13 @@ class ReleaseJob(BoomerangJob[ReleaseItem]):
             "code_version": version("anonymizer"),
         }
         self.attempts = [  # what the ledger says of an output at each level
-            {**constants, **self.level_columns(level), "config_fingerprint": self._fingerprint(level)}
+            {
+                **constants,
+                **self.level_columns(level),
+                "config_fingerprint": config.at_level(level).fingerprint(backbone.digest),
+            }
             for level in (config.boomerang.level, *config.policy.escalate)
         ]
-
-    def _fingerprint(self, level: float) -> str:
-        """Return the fingerprint at a level: an output is the one that a run at this level would have made."""
-        return self.config.at_level(level).fingerprint(self.backbone.digest)
 
     def decode(self, record: Record) -> ReleaseItem:
         """Decode a record, unless it was published or erased before, or cannot be used."""
