@@ -149,7 +149,7 @@ class Augmentation(BoomerangJob[SampleItem]):
         self.folder = StoragePath.from_uri(config.output.uri).as_private()
         self.levels = Levels(*config.levels)
         self.constants: Row = {"model": config.model.public_name, "model_digest": backbone.digest}
-        self.constants |= {"sampler": config.sampler, "seed": config.seed}
+        self.constants |= config.model_dump(include={"sampler", "seed"})
         self.labels: Sequence[str | None] | None = None  # of each record, where they were read; None: cannot be used
         self.sample_counts: Sequence[int] | None = None  # of each record, where they differ
         self.reader: Reader | None = None

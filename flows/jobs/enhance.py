@@ -108,7 +108,7 @@ def enlarge(job: Enhancement, progress: ProgressReporter) -> list[Row]:
         for item in stages.write(job.write_image, sampler.run(items)):
             rows.append(job.compare(item))
             progress.advance(1)
-    return sorted(rows, key=lambda row: row.number)
+    return sorted(rows, key=lambda row: row["number"])
 
 
 def write_enhancement(
@@ -117,20 +117,17 @@ def write_enhancement(
     """Write the manifest, the page, and last the summary."""
     progress.stage("writing the page")
     config, summary = job.config, enhance_manifest.summarize(rows)
-    constants: dict[str, object] = {"model": config.model.public_name, "model_digest": job.backbone.digest}
-    constants |= {"factor": config.factor, "upsampling": config.upsampling, "sampler": config.sampler}
-    constants |= {"steps": job.enhancer.steps, "seed": config.seed}
     metadata = {"purpose": usage_marker.marker_text("enhancement"), "code_version": version("anonymizer")}
     metadata |= {"lpips": job.lpips.versioned_name} if job.lpips else {}
-    table = enhance_manifest.build_table(rows, job.enhancer, constants, job.measures)
+    table = enhance_manifest.build_table(rows, job.measures)
     (job.folder / "manifest.parquet").write(parquet.to_bytes(table.replace_schema_metadata(metadata)))
-    figures = enhance_manifest.compute_figures(rows, job.measures, np.random.default_rng(config.seed))
+    figures = enhance_manifest.compute_figures(table, job.measures, np.random.default_rng(config.seed))
     unmeasured = [
         f"{measure.upper()}: could not be had for any picture: they are too small for it, or too large"
         for measure in job.measures
         if summary.compared and measure not in figures
     ]
-    document = metadata | constants | {"passes": enhance_manifest.describe_passes(job.enhancer)} | asdict(summary)
+    document = metadata | job.constants | {"passes": job.passes} | asdict(summary)
     document |= {"cautions": [*cautions(config.levels), *unmeasured], "figures": figures}
     page.write_enhancement(job.folder / "report.html", document, list(_groups(job, rows)), _failed_ids(rows))
     document["seconds"] = time.monotonic() - job.begun
@@ -155,6 +152,13 @@ class Enhancement(SamplingJob[EnhanceItem]):
         self.folder = StoragePath.from_uri(config.output.uri).as_private()
         self.enhancer, self.lpips = _build_enhancer(config), _lpips_of(config)
         self.backbone = self.enhancer.backbone
+        self.constants: Row = {"model": config.model.public_name, "model_digest": self.backbone.digest}
+        self.constants |= config.model_dump(include={"factor", "upsampling", "sampler", "seed"})
+        self.constants["steps"] = self.enhancer.steps
+        self.passes = [
+            {"level": level, "t_boom": t_boom, "T": self.backbone.T, "log_snr": self.enhancer.whole.log_snr(t_boom)}
+            for level, t_boom in zip(self.enhancer.levels, self.enhancer.t_boom, strict=True)
+        ]
         self.measures: Sequence[str] = ()
         if config.references is not None:
             self.measures = ("psnr", "ssim") if self.lpips is None else ("lpips", "psnr", "ssim")
@@ -233,20 +237,22 @@ class Enhancement(SamplingJob[EnhanceItem]):
 
     def compare(self, item: EnhanceItem) -> Row:
         """Return an item's row, with scores of the written picture, and of the same one enlarged without a model."""
-        row = Row(item.number, item.record.entry.record_id)
+        row: Row = {"number": item.number, "record_id": item.record.entry.record_id, **self.constants}
+        row |= {"levels": self.enhancer.levels, "t_boom": self.enhancer.t_boom}
+        row["log_snr"] = [one_pass["log_snr"] for one_pass in self.passes]
         assert item.decision is not None
         if item.encoded is None:
-            return replace(row, reason=item.decision.reason)
-        row = replace(row, file=self._file(item), width=item.encoded.width, height=item.encoded.height)
+            return row | {"reason": item.decision.reason}
+        row |= {"file": self._file(item), "width": item.encoded.width, "height": item.encoded.height}
         if not isinstance(item.reference, torch.Tensor):
-            return replace(row, reference=item.reference)
-        reference, scores = item.reference[None].to(self.backbone.device), dict[str, float | None]()
+            return row | ({} if item.reference is None else {"reference": item.reference})
+        reference = item.reference[None].to(self.backbone.device)
         for method in METHODS:
             encoded = item.encoded if method == ENHANCED else self._encode(self.upsample(item, method))
             picture = _decode(encoded.data)[None].to(reference.device)  # as it comes back from a file
-            measured = score_images(picture, reference, self.lpips)
-            scores |= {column_name(measure, method): values[0] for measure, values in measured.items()}
-        return replace(row, reference=USED, scores=scores)
+            scores = score_images(picture, reference, self.lpips)
+            row |= {column_name(measure, method): values[0] for measure, values in scores.items()}
+        return row | {"reference": USED}
 
     def upsample(self, item: EnhanceItem, method: Upsampling) -> torch.Tensor:
         """Return an item's picture (3, H, W) enlarged without a model."""
@@ -256,7 +262,7 @@ class Enhancement(SamplingJob[EnhanceItem]):
 
 def _groups(job: Enhancement, rows: Sequence[Row]) -> Iterator[page.Group]:
     """Yield examples for the page: some by chance, and of many those that came out worst, lest the page mislead."""
-    written = [row for row in rows if row.file is not None]
+    written = [row for row in rows if "file" in row]
     rng = np.random.default_rng(job.config.seed)
     drawn = sorted(rng.choice(len(written), min(EXAMPLE_COUNT, len(written)), replace=False).tolist())
     if drawn:
@@ -266,7 +272,7 @@ def _groups(job: Enhancement, rows: Sequence[Row]) -> Iterator[page.Group]:
         yield page.Group(title, about, _examples(job, [written[at] for at in drawn]))
     if len(written) > len(drawn) and job.measures:
         measure = job.measures[0]
-        scored = [(score, row) for row in written if (score := row.scores.get(measure)) is not None]
+        scored = [(score, row) for row in written if (score := row.get(measure)) is not None]
         worst = [row for _, row in sorted(scored, key=lambda pair: DIRECTION[measure] * pair[0])[:WORST_COUNT]]
         if worst:
             about = f"The {len(worst)} of {len(scored)} pictures that came out worst by {measure.upper()}."
@@ -276,16 +282,16 @@ def _groups(job: Enhancement, rows: Sequence[Row]) -> Iterator[page.Group]:
 def _examples(job: Enhancement, rows: Sequence[Row]) -> list[page.Example]:
     """Read some records again; one that can no longer be read is left out."""
     examples: dict[int, page.Example] = {}
-    order = sorted(rows, key=lambda row: row.number)
-    for row, item in zip(order, map(job.decode, job.inputs.read([row.number for row in order])), strict=True):
-        if item.picture is not None and row.file is not None:
+    order = sorted(rows, key=lambda row: row["number"])
+    for row, item in zip(order, map(job.decode, job.inputs.read([row["number"] for row in order])), strict=True):
+        if item.picture is not None:
             after: dict[str, torch.Tensor | str] = {"bicubic": job.upsample(item, "bicubic")}
-            after[ENHANCED] = _decode((job.folder / row.file).read())
+            after[ENHANCED] = _decode((job.folder / row["file"]).read())
             if job.measures:
                 after["reference"] = MISSING if item.reference is None else item.reference
-            scores = {measure: row.scores.get(measure) for measure in job.measures}
-            examples[row.number] = page.build_example(row.record_id, item.picture.tensor, after, scores)
-    return [examples[row.number] for row in rows if row.number in examples]
+            scores = {measure: row.get(measure) for measure in job.measures}
+            examples[row["number"]] = page.build_example(row["record_id"], item.picture.tensor, after, scores)
+    return [examples[row["number"]] for row in rows if row["number"] in examples]
 
 
 def _decode(data: bytes) -> torch.Tensor:
@@ -297,6 +303,6 @@ def _failed_ids(rows: Sequence[Row]) -> Mapping[str, list[str]]:
     """Return, by reason, the ids of the first few records that could not be enlarged."""
     ids: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row.reason is not None and len(ids[row.reason]) < MAX_LISTED_IDS:
-            ids[row.reason].append(row.record_id)
+        if "file" not in row and len(ids[row["reason"]]) < MAX_LISTED_IDS:
+            ids[row["reason"]].append(row["record_id"])
     return ids
