@@ -44,8 +44,8 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     """Return what ``release`` would do. Writes nothing; raises AnonymizerError for what ``release`` would refuse."""
     from anonymizer.crypto.custodian_key import load_key
     from anonymizer.data.sources import open_source, sample_metadata
-    from anonymizer.release import history
     from anonymizer.release import plan as planning
+    from anonymizer.release import preflight
     from anonymizer.release.ledger import Ledger
     from flows.jobs import models
     from flows.jobs import release as release_job
@@ -54,7 +54,7 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     check(config)
     opened = Release.at(config.output.uri)
     backbone, key = models.backbone_of(config.model), load_key(config.key_env)
-    history.check(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
+    preflight.check_previous(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
     if opened.plan.exists():
         plan = planning.write_or_resume(config, backbone, key, opened)
         done = Ledger(opened, plan).summarize().read

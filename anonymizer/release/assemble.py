@@ -24,7 +24,7 @@ from anonymizer.policy import public_scores
 from anonymizer.records import Status
 from anonymizer.release import history
 from anonymizer.release.finished_ledger import ID_AND_DIGEST, OUTPUT_SCHEMA, REUSED_FOLDER, FinishedLedger
-from anonymizer.release.ledger import READ_AHEAD, redo_hint
+from anonymizer.release.ledger import PREFETCH_FILES, redo_hint
 from anonymizer.schema import METHOD_COLUMNS, SCORE_COLUMNS
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
@@ -165,8 +165,8 @@ def _read_images(release: Release, batches: Iterable[pa.Table], suffix: str) -> 
     if release.root.is_local:
         yield from map(read, rows)
         return
-    with ThreadPoolExecutor(READ_AHEAD, "staged") as pool:  # each takes a request
-        yield from prefetch_map(read, rows, pool, 2 * READ_AHEAD)
+    with ThreadPoolExecutor(PREFETCH_FILES, "staged") as pool:  # each takes a request
+        yield from prefetch_map(read, rows, pool, 2 * PREFETCH_FILES)
 
 
 def _read_staged(staging: StoragePath, row: Mapping[str, Any], suffix: str) -> bytes:

@@ -20,17 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer import config as configuration
-from anonymizer.attest import revocation, statement
-from anonymizer.attest.verify import check_public
+from anonymizer.attest import revocation
 from anonymizer.config import RunConfig
-from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import released_images
-from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
+from anonymizer.errors import ConfigError, OutputError
 from anonymizer.records import Scores, Status
-from anonymizer.release import event_log, plan
 from anonymizer.release.ledger import Ledger
-from anonymizer.schema import LEDGER_SCHEMA, read_metric_models
+from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage import parquet
 from anonymizer.storage.digest_index import DigestIndex
 from anonymizer.storage.external_sort import ExternalSort
@@ -38,7 +34,6 @@ from anonymizer.storage.layout import REVOCATIONS, Release
 from anonymizer.storage.path import StoragePath
 
 ERASED_SCHEMA = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject
-SHARED_SETTINGS = ("output.image", "output.quality", "output.size")  # the same for all files of a release
 PREDECESSORS_FILE = "before.json"  # in the restricted half: URIs of all releases before this one, the latest first
 
 # Columns whose values a reused output keeps from the release that it was made for.
@@ -92,76 +87,6 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.kept:,} kept, {self.new:,} new, {self.left_out:,} left out"
-
-
-def check(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]) -> None:
-    """Raise ConfigError or CustodianKeyError unless a run with these settings may follow ``previous``.
-
-    ``metric_models`` names the model behind each score of the run.
-    """
-    if config.previous is None:
-        return
-    before, name = Release.at(config.previous), f"previous {config.previous!r}"
-    _refuse_unusable(config, before, name)
-    if key.check_value is None or key.check_value != plan.read(before).key_check:
-        raise CustodianKeyError(
-            f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
-        )
-    _refuse_other_settings(config, plan.read_config(before), name)
-    for older in (before, *predecessors(before)):
-        _refuse_unverified(older, name if older is before else "previous: a release before it")
-        models = _metric_models(older)
-        for score in sorted(models.keys() & metric_models.keys()):
-            if models[score] != metric_models[score]:
-                raise ConfigError(
-                    f"metrics: {name} has {score} by {models[score]}, not {metric_models[score]}: use that"
-                )
-
-
-def _refuse_unusable(config: RunConfig, before: Release, name: str) -> None:
-    if StoragePath.from_uri(config.output.uri).is_inside(before.root):
-        raise ConfigError(f"{name}: is the output itself, or holds it: each release has a place of its own")
-    if not before.plan.exists():
-        was_erased = before.event_log.exists()
-        hint = "was erased: name the release that took its place"
-        raise ConfigError(
-            f"{name}: {hint if was_erased else 'has no restricted half: name the release with both halves'}"
-        )
-    if not before.is_published:
-        raise ConfigError(f"{name}: is not published: finish it first, or name the one before it")
-    if not before.ledger.exists():
-        raise ConfigError(
-            f"{name}: its records were purged (restricted.record_days), and without them no original is known again: "
-            "name a release whose records are still there"
-        )
-
-
-def _refuse_other_settings(config: RunConfig, earlier: RunConfig, name: str) -> None:
-    for setting in SHARED_SETTINGS:
-        before, now = configuration.get_setting(earlier, setting), configuration.get_setting(config, setting)
-        if before != now:
-            raise ConfigError(f"{setting}: {name} has {before!r}, not {now!r}: files of one release are of one kind")
-    if config.model.has_record_condition:
-        raise ConfigError(
-            f"{name}: its pictures would go on to show what the model was told of a record then: leave out "
-            "model.condition and columns in model.prompt, or begin anew without previous"
-        )
-    if config.model.safety_checker and not earlier.model.safety_checker:
-        raise ConfigError(
-            f"model.safety_checker: {name} was made without it, and its pictures would be kept unchecked: set it to "
-            "false, or begin anew without previous"
-        )
-
-
-def _refuse_unverified(before: Release, name: str) -> None:
-    """Raise ConfigError where a release is no longer what was signed: it would be reused, and signed again."""
-    failed = [f.check for f in check_public(before.public, decode=0) if f.result == "fail" and f.check != "signature"]
-    if not failed:
-        head = statement.parse_predicate(statement.read(before.public)).events
-        if not event_log.has_signed_ledger(before, head.count, Ledger.open(before).digest()):
-            failed = ["ledger"]
-    if failed:
-        raise ConfigError(f"{name}: does not verify ({failed[0]}): see `anonymizer verify`, and restore it")
 
 
 def refuse_erased(config: RunConfig) -> None:
@@ -225,11 +150,6 @@ def _predecessor_uris(release: Release) -> list[str]:
         raise OutputError(
             f"release: restricted/{PREDECESSORS_FILE} is damaged: restore it, or people get a second output"
         ) from None
-
-
-def _metric_models(release: Release) -> dict[str, str]:
-    """Return the model behind each score of a release."""
-    return next((read_metric_models(table.schema) for _, table in Ledger.open(release).scan(("status",))), {})
 
 
 def load(release: Release) -> PublishedHistory:
@@ -297,9 +217,9 @@ def _pending_rows(
     manifest = parquet.open_table(release.manifest).select(["file", "member", "sha256"])
     for batch in manifest.to_batches(parquet.BATCH_ROWS):
         positions = index.first_positions(batch["sha256"].to_pylist())
-        wanted = positions >= 0
-        wanted[wanted] = is_pending[positions[wanted]]
-        yield from batch.filter(pa.array(wanted)).to_pylist()
+        mask = positions >= 0
+        mask[mask] = is_pending[positions[mask]]
+        yield from batch.filter(pa.array(mask)).to_pylist()
 
 
 def compare_with_previous(

@@ -27,7 +27,7 @@ from anonymizer.storage.path import StoragePath
 from anonymizer.storage.prefetch import prefetch_map
 
 REQUIRED_METADATA = {b"metric_models", b"staging"}
-READ_AHEAD = 16  # files requested at a time from an object store
+PREFETCH_FILES = 16  # files requested at a time from an object store
 ORIGINAL_COLUMNS = ("source_hmac", "status")
 
 LedgerRow = dict[str, Any]  # values by column, see ``anonymizer.schema``; a column that is left out is null
@@ -117,8 +117,8 @@ class Ledger:
         if self.release.root.is_local:
             yield from ((shard, data) for shard, data in map(read, shards) if data is not None)
             return
-        with ThreadPoolExecutor(READ_AHEAD, "ledger") as pool:
-            for shard, data in prefetch_map(read, shards, pool, READ_AHEAD):
+        with ThreadPoolExecutor(PREFETCH_FILES, "ledger") as pool:
+            for shard, data in prefetch_map(read, shards, pool, PREFETCH_FILES):
                 if data is not None:
                     yield shard, data
 

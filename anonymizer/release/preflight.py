@@ -1,21 +1,30 @@
-"""Checks of source and output before any long work; nothing is written."""
+"""Checks of source, output and previous release before any long work; nothing is written."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from anonymizer import config as configuration
+from anonymizer.attest import statement
+from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
+from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.data.sources.files import IGNORED_NAMES
-from anonymizer.errors import OutputError
+from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
+from anonymizer.release import event_log, plan
+from anonymizer.release.history import predecessors
+from anonymizer.release.ledger import Ledger
+from anonymizer.schema import read_metric_models
 from anonymizer.storage import filesystem
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 
+SHARED_SETTINGS = ("output.image", "output.quality", "output.size")  # the same for all files of a release
 RELEASE_MARKERS = ("restricted/plan.json", "release.intoto.jsonl")  # in a release, and in a public half by itself
 PLANNING_FILES = {".lock", "plan", "errors", "config.yaml"}  # left in restricted/ by a run interrupted while planning
 
@@ -47,6 +56,76 @@ def check_output(config: RunConfig) -> None:
             raise OutputError(f"{name}: its records were purged, nothing can be redone: choose another")
     elif any([*_unexpected(release.root, {"restricted"}), *_unexpected(release.restricted, PLANNING_FILES)]):
         raise OutputError(f"{name}: is not empty and no release that was begun here: choose another folder")
+
+
+def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[str, str]) -> None:
+    """Raise ConfigError or CustodianKeyError unless a run with these settings may follow ``previous``.
+
+    ``metric_models`` names the model behind each score of the run.
+    """
+    if config.previous is None:
+        return
+    before, name = Release.at(config.previous), f"previous {config.previous!r}"
+    for problem in _unusable(config, before):
+        raise ConfigError(f"{name}: {problem}")
+    if key.check_value is None or key.check_value != plan.read(before).key_check:
+        raise CustodianKeyError(
+            f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
+        )
+    earlier = plan.read_config(before)
+    for setting in SHARED_SETTINGS:
+        value, now = configuration.get_setting(earlier, setting), configuration.get_setting(config, setting)
+        if value != now:
+            raise ConfigError(f"{setting}: {name} has {value!r}, not {now!r}: files of one release are of one kind")
+    if config.model.safety_checker and not earlier.model.safety_checker:
+        raise ConfigError(
+            f"model.safety_checker: {name} was made without it, and its pictures would be kept unchecked: set it to "
+            "false, or begin anew without previous"
+        )
+    for older in (before, *predecessors(before)):
+        _refuse_unverified(older, name if older is before else "previous: a release before it")
+        models = next((read_metric_models(table.schema) for _, table in Ledger.open(older).scan(("status",))), {})
+        for score in sorted(models.keys() & metric_models.keys()):
+            if models[score] != metric_models[score]:
+                raise ConfigError(
+                    f"metrics: {name} has {score} by {models[score]}, not {metric_models[score]}: use that"
+                )
+
+
+def _unusable(config: RunConfig, before: Release) -> Iterator[str]:
+    """Yield why a release cannot be the previous one of any run with these settings."""
+    if StoragePath.from_uri(config.output.uri).is_inside(before.root):
+        yield "is the output itself, or holds it: each release has a place of its own"
+    if not before.plan.exists():
+        was_erased = before.event_log.exists()
+        yield (
+            "was erased: name the release that took its place"
+            if was_erased
+            else "has no restricted half: name the release with both halves"
+        )
+    if not before.is_published:
+        yield "is not published: finish it first, or name the one before it"
+    if not before.ledger.exists():
+        yield (
+            "its records were purged (restricted.record_days), and without them no original is known again: name a "
+            "release whose records are still there"
+        )
+    if config.model.has_record_condition:
+        yield (
+            "its pictures would go on to show what the model was told of a record then: leave out model.condition and "
+            "columns in model.prompt, or begin anew without previous"
+        )
+
+
+def _refuse_unverified(before: Release, name: str) -> None:
+    """Raise ConfigError where a release is no longer what was signed: it would be reused, and signed again."""
+    failed = [f.check for f in check_public(before.public, decode=0) if f.result == "fail" and f.check != "signature"]
+    if not failed:
+        head = statement.parse_predicate(statement.read(before.public)).events
+        if not event_log.has_signed_ledger(before, head.count, Ledger.open(before).digest()):
+            failed = ["ledger"]
+    if failed:
+        raise ConfigError(f"{name}: does not verify ({failed[0]}): see `anonymizer verify`, and restore it")
 
 
 def check_private_folder(key: str, uri: str, source: str) -> None:

@@ -66,7 +66,7 @@ def prepare(config: RunConfig) -> Plan:
     check(config)
     publish.check_signing_key(config)
     key, backbone, release = load_key(config.key_env), backbone_of(config.model), Release.at(config.output.uri)
-    history.check(config, key, load_checked_scorer(config.metrics, backbone).names)
+    preflight.check_previous(config, key, load_checked_scorer(config.metrics, backbone).names)
     plan = planning.write_or_resume(config, backbone, key, release)
     history.carry_forward(config, release)
     return plan

@@ -28,7 +28,7 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import released_images
 from anonymizer.errors import AnonymizerError, ConfigError, CustodianKeyError, OutputError, UsageError
 from anonymizer.records import Scores
-from anonymizer.release import audit_sample, history, publish, retention
+from anonymizer.release import audit_sample, history, preflight, publish, retention
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.history import Difference
 from anonymizer.release.verify_restricted import check_restricted
@@ -391,7 +391,7 @@ def test_another_model_for_a_score_is_refused_even_if_it_was_not_made_in_between
     for before in (january, february):
         config = after(before, source, tmp_path / "march")
         with pytest.raises(ConfigError, match=r"^metrics: .* has lpips by plain-distance, not newer: use that$"):
-            history.check(config, KEY, Newer.names)
+            preflight.check_previous(config, KEY, Newer.names)
 
 
 # -- stopped and damaged ----------------------------------------------------------------------------------------------

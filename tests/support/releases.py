@@ -22,7 +22,7 @@ from anonymizer.pipeline.batch_sampling import Scorer
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.policy.calibration import build_resolved
 from anonymizer.records import Scores, ShardSummary, Summary
-from anonymizer.release import assemble, history, ledger, plan, publish
+from anonymizer.release import assemble, history, ledger, plan, preflight, publish
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.ledger import Ledger, ShardWriter
 from anonymizer.report.ledger_summary import LedgerSummary
@@ -129,7 +129,7 @@ def settings(source: Path | str, output: Path | str, /, *overrides: str, **secti
 def begin(config: RunConfig, backbone: Any = None, key: CustodianKey = KEY) -> Release:
     """Write, or take up, the plan of a run."""
     release = Release.at(config.output.uri)
-    history.check(config, key, PlainScorer.names)
+    preflight.check_previous(config, key, PlainScorer.names)
     plan.write_or_resume(config, backbone or IdealGaussian(), key, release)
     history.carry_forward(config, release)
     return release

@@ -12,7 +12,7 @@ import yaml
 from anonymizer import config
 from anonymizer.config import AuditConfig, CalibrationConfig, RunConfig
 from anonymizer.errors import ConfigError
-from anonymizer.release import event_log, history
+from anonymizer.release import event_log, preflight
 from anonymizer.storage.layout import Release
 from flows.runtime import run_templates
 from tests.support import ROOT
@@ -85,7 +85,7 @@ def test_an_erased_release_without_a_successor_beside_it_stops_the_run(tmp_path:
         placed(tmp_path)
     published(tmp_path, "2026-11b")
     assert placed(tmp_path).previous == str(tmp_path / "releases/2026-11b")
-    history.check(settings(tmp_path / "in", tmp_path / "releases/2026-12",
+    preflight.check_previous(settings(tmp_path / "in", tmp_path / "releases/2026-12",
                             f"previous={placed(tmp_path).previous}"), KEY, PlainScorer.names)  # fmt: skip
 
 
