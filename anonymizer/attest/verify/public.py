@@ -138,7 +138,7 @@ def _check_revocations(folder: StoragePath, predicate: ReleasePredicate, manifes
 
 def _count_revoked(manifest: TableLike, revoked: Mapping[str, str]) -> int:
     """Count the revoked images (output id -> SHA-256) that a manifest holds, by id or by content."""
-    wanted, present = {*revoked, *revoked.values()}, set[str]()
+    identifiers, present = {*revoked, *revoked.values()}, set[str]()
     for batch in manifest.select(["output_id", "sha256"]).to_batches(max_chunksize=parquet.BATCH_ROWS):
-        present |= wanted.intersection(text for column in batch.columns for text in column.to_pylist())
+        present |= identifiers.intersection(text for column in batch.columns for text in column.to_pylist())
     return sum(output_id in present or digest in present for output_id, digest in revoked.items())
