@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anonymizer.attest import dsse
-from anonymizer.crypto import signing
+from tests.support.signing_keys import ADA, EVE, PUBLISHER
 
-VARIABLE = "ANONYMIZER_SIGNING_KEY"
-PUBLISHER, ADA, EVE = (signing.generate_key_pair() for _ in range(3))
 KIND = "urn:anonymizer:predicate:test:v1"
 DIGEST = "ab" * 32
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

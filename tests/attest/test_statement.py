@@ -13,32 +13,21 @@ from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import SSlibKey
 
 from anonymizer.attest import statement
 from anonymizer.attest.predicate import ReleasePredicate, parse
-from anonymizer.crypto import signing
 from anonymizer.release import publish
 from anonymizer.storage.layout import Release
 from tests.support.releases import people, run, settings
-
-VARIABLE = "ANONYMIZER_SIGNING_KEY"
-PUBLISHER, ADA, EVE = (signing.generate_key_pair() for _ in range(3))
-
-
-def public(signer: CryptoSigner) -> str:
-    return signing.format_public_key(signer.public_key)
-
-
-def pem(signer: CryptoSigner) -> str:
-    return signer.private_bytes.decode()
+from tests.support.signing_keys import ADA, EVE, PUBLISHER, VARIABLE, pem, public_key
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A release that was signed by its publisher and one who approved it."""
     root = tmp_path_factory.mktemp("release")
-    policy = {"approvals": 1, "approvers": {"ada": public(ADA)}}
+    policy = {"approvals": 1, "approvers": {"ada": public_key(ADA)}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, pem(PUBLISHER))
         made = run(settings(people(root / "in", 3), root / "out", policy=policy))
@@ -87,7 +76,7 @@ def test_the_payload_is_a_statement_to_the_in_toto_library(release: Release) -> 
     subjects = {subject.name: subject.digest["sha256"] for subject in found.pb.subject}
     assert subjects == {name: statement.file_digest(release.public / name) for name in subjects}
     assert {"manifest.parquet", "README.md", "report.html", "croissant.json"} <= set(subjects)
-    assert found.pb.predicate["publisher"] == public(PUBLISHER)
+    assert found.pb.predicate["publisher"] == public_key(PUBLISHER)
 
 
 def test_decisions_are_statements_too(release: Release) -> None:

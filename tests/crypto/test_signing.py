@@ -9,27 +9,16 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from securesystemslib.signer import CryptoSigner
 
 from anonymizer.crypto import signing
 from anonymizer.errors import SigningKeyError
-
-VARIABLE = "ANONYMIZER_SIGNING_KEY"
-PUBLISHER, ADA, EVE = (signing.generate_key_pair() for _ in range(3))
-
-
-def public(signer: CryptoSigner) -> str:
-    return signing.format_public_key(signer.public_key)
-
-
-def pem(signer: CryptoSigner) -> str:
-    return signer.private_bytes.decode()
+from tests.support.signing_keys import ADA, PUBLISHER, VARIABLE, pem, public_key
 
 
 def test_a_public_key_is_written_in_one_way() -> None:
     raw = bytes.fromhex(PUBLISHER.public_key.keyval["public"])
-    assert public(PUBLISHER) == "ed25519:" + base64.b64encode(raw).decode()
-    found = signing.parse_public_key(public(PUBLISHER))
+    assert public_key(PUBLISHER) == "ed25519:" + base64.b64encode(raw).decode()
+    found = signing.parse_public_key(public_key(PUBLISHER))
     assert (found.keyid, found.keyval) == (PUBLISHER.public_key.keyid, PUBLISHER.public_key.keyval)
 
 
@@ -62,7 +51,7 @@ def test_a_variable_holds_a_private_key_or_names_its_file(tmp_path: Path, monkey
     for value in (pem(ADA), pem(ADA).replace("\n", "\\n"), f"\n{pem(ADA)}\n", str(tmp_path / "ada.key")):
         monkeypatch.setenv(VARIABLE, value)
         found = signing.signer_from_env(VARIABLE)
-        assert found is not None and public(found) == public(ADA)
+        assert found is not None and public_key(found) == public_key(ADA)
     for nothing in ("", "  \n"):
         monkeypatch.setenv(VARIABLE, nothing)
         assert signing.signer_from_env(VARIABLE) is None
@@ -87,7 +76,7 @@ WRONG = {
     "a key with a password": lambda: private_pem(
         ed25519.Ed25519PrivateKey.generate(), serialization.BestAvailableEncryption(b"secret")
     ),
-    "a public key": lambda: public(ADA),
+    "a public key": lambda: public_key(ADA),
     "half a key": lambda: pem(ADA)[:60],
     "a damaged key": lambda: pem(ADA).replace("M", "N"),
     "a long secret": lambda: "x" * 10_000,

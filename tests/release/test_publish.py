@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from securesystemslib.signer import CryptoSigner
 
 from anonymizer.attest import dsse, statement
 from anonymizer.crypto import signing
@@ -24,9 +23,7 @@ from tests.support.releases import (
     settings,
     tree,
 )
-
-VARIABLE = "ANONYMIZER_SIGNING_KEY"
-PUBLISHER, ADA, EVE = (signing.generate_key_pair() for _ in range(3))
+from tests.support.signing_keys import ADA, PUBLISHER, VARIABLE, pem, public_key
 
 
 @pytest.fixture(autouse=True)
@@ -155,17 +152,9 @@ def test_without_a_policy_and_a_key_a_release_is_published_unsigned(
     assert "release.intoto.jsonl" in tree(release.public.path)
 
 
-def public(signer: CryptoSigner) -> str:
-    return signing.format_public_key(signer.public_key)
-
-
-def pem(signer: CryptoSigner) -> str:
-    return signer.private_bytes.decode()
-
-
 def test_publishers_cannot_approve_with_their_own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
-    policy = {"approvals": 1, "approvers": {"ada": public(ADA), "me": public(PUBLISHER)}}
+    policy = {"approvals": 1, "approvers": {"ada": public_key(ADA), "me": public_key(PUBLISHER)}}
     waiting = run(settings(people(tmp_path / "in", 2), tmp_path / "out", policy=policy))
     assert not waiting.is_published
     with pytest.raises(SigningKeyError, match="the publisher's own"):
@@ -177,7 +166,7 @@ def test_approvals_that_only_the_publisher_could_give_are_refused_at_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
-    approvers = {"ada": public(ADA), "me": public(PUBLISHER)}
+    approvers = {"ada": public_key(ADA), "me": public_key(PUBLISHER)}
     publish.check_signing_key(settings("in", "out", policy={"approvals": 1, "approvers": approvers}))
     with pytest.raises(ConfigError, match=r"policy\.approvals: 2 asked for, and 1 approvers are other than"):
         publish.check_signing_key(settings("in", "out", policy={"approvals": 2, "approvers": approvers}))

@@ -23,22 +23,17 @@ from securesystemslib.signer import CryptoSigner
 from anonymizer.attest import dsse, merkle, revocation, statement, verify
 from anonymizer.attest.verify import Finding
 from anonymizer.attest.verify.findings import MAX_LENGTH
-from anonymizer.crypto import signing
 from anonymizer.records import Scores
 from anonymizer.release import publish
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, REVOCATIONS, STATEMENT, Release
 from anonymizer.storage.path import StoragePath
 from tests.support.releases import Unscored, folder_of, listing, picture, plain, run, settings
+from tests.support.signing_keys import ADA, BOB, PUBLISHER, public_key
 
-PUBLISHER, ADA, BOB, EVE = (signing.generate_key_pair() for _ in range(4))
 ALL = (PUBLISHER, ADA, BOB)
 LAYOUTS = ["folder", "webdataset", "parquet"]
 Change = Callable[[dict[str, Any]], object]
-
-
-def public_key(signer: CryptoSigner) -> str:
-    return signing.format_public_key(signer.public_key)
 
 
 def publish_release(root: Path, layout: str) -> Path:

@@ -23,20 +23,18 @@ from tests.support.releases import (
     settings,
 )
 from tests.support.signed_release import (
-    EVE,
     LAYOUTS,
-    PUBLISHER,
     check,
     failed_checks,
     failures,
     flipped_bit,
     has_failure,
     list_files,
-    public_key,
     read_manifest,
     revoke,
     sign_again,
 )
+from tests.support.signing_keys import EVE, PUBLISHER, public_key
 
 
 def test_an_untouched_release_passes_every_check(public_half: Path) -> None:

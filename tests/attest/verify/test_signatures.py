@@ -19,22 +19,18 @@ from anonymizer.crypto import signing
 from anonymizer.storage.layout import MANIFEST, STATEMENT
 from anonymizer.storage.path import StoragePath
 from tests.support.signed_release import (
-    ADA,
     ALL,
-    BOB,
-    EVE,
     FUZZ,
     JSON_VALUES,
-    PUBLISHER,
     Change,
     check,
     failed_checks,
     failures,
-    public_key,
     read_predicate,
     sign_again,
     write_statement,
 )
+from tests.support.signing_keys import ADA, BOB, EVE, PUBLISHER, public_key
 
 
 def respelled(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:

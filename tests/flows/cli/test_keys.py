@@ -10,22 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
-from securesystemslib.signer import CryptoSigner
 
 from anonymizer.crypto import signing
 from flows.cli import main
 from tests.support.releases import people, run, settings
-
-VARIABLE = "ANONYMIZER_SIGNING_KEY"
-PUBLISHER, ADA, EVE = (signing.generate_key_pair() for _ in range(3))
-
-
-def public(signer: CryptoSigner) -> str:
-    return signing.format_public_key(signer.public_key)
-
-
-def pem(signer: CryptoSigner) -> str:
-    return signer.private_bytes.decode()
+from tests.support.signing_keys import ADA, EVE, PUBLISHER, VARIABLE, pem, public_key
 
 
 @pytest.mark.parametrize("kind", ["signing", "age", "custodian"])
@@ -44,7 +33,7 @@ def test_key_files_are_private_and_never_printed(tmp_path: Path, kind: str) -> N
     assert (tmp_path / "keys" / "ada.pub").exists() == (kind != "custodian")
     if kind == "signing":
         text = (tmp_path / "keys" / "ada.pub").read_text().strip()
-        assert public(signing.signer_from_file(private)) == text and text in done.stdout.replace("\n", "")
+        assert public_key(signing.signer_from_file(private)) == text and text in done.stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize("name", ["ada.key", "ada.pub"])
@@ -70,7 +59,7 @@ def test_two_keys_are_never_the_same(tmp_path: Path) -> None:
 
 def test_the_key_of_an_approver_is_never_printed_or_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
-    policy = {"approvals": 1, "approvers": {"ada": public(ADA)}}
+    policy = {"approvals": 1, "approvers": {"ada": public_key(ADA)}}
     waiting = run(settings(people(tmp_path / "in", 2), tmp_path / "out", policy=policy))
     for name, signer in (("eve", EVE), ("ada", ADA)):
         (tmp_path / f"{name}.key").write_text(pem(signer))

@@ -16,12 +16,7 @@ from flows.cli import main
 from tests.support.releases import (
     HEX,
 )
-from tests.support.signed_release import (
-    ADA,
-    EVE,
-    PUBLISHER,
-    public_key,
-)
+from tests.support.signing_keys import ADA, EVE, PUBLISHER, public_key
 
 
 def test_json_output_lists_failures_and_exits_with_1(public_half: Path) -> None:

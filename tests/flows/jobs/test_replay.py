@@ -20,9 +20,7 @@ from tests.support.releases import (
     run,
     settings,
 )
-from tests.support.signed_release import (
-    PUBLISHER,
-)
+from tests.support.signing_keys import PUBLISHER
 
 
 class OtherScorer(PlainScorer):
