@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import posixpath
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
@@ -110,7 +111,7 @@ class ListingSource:
         return self._json_rows(file, offset or 0) if self.is_json else self._csv_rows(file, offset)
 
     def _json_rows(self, file: Any, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        file.seek(offset)
+        offset = _seek(file, offset)
         for number, line in enumerate(self._lines(file), 1):
             if line.strip():
                 try:
@@ -128,7 +129,7 @@ class ListingSource:
         try:
             header = self._header
             if offset is None or not header:
-                file.seek(0)
+                _seek(file, 0)
                 header = self._header = next(reader, [])
                 self._check_header(header)
             if offset is not None:
@@ -158,13 +159,18 @@ class ListingSource:
 
     def _lines(self, file: Any) -> Iterator[str]:
         """Yield the lines of a file as text, from where it stands; ``file.tell()`` is always behind the last one."""
-        is_start, number = file.tell() == 0, 0
-        while line := file.readline():
-            number += 1
+        for number, line in enumerate(iter(file.readline, b""), 1):
             try:
-                yield str(line, "utf-8-sig" if is_start else "utf-8")  # a byte order mark at the very start
+                yield str(line, "utf-8")
             except UnicodeDecodeError:
                 raise SourceError(
                     f"source.uri: line {number} of {self.name!r} is not UTF-8: save the file as UTF-8"
                 ) from None
-            is_start = False
+
+
+def _seek(file: Any, offset: int) -> int:
+    """Go to an offset, at the start of the file to that after a byte order mark; return it."""
+    file.seek(offset)
+    if offset == 0:
+        file.seek(len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0)
+    return int(file.tell())
