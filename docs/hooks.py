@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: tables of settings, generated from the configuration's models."""
+"""Hooks of mkdocs: tables of settings and columns, generated from the configuration's models and the schema."""
 
 from __future__ import annotations
 
@@ -11,14 +11,25 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from anonymizer import config
+from anonymizer import config, schema
 
-MARK = re.compile(r"^<!-- configuration: (\w+) -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- (configuration|columns): (\w+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table of a configuration in place of ``<!-- configuration: NAME -->``."""
-    return MARK.sub(lambda match: settings_table(getattr(config, match[1])), markdown)
+    """Put tables in place of ``<!-- configuration: MODEL -->`` and ``<!-- columns: TABLE -->``."""
+    return MARK.sub(lambda match: table(*match.groups()), markdown)
+
+
+def table(kind: str, name: str) -> str:
+    """Return a generated table."""
+    return settings_table(getattr(config, name)) if kind == "configuration" else columns_table(schema.Table[name])
+
+
+def columns_table(of: schema.Table) -> str:
+    """Return the columns of the ledger or the manifest as a Markdown table: column, type, meaning."""
+    rows = [f"| `{c.name}` | {c.type} | {c.meaning} |" for c in schema.COLUMNS if of in c.tables]
+    return "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])
 
 
 def settings_table(model: type[BaseModel]) -> str:

@@ -17,9 +17,8 @@ from anonymizer.errors import IntegrityError
 from anonymizer.records import Reason, Status
 from anonymizer.release import ledger, plan
 from anonymizer.release.ledger import Ledger, LedgerRow, ShardWriter
-from anonymizer.schema import LEDGER_SCHEMA
+from anonymizer.schema import COLUMNS, LEDGER_SCHEMA
 from anonymizer.storage.layout import Release
-from tests.support import ROOT
 from tests.support.releases import (
     KEY,
     PlainScorer,
@@ -33,6 +32,7 @@ from tests.support.releases import (
     summarize,
     tree,
 )
+from tests.support.site import page_text
 
 ROW: LedgerRow = dict.fromkeys(LEDGER_SCHEMA.names) | LedgerRow(
     kept=False,
@@ -84,8 +84,9 @@ def test_the_schema_has_the_designed_columns_with_types() -> None:
 
 
 def test_the_docs_name_every_column() -> None:
-    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    text = page_text("formats.md")
     assert not [name for name in LEDGER_SCHEMA.names if f"`{name}`" not in text]
+    assert not [column for column in COLUMNS if f"| `{column.name}` | {column.type} | {column.meaning} |" not in text]
 
 
 def test_rows_come_back_as_they_were_written(release: Release) -> None:
