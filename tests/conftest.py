@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from anonymizer.pipeline import stages
-from tests.support.ideal_gaussian import IdealGaussian, beside
+from tests.support.ideal_gaussian import IdealGaussian, open_concurrent
 
 
-@pytest.fixture(params=["in turn", "beside"])
+@pytest.fixture(params=["sequential", "concurrent"])
 def either_overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores and noise in the thread that samples, as on a CPU, or beside it."""
-    if request.param == "beside":
-        monkeypatch.setattr(stages, "open_overlap", beside)
+    if request.param == "concurrent":
+        monkeypatch.setattr(stages, "open_overlap", open_concurrent)
 
 
 @pytest.fixture

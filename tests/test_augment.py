@@ -31,7 +31,7 @@ def boomerang(backbone: Any = None) -> Boomerang:
     return Boomerang(backbone or IdealGaussian(), "ddim", 2)
 
 
-def test_levels_are_spread_evenly_over_the_range_and_drawn_all_alike() -> None:
+def test_levels_are_spread_evenly_over_the_range_and_drawn_uniformly() -> None:
     levels = Range(0.1, 0.4)
     assert (levels.values[0], levels.values[-1], len(levels.values)) == (0.1, 0.4, 16)
     np.testing.assert_allclose(np.diff(levels.values), 0.02, atol=1e-9)
@@ -42,7 +42,7 @@ def test_levels_are_spread_evenly_over_the_range_and_drawn_all_alike() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(0, 0.4), (0.4, 0.3), (0.5, 1.1), (float("nan"), 0.5), (0.1, 0.4, 1)])
-def test_levels_that_cannot_be_are_refused(wrong: tuple[float, ...]) -> None:
+def test_invalid_levels_are_refused(wrong: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="levels"):
         Range(*wrong)  # type: ignore[arg-type]
 
@@ -123,7 +123,7 @@ def test_seed_and_epoch_give_other_samples_and_the_same_ones_again() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_gets_the_same_as_one_who_asks_one_by_one(workers: int) -> None:
+def test_a_loader_gets_the_same_samples_as_single_indices(workers: int) -> None:
     found = LocalSamples(toys(), boomerang())
     start = "forkserver" if workers else None  # a fork of a process in which Prefect has run may fail at its end
     loader = DataLoader(found, batch_size=5, num_workers=workers, multiprocessing_context=start)
@@ -144,7 +144,7 @@ def test_the_model_sees_batches() -> None:
     assert len(backbone.calls) == 4
 
 
-def test_a_network_can_be_trained_on_what_comes_out() -> None:
+def test_a_network_can_be_trained_on_the_samples() -> None:
     network = torch.nn.Conv2d(3, 3, 8)
     for x, label in DataLoader(LocalSamples(toys(), boomerang()), batch_size=6, shuffle=True):
         torch.nn.functional.cross_entropy(network(x).flatten(1), label).backward()
@@ -173,7 +173,7 @@ class ClassRecorder(IdealGaussian):
         return None
 
 
-def test_a_model_with_classes_is_told_each_label() -> None:
+def test_a_model_with_classes_is_given_each_label() -> None:
     backbone = ClassRecorder()
     everything(LocalSamples(toys(), boomerang(backbone), samples=1, condition=lambda label: f"c{int(label)}"))
     assert backbone.classes == [f"c{i % 3}" for i in range(6)]
@@ -182,7 +182,7 @@ def test_a_model_with_classes_is_told_each_label() -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "error", "says"),
+    ("item", "error", "message"),
     [
         ((torch.zeros(3, 8, 8, dtype=torch.uint8), 0), TypeError, "item 0: a picture of torch.uint8"),
         ((torch.zeros(3, 9, 8), 0), ValueError, r"item 0: a picture of \(3, 9, 8\): the model works on \(3, 8, 8\)"),
@@ -194,12 +194,12 @@ def test_a_model_with_classes_is_told_each_label() -> None:
         ({"image": 1, "label": 2}, TypeError, "item 0 is a dict: it must be"),
     ],
 )
-def test_what_is_no_picture_with_a_label_is_said(item: Any, error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_items_that_are_no_labelled_picture_are_refused(item: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         LocalSamples([item], boomerang())[1]
 
 
-def test_what_cannot_be_wrapped_is_said() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="a set has no length and index"):
         LocalSamples({1}, boomerang())
     for wrong in ({"samples": 0}, {"batch_size": 0}, {"levels": (0, 0.4)}, {"grid": 1}):
@@ -213,7 +213,7 @@ def test_a_sample_that_is_not_finite_is_no_training_picture() -> None:
         LocalSamples(white, boomerang(NotFinite()))[1]
 
 
-def test_a_dataset_tells_a_model_its_classes_by_number_or_name(tmp_path: Path) -> None:
+def test_classes_are_given_by_number_or_name(tmp_path: Path) -> None:
     backbone = load_backbone(ModelConfig(id=str(class_conditional_model(tmp_path / "model", 2))))
     data = TensorDataset(toys(2).tensors[0], torch.arange(2))
     by_number = LocalSamples(data, boomerang(backbone), samples=1, condition=lambda label: str(int(label)))

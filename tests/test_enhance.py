@@ -78,7 +78,7 @@ def test_a_tiny_level_gives_the_upsampled_picture_back() -> None:
 
 
 def test_tiles_of_a_large_picture_leave_no_trace() -> None:
-    """A model that looks at each pixel by itself says the same of a tile as of the whole."""
+    """A model that looks at each pixel by itself message the same of a tile as of the whole."""
     small, large = Enhancer(model(size=8), 4, sampler="ddpm", steps=4), Boomerang(model(size=16), "ddpm", 4)
     wanted = large.sample(resample(low(5, 4), (20, 16), "bicubic"), 0.4, NOISE)
     assert torch.allclose(small(low(5, 4), NOISE), wanted, atol=1e-5)
@@ -128,14 +128,14 @@ def test_batch_split_does_not_matter() -> None:
     assert torch.allclose(both[1:], one, atol=1e-6)
 
 
-def test_what_the_model_cannot_draw_is_nan() -> None:
+def test_a_non_finite_output_is_nan() -> None:
     pictures = torch.stack([torch.ones(3, 2, 2), torch.zeros(3, 2, 2)])
     out = Enhancer(NotFinite(), 4, (0.4,), sampler="ddpm", steps=1)(pictures, NOISE)
     assert out[0].isnan().all() and out[1].isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"factor": 1}, "factor must be 2 or more"),
         ({"levels": ()}, "levels must not be empty"),
@@ -144,8 +144,8 @@ def test_what_the_model_cannot_draw_is_nan() -> None:
         ({"steps": 0}, "steps must be 1 or more"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Enhancer(model(), **wrong)
 
 
@@ -160,7 +160,7 @@ def test_noise_follows_from_the_seed_and_the_pictures_bytes() -> None:
     assert len(noise_key(0, b"")) == 16
 
 
-def test_levels_beyond_those_that_were_tried_get_a_caution() -> None:
+def test_levels_outside_of_the_papers_get_a_caution() -> None:
     assert cautions((0.2, 0.6)) == []
     low_one, high_one = cautions((0.1, 0.4, 0.9))
     assert "0.1" in low_one and "little is added" in low_one and "0.9" in high_one

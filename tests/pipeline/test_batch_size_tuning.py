@@ -39,13 +39,13 @@ class Device:
         return self.rates[size]
 
 
-def tried(device: Device, most: int = 512) -> dict[int, float]:
+def measure_rates(device: Device, most: int = 512) -> dict[int, float]:
     return batch_size_tuning.benchmark_batch_sizes(device, most, IdealGaussian())
 
 
 def test_sizes_double_until_more_brings_nothing() -> None:
     device = Device({1: 10, 2: 19, 4: 35, 8: 50, 16: 48, 32: 47, 64: 46})
-    assert batch_size_tuning.fastest_batch_size(tried(device)) == 8
+    assert batch_size_tuning.fastest_batch_size(measure_rates(device)) == 8
     assert device.asked == [1, 2, 4, 8, 16, 32]
 
 
@@ -54,19 +54,19 @@ def test_the_smallest_size_that_is_nearly_as_fast_is_taken() -> None:
     assert batch_size_tuning.fastest_batch_size({1: 10, 2: 19, 4: 35, 8: 50, 16: 60}) == 16
 
 
-def test_want_of_memory_ends_the_trial() -> None:
+def test_running_out_of_memory_ends_the_benchmark() -> None:
     device = Device({1: 10, 2: 20, 4: 40, 8: 80}, room=4)
-    assert batch_size_tuning.fastest_batch_size(tried(device)) == 4
+    assert batch_size_tuning.fastest_batch_size(measure_rates(device)) == 4
     assert device.asked == [1, 2, 4, 8]
-    assert batch_size_tuning.fastest_batch_size(tried(Device({}, room=0))) == 1
+    assert batch_size_tuning.fastest_batch_size(measure_rates(Device({}, room=0))) == 1
 
 
-def test_no_size_beyond_the_shards_is_tried() -> None:
+def test_no_size_beyond_the_shards_is_measured() -> None:
     device = Device({2**i: float(2**i) for i in range(12)})
-    assert batch_size_tuning.fastest_batch_size(tried(device, most=20)) == 16
+    assert batch_size_tuning.fastest_batch_size(measure_rates(device, most=20)) == 16
 
 
-def test_any_other_error_of_a_trial_is_raised() -> None:
+def test_any_other_error_of_a_benchmark_is_raised() -> None:
     def broken(size: int) -> float:
         raise RuntimeError("broken")
 
@@ -74,14 +74,12 @@ def test_any_other_error_of_a_trial_is_raised() -> None:
         batch_size_tuning.benchmark_batch_sizes(broken, 8, IdealGaussian())
 
 
-def asked(tmp_path: Path, *overrides: str, **more: Any) -> RunConfig:
+def configure(tmp_path: Path, *overrides: str, **more: Any) -> RunConfig:
     return settings(people(tmp_path / "in", 6), tmp_path / "out", *overrides,
                     run={"batch_size": "auto", "shard_size": 4}, **more)  # fmt: skip
 
 
-def test_what_was_found_is_remembered_for_the_same_work_only(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_size_is_cached_for_the_same_work_only(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trials: list[int] = []
 
     def once(*_: Any) -> dict[int, float]:
@@ -89,12 +87,12 @@ def test_what_was_found_is_remembered_for_the_same_work_only(
         return {1: 1.0, 2: 2.0, 4: 8.0}
 
     monkeypatch.setattr(batch_size_tuning, "benchmark_batch_sizes", once)
-    config = asked(tmp_path)
+    config = configure(tmp_path)
     for _ in range(3):
         assert batch_size_tuning.resolve_batch_size(config, IdealGaussian(), PlainScorer()).run.batch_size == 4
     assert len(trials) == 1
     for changed in ("model.dtype=bfloat16", "run.shard_size=9", "model.guidance=2", "source.fit=tiles"):
-        batch_size_tuning.resolve_batch_size(asked(tmp_path, changed), IdealGaussian(), PlainScorer())
+        batch_size_tuning.resolve_batch_size(configure(tmp_path, changed), IdealGaussian(), PlainScorer())
     assert len(trials) == 5
     other = IdealGaussian()
     other.digest = "1" * 64
@@ -105,10 +103,10 @@ def test_what_was_found_is_remembered_for_the_same_work_only(
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"a": 1}', '{"a": {"batch_size": 0}}'])
-def test_a_damaged_memory_costs_a_trial_and_no_run(tmp_path: Path, cache: Path, damage: str) -> None:
+def test_a_damaged_cache_costs_a_benchmark_and_no_run(tmp_path: Path, cache: Path, damage: str) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text(damage)
-    assert batch_size_tuning.resolve_batch_size(asked(tmp_path), IdealGaussian(), PlainScorer()).run.batch_size in (
+    assert batch_size_tuning.resolve_batch_size(configure(tmp_path), IdealGaussian(), PlainScorer()).run.batch_size in (
         1,
         2,
         4,
@@ -116,26 +114,28 @@ def test_a_damaged_memory_costs_a_trial_and_no_run(tmp_path: Path, cache: Path, 
     assert all(entry["batch_size"] >= 1 for entry in json.loads(cache.read_text()).values())
 
 
-def test_a_number_is_taken_as_it_is(tmp_path: Path, cache: Path) -> None:
+def test_a_given_size_is_used(tmp_path: Path, cache: Path) -> None:
     config = settings(people(tmp_path / "in", 2), tmp_path / "out")
     assert batch_size_tuning.resolve_batch_size(config, IdealGaussian(), PlainScorer()) is config
     assert not cache.exists()
 
 
-def test_a_release_with_a_size_found_by_trial_is_the_same_release(
+def test_a_benchmarked_size_gives_the_same_release(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = asked(tmp_path)
+    config = configure(tmp_path)
     found = batch_size_tuning.resolve_batch_size(config, IdealGaussian(), PlainScorer())
     named = settings(tmp_path / "in", tmp_path / "named", run={"batch_size": 3, "shard_size": 4})
     assert handed_out(run(found))[0] == handed_out(run(named))[0]
 
 
-def test_a_shard_settles_the_size_before_it_begins(
+def test_a_shard_resolves_the_size_before_it_begins(
     tmp_path: Path, cache: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANONYMIZER_KEY", bytes(range(32)).hex())
-    config = asked(tmp_path, f"model.id={tiny_model}", "model.device=cpu", "metrics.clip=none", "metrics.lpips=none")
+    config = configure(
+        tmp_path, f"model.id={tiny_model}", "model.device=cpu", "metrics.clip=none", "metrics.lpips=none"
+    )
     release_job.prepare(config)
     release_job.run_shard(config, 0, lambda done: None)
     assert len(json.loads(cache.read_text())) == 1
@@ -164,7 +164,7 @@ def test_auto_is_bfloat16_where_a_gpu_is_made_for_it(
     assert ModelConfig(dtype="auto", device=device).dtype == found
 
 
-def test_auto_is_settled_where_the_run_is_configured_and_stays_so(tmp_path: Path) -> None:
+def test_auto_dtype_is_resolved_when_the_run_is_configured(tmp_path: Path) -> None:
     config = build({"source": {"uri": "a"}, "output": {"uri": "b"}, "model": {"dtype": "auto", "device": "cpu"}})
     assert config.model_dump()["model"]["dtype"] == "float32"
     assert begin(settings(people(tmp_path / "in", 2), tmp_path / "out", "model.dtype=auto", "model.device=cpu"))

@@ -97,7 +97,7 @@ def test_pictures_of_other_shapes_are_in_other_batches(max_waiting_bytes: int) -
     assert [tensor_of(batch[0]).shape[-1] for batch in batches] == [8, 6]
 
 
-def test_nothing_waits_for_its_like_unless_asked_to() -> None:
+def test_by_default_nothing_waits_for_the_same_shape() -> None:
     items = make_items(9, [0.2, 0.2, 0.4])
     items[3].fail("empty")
     assert [ids(batch) for batch in batch_items(items, lambda item: 2)] == [[0, 1], [3], [2], [4], [5], [6, 7], [8]]

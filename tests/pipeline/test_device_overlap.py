@@ -16,7 +16,7 @@ from anonymizer.noise import FORWARD, KeyedNoise
 from anonymizer.pipeline import stages
 from anonymizer.pipeline.device_overlap import PrefetchedNoise, Sequential, open_overlap
 from anonymizer.records import Scores
-from tests.support.ideal_gaussian import IdealGaussian, beside
+from tests.support.ideal_gaussian import IdealGaussian, open_concurrent
 from tests.support.releases import NotFinite, PlainScorer, handed_out, people, rows, run, settings
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def test_a_sampler_asks_for_noise_as_it_says(sampler: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 3, 9])
-def test_noise_drawn_ahead_is_the_same_noise(depth: int) -> None:
+def test_prefetched_noise_is_the_same_noise(depth: int) -> None:
     boomerang, x0, plain = Boomerang(IdealGaussian(), "ddpm", 6), torch.zeros(3, 3, 8, 8), KeyedNoise(KEYS)
     with ThreadPoolExecutor(2) as pool:
         drawn = PrefetchedNoise(plain, boomerang.draws(0.5), pool, depth)
@@ -53,7 +53,7 @@ def test_noise_that_is_asked_for_out_of_order_is_an_error() -> None:
         PrefetchedNoise(KeyedNoise(KEYS), [FORWARD, 9, 5], pool, 2)(9, torch.zeros(3, 1))
 
 
-def test_a_cpu_does_one_thing_after_the_other() -> None:
+def test_a_cpu_works_sequentially() -> None:
     with open_overlap(CPU, 2) as overlap:
         assert type(overlap) is Sequential
 
@@ -72,9 +72,9 @@ def test_a_release_is_the_same_to_the_byte_however_its_work_overlaps(
 ) -> None:
     policy = {"scores": {"clip_similarity": {"max": 0.9}}, "escalate": escalate}
     made = []
-    for name in ("in turn", "beside"):
-        if name == "beside":
-            monkeypatch.setattr(stages, "open_overlap", beside)
+    for name in ("sequential", "concurrent"):
+        if name == "concurrent":
+            monkeypatch.setattr(stages, "open_overlap", open_concurrent)
         config = settings(
             people(tmp_path / "in", 11), tmp_path / name, policy=policy,
             run={"batch_size": 3, "shard_size": 11}, boomerang={"level": 0.4, "steps": 3},
@@ -83,8 +83,8 @@ def test_a_release_is_the_same_to_the_byte_however_its_work_overlaps(
     (pictures, table), (others, other) = (handed_out(release) for release in made)
     assert pictures == others
     assert table.equals(other)
-    told = ("record_id", "status", "reason", "attempts", "earlier", "sha256")
-    one, two = ([{name: row[name] for name in told} for row in rows(release)] for release in made)
+    names = ("record_id", "status", "reason", "attempts", "earlier", "sha256")
+    one, two = ([{name: row[name] for name in names} for row in rows(release)] for release in made)
     assert sorted(one, key=str) == sorted(two, key=str)
 
 
@@ -101,7 +101,7 @@ def test_scores_are_made_while_the_next_batch_is_sampled(tmp_path: Path, monkeyp
             order.append(("score", current_thread().name))
             return super().score(reference, outputs)
 
-    monkeypatch.setattr(stages, "open_overlap", beside)
+    monkeypatch.setattr(stages, "open_overlap", open_concurrent)
     run(settings(people(tmp_path / "in", 8), tmp_path / "out", run={"batch_size": 2, "shard_size": 8}), Noting(),
         NotingToo())  # fmt: skip
     samplers, scorers = ({thread for what, thread in order if what == which} for which in ("sample", "score"))
@@ -110,14 +110,12 @@ def test_scores_are_made_while_the_next_batch_is_sampled(tmp_path: Path, monkeyp
     assert [what for what, _ in order][-1] == "score"
 
 
-def test_what_goes_wrong_beside_the_model_is_raised_and_nothing_is_left_running(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_scorer_is_raised_and_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(PlainScorer):
         def score(self, reference: torch.Tensor, outputs: torch.Tensor) -> list[Scores]:
             raise RuntimeError("no scores today")
 
-    monkeypatch.setattr(stages, "open_overlap", beside)
+    monkeypatch.setattr(stages, "open_overlap", open_concurrent)
     with pytest.raises(RuntimeError, match="no scores today"):
         run(settings(people(tmp_path / "in", 8), tmp_path / "out"), scorer=Failing())
 
@@ -133,7 +131,7 @@ class NaNOnTheWay(IdealGaussian):
 
 
 @pytest.mark.usefixtures("either_overlap")
-def test_nan_on_the_way_back_fails_its_record_and_no_other(tmp_path: Path) -> None:
+def test_nan_in_the_reverse_process_fails_its_record_and_no_other(tmp_path: Path) -> None:
     source = people(tmp_path / "in", 4)
     config = settings(source, tmp_path / "out", run={"batch_size": 4, "shard_size": 4})
     ends = {row["record_id"]: (row["status"], row["reason"]) for row in rows(run(config, NaNOnTheWay()))}

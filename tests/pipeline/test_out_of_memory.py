@@ -72,8 +72,8 @@ def test_batches_are_halved_until_they_fit_and_stay_so_for_the_shard(tmp_path: P
     assert handed_out(release)[0] == handed_out(undisturbed)[0]
     assert handed_out(release)[1].equals(handed_out(undisturbed)[1])
     assert model.refused == [8, 4, 4]  # of the first batch only: those after it are of two
-    told = profile_of(release)
-    assert (told.batch_size, told.halved) == (2, 3)
+    profile = profile_of(release)
+    assert (profile.batch_size, profile.halved) == (2, 3)
     assert (profile_of(undisturbed).batch_size, profile_of(undisturbed).halved) == (8, 0)
 
 

@@ -153,7 +153,7 @@ def test_decoding_waits_for_the_model_so_that_memory_stays_flat(
     assert max(ahead) <= (2 + 1 + 3) * batch_size
 
 
-def test_order_and_company_do_not_change_a_records_picture(tmp_path: Path) -> None:
+def test_order_and_batch_do_not_change_a_records_picture(tmp_path: Path) -> None:
     items = [{"image": f"p{i}.png", "id": f"r{i}"} for i in range(5)]
     root = folder_of(tmp_path / "in", {f"p{i}.png": picture(i) for i in range(5)})
     listing(root, items, "forth.jsonl")
@@ -195,7 +195,7 @@ def test_nan_from_the_model_fails_its_record_and_no_other(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("missing", [Scores(), Scores(lpips=0.1), Scores(math.nan, 0.1), Scores(0.9, math.inf)])
-def test_an_output_without_a_score_is_held_back(tmp_path: Path, missing: Scores) -> None:
+def test_an_output_without_a_score_is_quarantined(tmp_path: Path, missing: Scores) -> None:
     source = folder_of(tmp_path / "in", {"a.png": picture(1), "b.png": plain(0)})
     release = run(settings(source, tmp_path / "out"), scorer=Unscored(missing))
     row = next(row for row in rows(release) if row["record_id"] == "b.png")
@@ -205,7 +205,7 @@ def test_an_output_without_a_score_is_held_back(tmp_path: Path, missing: Scores)
     assert row["output_id"].encode() not in b"".join(tree(release.public.path).values())
 
 
-def test_a_score_that_nobody_asked_for_is_not_missed(tmp_path: Path) -> None:
+def test_a_score_that_is_not_configured_is_not_required(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", {"b.png": plain(0)})
     config = settings(source, tmp_path / "out", metrics={"clip": "none", "lpips": "none"})
     assert [row["status"] for row in rows(run(config, scorer=Unscored(Scores())))] == ["released"]
@@ -259,10 +259,10 @@ def test_progress_counts_up_to_every_record(tmp_path: Path) -> None:
     (source / "bad.png").write_bytes(GARBAGE)
     config = settings(source, tmp_path / "out", run={"shard_size": 9})
     begin(config)
-    told: list[int] = []
-    one_shard(config, 0, progress=told.append)
-    assert told == sorted(told)
-    assert told[-1] == 6
+    counts: list[int] = []
+    one_shard(config, 0, progress=counts.append)
+    assert counts == sorted(counts)
+    assert counts[-1] == 6
 
 
 @pytest.mark.parametrize(("image", "size"), [("png", "model"), ("jpeg", "original"), ("webp", "original")])
@@ -276,7 +276,7 @@ def test_the_ledger_says_what_was_written(tmp_path: Path, image: str, size: str)
         assert find_metadata(data) == []
 
 
-def test_nothing_is_written_beside_the_release(tmp_path: Path) -> None:
+def test_nothing_is_written_outside_the_release(tmp_path: Path) -> None:
     source = people(tmp_path / "in", 3)
     before = tree(source)
     run(settings(source, tmp_path / "out"))

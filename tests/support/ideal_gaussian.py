@@ -50,7 +50,7 @@ class IdealGaussian:
 
 
 @contextmanager
-def beside(device: torch.device, threads: int) -> Iterator[Concurrent]:
+def open_concurrent(device: torch.device, threads: int) -> Iterator[Concurrent]:
     """What a GPU gets."""
     with ThreadPoolExecutor(1, "scorer") as scoring, ThreadPoolExecutor(threads, "noise") as drawing:
         yield Concurrent(device, scoring, drawing, threads)

@@ -74,7 +74,7 @@ def run_redacted(config: AugmentConfig) -> None:
     redact_errors(folder, "augment", error, lambda: augment_job.run(config))
 
 
-def asked(source: Path | str, output: Path | str, /, *overrides: str, **more: Any) -> AugmentConfig:
+def configure(source: Path | str, output: Path | str, /, *overrides: str, **more: Any) -> AugmentConfig:
     tree = {"source": {"uri": str(source), "label": "folder"}, "output": {"uri": str(output)}, "sampler": "ddim"}
     return build_resolved(AugmentConfig, tree | {"steps": 2, "batch_size": 3} | more, overrides)
 
@@ -84,23 +84,23 @@ def rows(output: Path) -> list[dict[str, Any]]:
     return found
 
 
-def told(output: Path) -> dict[str, Any]:
+def read_summary(output: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((output / "summary.json").read_text())
     return found
 
 
-def opened(file: Path) -> Image.Image:
+def open_image(file: Path) -> Image.Image:
     return Image.open(io.BytesIO(file.read_bytes()))
 
 
-def pictures_of(output: Path) -> dict[str, bytes]:
+def read_images(output: Path) -> dict[str, bytes]:
     return {str(p.relative_to(output)): p.read_bytes() for p in sorted(output.rglob("*.png"))}
 
 
 def test_a_folder_of_samples_holds_their_labels_and_nothing_of_the_sources_names(
     tmp_path: Path, model: IdealGaussian
 ) -> None:
-    summary = augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
+    summary = augment_job.run(configure(pets(tmp_path / "in"), tmp_path / "out"))
     assert (summary.read, summary.usable, summary.drawn, summary.kept, summary.classes) == (6, 6, 12, 12, 2)
     out = tmp_path / "out"
     names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
@@ -118,23 +118,23 @@ def test_a_folder_of_samples_holds_their_labels_and_nothing_of_the_sources_names
         assert (row["model"], row["sampler"], row["steps"], row["seed"]) == ("bundled:faces-64", "ddim", 2, 0)
         assert row["log_snr"] == pytest.approx(boomerang().log_snr(row["t_boom"]))
     assert len(set(table["level"].to_pylist())) > 3
-    assert len(set(pictures_of(out).values())) == 12
+    assert len(set(read_images(out).values())) == 12
 
 
 def test_a_written_sample_is_boomerangs_own(tmp_path: Path, model: IdealGaussian) -> None:
     source = pets(tmp_path / "in")
-    augment_job.run(asked(source, tmp_path / "out", seed=5))
+    augment_job.run(configure(source, tmp_path / "out", seed=5))
     row = rows(tmp_path / "out")[3]
     data = (source / row["record_id"]).read_bytes()
     key = sample_key(5, row["sample"], row["record_id"].encode(), hashlib.sha256(data).digest())
     x0 = augment_job.image_codec.decode(data, 8).tensor
     x = boomerang().sample(x0[None], row["level"], KeyedNoise([key]))[0]
-    pixels = np.asarray(opened(tmp_path / "out" / row["file"])).transpose(2, 0, 1)
+    pixels = np.asarray(open_image(tmp_path / "out" / row["file"])).transpose(2, 0, 1)
     np.testing.assert_allclose(pixels, (x.numpy() + 1) * 127.5, atol=0.51)
 
 
-def test_what_is_written_is_for_its_owner_alone(tmp_path: Path, model: IdealGaussian) -> None:
-    augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
+def test_only_the_owner_can_read_the_output(tmp_path: Path, model: IdealGaussian) -> None:
+    augment_job.run(configure(pets(tmp_path / "in"), tmp_path / "out"))
     for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]:
         assert path.stat().st_mode & 0o077 == 0, path
 
@@ -143,32 +143,34 @@ def test_batches_do_not_matter_and_seeds_do(tmp_path: Path, model: IdealGaussian
     source = pets(tmp_path / "in")
     found = {}
     for name, more in {"a": {}, "b": {"batch_size": 1}, "c": {"batch_size": 64}, "d": {"seed": 1}}.items():
-        augment_job.run(asked(source, tmp_path / name, **more))
-        found[name] = pictures_of(tmp_path / name)
+        augment_job.run(configure(source, tmp_path / name, **more))
+        found[name] = read_images(tmp_path / name)
     assert found["a"] == found["b"] == found["c"]
     assert not set(found["a"].values()) & set(found["d"].values())
 
 
 def test_a_record_keeps_its_samples_whatever_else_is_in_the_source(tmp_path: Path, model: IdealGaussian) -> None:
-    augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "a"))
+    augment_job.run(configure(pets(tmp_path / "in"), tmp_path / "a"))
     folder_of(tmp_path / "in", {"ape/first.png": picture(77)})
-    augment_job.run(asked(tmp_path / "in", tmp_path / "b"))
+    augment_job.run(configure(tmp_path / "in", tmp_path / "b"))
     of = [{(r["record_id"], r["sample"]): (tmp_path / n / r["file"]).read_bytes() for r in rows(tmp_path / n)}
           for n in "ab"]  # fmt: skip
     assert of[0].items() <= of[1].items() and len(of[1]) == len(of[0]) + 2
 
 
 def test_copies_of_one_picture_have_samples_of_their_own(tmp_path: Path, model: IdealGaussian) -> None:
-    augment_job.run(asked(folder_of(tmp_path / "in", {"a/1.png": picture(0), "a/2.png": picture(0)}), tmp_path / "out"))
-    assert len(set(pictures_of(tmp_path / "out").values())) == 4
+    augment_job.run(
+        configure(folder_of(tmp_path / "in", {"a/1.png": picture(0), "a/2.png": picture(0)}), tmp_path / "out")
+    )
+    assert len(set(read_images(tmp_path / "out").values())) == 4
 
 
 def test_smaller_classes_get_more_samples_on_request(tmp_path: Path, model: IdealGaussian) -> None:
     source = folder_of(pets(tmp_path / "in", cats=5, dogs=2), {"dog/bad.png": GARBAGE})
     for samples, total in ((0, 5), (1, 10)):
         out = tmp_path / f"out{samples}"
-        summary = augment_job.run(asked(source, out, samples=samples, balance=True))
-        by_class = told(out)["by_class"]
+        summary = augment_job.run(configure(source, out, samples=samples, balance=True))
+        by_class = read_summary(out)["by_class"]
         assert {name: one["originals"] + one["kept"] for name, one in by_class.items()} == {"cat": total, "dog": total}
         per_record = Counter(row["record_id"] for row in rows(out) if row["kept"])
         dogs = [per_record[f"dog/Wanda_Zy{i}.png"] for i in range(2)]
@@ -180,20 +182,20 @@ def test_bad_records_are_counted_rows_and_stop_nothing(tmp_path: Path, monkeypat
     use_model(monkeypatch, NotFinite())
     bad = {"cat/empty.png": b"", "cat/text.png": GARBAGE, "cat/cut.png": picture(3)[:60], "top.png": picture(4)}
     source = folder_of(pets(tmp_path / "in"), bad | {"dog/white.png": plain(255)})
-    summary = augment_job.run(asked(source, tmp_path / "out"))
+    summary = augment_job.run(configure(source, tmp_path / "out"))
     assert (summary.read, summary.usable, summary.failed) == (11, 7, 4)
     assert summary.reasons == {"bad_metadata": 1, "empty": 1, "not_an_image": 1, "truncated": 1}
     assert (summary.drawn, summary.kept, summary.dropped) == (14, 12, {"not_finite": 2})
     reasons = {row["record_id"]: (row["reason"], row["sample"]) for row in rows(tmp_path / "out") if not row["file"]}
     assert reasons["top.png"] == ("bad_metadata", None) and reasons["cat/empty.png"] == ("empty", None)
     assert reasons["dog/white.png"] == ("not_finite", 1)
-    assert told(tmp_path / "out")["read"] == 11
+    assert read_summary(tmp_path / "out")["read"] == 11
 
 
 def test_without_labels_pictures_lie_together(tmp_path: Path, model: IdealGaussian) -> None:
-    summary = augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out", "source.label=null", "samples=1"))
+    summary = augment_job.run(configure(pets(tmp_path / "in"), tmp_path / "out", "source.label=null", "samples=1"))
     assert summary.kept == 6 and summary.classes == 0
-    assert sorted(pictures_of(tmp_path / "out")) == [f"images/{i:06d}-0.png" for i in range(6)]
+    assert sorted(read_images(tmp_path / "out")) == [f"images/{i:06d}-0.png" for i in range(6)]
     assert {row["label"] for row in rows(tmp_path / "out")} == {None}
 
 
@@ -202,7 +204,7 @@ def test_labels_of_a_table_are_kept_whatever_they_are(tmp_path: Path, model: Ide
     files = folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(5)})
     source = listing(files, [{"image": f"{i}.png", "class": label, "who": "Ada"} for i, label in enumerate(labels)])
     tree = {"uri": str(source), "label": "class", "drop": ["*"]}
-    augment_job.run(asked(source, tmp_path / "out", "output.image=jpeg", "samples=1", source=tree))
+    augment_job.run(configure(source, tmp_path / "out", "output.image=jpeg", "samples=1", source=tree))
     found = rows(tmp_path / "out")
     assert [row["label"] for row in found] == labels
     assert [row["file"].split("/")[1] for row in found] == [
@@ -212,7 +214,7 @@ def test_labels_of_a_table_are_kept_whatever_they_are(tmp_path: Path, model: Ide
         "say%20%22x%22%2C%20y",
         "7",
     ]
-    assert all(opened(tmp_path / "out" / row["file"]).format == "JPEG" for row in found)
+    assert all(open_image(tmp_path / "out" / row["file"]).format == "JPEG" for row in found)
     from torchvision.datasets import ImageFolder
 
     assert len(ImageFolder(tmp_path / "out/images").classes) == 5
@@ -220,10 +222,10 @@ def test_labels_of_a_table_are_kept_whatever_they_are(tmp_path: Path, model: Ide
 
 @pytest.mark.filterwarnings("ignore:.*unclosed file .*metadata.csv:ResourceWarning")  # datasets leaves it open
 @pytest.mark.filterwarnings("ignore:.*metadata.csv:pytest.PytestUnraisableExceptionWarning")
-def test_what_is_written_loads_as_image_folders_do(
+def test_the_output_loads_as_an_image_folder(
     tmp_path: Path, model: IdealGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
+    augment_job.run(configure(pets(tmp_path / "in"), tmp_path / "out"))
     from torchvision.datasets import ImageFolder
 
     found = ImageFolder(tmp_path / "out/images")
@@ -248,7 +250,7 @@ def test_parquet_and_object_stores_work_as_sources_and_outputs(
 ) -> None:
     table = pa.table({"image": [picture(i) for i in range(3)], "label": ["a", "b", "a"]})
     pq.write_table(table, tmp_path / "in.parquet")
-    config = asked(tmp_path / "in.parquet", "memory://bucket/out", "source.label=label")
+    config = configure(tmp_path / "in.parquet", "memory://bucket/out", "source.label=label")
     assert augment_job.run(config).kept == 6
     manifest = parquet.read(StoragePath.from_uri("memory://bucket/out/manifest.parquet"))
     assert all(store.exists(f"/bucket/out/{file}") for file in manifest["file"].to_pylist())
@@ -259,18 +261,18 @@ def test_parquet_and_object_stores_work_as_sources_and_outputs(
 def test_pictures_of_any_sides_are_worked_on_in_tiles(tmp_path: Path, model: IdealGaussian) -> None:
     shapes = {"a/1.png": picture(0, (12, 9)), "a/2.png": picture(1, (9, 12)), "a/3.png": picture(2, (8, 8))}
     source = folder_of(tmp_path / "in", shapes)
-    augment_job.run(asked(source, tmp_path / "out", "source.fit=tiles"))
-    found = {row["record_id"]: opened(tmp_path / "out" / row["file"]).size for row in rows(tmp_path / "out")}
+    augment_job.run(configure(source, tmp_path / "out", "source.fit=tiles"))
+    found = {row["record_id"]: open_image(tmp_path / "out" / row["file"]).size for row in rows(tmp_path / "out")}
     assert found == {"a/1.png": (12, 9), "a/2.png": (9, 12), "a/3.png": (8, 8)}
 
 
-def test_what_the_models_safety_checker_objects_to_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsafe_samples_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = use_model(monkeypatch, IdealGaussian(mean=0.0, spread=1.0))
     monkeypatch.setattr(backbone, "flag_unsafe", lambda x: [bool(row.mean() > 0) for row in x])
     source = folder_of(tmp_path / "in", {"a/dark.png": plain(20), "a/light.png": plain(235)})
-    summary = augment_job.run(asked(source, tmp_path / "out", levels=[0.1, 0.1]))
+    summary = augment_job.run(configure(source, tmp_path / "out", levels=[0.1, 0.1]))
     assert (summary.kept, summary.dropped) == (2, {"unsafe": 2})
-    assert augment_job.run(asked(source, tmp_path / "b", "model.safety_checker=false", levels=[0.1, 0.1])).kept == 4
+    assert augment_job.run(configure(source, tmp_path / "b", "model.safety_checker=false", levels=[0.1, 0.1])).kept == 4
 
 
 def brightness(images: torch.Tensor) -> torch.Tensor:
@@ -290,10 +292,10 @@ def test_samples_that_do_not_show_their_label_are_dropped_and_counted(
     filtered_by(monkeypatch, brightness)
     right = {f"dark/{i}.png": plain(20 + i) for i in range(3)} | {f"light/{i}.png": plain(235 + i) for i in range(2)}
     source = folder_of(tmp_path / "in", right | {"light/wrong.png": plain(19)})
-    config = asked(source, tmp_path / "out", filter={"kind": "clip"}, levels=[0.1, 0.2])
+    config = configure(source, tmp_path / "out", filter={"kind": "clip"}, levels=[0.1, 0.2])
     summary = augment_job.run(config)
     assert (summary.drawn, summary.kept, summary.dropped) == (12, 10, {"disagrees": 2})
-    found = told(tmp_path / "out")
+    found = read_summary(tmp_path / "out")
     assert found["filter"] == "brightness"
     counts = ("originals", "originals_looked_at", "originals_agreed", "drawn", "kept", "looked_at", "agreed")
     assert found["by_class"]["dark"] == dict(zip(counts, (3, 3, 3, 6, 6, 6, 6), strict=True))
@@ -303,10 +305,10 @@ def test_samples_that_do_not_show_their_label_are_dropped_and_counted(
     assert [(row["record_id"], row["predicted"], row["agrees"], row["file"]) for row in dropped] == [
         ("light/wrong.png", "dark", False, None)
     ] * 2
-    assert len(pictures_of(tmp_path / "out")) == 10
+    assert len(read_images(tmp_path / "out")) == 10
 
 
-def test_the_filter_is_not_asked_about_what_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_filter_does_not_read_samples_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_model(monkeypatch, NotFinite())
 
     def finite(x: torch.Tensor) -> torch.Tensor:
@@ -315,8 +317,8 @@ def test_the_filter_is_not_asked_about_what_is_no_picture(tmp_path: Path, monkey
 
     filtered_by(monkeypatch, finite)
     source = folder_of(tmp_path / "in", {"light/white.png": plain(255), "light/1.png": plain(230)})
-    augment_job.run(asked(source, tmp_path / "out", filter={"kind": "clip"}))
-    found = told(tmp_path / "out")["by_class"]["light"]
+    augment_job.run(configure(source, tmp_path / "out", filter={"kind": "clip"}))
+    found = read_summary(tmp_path / "out")["by_class"]["light"]
     assert (found["drawn"], found["looked_at"]) == (4, 2)
     assert {row["agrees"] for row in rows(tmp_path / "out") if row["reason"] == "not_finite"} == {None}
 
@@ -326,12 +328,12 @@ def test_labels_that_the_filter_does_not_know_end_it_before_anything_is_drawn(
 ) -> None:
     backbone = use_model(monkeypatch, IdealGaussian())
     filtered_by(monkeypatch, brightness)
-    config = asked(pets(tmp_path / "in"), tmp_path / "out", filter={"kind": "clip"})
+    config = configure(pets(tmp_path / "in"), tmp_path / "out", filter={"kind": "clip"})
     with pytest.raises(ConfigError, match="2 of 2 labels of the source are no classes") as caught:
         run_redacted(config)
     assert "cat" not in str(caught.value) and backbone.calls == []
     named = {"kind": "clip", "names": {"cat": "dark", "dog": "light"}}
-    assert augment_job.run(asked(tmp_path / "in", tmp_path / "out", filter=named)).drawn == 12
+    assert augment_job.run(configure(tmp_path / "in", tmp_path / "out", filter=named)).drawn == 12
 
 
 def test_a_record_that_changed_after_its_label_was_read_is_left_out(
@@ -345,15 +347,15 @@ def test_a_record_that_changed_after_its_label_was_read_is_left_out(
         (source / "dog/Wanda_Zy0.png").rename(source / "dug.png")
 
     monkeypatch.setattr(augment_job.Augmentation, "read_labels", read_then_change)
-    summary = augment_job.run(asked(source, tmp_path / "out", balance=True))
-    assert summary.reasons[Reason.CHANGED] >= 1 and "zebra" not in told(tmp_path / "out")["by_class"]
+    summary = augment_job.run(configure(source, tmp_path / "out", balance=True))
+    assert summary.reasons[Reason.CHANGED] >= 1 and "zebra" not in read_summary(tmp_path / "out")["by_class"]
 
 
 def test_the_output_must_be_a_new_folder_outside_of_source_and_releases(tmp_path: Path, model: IdealGaussian) -> None:
     source = pets(tmp_path / "in")
     folder_of(tmp_path / "release", {"restricted/plan.json": b"{}", "public/a": b""})
     folder_of(tmp_path / "taken", {"diary.txt": b"dear"})
-    for output, says in {
+    for output, message in {
         source / "out": "inside the source",
         source: "inside the source",
         tmp_path / "release/out": "inside a release",
@@ -361,15 +363,15 @@ def test_the_output_must_be_a_new_folder_outside_of_source_and_releases(tmp_path
         tmp_path: "is there already",
         tmp_path / "taken/diary.txt": "is there already",
     }.items():
-        with pytest.raises(OutputError, match=says):
-            augment_job.run(asked(source, output))
-    augment_job.run(asked(source, tmp_path / "out"))
+        with pytest.raises(OutputError, match=message):
+            augment_job.run(configure(source, output))
+    augment_job.run(configure(source, tmp_path / "out"))
     with pytest.raises(OutputError, match="is there already"):
-        augment_job.run(asked(source, tmp_path / "out"))
+        augment_job.run(configure(source, tmp_path / "out"))
 
 
-def test_no_release_takes_samples_as_input_or_goes_beside_them(tmp_path: Path, model: IdealGaussian) -> None:
-    augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out"))
+def test_no_release_takes_samples_as_input_or_lies_among_them(tmp_path: Path, model: IdealGaussian) -> None:
+    augment_job.run(configure(pets(tmp_path / "in"), tmp_path / "out"))
     for below in ("out", "out/images", "out/images/cat"):
         with pytest.raises(SourceError, match="not anonymised"):
             preflight.check(settings(tmp_path / below, tmp_path / "release"))
@@ -377,9 +379,9 @@ def test_no_release_takes_samples_as_input_or_goes_beside_them(tmp_path: Path, m
         preflight.check(settings(tmp_path / "in", tmp_path / "out/release"))
 
 
-def test_the_mark_is_there_before_the_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_marker_is_written_before_the_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_model(monkeypatch, Broken(after=0, message="Wanda_Zx0 is ill"))
-    config = asked(pets(tmp_path / "in"), tmp_path / "out")
+    config = configure(pets(tmp_path / "in"), tmp_path / "out")
     with pytest.raises(StepError, match=r"begin again in a new folder: see out/errors/augment\.txt") as caught:
         run_redacted(config)
     assert "Wanda" not in str(caught.value) and caught.value.__context__ is None
@@ -391,7 +393,7 @@ def test_the_mark_is_there_before_the_first_picture(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
         ({"levels": [0, 0.4]}, r"levels must be two numbers in \(0, 1\]"),
         ({"levels": [0.4, 0.1]}, "levels must be two numbers"),
@@ -411,23 +413,25 @@ def test_the_mark_is_there_before_the_first_picture(tmp_path: Path, monkeypatch:
         ({"level": 0.4}, "level: unknown key: did you mean 'levels'"),
     ],
 )
-def test_settings_that_cannot_be_are_one_line(more: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as caught:
-        asked("in", "out", **more)
+def test_invalid_settings_are_refused_in_one_line(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        configure("in", "out", **more)
     assert "\n" not in str(caught.value)
 
 
 def test_a_range_may_be_written_in_two_ways() -> None:
-    assert asked("in", "out", levels=".1:.4").levels == asked("in", "out", levels=[0.1, 0.4]).levels == (0.1, 0.4)
-    config = asked("in", "out", levels=".2:.2", filter={"names": {"a": "b"}})
+    assert (
+        configure("in", "out", levels=".1:.4").levels == configure("in", "out", levels=[0.1, 0.4]).levels == (0.1, 0.4)
+    )
+    config = configure("in", "out", levels=".2:.2", filter={"names": {"a": "b"}})
     assert AugmentConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_each_record_is_told_its_class(tmp_path: Path) -> None:
+def test_the_model_is_given_each_records_class(tmp_path: Path) -> None:
     folder = class_conditional_model(tmp_path / "model", 3)
     source = folder_of(pets(tmp_path / "in", 1, 1), {"emu/1.png": picture(5)})
     own = {"id": str(folder), "condition": "label", "guidance": 2.0}
-    summary = augment_job.run(asked(source, tmp_path / "out", model=own, levels=[0.5, 0.5], samples=1))
+    summary = augment_job.run(configure(source, tmp_path / "out", model=own, levels=[0.5, 0.5], samples=1))
     assert (summary.kept, summary.reasons) == (2, {"no_condition": 1})
     backbone = load_backbone(ModelConfig(**own))
     for row in rows(tmp_path / "out"):
@@ -436,7 +440,7 @@ def test_each_record_is_told_its_class(tmp_path: Path) -> None:
             key = sample_key(0, 0, row["record_id"].encode(), hashlib.sha256(data).digest())
             x0 = augment_job.image_codec.decode(data, 8).tensor[None]
             x = Boomerang(backbone, "ddim", 2).sample(x0, 0.5, KeyedNoise([key]), backbone.condition([row["label"]]))
-            pixels = np.asarray(opened(tmp_path / "out" / row["file"])).transpose(2, 0, 1)
+            pixels = np.asarray(open_image(tmp_path / "out" / row["file"])).transpose(2, 0, 1)
             np.testing.assert_allclose(pixels, (x[0].numpy() + 1) * 127.5, atol=0.6)
             assert row["model"] == "a local model" and row["model_digest"] == backbone.digest
 
@@ -444,10 +448,10 @@ def test_each_record_is_told_its_class(tmp_path: Path) -> None:
 def test_a_model_that_needs_classes_is_refused_without_them_before_anything_is_made(tmp_path: Path) -> None:
     folder = class_conditional_model(tmp_path / "model", 2)
     with pytest.raises(ModelError, match="needs a class for each record"):
-        augment_job.run(asked(pets(tmp_path / "in"), tmp_path / "out", model={"id": str(folder)}))
+        augment_job.run(configure(pets(tmp_path / "in"), tmp_path / "out", model={"id": str(folder)}))
     assert not (tmp_path / "out").exists()
     with_none = {"id": str(class_conditional_model(tmp_path / "other", 3))}
-    assert augment_job.run(asked(tmp_path / "in", tmp_path / "out", model=with_none)).kept == 12
+    assert augment_job.run(configure(tmp_path / "in", tmp_path / "out", model=with_none)).kept == 12
 
 
 def cli(*words: object) -> Any:
@@ -455,7 +459,7 @@ def cli(*words: object) -> Any:
 
 
 @pytest.mark.slow
-def test_the_command_augments_through_prefect_which_learns_counts_alone(
+def test_the_command_augments_through_prefect_which_sees_only_counts(
     tmp_path: Path, tiny_model: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -478,7 +482,7 @@ def test_the_command_augments_through_prefect_which_learns_counts_alone(
 
 
 @pytest.mark.slow
-def test_a_command_that_keeps_nothing_says_no(tmp_path: Path, tiny_model: Path, prefect_home: Path) -> None:
+def test_a_command_that_keeps_no_sample_exits_with_1(tmp_path: Path, tiny_model: Path, prefect_home: Path) -> None:
     source = folder_of(tmp_path / "in", {"a/1.png": GARBAGE})
     done = cli("augment", "--source", source, "--output", tmp_path / "out", "--model", tiny_model, "--json")
     assert done.exit_code == 1 and json.loads(done.stdout)["reasons"] == {"not_an_image": 1}
@@ -518,7 +522,7 @@ def test_bad_input_is_one_line_and_leaves_no_trace(tmp_path: Path, monkeypatch: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["IN"]
 
 
-def test_what_was_stopped_is_begun_again_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_says_how_to_begin_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: Any, **rest: Any) -> None:
         raise KeyboardInterrupt
 

@@ -53,7 +53,7 @@ def test_levels_are_a_list_in_the_order_of_the_passes(given: Any, levels: tuple[
 
 
 @pytest.mark.parametrize("given", ["", "0", "1.2", "nan", "high", [], True])
-def test_levels_that_cannot_be_are_refused_in_one_line(given: Any) -> None:
+def test_invalid_levels_are_refused_in_one_line(given: Any) -> None:
     with pytest.raises(ConfigError, match="levels"):
         build_resolved(EnhanceConfig, LEAST | {"levels": given})
 
@@ -65,7 +65,7 @@ def test_references_are_an_address_or_a_section() -> None:
     assert build_resolved(EnhanceConfig, short.model_dump(mode="json")) == short
 
 
-def test_what_the_model_is_told_must_be_read() -> None:
+def test_columns_of_a_prompt_must_be_read_from_the_source() -> None:
     with pytest.raises(ConfigError, match=r"model\.condition: label"):
         build_resolved(EnhanceConfig, LEAST | {"model": {"condition": "label"}})
     with pytest.raises(ConfigError, match=r"model\.prompt: \{hair\} is not read"):
@@ -130,7 +130,7 @@ def run_redacted(config: EnhanceConfig) -> None:
     redact_errors(folder, "enhance", StepError("enhancement: failed"), lambda: enhance_job.run(config))
 
 
-def asked(tmp_path: Path, **more: Any) -> EnhanceConfig:
+def configure(tmp_path: Path, **more: Any) -> EnhanceConfig:
     given: dict[str, Any] = {
         "source": {"uri": str(tmp_path / "small")}, "output": {"uri": str(tmp_path / "large")}, "sampler": "ddim",
         "steps": 2, "metrics": {"lpips": "none"},
@@ -144,7 +144,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_folder_is_enlarged(tmp_path: Path, ideal: IdealGaussian) -> None:
     small, _ = pairs(tmp_path)
-    summary = enhance_job.run(asked(tmp_path, levels=".5,.3"))
+    summary = enhance_job.run(configure(tmp_path, levels=".5,.3"))
     assert (summary.read, summary.enhanced, summary.failed, summary.compared) == (5, 5, 0, 0)
     out = tmp_path / "large"
     assert {path.name for path in out.iterdir()} == {
@@ -165,25 +165,25 @@ def test_a_folder_is_enlarged(tmp_path: Path, ideal: IdealGaussian) -> None:
     assert image_codec.encode(wanted).data == (out / first["file"]).read_bytes()
 
 
-def test_it_is_for_its_owner_and_says_that_nobody_is_anonymised(tmp_path: Path, ideal: IdealGaussian) -> None:
+def test_the_output_is_private_and_marked_as_not_anonymised(tmp_path: Path, ideal: IdealGaussian) -> None:
     pairs(tmp_path)
-    enhance_job.run(asked(tmp_path))
+    enhance_job.run(configure(tmp_path))
     out = tmp_path / "large"
     assert all(path.stat().st_mode & 0o077 == 0 for path in (out, *out.rglob("*")))
-    said = "enhancement, not anonymised"
-    assert json.loads((out / "purpose.json").read_text()) == {"purpose": said}
-    assert json.loads((out / "summary.json").read_text())["purpose"] == said
+    marker = "enhancement, not anonymised"
+    assert json.loads((out / "purpose.json").read_text()) == {"purpose": marker}
+    assert json.loads((out / "summary.json").read_text())["purpose"] == marker
     schema = parquet.read(StoragePath.from_uri(str(out / "manifest.parquet"))).schema
-    assert schema.metadata[b"purpose"] == said.encode()
+    assert schema.metadata[b"purpose"] == marker.encode()
     with pytest.raises(SourceError, match="not anonymised"):
         preflight.check(settings(str(out / "images"), str(tmp_path / "release")))
     with pytest.raises(OutputError, match="not anonymised"):
         preflight.check_output(settings(str(tmp_path / "small"), str(out / "release")))
 
 
-def test_references_are_compared_with_beside_plain_upsampling(tmp_path: Path, ideal: IdealGaussian) -> None:
+def test_references_are_compared_with_the_output_and_plain_upsampling(tmp_path: Path, ideal: IdealGaussian) -> None:
     small, full = pairs(tmp_path)
-    summary = enhance_job.run(asked(tmp_path, references=str(full)))
+    summary = enhance_job.run(configure(tmp_path, references=str(full)))
     assert summary.compared == 5 and summary.unusable_references == {}
     out = tmp_path / "large"
     for row in rows(out):
@@ -198,13 +198,13 @@ def test_references_are_compared_with_beside_plain_upsampling(tmp_path: Path, id
         assert row["psnr_bicubic"] == pytest.approx(by_hand, abs=1e-2)
         assert row["reference"] == "used" and "lpips" not in row
         assert all(-1 < row[f"ssim{method}"] < 1 for method in ("", "_bilinear", "_bicubic", "_lanczos"))
-    told = json.loads((out / "summary.json").read_text())["figures"]
-    assert list(told) == ["psnr", "ssim"] and told["psnr"]["n"] == 5
+    figures = json.loads((out / "summary.json").read_text())["figures"]
+    assert list(figures) == ["psnr", "ssim"] and figures["psnr"]["n"] == 5
     values = {name: np.array([row[name] for row in rows(out)]) for name in ("psnr", "psnr_lanczos")}
-    gain = told["psnr"]["lanczos"]["gain"]
+    gain = figures["psnr"]["lanczos"]["gain"]
     assert gain["value"] == pytest.approx((values["psnr"] - values["psnr_lanczos"]).mean())
     assert gain["low"] < gain["value"] < gain["high"]
-    assert "gain" not in told["psnr"]["enhanced"]
+    assert "gain" not in figures["psnr"]["enhanced"]
 
 
 def test_gains_are_below_zero_where_the_enhanced_picture_is_worse(tmp_path: Path, ideal: IdealGaussian) -> None:
@@ -212,28 +212,28 @@ def test_gains_are_below_zero_where_the_enhanced_picture_is_worse(tmp_path: Path
     folder_of(tmp_path / "small", {name: reduced(data) for name, data in full.items()})
     ideal.spread = 1e-3  # it draws nothing but grey, which is further from everything
     where = str(folder_of(tmp_path / "full", full))
-    enhance_job.run(asked(tmp_path, references=where, levels="1", metrics={"lpips": "st-alex"}))
-    told = json.loads((tmp_path / "large/summary.json").read_text())
-    assert "st-lpips-alex" in told["lpips"]
+    enhance_job.run(configure(tmp_path, references=where, levels="1", metrics={"lpips": "st-alex"}))
+    summary = json.loads((tmp_path / "large/summary.json").read_text())
+    assert "st-lpips-alex" in summary["lpips"]
     for measure in ("lpips", "psnr", "ssim"):
-        assert all(told["figures"][measure][name]["gain"]["high"] < 0 for name in ("bilinear", "bicubic", "lanczos"))
+        assert all(summary["figures"][measure][name]["gain"]["high"] < 0 for name in ("bilinear", "bicubic", "lanczos"))
 
 
 def test_pictures_too_small_for_a_measure_are_compared_by_the_others(tmp_path: Path, ideal: IdealGaussian) -> None:
     folder_of(tmp_path / "small", {"a.png": photo(0, 2, 2)})
     folder_of(tmp_path / "full", {"a.png": photo(1, 8, 8)})
-    config = asked(tmp_path, references=str(tmp_path / "full"), metrics={"lpips": "st-alex"})
+    config = configure(tmp_path, references=str(tmp_path / "full"), metrics={"lpips": "st-alex"})
     assert enhance_job.run(config).compared == 1
-    told = json.loads((tmp_path / "large/summary.json").read_text())
-    assert list(told["figures"]) == ["psnr"] and told["figures"]["psnr"]["bicubic"]["gain"]["low"] is None
-    assert [text.partition(":")[0] for text in told["cautions"]] == ["LPIPS", "SSIM"]
+    summary = json.loads((tmp_path / "large/summary.json").read_text())
+    assert list(summary["figures"]) == ["psnr"] and summary["figures"]["psnr"]["bicubic"]["gain"]["low"] is None
+    assert [text.partition(":")[0] for text in summary["cautions"]] == ["LPIPS", "SSIM"]
 
 
 def test_references_are_found_by_name_but_for_the_suffix(tmp_path: Path, ideal: IdealGaussian) -> None:
     folder_of(tmp_path / "small", {"a/x.png": plain(9), "a/y.png": plain(9), "a/y.jpg": plain(9), "z.png": plain(9)})
     full = {"a/x.webp": photo(1, 32, 32), "a/y.webp": photo(2, 32, 32), "b/z.png": photo(3, 32, 32)}
     full |= {"z.png": photo(4, 28, 32)}
-    summary = enhance_job.run(asked(tmp_path, references=str(folder_of(tmp_path / "full", full))))
+    summary = enhance_job.run(configure(tmp_path, references=str(folder_of(tmp_path / "full", full))))
     found = {row["record_id"]: row["reference"] for row in rows(tmp_path / "large")}
     assert found == {"a/x.png": "used", "a/y.png": "missing", "a/y.jpg": "missing", "z.png": "wrong_size"}
     assert (summary.enhanced, summary.compared) == (4, 1)
@@ -248,7 +248,7 @@ def test_references_may_be_another_column_of_the_same_rows(tmp_path: Path, ideal
         tmp_path / "in", [{"n": i, "lr": f"small{i}.png", "hr": f"full{i}.png", "who": i} for i in range(2)]
     )
     sides = [{"uri": str(place), "image": name, "id": "n"} for name in ("lr", "hr")]
-    config = asked(tmp_path, source=sides[0], references=sides[1], output={"uri": str(tmp_path / "large")})
+    config = configure(tmp_path, source=sides[0], references=sides[1], output={"uri": str(tmp_path / "large")})
     assert enhance_job.run(config).compared == 2
 
 
@@ -257,7 +257,7 @@ def test_bad_records_and_bad_references_are_rows_and_stop_nothing(tmp_path: Path
     folder_of(small, {"c.png": GARBAGE, "d.png": b"", "e.png": plain(9), "long.png": photo(1, 4000, 1)})
     folder_of(full, {"e.png": GARBAGE})
     limits = {"max_pixels": 100_000}
-    config = asked(tmp_path, references=str(full), source={"uri": str(small), "limits": limits})
+    config = configure(tmp_path, references=str(full), source={"uri": str(small), "limits": limits})
     summary = enhance_job.run(config)
     assert (summary.read, summary.enhanced, summary.failed) == (7, 4, 3)
     assert summary.reasons == {"empty": 1, "not_an_image": 1, "too_many_pixels": 1}
@@ -272,7 +272,7 @@ def test_bad_records_and_bad_references_are_rows_and_stop_nothing(tmp_path: Path
 def test_pictures_of_several_shapes_keep_them(tmp_path: Path, ideal: IdealGaussian) -> None:
     shapes = {"a.png": (5, 4), "b.png": (5, 4), "c.png": (3, 9), "d.png": (1, 1), "e.png": (70, 8)}
     folder_of(tmp_path / "small", {name: photo(1, *shape) for name, shape in shapes.items()})
-    enhance_job.run(asked(tmp_path, output={"uri": str(tmp_path / "large"), "image": "jpeg"}))
+    enhance_job.run(configure(tmp_path, output={"uri": str(tmp_path / "large"), "image": "jpeg"}))
     for row in rows(tmp_path / "large"):
         width, height = shapes[row["record_id"]]
         with Image.open(tmp_path / "large" / row["file"]) as image:
@@ -282,7 +282,7 @@ def test_pictures_of_several_shapes_keep_them(tmp_path: Path, ideal: IdealGaussi
 
 def test_a_batch_is_of_one_shape_and_no_more_pixels_than_asked_for(tmp_path: Path, ideal: IdealGaussian) -> None:
     folder_of(tmp_path / "small", {f"{i}.png": photo(i, *(4, 4) if i < 5 else (8, 8)) for i in range(8)})
-    config = asked(tmp_path, batch_size=4)
+    config = configure(tmp_path, batch_size=4)
     job = enhance_job.Enhancement(config, enhance_job.EnhanceInputs(config), begun=0.0)
     sampler = BatchSampler(job, config.batch_size, Sequential(ideal.device), Stopwatch())
     batches = batch_items(map(job.decode, job.inputs.read()), sampler.batch_size_for)
@@ -296,9 +296,7 @@ class Objects(IdealGaussian):
         return [bool(picture.mean() > 0.5) for picture in images]
 
 
-def test_what_the_model_objects_to_or_cannot_draw_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsafe_and_non_finite_outputs_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Both(NotFinite, Objects):
         pass
 
@@ -306,22 +304,22 @@ def test_what_the_model_objects_to_or_cannot_draw_is_not_written(
     backbone.mean = 0.8
     monkeypatch.setattr(enhance_job, "backbone_of", lambda config: backbone)
     folder_of(tmp_path / "small", {"black.png": plain(0), "light.png": plain(235), "white.png": plain(255)})
-    config = asked(tmp_path, levels="0.01", model={"safety_checker": True})
+    config = configure(tmp_path, levels="0.01", model={"safety_checker": True})
     assert enhance_job.run(config).reasons == {"not_finite": 1, "unsafe": 1}
     assert [path.name for path in sorted((tmp_path / "large/images").iterdir())] == ["000000.png"]
 
 
-class Told(IdealGaussian):
-    """A model that gives back one grey for each class that it is told, whatever it sees."""
+class ClassPainter(IdealGaussian):
+    """A model that gives back one grey for each class that it is given, whatever the input."""
 
     def __init__(self) -> None:
         super().__init__(size=8)
         self.condition_kind = "class"
 
-    def condition(self, told: Sequence[str]) -> torch.Tensor:
-        if not {"dark", "light"}.issuperset(told):
+    def condition(self, texts: Sequence[str]) -> torch.Tensor:
+        if not {"dark", "light"}.issuperset(texts):
             raise RecordError(Reason.NO_CONDITION)
-        return torch.tensor([0.5 if one == "light" else -0.5 for one in told])
+        return torch.tensor([0.5 if text == "light" else -0.5 for text in texts])
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
         assert isinstance(condition, torch.Tensor)
@@ -330,14 +328,14 @@ class Told(IdealGaussian):
         return Denoised(grey, (zt - abar**0.5 * grey) / (1 - abar) ** 0.5)
 
 
-def test_the_model_is_told_each_records_class_in_tiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = Told()
+def test_the_model_is_given_each_records_class_in_tiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = ClassPainter()
     monkeypatch.setattr(enhance_job, "backbone_of", lambda config: backbone)
     folder_of(
         tmp_path / "small", {name: photo(1, 3, 2) for name in ("dark/a.png", "light/b.png", "odd/c.png", "d.png")}
     )
     source = {"uri": str(tmp_path / "small"), "label": "folder"}
-    summary = enhance_job.run(asked(tmp_path, source=source, model={"condition": "label"}, levels="1"))
+    summary = enhance_job.run(configure(tmp_path, source=source, model={"condition": "label"}, levels="1"))
     assert (summary.enhanced, summary.reasons) == (2, {"no_condition": 2})
     for row in rows(tmp_path / "large"):
         if row["file"] is not None:
@@ -350,7 +348,7 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batches(tmp_path: Pa
     pairs(tmp_path)
 
     def made(name: str, **more: Any) -> dict[str, bytes]:
-        enhance_job.run(asked(tmp_path, output={"uri": str(tmp_path / name)}, **more))
+        enhance_job.run(configure(tmp_path, output={"uri": str(tmp_path / name)}, **more))
         return tree(tmp_path / name / "images")
 
     first = made("one")
@@ -360,7 +358,7 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batches(tmp_path: Pa
 
 def test_names_do_not_become_markup(tmp_path: Path, ideal: IdealGaussian) -> None:
     _, full = pairs(tmp_path)
-    enhance_job.run(asked(tmp_path, references=str(full), levels="0.05"))
+    enhance_job.run(configure(tmp_path, references=str(full), levels="0.05"))
     page = (tmp_path / "large/report.html").read_text()
     assert "<img src=x" not in page and "&lt;img src=x" in page
     assert "Do not hand it out" in page and "The detail is invented" in page
@@ -368,9 +366,9 @@ def test_names_do_not_become_markup(tmp_path: Path, ideal: IdealGaussian) -> Non
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
 
 
-def test_the_page_shows_some_by_chance_and_the_ones_that_came_out_worst(tmp_path: Path, ideal: IdealGaussian) -> None:
+def test_the_page_shows_random_examples_and_the_worst_ones(tmp_path: Path, ideal: IdealGaussian) -> None:
     _, full = pairs(tmp_path, 16)
-    enhance_job.run(asked(tmp_path, references=str(full)))
+    enhance_job.run(configure(tmp_path, references=str(full)))
     page = (tmp_path / "large/report.html").read_text()
     assert "Before and after, drawn by chance" in page and "12 of 16 pictures." in page
     worst = sorted(rows(tmp_path / "large"), key=lambda row: row["psnr"])[:6]
@@ -379,19 +377,19 @@ def test_the_page_shows_some_by_chance_and_the_ones_that_came_out_worst(tmp_path
     assert [name.replace("&lt;", "<").replace("&gt;", ">") for name in shown] == [row["record_id"] for row in worst]
 
 
-def refused(config: EnhanceConfig, error: type[AnonymizerError], said: str) -> None:
+def refused(config: EnhanceConfig, error: type[AnonymizerError], message: str) -> None:
     for step in (enhance_job.check, enhance_job.run):
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             step(config)
 
 
-def test_it_goes_neither_into_its_source_nor_its_references_nor_a_release(tmp_path: Path, ideal: IdealGaussian) -> None:
+def test_the_output_lies_in_no_source_and_no_release(tmp_path: Path, ideal: IdealGaussian) -> None:
     small, full = pairs(tmp_path)
     folder_of(tmp_path / "release", {"restricted/plan.json": b"{}", "public/a": b""})
     before = tree(tmp_path)
 
     def to(uri: Path) -> EnhanceConfig:
-        return asked(tmp_path, output={"uri": str(uri)}, references=str(full))
+        return configure(tmp_path, output={"uri": str(uri)}, references=str(full))
 
     refused(to(small / "large"), OutputError, "inside the source")
     refused(to(full / "large"), OutputError, "inside the source")
@@ -399,11 +397,11 @@ def test_it_goes_neither_into_its_source_nor_its_references_nor_a_release(tmp_pa
     assert tree(tmp_path) == before
 
 
-def test_what_is_there_is_not_written_over(tmp_path: Path, ideal: IdealGaussian, store: Any) -> None:
+def test_an_existing_output_is_not_overwritten(tmp_path: Path, ideal: IdealGaussian, store: Any) -> None:
     pairs(tmp_path)
-    enhance_job.run(asked(tmp_path))
-    refused(asked(tmp_path), OutputError, "is there already")
-    far = asked(tmp_path, output={"uri": "memory://bucket/large"})
+    enhance_job.run(configure(tmp_path))
+    refused(configure(tmp_path), OutputError, "is there already")
+    far = configure(tmp_path, output={"uri": "memory://bucket/large"})
     assert enhance_job.run(far).enhanced == 5
     assert store.exists("/bucket/large/images/000000.png") and store.exists("/bucket/large/summary.json")
     refused(far, OutputError, "is there already")
@@ -412,17 +410,17 @@ def test_what_is_there_is_not_written_over(tmp_path: Path, ideal: IdealGaussian,
 def test_references_of_which_none_fits_are_one_line(tmp_path: Path, ideal: IdealGaussian) -> None:
     small, _ = pairs(tmp_path)
     folder_of(tmp_path / "others", {"who.png": photo(1)})
-    config = asked(tmp_path, references=str(tmp_path / "others"))
+    config = configure(tmp_path, references=str(tmp_path / "others"))
     with pytest.raises(SourceError, match=r"references\.uri .* none of its pictures is named as one of the source"):
         enhance_job.check(config)
     with pytest.raises(SourceError, match=r"references\.uri .*no such file"):
-        enhance_job.check(asked(tmp_path, references=str(tmp_path / "nowhere")))
+        enhance_job.check(configure(tmp_path, references=str(tmp_path / "nowhere")))
     with pytest.raises(SourceError, match=r"source\.uri .*no such file"):
-        enhance_job.check(asked(tmp_path, source={"uri": str(tmp_path / "nowhere")}))
+        enhance_job.check(configure(tmp_path, source={"uri": str(tmp_path / "nowhere")}))
     assert not (tmp_path / "large").exists() and small.exists()
 
 
-def test_what_failed_tells_a_scheduler_nothing_and_can_be_tried_again(
+def test_a_failure_reveals_nothing_to_a_scheduler_and_can_be_repeated(
     tmp_path: Path, ideal: IdealGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs(tmp_path)
@@ -432,10 +430,10 @@ def test_what_failed_tells_a_scheduler_nothing_and_can_be_tried_again(
 
     with monkeypatch.context() as patch, pytest.raises(StepError) as caught:
         patch.setattr(enhance_job, "EnhanceInputs", broken)
-        run_redacted(asked(tmp_path))
+        run_redacted(configure(tmp_path))
     assert "Wanda" not in str(caught.value) and "errors/enhance.txt" in str(caught.value)
     assert "Wanda" in (tmp_path / "large/errors/enhance.txt").read_text()
-    assert enhance_job.run(asked(tmp_path)).enhanced == 5
+    assert enhance_job.run(configure(tmp_path)).enhanced == 5
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -450,7 +448,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "source: missing"),
         (["--source", "small"], "output: missing"),
@@ -470,7 +468,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_trace(
-    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     pairs(tmp_path, 1)
     monkeypatch.chdir(tmp_path)
@@ -478,12 +476,12 @@ def test_bad_input_is_one_line_and_leaves_no_trace(
     before = tree(tmp_path)
     done = cli("enhance", *words, "--set", "model.device=cpu")
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert said in done.stderr
+    assert message in done.stderr
     assert tree(tmp_path) == before and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_the_command_enlarges_through_prefect_which_learns_counts_alone(
+def test_the_command_enlarges_through_prefect_which_sees_only_counts(
     tmp_path: Path, tiny_model: Path, prefect_home: Path, cli: Cli
 ) -> None:
     small, full = pairs(tmp_path)
@@ -491,9 +489,9 @@ def test_the_command_enlarges_through_prefect_which_learns_counts_alone(
               "--set", "steps=2", "--set", "metrics.lpips=none"]  # fmt: skip
     done = cli(*asking, "--output", tmp_path / "large", "--json")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert (told["enhanced"], told["compared"], told["purpose"]) == (5, 5, "enhancement, not anonymised")
-    assert told["figures"]["psnr"]["n"] == 5
+    summary = json.loads(done.stdout)
+    assert (summary["enhanced"], summary["compared"], summary["purpose"]) == (5, 5, "enhancement, not anonymised")
+    assert summary["figures"]["psnr"]["n"] == 5
     for table, column, value in cells(prefect_home):
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         assert "Wanda" not in text, f"{table}.{column}"
