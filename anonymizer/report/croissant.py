@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES
-from anonymizer.report.facts import PublicFacts
+from anonymizer.report.facts import LIMITS, PROCESSING, PublicFacts
 from anonymizer.storage.layout import MANIFEST
 
 PAPER = "https://arxiv.org/abs/2210.12100"
@@ -89,10 +89,7 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
         "dataCollectionRawData": "The originals, which stay with the publisher.",
         "dataCollectionMissingData": f"{facts.read - facts.released:,} of {facts.read:,} records that were read are "
         "not released. A value is empty where the source had none, or where the publisher chose to carry none.",
-        "dataPreprocessingProtocol": [
-            "Every picture was encoded afresh from pixels. Metadata, thumbnails, comments and file names of originals "
-            "did not come along.",
-        ],
+        "dataPreprocessingProtocol": [PROCESSING[0]],
         "dataManipulationProtocol": f"Boomerang local sampling ({PAPER}). {settings}. Where a picture was drawn in "
         "another way, its row says so.",
         "dataAnnotationProtocol": [
@@ -102,15 +99,10 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
             else "No label, caption or other column was copied from the source."
         ],
         "personalSensitiveInformation": [
-            "Pictures may still show people, redrawn. An attacker who holds an original may pick out the picture made "
-            "from it. The risk is measured by an audit; this file reports none.",
+            "Pictures may still show people, redrawn. The risk is measured by an audit; this file reports none.",
             *([f"What was copied from the source may itself be personal: {copied}."] if copied else []),
         ],
-        "dataLimitations": [
-            "What the model drew may never have been there: do not measure, diagnose or identify with these pictures.",
-            "No formal guarantee stands behind a level.",
-            "A low similarity does not mean a low risk: scores compare pictures, they do not attack them.",
-        ],
+        "dataLimitations": [*LIMITS],
         "dataBiases": [
             "Not measured here. Expect those of the originals, and those of the pictures that taught the model."
         ],
@@ -118,8 +110,7 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
             "Training and testing where the originals cannot be handed out, once it was checked that the pictures "
             "serve the task at hand."
         ],
-        "dataSocialImpact": "Meant to expose the people on the originals less than the originals would; none of them "
-        "can be sure not to be recognised. A diffusion model may also draw what it remembers of people elsewhere.",
+        "dataSocialImpact": "Meant to expose the people on the originals less than the originals would.",
         "dataReleaseMaintenancePlan": f"Releases are distinguished by the SHA-256 of {MANIFEST}. "
         "Maintenance, and for how long, is the publisher's to state.",
     }

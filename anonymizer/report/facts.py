@@ -26,6 +26,18 @@ from anonymizer.report.glossary import (
 from anonymizer.schema import BIN_SUFFIX, MANIFEST_MEANINGS, SCORE_COLUMNS, read_metric_models
 from anonymizer.storage.parquet import TableLike
 
+PROCESSING = (
+    "Every picture was encoded afresh from pixels: it holds no metadata, thumbnail, comment or name of an original.",
+    "One original led to one picture, and byte-identical copies of it to the same picture.",
+    "Ids are keyed digests; pictures and rows are in the order of ids, which is unrelated to that of the originals.",
+)
+LIMITS = (
+    "An attacker who holds an original may still pick out the picture made from it.",
+    "No formal guarantee stands behind a level.",
+    "A low similarity does not mean a low risk: scores compare pictures, they do not attack them.",
+    "A picture may show a real person from elsewhere: diffusion models remember some of their training pictures.",
+    "Details may be invented: do not measure, diagnose or identify with these pictures.",
+)
 TYPE_NAMES = {"string": "text", "double": "number", "float": "number", "bool": "true or false", "null": "empty"}
 
 

@@ -11,7 +11,7 @@ from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.publish import PolicyEvaluation
 from anonymizer.report import thumbnails
 from anonymizer.report.croissant import KEYWORDS, build_croissant
-from anonymizer.report.facts import PublicFacts, collect_facts
+from anonymizer.report.facts import LIMITS, PROCESSING, PublicFacts, collect_facts
 from anonymizer.report.rendering import render
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST
@@ -30,8 +30,9 @@ def write_public(folder: StoragePath, config: RunConfig, ledger: FinishedLedger,
     columns = manifest.select(thumbnails.IMAGE_COLUMNS)
     first: list[dict[str, Any]] = next((b.to_pylist() for b in columns.to_batches(max_chunksize=SHEET_SIZE)), [])
     sheet = list(thumbnails.released_thumbnails(folder, first).values())
-    (folder / "report.html").write_uncommitted(render("public.html.j2", facts=facts, sheet=sheet))
-    (folder / "README.md").write_uncommitted(render("card.md.j2", facts=facts, front=_front_matter(facts, manifest)))
+    context = {"facts": facts, "processing": PROCESSING, "limits": LIMITS}
+    (folder / "report.html").write_uncommitted(render("public.html.j2", sheet=sheet, **context))
+    (folder / "README.md").write_uncommitted(render("card.md.j2", front=_front_matter(facts, manifest), **context))
     (folder / "croissant.json").write_uncommitted(build_croissant(facts))
 
 
