@@ -151,9 +151,9 @@ def test_all_parquet_parts_have_one_schema(memory: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(base, "PART_ROWS", 2)
     monkeypatch.setattr("anonymizer.data.sinks.parquet.GROUP_ROWS", 1)
     rows = [ReleasedImage(str(n), b"x", ".png", None, None, {"age": n if n > 3 else None}) for n in range(6)]
-    written("parquet", iter(rows), memory, "/guessed")
-    written("parquet", iter(rows), memory, "/told", columns={"age": pa.float64()})
-    for folder, kind in (("/guessed", "int64"), ("/told", "double")):
+    written("parquet", iter(rows), memory, "/inferred")
+    written("parquet", iter(rows), memory, "/typed", columns={"age": pa.float64()})
+    for folder, kind in (("/inferred", "int64"), ("/typed", "double")):
         schemas = [pq.read_schema(pa.BufferReader(data)) for data in files(memory, folder).values()]
         assert len(schemas) == 3 and all(schema == schemas[0] for schema in schemas)
         assert str(schemas[0].field("age").type) == kind

@@ -240,7 +240,7 @@ def test_the_folder_is_the_subject_if_configured(tmp_path: Path) -> None:
 
 
 def test_a_failed_record_has_its_subject(tmp_path: Path) -> None:
-    """Its row names a file: whoever is erased is to be erased from there too."""
+    """Its row names a file, from which the subject can be erased too."""
     items = [{"image": "a.png", "who": "Ada"}, {"image": "none.png", "who": "Bo"}, {"image": "../x", "who": "Cy"}]
     folder_of(tmp_path, {"a.png": b"xx"})
     found = read_records(listing(tmp_path, items), subject="who", limits={"max_bytes": 1})

@@ -142,7 +142,7 @@ def test_rows_that_move_in_a_parquet_file_after_planning_fail(
     for uri, planned in entries.items():
         found = list(open_uri(uri, **options).read(planned))
         assert [record.entry for record in found] == planned
-        if "id" in options:  # a row that still stands where it stood is known by its id
+        if "id" in options:  # a row at its old position is recognised by its id
             assert all(r.problem is Reason.CHANGED or r.data.decode() == r.entry.record_id for r in found)
             assert Reason.CHANGED in [record.problem for record in found]
         else:
