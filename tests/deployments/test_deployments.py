@@ -1,4 +1,4 @@
-"""Real Prefect servers and workers: deployed as documented, run by a schedule, and somebody is told of what fails."""
+"""Real Prefect servers and workers: deployed as documented, run by a schedule, and an alert is sent for what fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
 from tests.end_to_end.test_leaks import ADDRESS, MARK, PUBLISHER, as_folder, forbidden, spellings
-from tests.support.prefect_site import ROOT, Site, running, told, wait
+from tests.support.prefect_site import ROOT, Site, receive_alerts, running, wait
 from tests.support.releases import HEX, handed_out, people, rows, settings
 
 DEPLOYMENTS = ROOT / "deployments"
@@ -109,12 +109,12 @@ def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothin
     assert len(handed_out(release)[0]) == 7
 
     # The server has the address of the source, which the settings name, and nothing of what lies there.
-    found = rows(release)
-    kept = ADDRESS.sub(b"", site.written())
-    assert b"anonymize-shards" in kept
-    ids = {row["output_id"].encode() for row in found if row["output_id"]}
-    numbers = {mark for mark in forbidden(source, found) if len(mark) < 8}  # bytes of a float: by chance in any file
-    assert not [mark for mark in (forbidden(source, found) | ids) - numbers if mark in kept]
+    ledger_rows = rows(release)
+    stored = ADDRESS.sub(b"", site.written())
+    assert b"anonymize-shards" in stored
+    ids = {row["output_id"].encode() for row in ledger_rows if row["output_id"]}
+    floats = {mark for mark in forbidden(source, ledger_rows) if len(mark) < 8}  # by chance in any file
+    assert not [mark for mark in (forbidden(source, ledger_rows) | ids) - floats if mark in stored]
     logs = b"".join(path.read_bytes() for path in site.folder.glob("*.log"))
     assert not [mark for mark in {*spellings(MARK), HEX.encode(), *ids} if mark in ADDRESS.sub(b"", logs)]
 
@@ -126,7 +126,7 @@ def shards_done(release: Release) -> int:
 @pytest.mark.fault
 @pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("fault", "state"), [(signal.SIGKILL, "CRASHED"), (signal.SIGSTOP, "CANCELLED")])
-def test_a_range_whose_worker_is_killed_or_hangs_is_handed_out_again(
+def test_a_range_whose_worker_is_killed_or_hangs_is_started_again(
     site: Site, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fault: signal.Signals, state: str
 ) -> None:
     source = people(tmp_path / "in", 8)
@@ -154,8 +154,8 @@ def test_a_range_whose_worker_is_killed_or_hangs_is_handed_out_again(
 
 @contextmanager
 def alerts(site: Site, lost_after: int = 180) -> Iterator[list[str]]:
-    """What somebody is told, by the automations as they are documented."""
-    with told() as (url, heard):
+    """Yield the alerts that are sent by the automations as documented."""
+    with receive_alerts() as (url, heard):
         block = site.run("python", "-c", HOOK.format(url=url)).split()[-1]
         text = (DEPLOYMENTS / "automations.yaml").read_text().replace("BLOCK_ID", block)
         assert "within: 180 " in text
@@ -169,14 +169,14 @@ def alerts(site: Site, lost_after: int = 180) -> Iterator[list[str]]:
 
 def start(site: Site, path: Path) -> dict[str, Any]:
     """A flow run of the deployment ``release``, asked for by hand."""
-    said = site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
-    run: dict[str, Any] = site.ask(f"flow_runs/{re.findall(r'UUID: ([0-9a-f-]{36})', said)[0]}")
+    output = site.prefect("deployment", "run", "release/release", "--param", f'config="{path}"')
+    run: dict[str, Any] = site.ask(f"flow_runs/{re.findall(r'UUID: ([0-9a-f-]{36})', output)[0]}")
     return run
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("site", ["sqlite"], indirect=True)
-def test_somebody_is_told_of_a_release_whose_machine_is_gone(site: Site, tmp_path: Path, tiny_model: Path) -> None:
+def test_an_alert_is_sent_for_a_release_whose_machine_is_gone(site: Site, tmp_path: Path, tiny_model: Path) -> None:
     with alerts(site, lost_after=10) as heard:
         config = of_workers(people(tmp_path / "in", 8), tmp_path / "out", tiny_model, "boomerang.steps=200")
         release = start(site, settings_file(site.folder, config, "lost.yaml"))
@@ -191,13 +191,13 @@ def test_somebody_is_told_of_a_release_whose_machine_is_gone(site: Site, tmp_pat
         os.kill(int(pid), signal.SIGKILL)
         worker.wait()
         site.work("cpu", "anonymizer-cpu", **KEYS)
-        told_so = f"{release['name']} of release: Crashed"
-        assert wait(lambda: [text for text in heard if told_so in text and "nothing was heard" in text], 90), heard
+        alert = f"{release['name']} of release: Crashed"
+        assert wait(lambda: [text for text in heard if alert in text and "nothing was heard" in text], 90), heard
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("site", ["sqlite"], indirect=True)
-def test_somebody_is_told_of_a_failed_release_and_of_a_missed_start_and_not_of_a_range_that_waits(
+def test_alerts_are_sent_for_a_failed_release_and_a_missed_start_and_not_for_a_range_that_waits(
     site: Site, tmp_path: Path, tiny_model: Path
 ) -> None:
     with alerts(site) as heard:
@@ -206,9 +206,9 @@ def test_somebody_is_told_of_a_failed_release_and_of_a_missed_start_and_not_of_a
         path = settings_file(site.folder, config, "gate.yaml")
         before = {run["id"] for run in site.flow_runs("anonymize-shards")}
         release = start(site, path)
-        told_so = f"{release['name']} of release: Failed"
-        assert wait(lambda: [text for text in heard if told_so in text]), (heard, site.log("cpu"))
-        (message,) = [text for text in heard if told_so in text]
+        alert = f"{release['name']} of release: Failed"
+        assert wait(lambda: [text for text in heard if alert in text]), (heard, site.log("cpu"))
+        (message,) = [text for text in heard if alert in text]
         assert "GateError" in message and "min_released" in message
 
         site.stop("cpu")

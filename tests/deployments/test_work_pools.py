@@ -64,7 +64,7 @@ def test_a_template_has_all_that_prefects_own_has_and_its_defaults_are_valid(nam
 
 @pytest.mark.usefixtures("prefect_home")
 @pytest.mark.parametrize("name", POOLS)
-def test_no_template_holds_a_key_and_every_job_tells_nobody(name: str) -> None:
+def test_no_template_holds_a_key_and_no_job_sends_telemetry(name: str) -> None:
     job = rendered(name)
     env = job.env if isinstance(job.env, dict) else {item["name"]: item.get("value") for item in job.env}
     assert env["PREFECT_RESULTS_PERSIST_BY_DEFAULT"] == "false"
@@ -118,7 +118,7 @@ def test_the_check_of_manifests_finds_what_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("name", "gpus", "keys"), [("kubernetes-cpu.json", None, KEYS), ("kubernetes-gpu.json", 1, KEYS[:1])]
 )
-def test_a_job_asks_for_its_gpu_runs_as_nobody_and_takes_keys_from_secrets(
+def test_a_job_asks_for_its_gpu_runs_without_privileges_and_takes_keys_from_secrets(
     name: str, gpus: int | None, keys: tuple[str, ...]
 ) -> None:
     job = rendered(name, node_selector={"pool": "a100"})
@@ -169,7 +169,7 @@ def test_only_workers_are_given_keys_and_only_the_controller_the_publishers() ->
     assert compose["services"]["server"]["ports"] == ["127.0.0.1:4200:4200"]
 
 
-def test_nothing_is_deployed_again_unless_somebody_asks_for_it() -> None:
+def test_nothing_is_deployed_again_unless_asked_for() -> None:
     services = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]
     asked = services.pop("deploy")
     assert asked["profiles"] and "deploy --all" in asked["command"][-1]
@@ -200,7 +200,7 @@ def test_the_image_can_compile_a_network_and_what_it_caches_outlives_its_contain
     assert places == {str(Path(cache).parent)}
 
 
-def test_the_image_runs_as_nobody_and_takes_in_nothing_but_what_is_named() -> None:
+def test_the_image_runs_without_privileges_and_contains_only_named_files() -> None:
     lines = (DEPLOYMENTS / "Dockerfile").read_text().splitlines()
     assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]
     copied = {

@@ -1,4 +1,4 @@
-"""What a Prefect server has kept: its SQLite database, read beside it."""
+"""The SQLite database of a Prefect server, read while it runs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def wait_for(what: Callable[[], bool], seconds: float = 20) -> bool:
 
 def cells(home: Path) -> list[tuple[str, str, Any]]:
     """(table, column, value) of everything in the database."""
-    found = []
+    values = []
     for (table,) in query(home, "SELECT name FROM sqlite_master WHERE type = 'table'"):
         names = [row[1] for row in query(home, f'PRAGMA table_info("{table}")')]
         for row in query(home, f'SELECT * FROM "{table}"'):
-            found += [(table, name, value) for name, value in zip(names, row, strict=True) if value is not None]
-    return found
+            values += [(table, name, value) for name, value in zip(names, row, strict=True) if value is not None]
+    return values

@@ -45,7 +45,7 @@ class Site:
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """That of an operator: no key, no settings of whoever runs the tests."""
+        """Return the environment of an operator: no key, and no settings of the one who runs the tests."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "ANONYMIZER"))}
         clean |= {"PREFECT_HOME": str(self.folder / "home"), "PREFECT_API_URL": self.url, "DO_NOT_TRACK": "1"}
         return (
@@ -187,8 +187,8 @@ def postgresql() -> Iterator[tuple[Mapping[str, str], Callable[[], bytes]]]:
 
 
 @contextmanager
-def told() -> Iterator[tuple[str, list[str]]]:
-    """The address of somebody who is sent alerts, and what they were sent."""
+def receive_alerts() -> Iterator[tuple[str, list[str]]]:
+    """Yield the address of a webhook and the alerts that it receives."""
     heard: list[str] = []
 
     class Listener(Quiet):

@@ -58,7 +58,7 @@ def one_line(result: Result, status: int = 2) -> str:
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-def test_a_scorer_that_cannot_look_at_such_small_pictures_is_said_before_anything_is_written(
+def test_a_scorer_that_cannot_score_such_small_pictures_is_refused_before_anything_is_written(
     tmp_path: Path, source: Path, cli: Cli, tiny_model: Path, command: str
 ) -> None:
     said = one_line(cli(command, "--source", source, "--output", tmp_path / "out", "--model", tiny_model,
@@ -105,7 +105,7 @@ def test_a_config_file_does_the_same_as_options(
     assert set(manifest(Release.at(str(tmp_path / "out")))["level"].to_pylist()) == {0.2}
 
 
-def test_a_run_that_releases_nothing_says_no(tmp_path: Path, cli: Cli, tiny_model: Path, prefect_home: Path) -> None:
+def test_a_run_that_releases_nothing_fails(tmp_path: Path, cli: Cli, tiny_model: Path, prefect_home: Path) -> None:
     source = folder_of(tmp_path / "in", {"a.jpg": GARBAGE, "b.jpg": b""})
     done = cli("run", "--source", source, "--output", tmp_path / "out", *options(tiny_model), "--json")
     assert done.exit_code == 1
@@ -114,7 +114,7 @@ def test_a_run_that_releases_nothing_says_no(tmp_path: Path, cli: Cli, tiny_mode
     assert done.stderr.count("\n") == 1
 
 
-def test_plan_says_what_would_be_done_and_writes_nothing(
+def test_plan_shows_the_plan_and_writes_nothing(
     tmp_path: Path, source: Path, cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
@@ -145,7 +145,7 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
 
-def test_plan_of_a_release_that_was_begun_says_what_is_left(
+def test_plan_of_a_release_that_was_begun_shows_what_is_left(
     tmp_path: Path, source: Path, cli: Cli, tiny_model: Path
 ) -> None:
     arguments = ["--source", source, "--output", tmp_path / "out", "--level", "0.4", *options(tiny_model)]
@@ -165,7 +165,7 @@ def test_plan_of_a_release_that_was_begun_says_what_is_left(
     assert tree(tmp_path) == before
 
 
-def test_settings_that_give_away_more_than_pictures_are_said(
+def test_settings_that_reveal_more_than_pictures_are_cautioned(
     tmp_path: Path, source: Path, cli: Cli, tiny_model: Path, prefect_home: Path
 ) -> None:
     given_away = ["output.public_scores=exact", "output.size=original"]
@@ -178,7 +178,7 @@ def test_settings_that_give_away_more_than_pictures_are_said(
     assert "Caution" not in cli("plan", *arguments[:2], "--output", tmp_path / "new", *options(tiny_model)).stdout
 
 
-def test_status_says_how_far_a_release_is(tmp_path: Path, source: Path, cli: Cli) -> None:
+def test_status_shows_the_state_of_a_release(tmp_path: Path, source: Path, cli: Cli) -> None:
     assert "it is not a release" in one_line(cli("status", tmp_path / "out"))
     config = settings(source, tmp_path / "out")
     begin(config)
@@ -242,7 +242,7 @@ def test_inspect_and_status_name_things_alike(release: Release, cli: Cli) -> Non
     }
 
 
-def test_inspect_says_where_outputs_differ(release: Release, cli: Cli) -> None:
+def test_inspect_shows_where_outputs_differ(release: Release, cli: Cli) -> None:
     table = manifest(release)
     levels = pa.array([0.4, 0.4, 0.4, 0.4, 0.6])
     pq.write_table(table.set_column(table.column_names.index("level"), "level", levels), release.manifest.path)
@@ -381,7 +381,7 @@ def test_bad_input_is_one_line_and_leaves_no_trace(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_malformed_key_is_refused_first_and_not_shown(
+def test_a_malformed_key_is_refused_first_and_not_printed(
     tmp_path: Path, source: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANONYMIZER_KEY", "not-a-secret-but-nearly")
@@ -391,13 +391,13 @@ def test_a_malformed_key_is_refused_first_and_not_shown(
         assert "nearly" not in line
 
 
-def test_no_command_is_no_error_of_ours(cli: Cli) -> None:
+def test_no_command_prints_the_usage(cli: Cli) -> None:
     shown = cli()
     assert shown.exit_code == 2
     assert "Usage: " in shown.output
 
 
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(
+def test_ctrl_c_is_one_line_with_the_next_step(
     tmp_path: Path, source: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: Any, **rest: Any) -> None:

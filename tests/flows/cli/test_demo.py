@@ -21,7 +21,7 @@ from tests.support.releases import folder_of, tree
 NAME = "Ada Almqvist"
 
 
-def test_a_demo_picture_has_every_leak_that_is_looked_for() -> None:
+def test_a_demo_picture_has_every_leak_that_the_table_counts() -> None:
     data = encode_leaky_jpeg(torch.zeros(3, 64, 64), NAME)
     assert set(find_metadata(data)) >= {"exif", "gps", "xmp", "icc", "comment", "thumbnail"}
     assert NAME.encode() in data

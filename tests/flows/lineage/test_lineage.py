@@ -94,7 +94,7 @@ def check(event: Event) -> None:
 # -- what events say --------------------------------------------------------------------------------------------------
 
 
-def test_a_release_begins_and_completes_with_what_came_of_it(config: RunConfig) -> None:
+def test_a_release_emits_start_and_complete_with_its_counts(config: RunConfig) -> None:
     with emit_run_events(config, "release") as told:
         release = released(config)
         told.gate = "pass"
@@ -123,7 +123,7 @@ def test_a_release_begins_and_completes_with_what_came_of_it(config: RunConfig) 
     assert output["facets"]["anonymizer_risk"]["result"] == "not measured"
 
 
-def test_no_event_speaks_of_a_record_or_holds_a_secret(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_event_names_a_record_or_holds_a_secret(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     # What another program's settings ask for does not go into our events either.
     others = {"facets": {"environment_variables": ["ANONYMIZER_KEY"], "source_code_location": {"disabled": False}}}
@@ -143,7 +143,7 @@ def risk_of(event: Event) -> Any:
 
 
 @pytest.mark.parametrize("job", ["release", "audit", "erase"])
-def test_risk_is_what_the_audit_lets_be_said_in_public(config: RunConfig, job: Any) -> None:
+def test_risk_in_events_is_the_public_summary_of_the_audit(config: RunConfig, job: Any) -> None:
     release = released(config)
     line = {"attack": "linkage", "risk_high": 0.31, "risk": 0.2}
     answers = [audit_report.Answer(q, [line] if "linkage" in q.attacks else []) for q in audit_report.QUESTIONS]
@@ -230,14 +230,14 @@ def failed(config: RunConfig, error: BaseException, gate: Any = "none") -> Event
     return events(config)[-1]
 
 
-def test_an_error_that_may_be_told_is_told(config: RunConfig) -> None:
+def test_a_reportable_error_is_sent_with_its_text(config: RunConfig) -> None:
     event = failed(config, OutputError("output.uri: is full"))
     assert event["eventType"] == "FAIL"
     assert event["run"]["facets"]["errorMessage"]["message"] == "OutputError: output.uri: is full"
 
 
 @pytest.mark.parametrize("kind", [ValueError, StepError, OSError])
-def test_of_any_other_error_only_the_kind_is_told(config: RunConfig, kind: type[Exception]) -> None:
+def test_any_other_error_is_sent_by_its_kind_only(config: RunConfig, kind: type[Exception]) -> None:
     event = failed(config, kind("/in/mrs jones 1.png"))
     assert event["run"]["facets"]["errorMessage"]["message"] == kind.__name__
     assert "jones" not in json.dumps(event)
@@ -247,7 +247,7 @@ def test_a_run_that_was_stopped_is_aborted(config: RunConfig) -> None:
     assert failed(config, KeyboardInterrupt())["eventType"] == "ABORT"
 
 
-def test_a_release_that_the_gate_holds_back_says_so(config: RunConfig) -> None:
+def test_a_release_that_the_gate_holds_back_fails_with_its_gate(config: RunConfig) -> None:
     released(config)
     event = failed(config, GateError("policy: the release is not let out: audits"), "fail")
     assert event["run"]["facets"]["anonymizer_anonymization"]["gate"] == "fail"
@@ -330,7 +330,7 @@ def test_events_are_switched_off_as_in_any_program_with_openlineage(
         (lambda number: (301, {"Location": "/moved"}), "HTTP 301", 4),
     ],
 )
-def test_an_event_that_a_server_does_not_take_is_tried_again_and_then_said(
+def test_an_event_that_a_server_refuses_is_sent_again_and_then_reported_as_lost(
     config: RunConfig, answer: Answer, why: str, requests: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     released(config)
@@ -343,7 +343,7 @@ def test_an_event_that_a_server_does_not_take_is_tried_again_and_then_said(
     assert not [record for record in caplog.records if record.levelname not in ("DEBUG", "INFO")]
 
 
-def test_a_server_that_stumbles_once_loses_nothing(config: RunConfig) -> None:
+def test_an_event_that_is_refused_once_is_not_lost(config: RunConfig) -> None:
     released(config)
     with server(lambda number: (500 if number == 1 else 201, {})) as (address, seen):
         assert emitted(to(config, address)).problems == []
@@ -361,7 +361,7 @@ def test_a_server_that_cannot_be_reached_is_a_line_without_its_address(config: R
     assert not [line for line in told.problems if "127.0.0.1" in line or str(port) in line]
 
 
-def test_a_server_that_never_answers_is_not_waited_for(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_costs_seconds(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     released(config)
     monkeypatch.setattr(openlineage, "TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -387,9 +387,7 @@ def test_a_release_that_cannot_be_read_completes_all_the_same(config: RunConfig)
     assert [event["eventType"] for event in events(config)] == ["START", "COMPLETE"]
 
 
-def test_a_new_file_is_for_its_owner_alone_and_one_that_is_there_stays_as_it_is(
-    tmp_path: Path, config: RunConfig
-) -> None:
+def test_a_new_file_is_private_and_an_existing_one_keeps_its_mode(tmp_path: Path, config: RunConfig) -> None:
     released(config)
     emitted(config)
     assert stat.S_IMODE(Path(config.lineage.to or "").stat().st_mode) == 0o600
@@ -409,7 +407,7 @@ def test_events_can_go_to_a_store(config: RunConfig) -> None:
     assert [json.loads(line)["eventType"] for line in lines] == ["START", "COMPLETE"]
 
 
-def test_without_a_place_for_events_openlineage_is_not_even_imported(tmp_path: Path) -> None:
+def test_without_a_destination_openlineage_is_not_imported(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom anonymizer.config import build\nfrom flows.lineage.emit import emit_run_events\n"
         "config = build({'source': {'uri': 'in'}, 'output': {'uri': 'out'}})\n"

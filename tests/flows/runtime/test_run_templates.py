@@ -62,20 +62,20 @@ def test_the_newest_release_before_this_one_is_the_previous_and_the_first_month_
     assert placed(tmp_path).output.uri == str(tmp_path / "releases/2026-12")
 
 
-def test_a_release_that_was_begun_keeps_its_previous_whatever_is_published_meanwhile(tmp_path: Path) -> None:
+def test_a_release_that_was_begun_keeps_its_previous_one_if_another_is_published_meanwhile(tmp_path: Path) -> None:
     published(tmp_path, "2026-09")
     published(tmp_path, "2026-12", "2026-09")
     published(tmp_path, "2026-11", "2026-09")
     assert placed(tmp_path).previous == str(tmp_path / "releases/2026-09")
 
 
-def test_an_unpublished_month_is_passed_over(tmp_path: Path) -> None:
+def test_an_unpublished_month_is_skipped(tmp_path: Path) -> None:
     published(tmp_path, "2026-10")
     Release.at(str(tmp_path / "releases/2026-11")).restricted.make_private_folder()
     assert placed(tmp_path).previous == str(tmp_path / "releases/2026-10")
 
 
-def test_an_erased_release_without_a_successor_beside_it_stops_the_run(tmp_path: Path) -> None:
+def test_an_erased_release_without_a_successor_stops_the_run(tmp_path: Path) -> None:
     published(tmp_path, "2026-10")
     erased = published(tmp_path, "2026-11")
     erased.public.remove()
@@ -89,7 +89,7 @@ def test_an_erased_release_without_a_successor_beside_it_stops_the_run(tmp_path:
                             f"previous={placed(tmp_path).previous}"), KEY, PlainScorer.names)  # fmt: skip
 
 
-def test_the_command_line_has_no_schedule_and_says_so(tmp_path: Path) -> None:
+def test_placeholders_are_refused_on_the_command_line(tmp_path: Path) -> None:
     asked = config.build(
         {"source": {"uri": str(people(tmp_path / "in", 1))}, "output": {"uri": f"{tmp_path}/{{month}}"}}
     )

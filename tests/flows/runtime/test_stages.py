@@ -38,7 +38,7 @@ def refuse(path: str) -> None:
 
 
 @pytest.mark.usefixtures("prefect_home")
-def test_a_stage_is_a_task_with_one_line_of_counts_and_stores_no_argument(
+def test_a_stage_is_a_task_with_one_line_of_counts_and_no_stored_argument(
     tmp_path: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect import flow
