@@ -14,9 +14,7 @@ from anonymizer.attest import revocation
 from anonymizer.crypto import signing
 from anonymizer.storage.layout import Release
 from flows.cli import main
-from tests.release.test_erase import problems
-from tests.release.test_history import seen
-from tests.support.releases import HEX, folder_of, picture, rows, tree
+from tests.support.releases import HEX, folder_of, outputs, picture, rows, tree, verification_failures
 
 PUBLISHER = signing.generate_key_pair()
 KINDS = ("START", "COMPLETE")
@@ -58,8 +56,8 @@ def person(i: int) -> str:
 
 def pictures(release: Release) -> dict[int, bytes]:
     """Of each person in a release the one picture."""
-    found = {int(name.split("/")[0].split("_")[1]): data for name, (_, data) in seen(release).items()}
-    assert len(found) == len(seen(release))
+    found = {int(name.split("/")[0].split("_")[1]): data for name, (_, data) in outputs(release).items()}
+    assert len(found) == len(outputs(release))
     return found
 
 
@@ -107,7 +105,7 @@ def test_three_months_with_additions_withdrawals_and_an_erasure(
     for one in (january, again, march):
         checked = command("verify", one.root, "--rescore", 0)
         assert checked["passed"], checked
-        assert problems(one) == []
+        assert verification_failures(one) == []
     assert set(pictures(january)) == {*range(10)}
     assert set(pictures(again)) == {3, 4, 5, 6, 7, 8, 9, 11, 12}
     assert set(pictures(march)) == {0, 4, 5, 6, 7, 8, 9, 11, 12, 13}

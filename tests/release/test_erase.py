@@ -29,16 +29,13 @@ from anonymizer.errors import (
 )
 from anonymizer.records import Scores
 from anonymizer.release import event_log, history, plan, publish, retention
-from anonymizer.release.plan import resolve_config
-from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.jobs import erase as erase_job
 from flows.jobs.erase import ErasureSummary
 from tests.end_to_end.test_leaks import seen_in
-from tests.release.test_assemble import Stop, named, stop_at
-from tests.release.test_history import after, seen
+from tests.support.interruptions import Stop, named, stop_at
 from tests.support.prefect_database import cells, wait_for
 from tests.support.releases import (
     GARBAGE,
@@ -47,15 +44,18 @@ from tests.support.releases import (
     PlainScorer,
     Unscored,
     folder_of,
+    follow,
     handed_out,
     listing,
     manifest,
+    outputs,
     picture,
     plain,
     rows,
     run,
     settings,
     tree,
+    verification_failures,
     write_restricted_report,
 )
 
@@ -119,7 +119,7 @@ def erase(old: Release, new: Path | str, file: Path) -> ErasureSummary:
 
 def marks(release: Release, whose: Callable[[dict[str, Any]], bool]) -> tuple[set[bytes], set[bytes]]:
     """Names and pictures of some records; and the ids and digests of what was public."""
-    data = {name: picture for name, (_, picture) in seen(release).items()}
+    data = {name: picture for name, (_, picture) in outputs(release).items()}
     mine = [row for row in rows(release) if whose(row)]
     told = {ADA.encode()} | {row["record_id"].encode() for row in mine}
     for row in mine:
@@ -136,12 +136,6 @@ def found_in(folder: Path, marked: set[bytes]) -> dict[str, list[bytes]]:
     return {name: found for name, found in hits.items() if found}
 
 
-def problems(release: Release) -> list[str]:
-    found = [*check_public(release.public), *check_restricted(release, resolve_config(release), KEY)]
-    assert {"signature", "ledger", "materials", "quarantine", "modes"} <= {finding.check for finding in found}
-    return [str(finding) for finding in found if finding.result == "fail"]
-
-
 # -- what is left -----------------------------------------------------------------------------------------------------
 
 
@@ -154,14 +148,14 @@ def test_of_a_person_who_is_erased_nothing_is_left_but_what_revokes_and_keeps_aw
         *("public/manifest.parquet", "restricted/ledger/shard", "restricted/plan/shard", "restricted/errors/shard"),
         *("restricted/report.html", "restricted/audit/found.parquet"),
     }
-    kept = {name: one for name, one in seen(old).items() if name in ("Ben/2.png", "Cyd/3.png")}
+    kept = {name: one for name, one in outputs(old).items() if name in ("Ben/2.png", "Cyd/3.png")}
 
     done = erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     assert done == ErasureSummary(released=2, erased=5, revoked=3, published=True, standing="published")
     new = Release.at(str(tmp_path / "new"))
-    assert seen(new) == kept
+    assert outputs(new) == kept
     assert {row["record_id"] for row in rows(new)} == {"Ben/2.png", "Ben/black.png", "Cyd/3.png"}
-    assert problems(new) == []
+    assert verification_failures(new) == []
 
     assert set(tree(tmp_path / "old")) == {"restricted/events.jsonl"}
     assert found_in(tmp_path / "old", told | ids) == {}
@@ -173,7 +167,7 @@ def test_of_a_person_who_is_erased_nothing_is_left_but_what_revokes_and_keeps_aw
 
 def test_the_revocation_list_names_each_picture_once_and_is_signed(tmp_path: Path, old: Release) -> None:
     public = {row["output_id"]: row["sha256"] for row in manifest(old).to_pylist()}
-    mine = {seen(old)[name][0] for name in (f"{ADA}/0.png", f"{ADA}/1.png", "Ben/copy.png")}
+    mine = {outputs(old)[name][0] for name in (f"{ADA}/0.png", f"{ADA}/1.png", "Ben/copy.png")}
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     (signed,) = revocation.read(StoragePath.from_uri(str(tmp_path / "new" / "public")))
     assert signed.digests == {output_id: public[output_id] for output_id in mine}
@@ -194,7 +188,7 @@ def test_what_was_held_back_goes_too_and_the_rest_of_it_stays(tmp_path: Path, ol
     new = Release.at(str(tmp_path / "new"))
     assert tree(new.quarantine.path) == {f"{ids['Ben/black.png']}.png": kept}
     assert "public/revocations.intoto.jsonl" not in tree(tmp_path / "new")  # nobody outside has had it
-    assert problems(new) == []
+    assert verification_failures(new) == []
 
 
 def head(release: Release) -> event_log.ChainHead:
@@ -209,7 +203,7 @@ def test_what_was_held_back_stays_encrypted(tmp_path: Path, source: Path) -> Non
     erase(old, tmp_path / "new", names(tmp_path, f"{ADA}/black.png"))
     new = Release.at(str(tmp_path / "new"))
     (kept,) = tree(new.quarantine.path).items()
-    assert kept in before.items() and kept[0].endswith(".png.age") and problems(new) == []
+    assert kept in before.items() and kept[0].endswith(".png.age") and verification_failures(new) == []
     assert new.encrypted_report.exists() and not new.report.exists()
 
 
@@ -239,32 +233,34 @@ def test_columns_name_people_too(tmp_path: Path) -> None:
     assert erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}")).erased == 2
     new = Release.at(str(tmp_path / "new"))
     assert found_in(tmp_path / "new", {ADA.encode()}) == {} and manifest(new)["label"].to_pylist() == ["Ben"] * 2
-    assert problems(new) == []
+    assert verification_failures(new) == []
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
 def test_people_are_taken_out_of_every_layout(tmp_path: Path, source: Path, form: str) -> None:
     old = released(source, tmp_path / "old", output={"format": form})
-    kept = seen(old)
+    kept = outputs(old)
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     new = Release.at(str(tmp_path / "new"))
-    assert seen(new) == {name: kept[name] for name in ("Ben/2.png", "Cyd/3.png")} and problems(new) == []
+    assert (
+        outputs(new) == {name: kept[name] for name in ("Ben/2.png", "Cyd/3.png")} and verification_failures(new) == []
+    )
 
 
 def test_everybody_can_be_erased(tmp_path: Path, old: Release) -> None:
     done = erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}", "subject:Ben", "subject:Cyd"))
     assert (done.released, done.erased, done.revoked) == (0, 8, 5)
     new = Release.at(str(tmp_path / "new"))
-    assert len(manifest(new)) == 0 and rows(new) == [] and problems(new) == []
+    assert len(manifest(new)) == 0 and rows(new) == [] and verification_failures(new) == []
 
 
 def test_people_are_erased_on_an_object_store(tmp_path: Path, source: Path, store: Any) -> None:
     old = released(source, "memory://bucket/old")
-    kept = seen(old)
+    kept = outputs(old)
     file = names(tmp_path, f"subject:{ADA}")
     assert erase(old, "memory://bucket/new", file) == erase(old, "memory://bucket/new", file)
     new = Release.at("memory://bucket/new")
-    assert seen(new) == {name: kept[name] for name in ("Ben/2.png", "Cyd/3.png")}
+    assert outputs(new) == {name: kept[name] for name in ("Ben/2.png", "Cyd/3.png")}
     assert old.root.list_files() == ["restricted/events.jsonl"]
     assert [f for f in check_public(new.public) if f.result == "fail"] == []
 
@@ -275,12 +271,12 @@ def test_people_are_erased_on_an_object_store(tmp_path: Path, source: Path, stor
 def test_whoever_was_erased_stays_away_from_later_releases(tmp_path: Path, source: Path, old: Release) -> None:
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}", "Cyd/3.png"))
     folder_of(source, {f"{ADA}/later.png": picture(50), "Dan/again.png": picture(3), "Dan/4.png": picture(4)})
-    config = after(str(tmp_path / "new"), source, tmp_path / "march", source={"subject": "folder"})
+    config = follow(str(tmp_path / "new"), source, tmp_path / "march", source={"subject": "folder"})
     march = run(config, scorer=SCORER)
     ended = {row["record_id"]: (row["status"], row["reason"]) for row in rows(march)}
     gone = [f"{ADA}/0.png", f"{ADA}/later.png", f"{ADA}/black.png", f"{ADA}/bad.png", "Cyd/3.png", "Dan/again.png"]
     assert {ended[name] for name in (*gone, "Ben/copy.png")} == {("failed", "withdrawn")}
-    assert set(seen(march)) == {"Ben/2.png", "Dan/4.png"} and problems(march) == []
+    assert set(outputs(march)) == {"Ben/2.png", "Dan/4.png"} and verification_failures(march) == []
     for row in rows(march):
         if row["reason"] == "withdrawn":
             assert {row[name] for name in ("subject", "label", "output_id", "sha256", "clip_similarity")} == {None}
@@ -289,20 +285,20 @@ def test_whoever_was_erased_stays_away_from_later_releases(tmp_path: Path, sourc
 def test_revocations_add_up_over_erasures_and_go_on_with_the_releases(
     tmp_path: Path, source: Path, old: Release
 ) -> None:
-    ids = {name: output_id for name, (output_id, _) in seen(old).items()}
+    ids = {name: output_id for name, (output_id, _) in outputs(old).items()}
     erase(old, tmp_path / "second", names(tmp_path, f"{ADA}/1.png"))
     second = Release.at(str(tmp_path / "second"))
     erase(second, tmp_path / "third", names(tmp_path, "subject:Cyd"))
     third = Release.at(str(tmp_path / "third"))
-    march = run(after(third, source, tmp_path / "march", source={"subject": "folder"}), scorer=SCORER)
+    march = run(follow(third, source, tmp_path / "march", source={"subject": "folder"}), scorer=SCORER)
     for release in (third, march):
         first, then = (set(one.digests) for one in revocation.read(release.public))
         assert (first, then) == ({ids[f"{ADA}/1.png"]}, {ids["Cyd/3.png"]})
-        assert problems(release) == []
+        assert verification_failures(release) == []
     assert parquet.read(march.erased).equals(parquet.read(third.erased)) and len(parquet.read(third.erased)) == 3
     assert set(tree(tmp_path / "second")) == {"restricted/events.jsonl"}
-    assert set(seen(march)) == {f"{ADA}/0.png", "Ben/copy.png", "Ben/2.png"}
-    assert {seen(march)[name][1] for name in (f"{ADA}/0.png", "Ben/copy.png")} == {seen(third)["Ben/copy.png"][1]}
+    assert set(outputs(march)) == {f"{ADA}/0.png", "Ben/copy.png", "Ben/2.png"}
+    assert {outputs(march)[name][1] for name in (f"{ADA}/0.png", "Ben/copy.png")} == {outputs(third)["Ben/copy.png"][1]}
 
 
 def test_people_are_taken_out_of_a_release_that_kept_pictures_of_an_earlier_one(
@@ -310,18 +306,18 @@ def test_people_are_taken_out_of_a_release_that_kept_pictures_of_an_earlier_one(
 ) -> None:
     folder_of(source, {f"{ADA}/9.png": picture(9)})
     bound = {"scores": {"lpips": {"min": sorted(row["lpips"] for row in rows(old) if row["lpips"])[1]}}}
-    config = after(old, source, tmp_path / "february", policy=bound, source={"subject": "folder"})
+    config = follow(old, source, tmp_path / "february", policy=bound, source={"subject": "folder"})
     february = run(config, scorer=SCORER)
     held = [row for row in rows(february) if row["kept"] and row["status"] == "quarantined"]
     assert held and any(not row["kept"] for row in rows(february))
-    kept = {name: one for name, one in seen(february).items() if not name.startswith(ADA) and name != "Ben/copy.png"}
+    kept = {name: one for name, one in outputs(february).items() if not name.startswith(ADA) and name != "Ben/copy.png"}
     erase(february, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     new = Release.at(str(tmp_path / "new"))
-    assert seen(new) == kept and problems(new) == []
+    assert outputs(new) == kept and verification_failures(new) == []
     assert [one.root.name for one in history.predecessors(new)] == ["old"]  # where the same people still are
-    march = run(after(new, source, tmp_path / "march", source={"subject": "folder"}), scorer=SCORER)
-    assert all(seen(march)[name][1] == one[1] for name, one in seen(old).items() if name in seen(march))
-    assert not [name for name in seen(march) if name.startswith(ADA)]
+    march = run(follow(new, source, tmp_path / "march", source={"subject": "folder"}), scorer=SCORER)
+    assert all(outputs(march)[name][1] == one[1] for name, one in outputs(old).items() if name in outputs(march))
+    assert not [name for name in outputs(march) if name.startswith(ADA)]
 
 
 def test_an_erasure_does_not_prolong_what_is_kept(tmp_path: Path, source: Path, old: Release) -> None:
@@ -330,7 +326,7 @@ def test_an_erasure_does_not_prolong_what_is_kept(tmp_path: Path, source: Path, 
     erase(Release.at(str(tmp_path / "second")), tmp_path / "third", names(tmp_path, f"{ADA}/0.png"))
     third = Release.at(str(tmp_path / "third"))
     assert begun is not None and retention.retention_start(third) == begun
-    march = run(after(third, source, tmp_path / "march"), scorer=SCORER)
+    march = run(follow(third, source, tmp_path / "march"), scorer=SCORER)
     assert (retention.retention_start(march) or begun) > begun  # another release, with a time of its own
 
 
@@ -341,7 +337,7 @@ def test_what_was_purged_does_not_come_back(tmp_path: Path, old: Release) -> Non
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     new = Release.at(str(tmp_path / "new"))
     assert not new.report.exists() and not new.quarantine.exists() and new.is_complete
-    assert problems(new) == [] and set(retention.read_purged(new)) == {"pictures"}
+    assert verification_failures(new) == [] and set(retention.read_purged(new)) == {"pictures"}
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -403,7 +399,7 @@ def test_a_place_that_holds_something_else_is_refused(tmp_path: Path, source: Pa
     file = names(tmp_path, f"subject:{ADA}")
     folder_of(tmp_path / "full", {"diary.txt": b"x"})
     assert "is not empty" in refusal(old, tmp_path / "full", file)
-    run(after(old, source, tmp_path / "february"), scorer=SCORER)  # follows the old one, and erases nobody
+    run(follow(old, source, tmp_path / "february"), scorer=SCORER)  # follows the old one, and erases nobody
     assert "is another release" in refusal(old, tmp_path / "february", file)
     run(settings(source, tmp_path / "alone"), scorer=SCORER)
     assert "is another release" in refusal(old, tmp_path / "alone", file)
@@ -436,7 +432,7 @@ def test_the_old_release_stays_until_the_new_one_is_approved(tmp_path: Path, sou
     new = Release.at(str(tmp_path / "new"))
     assert publish.approve(new, ALICE).is_published
     assert erase(old, tmp_path / "new", file).published
-    assert set(tree(tmp_path / "old")) == {"restricted/events.jsonl"} and problems(new) == []
+    assert set(tree(tmp_path / "old")) == {"restricted/events.jsonl"} and verification_failures(new) == []
 
 
 def test_a_gate_that_does_not_let_the_new_release_out_leaves_the_old_one(tmp_path: Path, source: Path) -> None:
@@ -494,16 +490,18 @@ POINTS: dict[str, tuple[Any, str, Any, bool]] = {
 
 @pytest.mark.parametrize("point", POINTS)
 def test_an_erasure_that_was_stopped_is_finished_by_the_same_command(tmp_path: Path, old: Release, point: str) -> None:
-    kept, file = seen(old), names(tmp_path, f"subject:{ADA}")
+    kept, file = outputs(old), names(tmp_path, f"subject:{ADA}")
     told, _ = marks(old, lambda row: row["subject"] == ADA)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         stop_at(patch, *POINTS[point])
         erase(old, tmp_path / "new", file)
     new = Release.at(str(tmp_path / "new"))
     if not new.is_published:
-        assert seen(old) == kept  # whole, while nothing has taken its place
+        assert outputs(old) == kept  # whole, while nothing has taken its place
     assert erase(old, tmp_path / "new", file).erased == 5
-    assert seen(new) == {name: kept[name] for name in ("Ben/2.png", "Cyd/3.png")} and problems(new) == []
+    assert (
+        outputs(new) == {name: kept[name] for name in ("Ben/2.png", "Cyd/3.png")} and verification_failures(new) == []
+    )
     assert set(tree(tmp_path / "old")) == {"restricted/events.jsonl"} and set(found_in(tmp_path, told)) == {
         "withdrawn.txt"
     }
@@ -538,7 +536,11 @@ def test_an_erasure_that_was_stopped_early_may_go_on_with_other_people(tmp_path:
         erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     assert erase(old, tmp_path / "new", names(tmp_path, "Cyd/3.png")).erased == 1
     new = Release.at(str(tmp_path / "new"))
-    assert len(parquet.read(new.erased)) == 1 and set(seen(new)) == {*seen(new), f"{ADA}/0.png"} and problems(new) == []
+    assert (
+        len(parquet.read(new.erased)) == 1
+        and set(outputs(new)) == {*outputs(new), f"{ADA}/0.png"}
+        and verification_failures(new) == []
+    )
 
 
 # -- by the flow ------------------------------------------------------------------------------------------------------

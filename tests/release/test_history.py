@@ -25,7 +25,6 @@ from anonymizer.attest.verify import check_public
 from anonymizer.config import AuditConfig, RestrictedConfig, RunConfig, SourceConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
-from anonymizer.data import released_images
 from anonymizer.errors import AnonymizerError, ConfigError, CustodianKeyError, OutputError, UsageError
 from anonymizer.records import Scores
 from anonymizer.release import audit_sample, history, preflight, publish, retention
@@ -37,8 +36,8 @@ from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import audit as audit_job
 from flows.jobs import release as release_job
-from tests.release.test_assemble import POINTS, Stop, stop_at
 from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.interruptions import POINTS, Stop, stop_at
 from tests.support.releases import (
     GARBAGE,
     HEX,
@@ -47,10 +46,12 @@ from tests.support.releases import (
     begin,
     encoded,
     folder_of,
+    follow,
     handed_out,
     listing,
     manifest,
     one_shard,
+    outputs,
     people,
     picture,
     rows,
@@ -81,18 +82,6 @@ class Half(PlainScorer):
         return Scores(clip_similarity=super().score_one(original, output).clip_similarity)
 
 
-def after(before: Release | str, source: Path, output: Path | str, /, *overrides: str, **sections: Any) -> RunConfig:
-    uri = before if isinstance(before, str) else str(before.root)
-    return settings(source, output, f"previous={uri}", *overrides, **sections)
-
-
-def seen(release: Release) -> dict[str, tuple[str, bytes]]:
-    """Record id -> id and picture, of what was published."""
-    table = parquet.read(release.manifest).to_pylist()
-    data = {row["output_id"]: data for row, data in released_images.read_images(release.public, table)}
-    return {r["record_id"]: (r["output_id"], data[r["output_id"]]) for r in rows(release) if r["status"] == "released"}
-
-
 def row_of(release: Release, record_id: str) -> dict[str, Any]:
     (row,) = (row for row in rows(release) if row["record_id"] == record_id)
     return row
@@ -115,9 +104,9 @@ def test_unchanged_originals_keep_picture_id_level_and_scores_whatever_the_setti
     tmp_path: Path, source: Path, january: Release
 ) -> None:
     folder_of(source, {"new.png": picture(9)})
-    february = run(after(january, source, tmp_path / "february", **OTHER), Retrained())
-    assert {name: seen(february)[name] for name in seen(january)} == seen(january)
-    for name in seen(january):
+    february = run(follow(january, source, tmp_path / "february", **OTHER), Retrained())
+    assert {name: outputs(february)[name] for name in outputs(january)} == outputs(january)
+    for name in outputs(january):
         was, now = row_of(january, name), row_of(february, name)
         assert now["kept"] and not was["kept"] and now["attempts"] == 0
         mine = {"kept", "attempts", "shard"}
@@ -129,15 +118,15 @@ def test_unchanged_originals_keep_picture_id_level_and_scores_whatever_the_setti
 
 def test_nothing_is_drawn_of_what_is_kept(tmp_path: Path, source: Path, january: Release) -> None:
     model = IdealGaussian()
-    run(after(january, source, tmp_path / "february", **OTHER), model)
+    run(follow(january, source, tmp_path / "february", **OTHER), model)
     assert model.calls == []
 
 
 def test_whoever_has_vanished_is_left_out(tmp_path: Path, source: Path, january: Release) -> None:
     (source / "a/person 0.png").unlink()
-    february = run(after(january, source, tmp_path / "february"))
-    assert seen(february) == {name: one for name, one in seen(january).items() if name != "a/person 0.png"}
-    gone = seen(january)["a/person 0.png"]
+    february = run(follow(january, source, tmp_path / "february"))
+    assert outputs(february) == {name: one for name, one in outputs(january).items() if name != "a/person 0.png"}
+    gone = outputs(january)["a/person 0.png"]
     for data in tree(february.root.path).values():
         assert gone[1] not in data and gone[0].encode() not in data
 
@@ -146,8 +135,8 @@ def test_an_original_with_a_new_name_keeps_its_picture_under_a_new_id(
     tmp_path: Path, source: Path, january: Release
 ) -> None:
     (source / "a/person 0.png").rename(source / "renamed.png")
-    february = run(after(january, source, tmp_path / "february", **OTHER))
-    was, now = seen(january)["a/person 0.png"], seen(february)["renamed.png"]
+    february = run(follow(january, source, tmp_path / "february", **OTHER))
+    was, now = outputs(january)["a/person 0.png"], outputs(february)["renamed.png"]
     assert now[1] == was[1] and now[0] != was[0]
 
 
@@ -155,19 +144,19 @@ def test_an_original_that_was_changed_gets_another_picture_and_id(
     tmp_path: Path, source: Path, january: Release
 ) -> None:
     (source / "a/person 0.png").write_bytes(picture(77))
-    february = run(after(january, source, tmp_path / "february"))
-    was, now = seen(january)["a/person 0.png"], seen(february)["a/person 0.png"]
+    february = run(follow(january, source, tmp_path / "february"))
+    was, now = outputs(january)["a/person 0.png"], outputs(february)["a/person 0.png"]
     assert now[0] != was[0] and now[1] != was[1]
 
 
 def test_copies_of_an_original_all_get_its_one_picture(tmp_path: Path, source: Path, january: Release) -> None:
     folder_of(source, {"copy.png": picture(0), "another.png": picture(0)})
-    february = run(after(january, source, tmp_path / "february", **OTHER))
-    one = seen(january)["a/person 0.png"][1]
-    assert [seen(february)[name][1] for name in ("a/person 0.png", "copy.png", "another.png")] == [one] * 3
-    assert len({seen(february)[name][0] for name in ("a/person 0.png", "copy.png", "another.png")}) == 3
-    march = run(after(february, source, tmp_path / "march", **OTHER))
-    assert seen(march) == seen(february)
+    february = run(follow(january, source, tmp_path / "february", **OTHER))
+    one = outputs(january)["a/person 0.png"][1]
+    assert [outputs(february)[name][1] for name in ("a/person 0.png", "copy.png", "another.png")] == [one] * 3
+    assert len({outputs(february)[name][0] for name in ("a/person 0.png", "copy.png", "another.png")}) == 3
+    march = run(follow(february, source, tmp_path / "march", **OTHER))
+    assert outputs(march) == outputs(february)
 
 
 def test_what_was_never_published_is_tried_anew(tmp_path: Path) -> None:
@@ -182,7 +171,7 @@ def test_what_was_never_published_is_tried_anew(tmp_path: Path) -> None:
     january = run(settings(source, tmp_path / "january", source=small), scorer=NotBlack())
     ended = {row["record_id"]: row["reason"] for row in rows(january) if row["reason"]}
     assert ended == {"black.png": "not_scored", "large.png": "too_many_pixels"}
-    february = run(after(january, source, tmp_path / "february", **OTHER))
+    february = run(follow(january, source, tmp_path / "february", **OTHER))
     assert {name: row_of(february, name)["level"] for name in ended} == {"black.png": 0.7, "large.png": 0.7}
     assert summarize(february).released == 4
 
@@ -202,9 +191,9 @@ def test_nobody_has_two_pictures_over_any_months(
         source = folder_of(root / f"in {number}", {f"{month_name(number, i)}.png": picture(i) for i in who})
         config = settings(source, root / f"{number}", *before, boomerang={"level": level})
         release = run(config)
-        assert len(seen(release)) == len(who)
+        assert len(outputs(release)) == len(who)
         for i in who:
-            pictures.setdefault(i, set()).add(seen(release)[f"{month_name(number, i)}.png"][1])
+            pictures.setdefault(i, set()).add(outputs(release)[f"{month_name(number, i)}.png"][1])
         before = [f"previous={release.root}"]
     assert all(len(found) == 1 for found in pictures.values())
 
@@ -229,20 +218,20 @@ def test_what_breaks_the_policy_of_today_is_held_back_and_not_drawn_again(
     who, bound = closest(january)
     model = IdealGaussian()
     policy = {"scores": {"lpips": {"min": bound}}, "escalate": [0.9]}
-    february = run(after(january, source, tmp_path / "february", policy=policy), model)
+    february = run(follow(january, source, tmp_path / "february", policy=policy), model)
     row = row_of(february, who)
     assert (row["status"], row["reason"], row["kept"], model.calls) == ("quarantined", "too_close", True, [])
-    assert tree(february.quarantine.path) == {f"{row['output_id']}.png": seen(january)[who][1]}
-    assert seen(february) == {name: one for name, one in seen(january).items() if name != who}
+    assert tree(february.quarantine.path) == {f"{row['output_id']}.png": outputs(january)[who][1]}
+    assert outputs(february) == {name: one for name, one in outputs(january).items() if name != who}
 
-    march = run(after(february, source, tmp_path / "march", **OTHER), model)  # a milder policy, and other settings
-    assert seen(march) == seen(january) and model.calls == []
+    march = run(follow(february, source, tmp_path / "march", **OTHER), model)  # a milder policy, and other settings
+    assert outputs(march) == outputs(january) and model.calls == []
 
 
 def test_a_score_that_is_asked_for_now_and_was_not_made_then_holds_back(tmp_path: Path, source: Path) -> None:
     january = run(settings(source, tmp_path / "january", metrics={"lpips": "none"}), scorer=Half())
     folder_of(source, {"new.png": picture(9)})
-    february = run(after(january, source, tmp_path / "february"))
+    february = run(follow(january, source, tmp_path / "february"))
     assert {row["record_id"]: row["reason"] for row in rows(february) if not row["kept"]} == {"new.png": None}
     assert {row["reason"] for row in rows(february) if row["kept"]} == {"not_scored"}
 
@@ -251,10 +240,10 @@ def test_a_score_whose_model_nobody_names_any_more_is_not_taken_over(
     tmp_path: Path, source: Path, january: Release
 ) -> None:
     folder_of(source, {"new.png": picture(9)})
-    february = run(after(january, source, tmp_path / "february", metrics={"lpips": "none"}), scorer=Half())
+    february = run(follow(january, source, tmp_path / "february", metrics={"lpips": "none"}), scorer=Half())
     assert {row["lpips"] for row in rows(february)} == {None}
     assert [name for name in manifest(february).column_names if "lpips" in name] == []
-    assert len(seen(february)) == 6
+    assert len(outputs(february)) == 6
 
 
 # -- layouts, places, chains ------------------------------------------------------------------------------------------
@@ -267,30 +256,30 @@ FORMS = ["folder", "webdataset", "parquet"]
 def test_pictures_go_on_from_any_layout_to_any_other(tmp_path: Path, source: Path, then: str, now: str) -> None:
     january = run(settings(source, tmp_path / "january", output={"format": then}))
     folder_of(source, {"new.png": picture(9)})
-    february = run(after(january, source, tmp_path / "february", output={"format": now}, **OTHER))
-    assert {name: one for name, one in seen(february).items() if name != "new.png"} == seen(january)
+    february = run(follow(january, source, tmp_path / "february", output={"format": now}, **OTHER))
+    assert {name: one for name, one in outputs(february).items() if name != "new.png"} == outputs(january)
 
 
 def test_whoever_was_away_for_a_month_gets_the_picture_of_then(tmp_path: Path, source: Path, january: Release) -> None:
     away = source / "a/person 0.png"
     data = away.read_bytes()
     away.unlink()
-    february = run(after(january, source, tmp_path / "february"))
-    march = run(after(february, source, tmp_path / "march"))
+    february = run(follow(january, source, tmp_path / "february"))
+    march = run(follow(february, source, tmp_path / "march"))
     away.write_bytes(data)
-    april = run(after(march, source, tmp_path / "april", **OTHER), Retrained())
-    assert seen(april) == seen(january)
+    april = run(follow(march, source, tmp_path / "april", **OTHER), Retrained())
+    assert outputs(april) == outputs(january)
     assert [one.root.name for one in history.predecessors(april)] == ["march", "february", "january"]
-    assert history.compare_with_previous(after(march, source, tmp_path / "april"), april) == Difference(4, 1, 0)
+    assert history.compare_with_previous(follow(march, source, tmp_path / "april"), april) == Difference(4, 1, 0)
 
 
 def test_a_release_of_the_past_that_is_not_at_hand_any_more_is_passed_over(
     tmp_path: Path, source: Path, january: Release
 ) -> None:
-    february = run(after(january, source, tmp_path / "february", **OTHER))
+    february = run(follow(january, source, tmp_path / "february", **OTHER))
     shutil.rmtree(january.root.path)
-    march = run(after(february, source, tmp_path / "march"))
-    assert seen(march) == seen(february)
+    march = run(follow(february, source, tmp_path / "march"))
+    assert outputs(march) == outputs(february)
 
 
 @pytest.mark.parametrize("spelling", ["{}/", "file://{}", "relative"])
@@ -299,24 +288,24 @@ def test_the_previous_release_may_be_spelled_as_one_likes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     uri = "january" if spelling == "relative" else spelling.format(january.root.path)
-    config = after(uri, source, tmp_path / "february", **OTHER)
+    config = follow(uri, source, tmp_path / "february", **OTHER)
     february = run(config)
-    assert seen(february) == seen(january)
+    assert outputs(february) == outputs(january)
     assert history.compare_with_previous(config, february) == Difference(5, 0, 0)
     monkeypatch.chdir("/")
-    march = run(after(february, source, tmp_path / "march", **OTHER))
+    march = run(follow(february, source, tmp_path / "march", **OTHER))
     assert [one.root.path for one in history.predecessors(march)] == [february.root.path, january.root.path]
 
 
 def test_releases_follow_each_other_on_an_object_store(tmp_path: Path, source: Path, store: Any) -> None:
     january = run(settings(source, "memory://bucket/january/"))
     folder_of(source, {"new.png": picture(9)})
-    config = after("memory://bucket/january/", source, "memory://bucket/february", **OTHER)
+    config = follow("memory://bucket/january/", source, "memory://bucket/february", **OTHER)
     february = run(config)
-    assert {name: one for name, one in seen(february).items() if name != "new.png"} == seen(january)
+    assert {name: one for name, one in outputs(february).items() if name != "new.png"} == outputs(january)
     assert history.compare_with_previous(config, february) == Difference(5, 1, 0)
-    local = run(after("memory://bucket/february", source, tmp_path / "march"))
-    assert seen(local) == seen(february)
+    local = run(follow("memory://bucket/february", source, tmp_path / "march"))
+    assert outputs(local) == outputs(february)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -333,7 +322,7 @@ def refusal(config: RunConfig, kind: type[UsageError] = ConfigError, **how: Any)
 
 
 def test_another_key_or_none_is_refused(tmp_path: Path, source: Path, january: Release) -> None:
-    config = after(january, source, tmp_path / "february")
+    config = follow(january, source, tmp_path / "february")
     for key in (CustodianKey(b"another key of another process!!"), CustodianKey(KEY.secret, is_persistent=False)):
         line = refusal(config, CustodianKeyError, key=key)
         assert line.startswith("ANONYMIZER_KEY: not the key that previous ") and line.endswith("set it")
@@ -341,12 +330,12 @@ def test_another_key_or_none_is_refused(tmp_path: Path, source: Path, january: R
 
 def test_a_release_that_was_made_without_a_key_cannot_be_followed(tmp_path: Path, source: Path) -> None:
     january = run(settings(source, tmp_path / "january"), key=CustodianKey(KEY.secret, is_persistent=False))
-    assert "not the key" in refusal(after(january, source, tmp_path / "february"), CustodianKeyError)
+    assert "not the key" in refusal(follow(january, source, tmp_path / "february"), CustodianKeyError)
 
 
 def test_what_is_not_published_or_not_whole_is_refused(tmp_path: Path, source: Path, january: Release) -> None:
     def says(before: Release | str) -> str:
-        return refusal(after(before, source, tmp_path / "february"))
+        return refusal(follow(before, source, tmp_path / "february"))
 
     assert "has no restricted half" in says(str(tmp_path / "nowhere"))
     unfinished = begin(settings(source, tmp_path / "unfinished"))
@@ -361,35 +350,35 @@ def test_a_release_that_was_purged_or_erased_is_refused(tmp_path: Path, source: 
     since = retention.retention_start(january)
     assert since is not None
     retention.purge(january, RestrictedConfig(record_days=0), since)
-    assert "records were purged" in refusal(after(january, source, tmp_path / "february"))
+    assert "records were purged" in refusal(follow(january, source, tmp_path / "february"))
     january.plan.remove()
-    assert "was erased: name the release that took its place" in refusal(after(january, source, tmp_path / "february"))
+    assert "was erased: name the release that took its place" in refusal(follow(january, source, tmp_path / "february"))
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/../january", "{}/public/february"])
 def test_a_release_does_not_follow_itself_or_lie_in_the_one_before(
     source: Path, january: Release, spelling: str
 ) -> None:
-    config = after(january, source, spelling.format(january.root.path))
+    config = follow(january, source, spelling.format(january.root.path))
     assert "is the output itself, or holds it" in refusal(config)
 
 
 @pytest.mark.parametrize("other", [{"image": "jpeg"}, {"size": "original"}, {"image": "webp", "quality": 80}])
 def test_another_kind_of_file_is_refused(tmp_path: Path, source: Path, january: Release, other: Any) -> None:
-    line = refusal(after(january, source, tmp_path / "february", output=other))
+    line = refusal(follow(january, source, tmp_path / "february", output=other))
     assert line.startswith(f"output.{next(iter(other))}: previous ") and "files of one release are of one kind" in line
 
 
 def test_another_model_for_a_score_is_refused_even_if_it_was_not_made_in_between(
     tmp_path: Path, source: Path, january: Release
 ) -> None:
-    february = run(after(january, source, tmp_path / "february", metrics={"lpips": "none"}), scorer=Half())
+    february = run(follow(january, source, tmp_path / "february", metrics={"lpips": "none"}), scorer=Half())
 
     class Newer(PlainScorer):
         names: Mapping[str, str] = {"clip_similarity": "plain-similarity", "lpips": "newer"}
 
     for before in (january, february):
-        config = after(before, source, tmp_path / "march")
+        config = follow(before, source, tmp_path / "march")
         with pytest.raises(ConfigError, match=r"^metrics: .* has lpips by plain-distance, not newer: use that$"):
             preflight.check_previous(config, KEY, Newer.names)
 
@@ -404,7 +393,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Re
     january = run(settings(people(folder / "in", 5), folder / "january"))
     folder_of(folder / "in", {"new.png": picture(9), "bad.png": GARBAGE})
     policy = {"scores": {"lpips": {"min": closest(january)[1]}}}
-    config = after(january, folder / "in", folder / "whole", policy=policy)
+    config = follow(january, folder / "in", folder / "whole", policy=policy)
     return config, run(config)
 
 
@@ -430,14 +419,14 @@ def test_a_kept_picture_that_is_damaged_stops_everything_until_it_is_restored(
 ) -> None:
     file = next(Path(january.public.path).rglob("*.png"))
     data = file.read_bytes()
-    config = after(january, source, tmp_path / "february")
+    config = follow(january, source, tmp_path / "february")
     for damage in (lambda: file.write_bytes(picture(1)), file.unlink):
         damage()
         with pytest.raises(ConfigError, match=r"does not verify \((pictures|strays)\): see `anonymizer verify`"):
             run(config)
         assert not Release.at(config.output.uri).public.exists()
     file.write_bytes(data)
-    assert seen(run(config)) == seen(january)
+    assert outputs(run(config)) == outputs(january)
 
 
 def test_a_picture_that_was_put_into_an_earlier_release_is_not_signed_with_a_later_one(
@@ -454,7 +443,7 @@ def test_a_picture_that_was_put_into_an_earlier_release_is_not_signed_with_a_lat
     column = shown.column_names.index("sha256")
     pq.write_table(shown.set_column(column, "sha256", pa.array(digests)), january.manifest.path)
     with pytest.raises(ConfigError, match=r"does not verify \(digests\)"):
-        run(after(january, source, tmp_path / "february"))
+        run(follow(january, source, tmp_path / "february"))
 
 
 def test_a_release_whose_predecessor_was_erased_meanwhile_is_not_published(
@@ -464,7 +453,7 @@ def test_a_release_whose_predecessor_was_erased_meanwhile_is_not_published(
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
     ada = signing.generate_key_pair()
     policy = {"approvals": 1, "approvers": {"ada": signing.format_public_key(ada.public_key)}}
-    february = run(after(january, source, tmp_path / "february", policy=policy))
+    february = run(follow(january, source, tmp_path / "february", policy=policy))
     for place in (january.plan, january.public):
         place.remove()
     with pytest.raises(ConfigError, match="was erased meanwhile"):
@@ -473,7 +462,7 @@ def test_a_release_whose_predecessor_was_erased_meanwhile_is_not_published(
 
 
 def test_earlier_releases_that_are_not_at_hand_are_counted(tmp_path: Path, source: Path, january: Release) -> None:
-    config = after(run(after(january, source, tmp_path / "february")), source, tmp_path / "march")
+    config = follow(run(follow(january, source, tmp_path / "february")), source, tmp_path / "march")
     assert history.count_missing(config) == 0
     shutil.move(january.root.path, tmp_path / "archive")
     assert history.count_missing(config) == 1
@@ -486,11 +475,11 @@ def test_a_ledger_that_was_changed_is_not_followed(tmp_path: Path, source: Path,
     changed = table.set_column(table.column_names.index("lpips"), "lpips", scores)
     pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
     with pytest.raises(ConfigError, match=r"does not verify \(ledger\)"):
-        run(after(january, source, tmp_path / "february"))
+        run(follow(january, source, tmp_path / "february"))
 
 
 def test_a_damaged_list_of_releases_or_of_the_erased_is_said(tmp_path: Path, source: Path, january: Release) -> None:
-    config = after(january, source, tmp_path / "february")
+    config = follow(january, source, tmp_path / "february")
     release = begin(config)
     history.add_erased(release, {"0" * 64: "original"})
     for place, what in (
@@ -513,12 +502,12 @@ def test_the_difference_counts_every_picture_once(tmp_path: Path, source: Path, 
     (source / "b/person 1.png").write_bytes(picture(77))
     (source / "a/person 2.png").rename(source / "renamed.png")
     folder_of(source, {"new.png": picture(9), "copy.png": picture(3), "bad.png": GARBAGE})
-    config = after(january, source, tmp_path / "february")
+    config = follow(january, source, tmp_path / "february")
     february = run(config)
     found = history.compare_with_previous(config, february)
     assert found == Difference(kept=3, new=3, left_out=2)
     assert str(found) == "3 kept, 3 new, 2 left out"
-    assert found.kept + found.left_out == len(seen(january)) and found.kept + found.new == len(seen(february))
+    assert found.kept + found.left_out == len(outputs(january)) and found.kept + found.new == len(outputs(february))
     assert history.compare_with_previous(settings(source, tmp_path / "january"), january) is None
 
 
@@ -535,7 +524,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_run_prints_the_difference(tmp_path: Path, source: Path, january: Release, cli: Any) -> None:
     folder_of(source, {"new.png": picture(9)})
-    config = after(january, source, tmp_path / "february")
+    config = follow(january, source, tmp_path / "february")
     february = run(config)
     write_restricted_report(february, config)
     words = ["run", "--source", source, "--output", february.root, "--set", f"previous={january.root}"]
@@ -556,7 +545,7 @@ def test_the_report_shows_the_difference_and_the_public_half_does_not(
 ) -> None:
     (source / "a/person 0.png").unlink()
     folder_of(source, {"new.png": picture(9)})
-    config = after(january, source, tmp_path / "february")
+    config = follow(january, source, tmp_path / "february")
     february = run(config)
     write_restricted_report(february, config)
     page = february.report.read().decode()
@@ -575,7 +564,7 @@ def test_a_release_with_kept_pictures_verifies(
 ) -> None:
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
     _, bound = closest(january)
-    config = after(january, source, tmp_path / "february", policy={"scores": {"lpips": {"min": bound}}}, **OTHER)
+    config = follow(january, source, tmp_path / "february", policy={"scores": {"lpips": {"min": bound}}}, **OTHER)
     february = run(config)
     found = [*check_public(february.public), *check_restricted(february, config, KEY)]
     assert [finding for finding in found if finding.result == "fail"] == []
@@ -585,7 +574,7 @@ def test_a_release_with_kept_pictures_verifies(
 def test_what_was_published_is_looked_up_once_for_all_shards(
     tmp_path: Path, source: Path, january: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = after(january, source, tmp_path / "february")
+    config = follow(january, source, tmp_path / "february")
     begin(config)
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
@@ -601,7 +590,7 @@ def test_what_was_published_is_looked_up_once_for_all_shards(
 
 
 def test_only_what_is_needed_of_a_ledger_is_held(source: Path, january: Release, tmp_path: Path) -> None:
-    february = begin(after(january, source, tmp_path / "february"))
+    february = begin(follow(january, source, tmp_path / "february"))
     ((_, found),) = history.load(february).releases
     assert len(found) == 5
     assert not {"record_id", "source_uri", "subject", "label", "caption", "carried"} & set(found.column_names)
@@ -609,7 +598,7 @@ def test_only_what_is_needed_of_a_ledger_is_held(source: Path, january: Release,
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 def test_the_list_of_releases_is_for_its_owner_alone(tmp_path: Path, source: Path, january: Release) -> None:
-    february = begin(after(january, source, tmp_path / "february"))
+    february = begin(follow(january, source, tmp_path / "february"))
     assert os.stat((february.restricted / history.PREDECESSORS_FILE).path).st_mode & 0o077 == 0
 
 
@@ -635,7 +624,7 @@ def test_releases_that_follow_each_other_are_attacked_as_one_picture_of_each_ori
 ) -> None:
     (source / "a/person 0.png").unlink()
     folder_of(source, {"new.png": picture(9)})
-    february = run(after(january, source, tmp_path / "february", **OTHER))
+    february = run(follow(january, source, tmp_path / "february", **OTHER))
     found = shown(february, source, january)
     assert (len(found), found.released, found.unread) == (5, 6, 1)  # whoever has left is counted, and not read
     assert pairs(found) == pairs(shown(february, source))
@@ -678,7 +667,7 @@ def audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Release, R
     january = run(settings(source, tmp_path / "january"))
     people(source, 20)
     (source / "a/person 0.png").unlink()
-    return run(after(january, source, tmp_path / "february", **OTHER)), january
+    return run(follow(january, source, tmp_path / "february", **OTHER)), january
 
 
 def audit_of(release: Release, **more: Any) -> AuditConfig:

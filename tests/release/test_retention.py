@@ -25,8 +25,8 @@ from flows.cli import main
 from flows.jobs import audit as audit_job
 from flows.jobs import models
 from flows.jobs import release as release_job
-from tests.release.test_assemble import Stop, stop_at
 from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.interruptions import Stop, stop_at
 from tests.support.releases import (
     GARBAGE,
     HEX,

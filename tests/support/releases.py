@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 from anonymizer import report
+from anonymizer.attest.verify import check_public
 from anonymizer.backbones import Denoised
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
+from anonymizer.data import released_images
 from anonymizer.pipeline.batch_sampling import Scorer
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.policy.calibration import build_resolved
@@ -25,7 +27,10 @@ from anonymizer.records import Scores, ShardSummary, Summary
 from anonymizer.release import assemble, history, ledger, plan, preflight, publish
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.ledger import Ledger, ShardWriter
+from anonymizer.release.plan import resolve_config
+from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.report.ledger_summary import LedgerSummary
+from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from tests.support.ideal_gaussian import IdealGaussian
 
@@ -212,3 +217,23 @@ def listing(root: Path, items: Sequence[Mapping[str, Any]], name: str = "list.js
     root.mkdir(parents=True, exist_ok=True)
     (root / name).write_text("".join(json.dumps(item) + "\n" for item in items))
     return root / name
+
+
+def follow(before: Release | str, source: Path, output: Path | str, /, *overrides: str, **sections: Any) -> RunConfig:
+    """Settings of a release with another one as the previous."""
+    uri = before if isinstance(before, str) else str(before.root)
+    return settings(source, output, f"previous={uri}", *overrides, **sections)
+
+
+def outputs(release: Release) -> dict[str, tuple[str, bytes]]:
+    """Record id -> id and picture, of what was published."""
+    table = parquet.read(release.manifest).to_pylist()
+    data = {row["output_id"]: data for row, data in released_images.read_images(release.public, table)}
+    return {r["record_id"]: (r["output_id"], data[r["output_id"]]) for r in rows(release) if r["status"] == "released"}
+
+
+def verification_failures(release: Release) -> list[str]:
+    """Failed findings of both halves."""
+    found = [*check_public(release.public), *check_restricted(release, resolve_config(release), KEY)]
+    assert {"signature", "ledger", "materials", "quarantine", "modes"} <= {finding.check for finding in found}
+    return [str(finding) for finding in found if finding.result == "fail"]
