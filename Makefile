@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types docs slow clean
+.PHONY: demo test check lint types docs advisories slow clean
 demo: $(READY)
 	$(VENV)/bin/anonymizer demo
 
@@ -20,6 +20,9 @@ types: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 	@echo "build/site/index.html"
+
+advisories: $(READY)  # known vulnerabilities of the pinned versions; needs the network
+	$(VENV)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -q -m "slow or fault or scale"
