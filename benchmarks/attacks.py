@@ -1,9 +1,9 @@
-"""Every attack of the audit on one set of photos, from a mere round trip over the levels to unrelated pictures.
+"""Run every attack of the audit on one set of photos: a mere round trip, levels, baselines and unrelated images.
 
     python benchmarks/attacks.py --source attfaces --identity folder --outsiders faces.parquet --output results/att
 
 What `anonymizer audit` does to one release is done here to each level and baseline, with the same photos, attackers and
-code. What takes long (outputs, embeddings) is kept in `OUTPUT/kept/`, so that a second call takes a minute.
+code. Outputs and embeddings are cached in `OUTPUT/cache/`, so that a second call takes a minute.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ MAX_OUTSIDERS = 1000
 
 
 def main() -> None:
-    asked = parse_arguments()
-    asked.output.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(asked.seed)
-    backbone = load_backbone(ModelConfig(id=asked.model))
-    boomerang = Boomerang(backbone, asked.sampler, asked.steps)
-    evidence = gather_evidence(asked, boomerang, rng)
-    effort = Effort(asked.pairs, 16, asked.averaged)
-    embedders = features.load_embedders(asked.features.split(","))
-    bench = Workbench(evidence, embedders, effort, 1, make_store=lambda: ArrayFolder(asked.output / "kept"))
+    args = parse_arguments()
+    args.output.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(args.seed)
+    backbone = load_backbone(ModelConfig(id=args.model))
+    boomerang = Boomerang(backbone, args.sampler, args.steps)
+    evidence = gather_evidence(args, boomerang, rng)
+    effort = Effort(args.pairs, 16, args.averaged)
+    embedders = features.load_embedders(args.features.split(","))
+    bench = Workbench(evidence, embedders, effort, 1, make_store=lambda: ArrayFolder(args.output / "cache"))
     lpips, clip = PerceptualDistance.load(OFFLINE_MODEL), ClipEmbedder.load("bundled:clip-mini")
-    for name, method in iter_methods(boomerang, asked, evidence, lpips, bench):
-        begun = time.monotonic()
+    for name, method in iter_methods(boomerang, args, evidence, lpips, bench):
+        started = time.monotonic()
         outputs = load_outputs(bench, method)
-        found = audit.run_attacks(bench.with_outputs(method, outputs), asked.attacks.split(","))
-        told = {
+        findings = audit.run_attacks(bench.with_outputs(method, outputs), args.attacks.split(","))
+        description = {
             "method": method.name,
-            "seconds": time.monotonic() - begun,
+            "seconds": time.monotonic() - started,
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "lpips": baselines.median_distance(evidence.originals, outputs, lpips),
             "clip": float(cosine_similarity(clip.embed(evidence.originals), clip.embed(outputs)).median()),
@@ -68,14 +68,17 @@ def main() -> None:
             "training": 0 if evidence.training is None else len(evidence.training),
             "log_snr": boomerang.log_snr(boomerang.t_boom(method.level)) if isinstance(method, LocalSampling) else None,
         }
-        lines = [asdict(replace(line, baseline=method.name)) for line in found.figures]
-        table = pa.Table.from_pylist(lines).replace_schema_metadata({"method": json.dumps(told)})
-        pq.write_table(table, asked.output / f"{name}.parquet")
-        print(f"{name}: {told['seconds']:.0f} s, {len(lines)} figures, peak {told['peak_mib']:.0f} MiB", flush=True)
+        lines = [asdict(replace(line, baseline=method.name)) for line in findings.figures]
+        table = pa.Table.from_pylist(lines).replace_schema_metadata({"method": json.dumps(description)})
+        pq.write_table(table, args.output / f"{name}.parquet")
+        print(
+            f"{name}: {description['seconds']:.0f} s, {len(lines)} figures, peak {description['peak_mib']:.0f} MiB",
+            flush=True,
+        )
 
 
 class ArrayFolder(MutableMapping[str, Any]):
-    """Arrays by name, kept in a folder."""
+    """Arrays by name, stored in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,17 +108,17 @@ class ArrayFolder(MutableMapping[str, Any]):
 
 
 def load_outputs(bench: Workbench, method: Mechanism) -> torch.Tensor:
-    """What would be released, as it comes back from a file."""
-    name, kept = f"{method.name}, released", bench.own
-    if name not in kept:
-        kept[name] = reencode(apply(method, bench.evidence.originals, bench.rng(name)).nan_to_num(0.0)).numpy()
-    return torch.from_numpy(kept[name])
+    """Return the outputs of a method, as a file would hold them."""
+    name, store = f"{method.name}, released", bench.own
+    if name not in store:
+        store[name] = reencode(apply(method, bench.evidence.originals, bench.rng(name)).nan_to_num(0.0)).numpy()
+    return torch.from_numpy(store[name])
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True)
-    parser.add_argument("--where", default="{}", help="YAML: keep only rows whose column has this value")
+    parser.add_argument("--where", default="{}", help="YAML: only rows whose column has this value")
     parser.add_argument("--identity", help="'folder' or a column; none: each photo is a person")
     parser.add_argument("--outsiders", help="other people's photos; none: those of the source that were not drawn")
     parser.add_argument("--outsiders-where", default="{}")
@@ -137,33 +140,33 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def gather_evidence(args: argparse.Namespace, boomerang: Boomerang, rng: np.random.Generator) -> Evidence:
-    """The photos that are attacked, and what attackers are given besides."""
+    """Return the photos that are attacked, and what attackers know besides."""
     size, columns = boomerang.backbone.size, tuple(filter(None, args.attributes.split(",")))
     source = source_config(args.source, args.where).model_copy(update={"label": args.identity, "carry": columns})
-    found = audit_sample.draw_images(source, size, 10**6, rng)
-    drawn = np.sort(rng.permutation(len(found))[: args.sample])
+    images = audit_sample.draw_images(source, size, 10**6, rng)
+    chosen = np.sort(rng.permutation(len(images))[: args.sample])
     if args.outsiders:
         outsiders = audit_sample.draw_images(
             source_config(args.outsiders, args.outsiders_where), size, MAX_OUTSIDERS, rng
         ).images
     else:
-        rest = rng.permutation(np.setdiff1d(np.arange(len(found)), drawn))[:MAX_OUTSIDERS]
-        outsiders = found.images[torch.from_numpy(rest)]
+        rest = rng.permutation(np.setdiff1d(np.arange(len(images)), chosen))[:MAX_OUTSIDERS]
+        outsiders = images.images[torch.from_numpy(rest)]
     training = (
         audit_sample.draw_images(source_config(args.training, args.training_where), size, MAX_OUTSIDERS, rng).images
         if args.training
         else None
     )
-    originals = found.images[torch.from_numpy(drawn)].clone()
-    names = found.labels if args.identity else found.record_ids
+    originals = images.images[torch.from_numpy(chosen)].clone()
+    names = images.labels if args.identity else images.record_ids
     return Evidence(
         originals=originals,
         outputs=originals,  # replaced by each method's
-        subjects=np.array([str(names[i]) for i in drawn]),
+        subjects=np.array([str(names[i]) for i in chosen]),
         has_identities=args.identity is not None,
         mechanism=RoundTrip(),
         model=boomerang.backbone,
-        attributes={name: [found.columns[i].get(name) for i in drawn] for name in columns},
+        attributes={name: [images.columns[i].get(name) for i in chosen] for name in columns},
         outsiders=(outsiders, as_subjects([f"outsider {i}" for i in range(len(outsiders))])),
         training=training,
     )

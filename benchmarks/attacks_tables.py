@@ -1,8 +1,8 @@
-"""Tables and plots of what `benchmarks/attacks.py` measured.
+"""Print tables and draw plots of the figures of `benchmarks/attacks.py`.
 
     python benchmarks/attacks_tables.py results/att --plot docs/images/audit-att.png
 
-Of each attack the attacker with the highest upper bound stands in a cell, with his 95 % interval.
+A cell holds the attacker with the highest upper bound, with a 95 % interval.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--plot", type=Path)
-    asked = parser.parse_args()
-    found = {name: read_figures(file) for name in ORDER if (file := asked.folder / f"{name}.parquet").exists()}
-    told = {name: about for name, (about, _) in found.items()}
-    lines = {name: lines for name, (_, lines) in found.items()}
-    first = next(iter(told.values()))
+    args = parser.parse_args()
+    results = {name: read_figures(file) for name in ORDER if (file := args.folder / f"{name}.parquet").exists()}
+    methods = {name: about for name, (about, _) in results.items()}
+    lines = {name: lines for name, (_, lines) in results.items()}
+    first = next(iter(methods.values()))
     print(f"{first['pictures']} pictures of {first['people']} people, {first['outsiders']} outsiders\n")
     rows = [
-        [method_label(name, about), f"{about['lpips']:.3f}", f"{about['clip']:.2f}"] for name, about in told.items()
+        [method_label(name, about), f"{about['lpips']:.3f}", f"{about['clip']:.2f}"] for name, about in methods.items()
     ]
     print(markdown_table(["pictures", "LPIPS", "CLIP similarity"], rows))
     for title, columns in (
@@ -86,25 +86,25 @@ def main() -> None:
             print(f"### {title}\n")
             print(
                 markdown_table(
-                    ["pictures", *columns], [[method_label(name, told[name]), *row] for name, row in cells.items()]
+                    ["pictures", *columns], [[method_label(name, methods[name]), *row] for name, row in cells.items()]
                 )
             )
     trained = strongest_attacker(
         next(iter(lines.values())), ("membership", "aware", "AUC: in the model's training set", None)
     )
     print("In the model's training set:", format_cell(trained), "\n")
-    if asked.plot:
-        plot(told, lines, asked.plot)
+    if args.plot:
+        plot(methods, lines, args.plot)
 
 
 def read_figures(file: Path) -> tuple[Line, list[Line]]:
-    found = pq.read_table(file)
-    return json.loads(found.schema.metadata[b"method"]), found.to_pylist()
+    table = pq.read_table(file)
+    return json.loads(table.schema.metadata[b"method"]), table.to_pylist()
 
 
 def strongest_attacker(lines: Sequence[Line], query: Query) -> Line | None:
     attack, attacker, measure, feature = query
-    mine = [
+    matching = [
         line
         for line in lines
         if line["attack"] == attack
@@ -116,7 +116,7 @@ def strongest_attacker(lines: Sequence[Line], query: Query) -> Line | None:
         and line["value"] is not None
         and (attack != "averaging" or line["outputs"] == 16)
     ]
-    return max(mine, key=lambda line: (line["high"], line["value"])) if mine else None
+    return max(matching, key=lambda line: (line["high"], line["value"])) if matching else None
 
 
 def format_cell(line: Line | None) -> str:
@@ -139,21 +139,21 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(methods: dict[str, Line], lines: dict[str, list[Line]], file: Path) -> None:
-    """What each attack reached against the level; baselines to the right."""
+    """Plot the figures of each attack against the level; baselines to the right."""
     from matplotlib.figure import Figure
 
     names = list(methods)
     columns = {
-        title: asked
-        for title, asked in PLOTTED.items()
-        if any(strongest_attacker(lines[name], asked) for name in names)
+        title: query
+        for title, query in PLOTTED.items()
+        if any(strongest_attacker(lines[name], query) for name in names)
     }
     figure = Figure(figsize=(15, 3.3 * -(-len(columns) // 4)), layout="constrained")
     ticks = [TICK_LABELS.get(name, name.removeprefix("level-")) for name in names]
-    for place, (title, asked) in enumerate(columns.items(), start=1):
-        panel = figure.add_subplot(-(-len(columns) // 4), 4, place)
+    for position, (title, query) in enumerate(columns.items(), start=1):
+        panel = figure.add_subplot(-(-len(columns) // 4), 4, position)
         for x, name in enumerate(names):
-            line = strongest_attacker(lines[name], asked)
+            line = strongest_attacker(lines[name], query)
             if line is None:
                 continue
             level = name.startswith("level") or name == "round-trip"

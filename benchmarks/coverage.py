@@ -1,9 +1,9 @@
-"""How often 95 % intervals cover the truth where people are few, by simulation; see docs/decisions/007-few-people.md.
+"""Simulate how often 95 % intervals cover the truth with few people; see docs/decisions/007-few-people.md.
 
     python benchmarks/coverage.py [--rounds 2000]
 
-Rates: everybody has a rate of his own, by a beta distribution with a sum of 1 or 2. Risk: the same, an attack against a
-control. AUC: scores are normal, and people differ as much as their scores do.
+Rates: each person has an own rate, by a beta distribution with a sum of 1 or 2. Risk: the same, an attack against a
+control. AUC: scores are normal, and vary between people as much as within a person.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def simulate_rates(
 ) -> Iterator[tuple[float, float, float]]:
     rng = np.random.default_rng([people, each, round(10 * total), round(100 * rate)])
     for _ in range(rounds):
-        found = cluster_bootstrap(_draw_trials(people, each, total, rate, rng), rng, REPLICATES)
-        yield found.low, found.high, rate
+        interval = cluster_bootstrap(_draw_trials(people, each, total, rate, rng), rng, REPLICATES)
+        yield interval.low, interval.high, rate
 
 
 def simulate_risks(people: int, each: int, a: float, c: float, rounds: int) -> Iterator[tuple[float, float, float]]:
     rng = np.random.default_rng([people, each, round(100 * a), round(100 * c)])
     for _ in range(rounds):
-        found = risk_above_control(_draw_trials(people, each, 1, a, rng), _draw_trials(people, each, 1, c, rng), rng)
-        low, high = (found.low, found.high) if found else (0.0, 1.0)
+        estimate = risk_above_control(_draw_trials(people, each, 1, a, rng), _draw_trials(people, each, 1, c, rng), rng)
+        low, high = (estimate.low, estimate.high) if estimate else (0.0, 1.0)
         yield low, high, (a - c) / (1 - c)
 
 
@@ -49,8 +49,8 @@ def simulate_auc(
     names[1] = np.char.add("other ", names[1])
     for _ in range(rounds):
         a, b = (np.repeat(rng.normal(size=n), each) + rng.normal(size=n * each) for n in (members, others))
-        found = auc(a + shift, b, *names)
-        yield found.low, found.high, float(stats.norm.cdf(shift / 2))
+        interval = auc(a + shift, b, *names)
+        yield interval.low, interval.high, float(stats.norm.cdf(shift / 2))
 
 
 def _draw_trials(people: int, each: int, total: float, rate: float, rng: np.random.Generator) -> Trials:

@@ -1,4 +1,4 @@
-"""The share of a device's peak arithmetic that the denoiser reaches, network calls and pictures per second.
+"""Measure the share of a device's peak arithmetic that the denoiser reaches, network calls and images per second.
 
     python benchmarks/denoiser.py --model latent --dtype float16 --batch-size 16 --guidance 7.5 --compile   # on a GPU
     python benchmarks/denoiser.py --model pixel [--batch-size 32]
@@ -45,7 +45,7 @@ DATA_SHEET_TFLOPS = {
 
 
 def data_sheet_peak(name: str, dtype: torch.dtype) -> float | None:
-    """Operations per second by the data sheet, where the device is known."""
+    """Return the operations per second by the data sheet, where the device is known."""
     for known, (half, tf32) in DATA_SHEET_TFLOPS.items():
         if known in name.replace("-", " "):
             return 1e12 * (tf32 if dtype == torch.float32 else half)
@@ -53,7 +53,7 @@ def data_sheet_peak(name: str, dtype: torch.dtype) -> float | None:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 5) -> float:
-    """Operations per second of the best of some products of two square matrices."""
+    """Return the operations per second of the best of some products of two square matrices."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -66,58 +66,58 @@ def measure_peak(device: torch.device, dtype: torch.dtype, side: int, repeats: i
 
 
 def measure(model: Backbone, batch_size: int, level: float, steps: int, calls: int, repeats: int) -> dict[str, float]:
-    """Medians of ``repeats``: network calls and pictures per second, and operations of one image-step."""
+    """Return medians of ``repeats``: network calls and pictures per second, and operations of one image-step."""
     x0 = torch.rand(batch_size, 3, model.size, model.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    said = encode_conditions(model, [PROMPT] * batch_size) if model.condition_kind == "prompt" else None
-    one = encode_conditions(model, [PROMPT]) if model.condition_kind == "prompt" else None
-    found, noise = Boomerang(model, SAMPLER, steps), KeyedNoise([i.to_bytes(16, "big") for i in range(batch_size)])
-    each = compilation.count_flops(model, one)  # before anything is compiled for it: the plain way is counted
+    condition = encode_conditions(model, [PROMPT] * batch_size) if model.condition_kind == "prompt" else None
+    row_condition = encode_conditions(model, [PROMPT]) if model.condition_kind == "prompt" else None
+    boomerang, noise = Boomerang(model, SAMPLER, steps), KeyedNoise([i.to_bytes(16, "big") for i in range(batch_size)])
+    flops = compilation.count_flops(model, row_condition)  # counted on the eager network
     with torch.inference_mode():
         zt = model.encode(x0)
 
         def network() -> None:
             for k in range(calls):
-                model.predict(zt, model.T // 2 - k % 2, said)
+                model.predict(zt, model.T // 2 - k % 2, condition)
 
         def whole() -> None:
-            found.sample(x0.to(model.device), level, noise, said).cpu()
+            boomerang.sample(x0.to(model.device), level, noise, condition).cpu()
 
         network()  # warm up, and compile
-        ways = {
+        contenders = {
             "calls": lambda: calls / timing.time_call(network, model.device),
             "pictures": lambda: batch_size / timing.time_call(whole, model.device),
         }
-        rates = timing.medians(timing.take_turns(ways, repeats))
-    return {"operations": float(each), **rates}
+        rates = timing.medians(timing.take_turns(contenders, repeats))
+    return {"operations": float(flops), **rates}
 
 
-def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
+def main(arguments: list[str] | None = None, shape: Shape = SD15) -> None:
     parser = timing.argument_parser(__doc__)
     parser.add_argument("--calls", type=int, default=10, help="network calls that are timed together")
     parser.add_argument("--matrix", type=int, help="side of the matrices; 8192 on a GPU, 2048 elsewhere")
-    args = parser.parse_args(given)
+    args = parser.parse_args(arguments)
 
     device, dtype = torch_device(args.device), getattr(torch, args.dtype)
-    known: dict[str, Any] = {"device": str(device), "dtype": args.dtype, "size": args.size}
+    settings: dict[str, Any] = {"device": str(device), "dtype": args.dtype, "size": args.size}
     with tempfile.TemporaryDirectory() as scratch:
         if args.model == "pixel":
-            model: Any = load_backbone(ModelConfig(**known))
+            model: Any = load_backbone(ModelConfig(**settings))
         else:
-            told = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **known)
-            model = make_backbone(make_parts(shape, Path(scratch)), told, device, Path(scratch))
+            config = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **settings)
+            model = make_backbone(make_parts(shape, Path(scratch)), config, device, Path(scratch))
         if args.compile:
             compilation.compile_network(model, args.batch_size)
-        found = measure(model, args.batch_size, args.level, args.steps, args.calls, args.repeats)
+        rates = measure(model, args.batch_size, args.level, args.steps, args.calls, args.repeats)
     best = measure_peak(device, dtype, args.matrix or (8192 if device.type == "cuda" else 2048))
     name = timing.describe_machine(device)["device"]
-    reached = found["operations"] * found["calls"] * args.batch_size
+    reached = rates["operations"] * rates["calls"] * args.batch_size
     by_sheet = data_sheet_peak(name, dtype)
-    image_steps = found["calls"] * args.batch_size
+    image_steps = rates["calls"] * args.batch_size
     rows = [
-        ["network calls/s, batches of " + str(args.batch_size), found["calls"]],
+        ["network calls/s, batches of " + str(args.batch_size), rates["calls"]],
         ["image-steps/s", image_steps],
-        [f"pictures/s, level {args.level:g}, {args.steps} steps", found["pictures"]],
-        ["operations of an image-step", f"{found['operations'] / 1e9:.4g} G"],
+        [f"pictures/s, level {args.level:g}, {args.steps} steps", rates["pictures"]],
+        ["operations of an image-step", f"{rates['operations'] / 1e9:.4g} G"],
         ["reached", f"{reached / 1e12:.3g} TFLOP/s"],
         ["of a matrix product here", _share(reached, best)],
         ["of the data sheet", "not known" if by_sheet is None else _share(reached, by_sheet)],
@@ -129,7 +129,7 @@ def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
         f"{args.model} model, {million:.1f} M parameters, {model.size} px, {args.dtype}, guidance {args.guidance:g}"
         f"{', compiled' * args.compile}"
     )
-    result = {"settings": title, **found, "peak": best, "sheet": by_sheet, "share": reached / best}
+    result = {"settings": title, **rates, "peak": best, "sheet": by_sheet, "share": reached / best}
     timing.report(title, device, timing.markdown_table(["", ""], rows), result, args.json)
 
 

@@ -1,11 +1,11 @@
-"""Boomerang against diffusers, picture by picture and in batches, with the same weights, steps and dtype, in one run.
+"""Compare Boomerang with diffusers, one by one and in batches, with the same weights, steps and dtype, in one run.
 
     python benchmarks/img2img.py --model pixel  [--pictures 64] [--batch-size 32] [--repeats 3]
     python benchmarks/img2img.py --model latent [--pictures 32] [--batch-size 16] [--dtype float16] [--guidance 7.5]
     python benchmarks/img2img.py --model latent --size 256 --pictures 2 --batch-size 2 --steps 2   # on a CPU
 
 * latent: Stable Diffusion 1.5's true size with random weights (speed does not depend on them) against diffusers'
-  ``StableDiffusionImg2ImgPipeline`` with its SDE-DPM++ scheduler, which is made to take exactly as many steps;
+  ``StableDiffusionImg2ImgPipeline`` with its SDE-DPM++ scheduler, in exactly as many steps;
 * pixel: ``bundled:faces-64`` against the loop that users write with diffusers' scheduler, as it has no such pipeline.
 
 From pictures in memory to pictures in memory on every side: no files, no scores. ``--compile`` compiles the network
@@ -38,7 +38,7 @@ Sampler = Callable[[torch.Tensor], torch.Tensor]  # pictures (B, 3, H, W) in [-1
 
 @dataclass(frozen=True)
 class Contenders:
-    """Ours and theirs, on the same weights; ``network`` is what both ask."""
+    """Ours and theirs, on the same weights; both call ``network``."""
 
     ours: Sampler
     theirs: Sampler
@@ -52,27 +52,29 @@ def latent_contenders(
 ) -> Contenders:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
 
-    made = make_parts(shape, folder)
-    model = make_backbone(made, config, device, folder)
-    scheduler = DPMSolverMultistepScheduler.from_config(made["scheduler"].config, algorithm_type="sde-dpmsolver++")
+    parts = make_parts(shape, folder)
+    model = make_backbone(parts, config, device, folder)
+    scheduler = DPMSolverMultistepScheduler.from_config(parts["scheduler"].config, algorithm_type="sde-dpmsolver++")
     nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
-    networks = {name: made[name] for name in ("unet", "vae", "text_encoder", "tokenizer")}
+    networks = {name: parts[name] for name in ("unet", "vae", "text_encoder", "tokenizer")}
     pipeline = StableDiffusionImg2ImgPipeline(
         **networks, scheduler=scheduler, requires_safety_checker=False, **nothing
     ).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    asked = steps_to_request(steps, level)
+    requested = steps_to_request(steps, level)
 
     def theirs(x0: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = pipeline(
-            prompt=[PROMPT] * len(x0), image=(x0 + 1) / 2, strength=level, num_inference_steps=asked,
+        images: torch.Tensor = pipeline(
+            prompt=[PROMPT] * len(x0), image=(x0 + 1) / 2, strength=level, num_inference_steps=requested,
             guidance_scale=config.guidance, output_type="pt",
         ).images  # fmt: skip
-        return found.float().cpu() * 2 - 1
+        return images.float().cpu() * 2 - 1
 
-    counts = ", ".join(f"{name} {count_parameters(made[name]) / 1e6:.0f} M" for name in ("unet", "vae", "text_encoder"))
+    counts = ", ".join(
+        f"{name} {count_parameters(parts[name]) / 1e6:.0f} M" for name in ("unet", "vae", "text_encoder")
+    )
     ours = make_boomerang(model, config, level, steps)
-    return Contenders(ours, theirs, made["unet"], model, f"{counts}, {model.size} px, random weights")
+    return Contenders(ours, theirs, parts["unet"], model, f"{counts}, {model.size} px, random weights")
 
 
 def pixel_contenders(config: ModelConfig, level: float, steps: int) -> Contenders:
@@ -99,78 +101,78 @@ def pixel_contenders(config: ModelConfig, level: float, steps: int) -> Contender
 
 
 def make_boomerang(model: Backbone, config: ModelConfig, level: float, steps: int) -> Sampler:
-    found = Boomerang(model, SAMPLER, steps)
+    boomerang = Boomerang(model, SAMPLER, steps)
 
-    def ours(x0: torch.Tensor) -> torch.Tensor:
+    def sample(x0: torch.Tensor) -> torch.Tensor:
         noise = KeyedNoise([i.to_bytes(16, "big") for i in range(len(x0))])
-        said = encode_conditions(model, [PROMPT] * len(x0)) if model.condition_kind == "prompt" else None
-        return found.sample(x0.to(model.device), level, noise, said).cpu()
+        condition = encode_conditions(model, [PROMPT] * len(x0)) if model.condition_kind == "prompt" else None
+        return boomerang.sample(x0.to(model.device), level, noise, condition).cpu()
 
-    return ours
+    return sample
 
 
 def steps_to_request(steps: int, level: float) -> int:
-    """The ``num_inference_steps`` of which diffusers takes so many at this strength."""
-    for asked in range(steps, 100 * steps + 1000):
-        if min(int(asked * level), asked) == steps:
-            return asked
+    """Return the ``num_inference_steps`` with which diffusers takes ``steps`` at this strength."""
+    for requested in range(steps, 100 * steps + 1000):
+        if min(int(requested * level), requested) == steps:
+            return requested
     raise SystemExit(f"--steps {steps}: no number of steps gives that many at level {level:g}: choose another level")
 
 
 def compare(contenders: Contenders, pictures: torch.Tensor, batch_size: int, repeats: int) -> dict[str, list[float]]:
-    """Pictures per second of each way, ``repeats`` times. Where channels lie is each side's own choice."""
+    """Return images per second of each contender, ``repeats`` times. The memory layout is each side's own choice."""
     device = contenders.backbone.device
     own = next(p for p in contenders.network.parameters() if p.dim() == 4)
     last = own.is_contiguous(memory_format=torch.channels_last)
 
-    def rate(way: Sampler, size: int, channels_last: bool) -> Callable[[], float]:
+    def rate(sampler: Sampler, size: int, channels_last: bool) -> Callable[[], float]:
         def measured() -> float:
             form = torch.channels_last if channels_last else torch.contiguous_format
             contenders.network.to(memory_format=form)
             batches = pictures.split(size)
-            way(batches[0])  # warm up
-            return len(pictures) / timing.time_call(lambda: [way(batch) for batch in batches], device)
+            sampler(batches[0])  # warm up
+            return len(pictures) / timing.time_call(lambda: [sampler(batch) for batch in batches], device)
 
         return measured
 
-    ways = {
+    contenders_by_name = {
         "diffusers, one by one": rate(contenders.theirs, 1, False),
         "diffusers, batched": rate(contenders.theirs, batch_size, False),
         "ours, one by one": rate(contenders.ours, 1, last),
         "ours, batched": rate(contenders.ours, batch_size, last),
     }
-    return timing.take_turns(ways, repeats)
+    return timing.take_turns(contenders_by_name, repeats)
 
 
-def main(given: list[str] | None = None, shape: Shape = SD15) -> None:
+def main(arguments: list[str] | None = None, shape: Shape = SD15) -> None:
     parser = timing.argument_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=64)
-    args = parser.parse_args(given)
+    args = parser.parse_args(arguments)
 
     device = torch_device(args.device)
     with tempfile.TemporaryDirectory() as scratch:
-        known: dict[str, Any] = {"device": str(device), "dtype": args.dtype, "size": args.size}
+        settings: dict[str, Any] = {"device": str(device), "dtype": args.dtype, "size": args.size}
         if args.model == "pixel":
-            rivals = pixel_contenders(ModelConfig(**known), args.level, args.steps)
+            contenders = pixel_contenders(ModelConfig(**settings), args.level, args.steps)
         else:
-            told = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **known)
-            rivals = latent_contenders(shape, told, device, args.level, args.steps, Path(scratch))
+            config = ModelConfig(id="random/latent", prompt=PROMPT, guidance=args.guidance, **settings)
+            contenders = latent_contenders(shape, config, device, args.level, args.steps, Path(scratch))
         if args.compile:
-            compilation.compile_network(rivals.backbone, args.batch_size)
-        side = rivals.backbone.size
+            compilation.compile_network(contenders.backbone, args.batch_size)
+        side = contenders.backbone.size
         pictures = torch.rand(args.pictures, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        found = compare(rivals, pictures, args.batch_size, args.repeats)
-    median = timing.medians(found)
+        rates = compare(contenders, pictures, args.batch_size, args.repeats)
+    median = timing.medians(rates)
     reference = median["diffusers, one by one"]
     rows = [[name, rate, rate / reference] for name, rate in median.items()]
     title = (
-        f"{rivals.description}; {args.dtype}, level {args.level:g}, {args.steps} steps of {SAMPLER}, guidance "
+        f"{contenders.description}; {args.dtype}, level {args.level:g}, {args.steps} steps of {SAMPLER}, guidance "
         f"{args.guidance:g}, {args.pictures} pictures, batches of {args.batch_size}{', compiled' * args.compile}"
     )
     text = timing.markdown_table(["", "pictures/s", "against diffusers one by one"], rows)
     batched = median["ours, batched"] / median["diffusers, batched"]
     text += f"\n\nOurs batched / diffusers batched: {batched:.3f}"
-    timing.report(title, device, text, {"settings": title, "pictures_per_second": found, "batched": batched}, args.json)
+    timing.report(title, device, text, {"settings": title, "pictures_per_second": rates, "batched": batched}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Peak memory against the size of the dataset: each size in a process of its own, by the command line.
+"""Measure peak memory against the size of the dataset: each size in its own process, by the command line.
 
     python benchmarks/memory.py [--sizes 500 2000] [--json FILE]
 
@@ -28,7 +28,7 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def measure_peak(source: str, output: Path) -> float:
-    """Peak resident memory in MiB of one `anonymizer run` (its own process; the Prefect server is another)."""
+    """Return the peak resident memory in MiB of one `anonymizer run`, without the Prefect server's process."""
     arguments = [
         "run",
         "--source",

@@ -1,4 +1,4 @@
-"""The whole job against the bare loop, and against what a user would write with diffusers, in one run.
+"""Compare the whole job with the bare loop, and with what a user would write with diffusers, in one run.
 
     python benchmarks/pipeline.py [--source URI] [--pictures 512] [--repeats 3] [--device auto] [--json FILE]
 
@@ -8,7 +8,7 @@ Three ways to anonymise the same pictures with the same model, level, sampler an
 * bare: Boomerang and the scorer on the same batches, decoded and in memory already, with torch's own noise;
 * script: one picture at a time, as one would write it with diffusers: open, noise, denoise, score, save.
 
-The ways take turns, so that a slow minute hits all of them, each in a process of its own, as commands and scripts are.
+They take turns, so that a slow minute hits all of them, each in its own process, as commands and scripts run.
 Printed: medians and ratios of pictures per second.
 """
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass
 class TorchNoise:
-    """What anyone would use: torch's generator, not keyed."""
+    """Noise of torch's generator, not keyed."""
 
     def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
         return torch.randn_like(like)
@@ -56,7 +56,7 @@ class TorchNoise:
 
 
 class Clock:
-    """Notes when a run enters each stage."""
+    """Record when a run enters each stage."""
 
     def __init__(self) -> None:
         self.times: dict[str, float] = {}
@@ -70,17 +70,17 @@ class Clock:
 
 
 def run_job(config: RunConfig) -> dict[str, float]:
-    """Seconds of start-up, of the shards, and of assembling."""
-    clock, begun = Clock(), time.monotonic()
+    """Return the seconds of start-up, of the shards, and of assembling."""
+    clock, started = Clock(), time.monotonic()
     with report_progress_to(clock):
         api.run_release(config)
     ended = time.monotonic()
-    place = Release.at(config.output.uri)
-    result = Ledger.open(place).summarize()
+    release = Release.at(config.output.uri)
+    result = Ledger.open(release).summarize()
     if result.released != result.read:
         raise SystemExit(f"job: released {result.released} of {result.read}: nothing to compare")
     return {
-        "start-up": clock.times["anonymising"] - begun,
+        "start-up": clock.times["anonymising"] - started,
         "job": clock.times["assembling"] - clock.times["anonymising"],
         "assembling": ended - clock.times["assembling"],
     }
@@ -94,16 +94,16 @@ def run_bare_loop(config: RunConfig, encoded: list[bytes]) -> float:
     size = config.run.initial_batch_size
     batches = [torch.stack(decoded[i : i + size]) for i in range(0, len(decoded), size)]
     boomerang.sample(batches[0], config.boomerang.level, TorchNoise())  # warm up
-    begun = time.monotonic()
+    started = time.monotonic()
     for x0 in batches:
         on_device = x0.to(backbone.device)
         outputs = boomerang.sample(on_device, config.boomerang.level, TorchNoise())
         scorer.score(scorer.embed(on_device), outputs)  # numbers on the host: nothing is left to be waited for
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def run_script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
-    """Picture by picture with diffusers' scheduler; the models are loaded already."""
+    """Return the seconds of diffusers' scheduler, image by image; the models are loaded already."""
     from diffusers import DPMSolverMultistepScheduler
     from torch.nn import functional as F
 
@@ -112,7 +112,7 @@ def run_script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
     unet, patch, t_boom = backbone.unet, backbone.patch, round(config.boomerang.level * backbone.T)  # type: ignore[attr-defined]
     betas = 1 - backbone.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), backbone.alphas_cumprod[:-1]])
     n = config.boomerang.steps or t_boom
-    begun = time.monotonic()
+    started = time.monotonic()
     for i, data in enumerate(encoded):
         picture = (
             Image.open(io.BytesIO(data)).convert("RGB").resize((backbone.size, backbone.size), Image.Resampling.LANCZOS)
@@ -132,11 +132,11 @@ def run_script(config: RunConfig, encoded: list[bytes], folder: Path) -> float:
         scorer.score(scorer.embed(x0), output)
         levels = ((output[0] + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
         Image.fromarray(levels).save(folder / f"{i}.png")
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def make_pictures(source: str | None, count: int, folder: Path) -> str:
-    """A folder with ``count`` pictures from ``source``, or smooth random JPEGs of 200 x 200."""
+    """Return a folder with ``count`` images from ``source``, or smooth random JPEGs of 200 x 200."""
     folder.mkdir()
     if source is None:
         gen = torch.Generator().manual_seed(0)
@@ -158,7 +158,7 @@ def make_pictures(source: str | None, count: int, folder: Path) -> str:
     return str(folder)
 
 
-def main(given: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="where pictures are taken from; random smooth JPEGs by default")
     parser.add_argument("--pictures", type=int, default=512)
@@ -171,7 +171,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="any other setting")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args(given)
+    args = parser.parse_args(arguments)
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -190,8 +190,8 @@ def main(given: list[str] | None = None) -> None:
             )
 
         rates: dict[str, list[float]] = {"job": [], "bare": [], "script": []}
-        apart: dict[str, list[float]] = {"start-up": [], "assembling": []}
-        ways: list[tuple[str, Callable[[int], float]]] = [
+        other_seconds: dict[str, list[float]] = {"start-up": [], "assembling": []}
+        contenders: list[tuple[str, Callable[[int], float]]] = [
             (
                 "bare",
                 lambda i: args.pictures / _in_fresh_process(run_bare_loop, config("unused"), _read_encoded(source)),
@@ -199,7 +199,8 @@ def main(given: list[str] | None = None) -> None:
             (
                 "job",
                 lambda i: (
-                    args.pictures / _record_other_seconds(_in_fresh_process(run_job, config(f"release-{i}")), apart)
+                    args.pictures
+                    / _record_other_seconds(_in_fresh_process(run_job, config(f"release-{i}")), other_seconds)
                 ),
             ),
             (
@@ -209,8 +210,8 @@ def main(given: list[str] | None = None) -> None:
         ]
         some = args.script_pictures
         for i in range(args.repeats):
-            for name, way in ways[i % 3 :] + ways[: i % 3]:
-                rates[name].append(way(i))
+            for name, run in contenders[i % 3 :] + contenders[: i % 3]:
+                rates[name].append(run(i))
                 print(f"{name:>8}: {rates[name][-1]:.2f} pictures/s", flush=True)
 
     median = timing.medians(rates)
@@ -220,7 +221,7 @@ def main(given: list[str] | None = None) -> None:
         "job_to_bare": [round(j / b, 3) for j, b in zip(rates["job"], rates["bare"], strict=True)],
         "median_job_to_bare": round(median["job"] / median["bare"], 3),
         "median_job_to_script": round(median["job"] / median["script"], 3),
-        "median_seconds_apart": {name: round(value, 2) for name, value in timing.medians(apart).items()},
+        "median_seconds_apart": {name: round(value, 2) for name, value in timing.medians(other_seconds).items()},
     }
     rows = [[name, median[name], median["job"] / median[name]] for name in ("bare", "job", "script")]
     seconds = ", ".join(f"{value} s {name}" for name, value in result["median_seconds_apart"].items())
@@ -233,14 +234,14 @@ def _read_encoded(source: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted(Path(source).iterdir())]
 
 
-def _in_fresh_process(way: Callable[..., T], *arguments: Any) -> T:
-    """What ``way`` returns, from a fresh process."""
+def _in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(way, *arguments).result()
+        return pool.submit(function, *arguments).result()
 
 
-def _record_other_seconds(seconds: dict[str, float], apart: dict[str, list[float]]) -> float:
-    for name, values in apart.items():
+def _record_other_seconds(seconds: dict[str, float], other_seconds: dict[str, list[float]]) -> float:
+    for name, values in other_seconds.items():
         values.append(seconds[name])
     return seconds["job"]
 

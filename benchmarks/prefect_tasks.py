@@ -1,4 +1,4 @@
-"""What Prefect costs for each shard: tasks that do nothing, as a release hands them out, on a temporary server.
+"""Measure what Prefect costs for each shard: tasks that do nothing, submitted as by a release, on a temporary server.
 
 python benchmarks/prefect_tasks.py --shards 10000
 """
@@ -38,10 +38,10 @@ def main() -> None:
             return ShardSummary(shard, 0, 0, 0, 0, 0.0)
 
         with patch.object(release_job, "run_shard", no_shard):
-            before, begun = peak_memory(), time.monotonic()
+            before, started = peak_memory(), time.monotonic()
             own = time.process_time()
             done = nothing()
-            seconds, own = time.monotonic() - begun, time.process_time() - own
+            seconds, own = time.monotonic() - started, time.process_time() - own
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{done} tasks in {seconds:.1f} s: {done / seconds:.0f} a second, {1000 * own / done:.1f} ms of CPU for each")
     print(f"memory here: {before} MiB before, {peak_memory()} MiB peak; the server: {usage.ru_maxrss // 1024} MiB peak, "  # noqa: E501
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def peak_memory() -> int:
-    """The most memory this process has had, in MiB."""
+    """Return the peak memory of this process, in MiB."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
 
 

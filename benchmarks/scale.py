@@ -1,9 +1,9 @@
-"""How the machinery around the model grows: planning, shards, assembling, publishing, verifying, at several sizes.
+"""Measure the growth of all but the model: planning, shards, assembling, publishing, verifying, at several sizes.
 
     python benchmarks/scale.py [--records 1000 10000 100000] [--format parquet] [--work FOLDER] [--json FILE]
                                [--plot PREFIX]
 
-The model copies what it is given and the scores cost nothing, so that only our own work is measured. Pictures are PNGs
+The model copies its input and the scores cost nothing, so that only our own work is measured. Pictures are PNGs
 of 8 x 8 in Parquet files; one in a hundred is damaged, one in a hundred is held back by the policy. Each step of each
 size runs in a process of its own, so that its peak memory is its own. What is in --work is taken up again: a step that
 is done is not done twice.
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--shard-size", type=int, default=100)
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--again", nargs="+", choices=list(STEPS), default=[], help="measure these once more")
-    parser.add_argument("--work", type=Path, help="kept, and taken up again; without it a temporary folder")
+    parser.add_argument("--work", type=Path, help="folder to resume from; a temporary one by default")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", help="PREFIX of two pictures, PREFIX-rate.png and PREFIX-memory.png")
     parser.add_argument("--workers", type=int, default=1, help="processes that take the shards")
@@ -73,23 +73,23 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
-        found = [_measure_size(args, work / f"{args.format}-{n}", n) for n in args.records]
-    print(_table(args.records, found))
+        results = [_measure_size(args, work / f"{args.format}-{n}", n) for n in args.records]
+    print(_table(args.records, results))
     if args.json:
-        args.json.write_text(json.dumps(dict(zip(map(str, args.records), found, strict=True)), indent=2) + "\n")
+        args.json.write_text(json.dumps(dict(zip(map(str, args.records), results, strict=True)), indent=2) + "\n")
     if args.plot:
-        _plot(args.records, found, args.plot)
+        _plot(args.records, results, args.plot)
 
 
 def _measure_size(args: argparse.Namespace, work: Path, records: int) -> dict[str, Any]:
-    """Every step at one size, each in its own process."""
+    """Measure every step at one size, each in its own process."""
     work.mkdir(parents=True, exist_ok=True)
     results = work / "results.json"
-    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    measured: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     os.environ[KEY] = hashlib.sha256(b"a key for measuring").hexdigest()
     os.environ[SIGNING_KEY] = str(work / "publisher.key")
     for step in ["source", *args.steps]:
-        if step in found and step not in args.again:
+        if step in measured and step not in args.again:
             continue
         own = ["--one", step, "--records", str(records), "--format", args.format, "--work", str(work)]
         command = [sys.executable, __file__, *own, "--shard-size", str(args.shard_size), "--workers", str(args.workers)]
@@ -97,26 +97,26 @@ def _measure_size(args: argparse.Namespace, work: Path, records: int) -> dict[st
         running = [
             subprocess.Popen([*command, "--part", str(part)], stdout=subprocess.PIPE, text=True) for part in parts
         ]
-        said = [process.communicate()[0] for process in running]
+        outputs = [process.communicate()[0] for process in running]
         if any(process.returncode for process in running):
             raise SystemExit(f"{step} of {records}: failed")
-        told = [json.loads(text.splitlines()[-1]) for text in said]
-        found[step] = {name: of(one[name] for one in told) for name, of in COMBINE.items()}
-        results.write_text(json.dumps(found, indent=2) + "\n")
-        print(f"{records:>9,} {step:<12} {found[step]}", file=sys.stderr, flush=True)
-    return found
+        figures = [json.loads(text.splitlines()[-1]) for text in outputs]
+        measured[step] = {name: of(figure[name] for figure in figures) for name, of in COMBINE.items()}
+        results.write_text(json.dumps(measured, indent=2) + "\n")
+        print(f"{records:>9,} {step:<12} {measured[step]}", file=sys.stderr, flush=True)
+    return measured
 
 
 def _measure(run: Callable[[], object]) -> None:
-    """One step in this process; its figures as the last line."""
-    begun, cpu = time.monotonic(), time.process_time()
+    """Run one step in this process; print its figures as the last line."""
+    started, cpu = time.monotonic(), time.process_time()
     run()
-    told = {"seconds": time.monotonic() - begun, "cpu": time.process_time() - cpu, "peak_mib": _peak()}
-    print("\n" + json.dumps({name: round(value, 3) for name, value in told.items()}))
+    figures = {"seconds": time.monotonic() - started, "cpu": time.process_time() - cpu, "peak_mib": _peak()}
+    print("\n" + json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 
 def _peak() -> float:
-    """Highest resident memory of this process in MiB. The kernel's figure, which a parent's does not get into."""
+    """Return the peak resident memory of this process in MiB, by the kernel, without its parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
@@ -126,7 +126,7 @@ def _peak() -> float:
 
 
 def _write_source(work: Path, records: int) -> None:
-    """Parquet files of tiny pictures, no two alike, with an id, a label and a number to carry."""
+    """Write Parquet files of tiny images, all different, with an id, a label and a number to carry."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -155,7 +155,7 @@ def _write_source(work: Path, records: int) -> None:
 
 
 class Job:
-    """One release, and the steps that make and check it."""
+    """One release, and the steps that build and check it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         import numpy as np
@@ -169,7 +169,7 @@ class Job:
         from flows.jobs import release as release_job  # noqa: F401  what a command imports
 
         class Copying:
-            """A model that takes whatever it is given for the picture, and has no weights."""
+            """A model whose estimate of the image is its input, and has no weights."""
 
             T, size, channels, multiple, scale, condition_kind = 1000, SIDE, 3, 1, 1, "nothing"
             alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
@@ -182,7 +182,7 @@ class Job:
                 return z0
 
             def condition(self, texts: Sequence[str]) -> object:
-                raise AssertionError("it knows neither prompts nor classes")
+                raise AssertionError("it takes neither prompts nor classes")
 
             def flag_unsafe(self, images: torch.Tensor) -> Sequence[bool]:
                 return [False] * len(images)
@@ -300,8 +300,8 @@ class Job:
     def draw(self) -> None:
         from anonymizer.release.audit_sample import draw_sample
 
-        found = draw_sample(self.release, self.config.source, SIDE, 300, self.rng)
-        assert len(found) == min(300, found.released)
+        sample = draw_sample(self.release, self.config.source, SIDE, 300, self.rng)
+        assert len(sample) == min(300, sample.released)
 
     def previous(self) -> None:
         from anonymizer.release import history, ledger, plan
@@ -309,35 +309,35 @@ class Job:
 
         following = Release.at(str(self.work / "following"))
         (following.restricted / history.PREDECESSORS_FILE).write(json.dumps([str(self.release.root)]).encode())
-        found, table = history.load(following), ledger.read_shard(self.release, plan.read(self.release).shards - 1)
+        sample, table = history.load(following), ledger.read_shard(self.release, plan.read(self.release).shards - 1)
         assert table is not None
         known = [row for row in table.to_pylist() if row["status"] == "released"]
         for row in known:
-            assert found.find_row(row["source_hmac"])["sha256"] == row["sha256"]
+            assert sample.find_row(row["source_hmac"])["sha256"] == row["sha256"]
 
 
 def _require_verified(verified: bool) -> None:
     if not verified:
-        raise SystemExit("verify: found something wrong")
+        raise SystemExit("verify: a check failed")
 
 
-def _table(sizes: Sequence[int], found: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line for each step, for each size its rate and peak, and the exponents in between."""
+def _table(sizes: Sequence[int], results: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown: a line for each step, for each size its rate and peak, and the exponents in between."""
     head = ["step", *(f"{n:,}" for n in sizes), *(f"MiB at {n:,}" for n in sizes), "exponents"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for step in (step for step in STEPS if any(step in one for one in found)):
+    for step in (step for step in STEPS if any(step in one for one in results)):
         rates = [
-            f"{n / max(f[step]['seconds'], 1e-3):,.0f}/s" if step in f else ""
-            for n, f in zip(sizes, found, strict=True)
+            f"{n / max(result[step]['seconds'], 1e-3):,.0f}/s" if step in result else ""
+            for n, result in zip(sizes, results, strict=True)
         ]
-        peaks = [f"{f[step]['peak_mib']:,.0f}" if step in f else "" for f in found]
-        lines.append("| " + " | ".join([step, *rates, *peaks, ", ".join(_exponents(step, sizes, found))]) + " |")
+        peaks = [f"{result[step]['peak_mib']:,.0f}" if step in result else "" for result in results]
+        lines.append("| " + " | ".join([step, *rates, *peaks, ", ".join(_exponents(step, sizes, results))]) + " |")
     return "\n".join(lines)
 
 
-def _exponents(step: str, sizes: Sequence[int], found: Sequence[dict[str, Any]]) -> list[str]:
-    """log(time ratio) / log(size ratio), of neighbouring sizes whose time is more than noise."""
-    known = [(n, f[step]["cpu"]) for n, f in zip(sizes, found, strict=True) if step in f]
+def _exponents(step: str, sizes: Sequence[int], results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return log(time ratio) / log(size ratio) of neighbouring sizes whose time is more than noise."""
+    known = [(n, result[step]["cpu"]) for n, result in zip(sizes, results, strict=True) if step in result]
     return [
         f"{math.log(t / before) / math.log(n / fewer):.2f}"
         for (fewer, before), (n, t) in pairwise(known)
@@ -345,19 +345,19 @@ def _exponents(step: str, sizes: Sequence[int], found: Sequence[dict[str, Any]])
     ]
 
 
-def _plot(sizes: Sequence[int], found: Sequence[dict[str, Any]], prefix: str) -> None:
+def _plot(sizes: Sequence[int], results: Sequence[dict[str, Any]], prefix: str) -> None:
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     for name, value, title in (
-        ("rate", lambda n, told: n / told["seconds"], "records per second"),
-        ("memory", lambda n, told: told["peak_mib"], "peak resident memory, MiB"),
+        ("rate", lambda n, figures: n / figures["seconds"], "records per second"),
+        ("memory", lambda n, figures: figures["peak_mib"], "peak resident memory, MiB"),
     ):
         figure, axes = pyplot.subplots(figsize=(7, 4.5))
         for number, step in enumerate(s for s in STEPS if s != "imports"):
-            points = [(n, value(n, f[step])) for n, f in zip(sizes, found, strict=True) if step in f]
+            points = [(n, value(n, result[step])) for n, result in zip(sizes, results, strict=True) if step in result]
             axes.plot(
                 *zip(*points, strict=True), ("o-", "s--", "^:")[number % 3], label=step, linewidth=1, markersize=3
             )

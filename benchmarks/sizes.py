@@ -1,4 +1,4 @@
-"""Models of published sizes with random weights, made in memory: speed does not depend on what weights are."""
+"""Models of published sizes with random weights, built in memory: speed does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a latent model that is told prompts; ``cells`` of a side are the latents' own size."""
+    """Shape of a latent model with prompts; ``latent_size``: cells of a side."""
 
     blocks: tuple[int, ...]  # channels of the network
     width: int  # of the text encoder
@@ -38,7 +38,7 @@ TOY = Shape((8, 16), 16, 1, 600, (8, 8), 8, groups=4)
 
 
 class InMemoryPipeline(PipelineFolder):
-    """Parts that were never files."""
+    """A pipeline folder without files."""
 
     def __init__(self, made: dict[str, Any], config: ModelConfig, folder: Path) -> None:
         self.parts, self.config, self.folder = made, config, folder
@@ -60,7 +60,7 @@ class InMemoryPipeline(PipelineFolder):
 
 
 def make_networks(shape: Shape) -> dict[str, Any]:
-    """The network, the autoencoder, the text encoder."""
+    """Return the network, the autoencoder, the text encoder."""
     size = {"in_channels": 4, "out_channels": 4, "sample_size": shape.latent_size, "norm_num_groups": shape.groups}
     unet = UNet2DConditionModel(
         **size, block_out_channels=shape.blocks, cross_attention_dim=shape.width, attention_head_dim=8,
@@ -85,15 +85,15 @@ def make_networks(shape: Shape) -> dict[str, Any]:
 
 
 def make_parts(shape: Shape, folder: Path) -> dict[str, Any]:
-    """The parts of a StableDiffusionPipeline; ``folder`` takes a vocabulary of single bytes."""
+    """Return the parts of a StableDiffusionPipeline; write a vocabulary of single bytes to ``folder``."""
     torch.manual_seed(0)
     scheduler = DDPMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1)
     return make_networks(shape) | {"tokenizer": _tokenizer(folder / "tokenizer"), "scheduler": scheduler}
 
 
-def make_backbone(made: dict[str, Any], config: ModelConfig, device: torch.device, folder: Path) -> StableBackbone:
-    """Ours, of such parts; the networks are moved, not copied."""
-    return StableBackbone(InMemoryPipeline(made, config, folder), device=device, dtype=getattr(torch, config.dtype))
+def make_backbone(parts: dict[str, Any], config: ModelConfig, device: torch.device, folder: Path) -> StableBackbone:
+    """Return our backbone of such parts; the networks are moved, not copied."""
+    return StableBackbone(InMemoryPipeline(parts, config, folder), device=device, dtype=getattr(torch, config.dtype))
 
 
 def count_parameters(network: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: turns, medians, the machine, one table."""
+"""Helpers of the speed benchmarks: turns, medians, the machine, tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anonymizer.devices import device_name
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """What a benchmark of the network alone is told."""
+    """Return the options of a benchmark of the network by itself."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["pixel", "latent"], default="pixel")
     parser.add_argument("--device", default="auto")
@@ -35,30 +35,30 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
+    """Wait until the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def time_call(way: Callable[[], Any], device: torch.device) -> float:
+def time_call(function: Callable[[], Any], device: torch.device) -> float:
     synchronize(device)
-    begun = time.perf_counter()
-    way()
+    started = time.perf_counter()
+    function()
     synchronize(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], float]], repeats: int, log: Callable[[str], None] = print
+    contenders: Mapping[str, Callable[[], float]], repeats: int, log: Callable[[str], None] = print
 ) -> dict[str, list[float]]:
-    """What each of the ways gives, ``repeats`` times; they take turns, so that a slow minute hits all of them."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
+    """Call each contender ``repeats`` times; they take turns, so that a slow minute hits all of them."""
+    measurements: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
     for i in range(repeats):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            found[name].append(ways[name]())
-            log(f"  {name}: {found[name][-1]:.3g}")
-    return found
+            measurements[name].append(contenders[name]())
+            log(f"  {name}: {measurements[name][-1]:.3g}")
+    return measurements
 
 
 def medians(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -66,7 +66,7 @@ def medians(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What figures are worth nothing without."""
+    """Return the conditions that figures depend on."""
     return {
         "date": date.today().isoformat(),
         "device": device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
@@ -76,18 +76,18 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """In Markdown."""
+    """Return a table in Markdown."""
     cells = [[_format_cell(cell) for cell in row] for row in rows]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in cells)]
     return "\n".join(lines)
 
 
 def report(title: str, device: torch.device, text: str, result: Mapping[str, Any], file: Path | None) -> None:
-    """Print one table, and write what it was made of where a file is named."""
-    told = describe_machine(device)
-    print(f"\n{title}\n{', '.join(f'{name} {value}' for name, value in told.items())}\n\n{text}")
+    """Print one table, and write its figures where a file is named."""
+    record = describe_machine(device)
+    print(f"\n{title}\n{', '.join(f'{name} {value}' for name, value in record.items())}\n\n{text}")
     if file is not None:
-        file.write_text(json.dumps(told | dict(result), indent=2) + "\n")
+        file.write_text(json.dumps(record | dict(result), indent=2) + "\n")
 
 
 def _format_cell(cell: Any) -> str:

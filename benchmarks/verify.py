@@ -1,4 +1,4 @@
-"""How fast a public half is verified, against coreutils' sha256sum over the same files, which only reads them.
+"""Compare the speed of verifying a public half with coreutils' sha256sum over the same files, which only reads them.
 
     python benchmarks/verify.py [--scale 1] [--repeats 5] [--json FILE]
 
@@ -49,8 +49,8 @@ CASES = [  # layout, kind, side, pictures at scale 1
 
 
 def encode_pictures(kind: str, side: int) -> list[bytes]:
-    """Pictures that compress as photographs do: soft shapes and a little noise."""
-    rng, found = np.random.default_rng(0), []
+    """Return images that compress as photographs do: soft shapes and a little noise."""
+    rng, encoded = np.random.default_rng(0), []
     for _ in range(DISTINCT):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         soft = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -58,22 +58,22 @@ def encode_pictures(kind: str, side: int) -> list[bytes]:
         file = io.BytesIO()
         options = {"quality": 95, "subsampling": 0} if kind == "jpeg" else {"compress_level": 6}
         Image.fromarray(pixels).save(file, kind, **options)
-        found.append(file.getvalue())
-    return found
+        encoded.append(file.getvalue())
+    return encoded
 
 
 def write_public_half(folder: StoragePath, layout: str, kind: str, side: int, count: int) -> None:
-    """A public half that its publisher signed."""
+    """Write a public half that its publisher signed."""
     data = encode_pictures(kind, side)
     ids = sorted(secrets.token_hex(16) for _ in range(count))
-    digests = [hashlib.sha256(one).hexdigest() for one in data]
-    released = (ReleasedImage(one, data[i % DISTINCT], SUFFIXES[kind]) for i, one in enumerate(ids))
+    digests = [hashlib.sha256(image).hexdigest() for image in data]
+    released = (ReleasedImage(image, data[i % DISTINCT], SUFFIXES[kind]) for i, image in enumerate(ids))
     config = OutputConfig.model_validate({"uri": str(folder), "format": layout})
     placed = list(open_sink(config, {}).write(released, folder.fs, folder.path))
     manifest = manifest_table(
         output_id=ids,
-        file=[one.file for one in placed],
-        member=pa.array([one.member for one in placed], pa.string()),
+        file=[image.file for image in placed],
+        member=pa.array([image.member for image in placed], pa.string()),
         sha256=[digests[i % DISTINCT] for i in range(count)],
         bytes=pa.array([len(data[i % DISTINCT]) for i in range(count)], pa.int64()),
         width=side,
@@ -82,13 +82,13 @@ def write_public_half(folder: StoragePath, layout: str, kind: str, side: int, co
     )
     (folder / MANIFEST).write_uncommitted(parquet.to_bytes(manifest))
     signer = signing.generate_key_pair()
-    told = make_predicate(manifest, signing.format_public_key(signer.public_key))
-    made = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder, manifest), told, signer)
-    (folder / STATEMENT).write_uncommitted(dsse.dumps([made]))
+    contents = make_predicate(manifest, signing.format_public_key(signer.public_key))
+    envelope = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder, manifest), contents, signer)
+    (folder / STATEMENT).write_uncommitted(dsse.dumps([envelope]))
 
 
 def manifest_table(**columns: Any) -> pa.Table:
-    """A manifest: columns as given, a value standing for all rows; the rest as a release without scores has them."""
+    """Return a manifest of columns or of a value for all rows; the rest as in a release without scores."""
     nothing = pa.scalar(None, pa.string())
     same = {"label": nothing, "caption": nothing, "level": 0.6, "t_boom": 600, "log_snr": -1.5, "sampler": "sde-dpm++"}
     same |= {"steps": 20, "model": "a local model", "model_digest": "0" * 64, "config_fingerprint": "0" * 64}
@@ -142,18 +142,18 @@ def verify(folder: StoragePath, decode: int | None = None) -> None:
 
 
 def measure(folder: StoragePath, repeats: int) -> dict[str, float]:
-    """Median MB/s of each."""
+    """Return the median MB/s of each."""
     size = sum(os.path.getsize(f"{folder.path}/{name}") for name in folder.list_files())
-    ways: dict[str, Callable[[StoragePath], None]] = {
+    checks: dict[str, Callable[[StoragePath], None]] = {
         "sha256sum": sha256sum, "digests": compute_digests, "verify": verify, SAMPLED: lambda folder: verify(folder, 100),  # noqa: E501
     }  # fmt: skip
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in checks}
     for _ in range(repeats):
-        for name, way in ways.items():
-            begun = time.monotonic()
-            way(folder)
-            times[name].append(time.monotonic() - begun)
-    return {"MB": size / 1e6} | {name: size / 1e6 / statistics.median(found) for name, found in times.items()}
+        for name, check in checks.items():
+            started = time.monotonic()
+            check(folder)
+            times[name].append(time.monotonic() - started)
+    return {"MB": size / 1e6} | {name: size / 1e6 / statistics.median(seconds) for name, seconds in times.items()}
 
 
 def iter_results(scale: float, repeats: int) -> Iterator[dict[str, Any]]:
@@ -177,14 +177,14 @@ def main() -> None:
         f"{'MB/s, on ' + str(os.cpu_count()) + ' cores':35} {'MB':>6} {'sha256sum':>10} {'digests':>10} {'verify':>10} "
         f"{SAMPLED:>12}"
     )
-    found = []
+    measured = []
     for result in iter_results(args.scale, args.repeats):
-        found.append(result)
+        measured.append(result)
         share = {name: result[name] / result["sha256sum"] for name in ("digests", "verify", SAMPLED)}
         print(f"{result['case']:35} {result['MB']:6.0f} {result['sha256sum']:10.0f} "
               + " ".join(f"{result[name]:4.0f} x{share[name]:4.2f}" for name in share), flush=True)  # fmt: skip
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the job scales over worker processes on one machine, each with one thread for the model.
+"""Measure how the job scales over worker processes on one machine, each with one thread for the model.
 
     python benchmarks/workers.py [--workers 1 2 4] [--pictures 128] [--shard-size 16] [--repeats 3] [--json FILE]
 
@@ -33,7 +33,7 @@ LOAD_TIMEOUT = 600.0  # seconds that loading may take
 
 
 def worker(tree: dict[str, Any], first: int, every: int, ready: Any) -> None:
-    """Shards ``first``, ``first + every`` and so on, once everybody is ready."""
+    """Process shards ``first``, ``first + every`` and so on, once all workers are ready."""
     torch.set_num_threads(1)
     config = RunConfig.model_validate(tree)
     backbone = models.backbone_of(config.model)
@@ -45,7 +45,7 @@ def worker(tree: dict[str, Any], first: int, every: int, ready: Any) -> None:
 
 
 def measure_rate(config: RunConfig, workers: int) -> float:
-    """Records per second, from the moment when all workers are ready to the last commit."""
+    """Return records per second, from the moment when all workers are ready to the last commit."""
     the_plan = release_job.prepare(config)
     context = get_context("spawn")
     ready = context.Barrier(workers + 1)
@@ -54,17 +54,17 @@ def measure_rate(config: RunConfig, workers: int) -> float:
     for process in processes:
         process.start()
     ready.wait(LOAD_TIMEOUT)
-    begun = time.monotonic()
+    started = time.monotonic()
     for process in processes:
         process.join()
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     done = sum(len(table) for _, table in Ledger.open(Release.at(config.output.uri)).scan())
     if any(process.exitcode for process in processes) or done != the_plan.records:
         raise SystemExit(f"workers: {done} of {the_plan.records} records were done: nothing to compare")
     return the_plan.records / seconds
 
 
-def main(given: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--source", help="where pictures are taken from; random smooth JPEGs by default")
@@ -76,7 +76,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="any other setting")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args(given)
+    args = parser.parse_args(arguments)
 
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("ANONYMIZER_KEY", secrets.token_hex(32))  # all processes must have the same
@@ -86,7 +86,7 @@ def main(given: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = make_pictures(args.source, args.pictures, Path(scratch) / "source")
 
-        def way(workers: int) -> Callable[[], float]:
+        def make_contender(workers: int) -> Callable[[], float]:
             def measured() -> float:
                 with tempfile.TemporaryDirectory(dir=scratch) as folder:
                     tree = {
@@ -99,14 +99,14 @@ def main(given: list[str] | None = None) -> None:
 
             return measured
 
-        found = timing.take_turns({f"{n}": way(n) for n in counts}, args.repeats)
-    median = timing.medians(found)
-    one = median[f"{counts[0]}"] / counts[0]
-    rows = [[name, value, value / one, value / one / int(name)] for name, value in median.items()]
-    text = timing.markdown_table(["workers", "records/s", "of one", "each, of one alone"], rows)
+        rates = timing.take_turns({f"{n}": make_contender(n) for n in counts}, args.repeats)
+    median = timing.medians(rates)
+    per_worker = median[f"{counts[0]}"] / counts[0]
+    rows = [[name, value, value / per_worker, value / per_worker / int(name)] for name, value in median.items()]
+    text = timing.markdown_table(["workers", "records/s", "of one", "each, of a single one"], rows)
     how = f"level {args.level:g}, {args.steps} steps, {cores} cores"
     title = f"{args.pictures} pictures in shards of {args.shard_size}, {how}"
-    timing.report(title, torch.device("cpu"), text, {"settings": title, "records_per_second": found}, args.json)
+    timing.report(title, torch.device("cpu"), text, {"settings": title, "records_per_second": rates}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Claim: local samples beside the real pictures make a classifier better.
+"""Claim: a classifier gets better with local samples in addition to the real images.
 
     python benchmarks/paper/augmentation.py --cifar cifar10.parquet --out results --work work
 
@@ -38,26 +38,26 @@ class Datasets:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    asked = parser().parse_args(arguments)
-    work = Workspace(asked.work)
-    sizes = asked.sizes or ([500, 2000, 10_000, 50_000] if asked.full else [500, 2000, 10_000])
-    seeds = asked.seeds or (5 if asked.full else 3)
-    sampling = make_sampler(asked, work)
+    args = parser().parse_args(arguments)
+    work = Workspace(args.work)
+    sizes = args.sizes or ([500, 2000, 10_000, 50_000] if args.full else [500, 2000, 10_000])
+    seeds = args.seeds or (5 if args.full else 3)
+    sampling = make_sampler(args, work)
     backbone = sampling.boomerang.backbone
-    real = common.read_pictures(asked.cifar, "train", backbone.size, max(sizes))
-    test = common.read_pictures(asked.cifar, "test", backbone.size, 10_000)
-    samples = {level: real.with_pixels(sampling.sample(real, level)) for level in asked.levels}
-    rows = list(measure_cells(asked, work, sizes, seeds, Datasets(real, samples, test)))
+    real = common.read_pictures(args.cifar, "train", backbone.size, max(sizes))
+    test = common.read_pictures(args.cifar, "test", backbone.size, 10_000)
+    samples = {level: real.with_pixels(sampling.sample(real, level)) for level in args.levels}
+    rows = list(measure_cells(args, work, sizes, seeds, Datasets(real, samples, test)))
     settings = {
-        "sizes": sizes, "test_pictures": len(test), "seeds": list(range(seeds)), "model": asked.model_name,
-        "model_digest": backbone.digest, "sampler": asked.sampler, "steps": asked.steps, "dtype": asked.dtype,
-        "recipe": Recipe(base=asked.base_steps, dtype=asked.dtype).as_dict,
-        "training_steps": {size: Recipe(base=asked.base_steps).steps(size) for size in sizes},
+        "sizes": sizes, "test_pictures": len(test), "seeds": list(range(seeds)), "model": args.model_name,
+        "model_digest": backbone.digest, "sampler": args.sampler, "steps": args.steps, "dtype": args.dtype,
+        "recipe": Recipe(base=args.base_steps, dtype=args.dtype).as_dict,
+        "training_steps": {size: Recipe(base=args.base_steps).steps(size) for size in sizes},
         "mixed_batches": "half real pictures, half local samples, one sample of each real picture",
     }  # fmt: skip
-    tables = {"Accuracy on real pictures, %, and what local samples add": results_table(rows, asked.levels)}
+    tables = {"Accuracy on real pictures, %, and what local samples add": results_table(rows, args.levels)}
     measured = BenchmarkResult("augmentation", settings, rows, summarize(rows), tables, NOTES)
-    common.write_result(measured, asked, work, plot(rows, sizes), arguments)
+    common.write_result(measured, args, work, plot(rows, sizes), arguments)
 
 
 NOTES = (
@@ -80,53 +80,51 @@ def parser() -> argparse.ArgumentParser:
 def measure_cells(
     args: argparse.Namespace, work: Workspace, sizes: Sequence[int], seeds: int, data: Datasets
 ) -> Iterator[dict[str, Any]]:
-    """A row for each size, with and without the usual augmentations."""
+    """Yield a row for each size, with and without the usual augmentations."""
     device = common.get_device(args)
     for size, usual in product(sizes, USUAL):
         recipe = Recipe(base=args.base_steps, augmented=usual, dtype=args.dtype)
-        found: dict[str, list[dict[str, Any]]] = {}
+        runs: dict[str, list[dict[str, Any]]] = {}
         for level, seed in product((None, *data.samples), range(seeds)):
             rows = seed_rows(size, seed, len(data.real))
             sets = [data.real[rows], *([] if level is None else [data.samples[level][rows]])]
             key = "real" if level is None else f"{level:g}"
             run = train_and_test(work, sets, data.test, recipe, seed, device)
-            found.setdefault(key, []).append(
-                log_run(f"{size} pictures, usual: {USUAL[usual]}, {key}, seed {seed}", run)
-            )
-        yield make_row(size, usual, found)
+            runs.setdefault(key, []).append(log_run(f"{size} pictures, usual: {USUAL[usual]}, {key}, seed {seed}", run))
+        yield make_row(size, usual, runs)
 
 
 def seed_rows(size: int, seed: int, available: int) -> slice:
-    """The rows that a seed trains on: others than those of other seeds, as long as there are."""
+    """Return the rows that a seed trains on: different from those of other seeds, while there are enough."""
     first = seed % (available // size) * size
     return slice(first, first + size)
 
 
 def make_row(size: int, usual: bool, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    values = {key: [one["accuracy"] for one in runs] for key, runs in runs.items()}
+    values = {key: [run["accuracy"] for run in runs] for key, runs in runs.items()}
     real = values.pop("real")
     return {
         "pictures": size, "usual_augmentations": USUAL[usual],
         "real": {"accuracy": common.mean_over_seeds(real), "per_seed": real},
         "with_samples": [
             {
-                "level": float(level), "accuracy": common.mean_over_seeds(mine), "per_seed": mine,
-                "gain": difference(mine, real),
+                "level": float(level), "accuracy": common.mean_over_seeds(accuracies), "per_seed": accuracies,
+                "gain": difference(accuracies, real),
             }
-            for level, mine in values.items()
+            for level, accuracies in values.items()
         ],
-        "seconds": {key: [one["seconds"] for one in runs] for key, runs in runs.items()},
+        "seconds": {key: [run["seconds"] for run in runs] for key, runs in runs.items()},
     }  # fmt: skip
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    compared = [(one, mixed) for one in rows for mixed in one["with_samples"]]
+    compared = [(row, sample) for row in rows for sample in row["with_samples"]]
 
     def named(better: bool) -> list[str]:
         return [
-            f"{one['pictures']} pictures, {one['usual_augmentations']}, level {mixed['level']:g}"
-            for one, mixed in compared
-            if mixed["gain"].excludes_zero and (mixed["gain"].value > 0) == better
+            f"{row['pictures']} pictures, {row['usual_augmentations']}, level {sample['level']:g}"
+            for row, sample in compared
+            if sample["gain"].excludes_zero and (sample["gain"].value > 0) == better
         ]
 
     return {"comparisons": len(compared), "better": named(True), "worse": named(False)}
@@ -135,12 +133,12 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def results_table(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> str:
     cells = [
         [
-            f"{one['pictures']:,}",
-            one["usual_augmentations"],
-            one["real"]["accuracy"].percent(),
-            *(mixed["gain"].percent(sign=True) for mixed in one["with_samples"]),
+            f"{row['pictures']:,}",
+            row["usual_augmentations"],
+            row["real"]["accuracy"].format_percent(),
+            *(sample["gain"].format_percent(sign=True) for sample in row["with_samples"]),
         ]
-        for one in rows
+        for row in rows
     ]
     return common.markdown_table(
         ["pictures", "usual augmentations", "real", *(f"+ level {x:g}" for x in levels)], cells
@@ -150,11 +148,11 @@ def results_table(rows: Sequence[dict[str, Any]], levels: Sequence[float]) -> st
 def plot(rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> Figure:
     figure, panels = common.make_panels(len(sizes))
     for panel, size in zip(panels, sizes, strict=True):
-        mine = [one for one in rows if one["pictures"] == size]
-        for colour, one in zip(common.COLOURS, mine, strict=False):
-            levels, means = zip(*((m["level"], m["accuracy"]) for m in one["with_samples"]), strict=True)
-            common.plot_line(panel, levels, means, colour, f"with samples; usual: {one['usual_augmentations']}")
-            common.plot_level_line(panel, one["real"]["accuracy"], "real alone", colour)
+        panel_rows = [row for row in rows if row["pictures"] == size]
+        for colour, row in zip(common.COLOURS, panel_rows, strict=False):
+            levels, means = zip(*((m["level"], m["accuracy"]) for m in row["with_samples"]), strict=True)
+            common.plot_line(panel, levels, means, colour, f"with samples; usual: {row['usual_augmentations']}")
+            common.plot_level_line(panel, row["real"]["accuracy"], "real only", colour)
         panel.set(title=f"{size:,} pictures", xlabel="level", ylabel="accuracy on real pictures")
         panel.legend(frameon=False, fontsize=7)
     return figure

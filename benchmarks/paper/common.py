@@ -1,8 +1,8 @@
-"""What the benchmarks of the paper's claims share: pictures, local samples, work that is kept, intervals, results.
+"""Helpers of the benchmarks of the paper's claims: images, local samples, cached work, intervals, results.
 
-Whatever takes long is kept in the folder ``--work`` as soon as it is finished, under a name made of everything that it
-depends on but the code: a killed script that is given the same command goes on, and scripts share local samples. Empty
-the folder after a change of the code.
+Results are cached in the folder ``--work`` as soon as they are finished, under a digest of all inputs but the code: a
+killed script goes on when the same command is given again, and scripts share local samples. Empty the folder after a
+change of the code.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ class Pictures:
         return Pictures(self.pixels[rows], self.labels[rows], self.names)
 
     def with_pixels(self, pixels: torch.Tensor) -> Pictures:
-        """Other pictures under the same labels."""
+        """Return other images under the same labels."""
         return Pictures(pixels, self.labels, self.names)
 
     @property
     def label_names(self) -> list[str]:
-        """The name of each picture's class."""
+        """Return the name of each image's class."""
         return [self.names[label] for label in self.labels.tolist()]
 
 
 def read_pictures(file: Path, split: str, size: int, most: int, seed: int = 0) -> Pictures:
-    """At most so many pictures of a split, drawn by chance and in that order, every prefix with all classes alike.
+    """Read at most ``most`` images of a split in random order, with all classes alike in every prefix.
 
     ``file`` is a Parquet file with the columns ``image`` (encoded bytes), ``split`` and, if anything is labelled,
     ``label``.
@@ -87,9 +87,9 @@ def read_pictures(file: Path, split: str, size: int, most: int, seed: int = 0) -
     table = table.filter(pq.filters_to_expression([("split", "=", split)]))
     if not len(table):
         raise SystemExit(f"{file.name}: holds no picture of the split {split!r}: check the column split")
-    told = [str(label) for label in table["label"].to_pylist()] if labelled else [""] * len(table)
-    names = tuple(sorted(set(told)))
-    labels = np.array([names.index(name) for name in told])
+    class_names = [str(label) for label in table["label"].to_pylist()] if labelled else [""] * len(table)
+    names = tuple(sorted(set(class_names)))
+    labels = np.array([names.index(name) for name in class_names])
     rows = interleave_classes(labels, np.random.default_rng(seed))[:most]
     encoded = (row["bytes"] if isinstance(row, dict) else row for row in table["image"].take(rows).to_pylist())
     pixels = torch.stack([to_bytes(image_codec.decode(data, size).tensor) for data in encoded])
@@ -97,22 +97,22 @@ def read_pictures(file: Path, split: str, size: int, most: int, seed: int = 0) -
 
 
 def interleave_classes(labels: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """A random order (N,) of the rows in which the first of each class come first, then the second of each."""
+    """Return a random order (N,) of the rows in which the first of each class come first, then the second of each."""
     order = rng.permutation(len(labels))
     turn = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
-        mine = np.flatnonzero(labels[order] == label)
-        turn[mine] = np.arange(len(mine))
+        members = np.flatnonzero(labels[order] == label)
+        turn[members] = np.arange(len(members))
     return np.asarray(order[np.lexsort((np.arange(len(labels)), turn))], dtype=np.int64)
 
 
 def to_floats(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 to float32 in [-1, 1]."""
+    """Convert uint8 to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
 def to_bytes(x: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] to uint8 on the CPU, as a file would hold it. ValueError for what is not finite: that is no picture."""
+    """Convert [-1, 1] to uint8 on the CPU, as a file would hold it. ValueError for values that are not finite."""
     if not x.isfinite().all():
         raise ValueError("the model returned NaN or infinity: try --dtype float32")
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
@@ -122,7 +122,7 @@ def digest(pixels: torch.Tensor) -> str:
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
-# Work that goes on where it was killed
+# Cached work
 
 
 @dataclass
@@ -134,45 +134,45 @@ class Seconds:
 
 
 class Workspace:
-    """What was finished, kept in a folder; and how long it took, whenever that was."""
+    """Cache of finished work in a folder, with the time that it took."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.seconds = folder, dict[str, Seconds]()
-        (folder / "kept").mkdir(parents=True, exist_ok=True)
+        (folder / "cache").mkdir(parents=True, exist_ok=True)
 
     def cached_arrays(self, kind: str, key: Key, make: Callable[[], Arrays]) -> Arrays:
-        """What ``make`` gives, from ``kept/`` if it is there."""
-        file = self.folder / "kept" / f"{kind}-{_named(key)}.npz"
+        """Return the arrays of ``make``, from ``cache/`` if they are there."""
+        file = self.folder / "cache" / f"{kind}-{_named(key)}.npz"
         if not file.exists():
-            found, taken = _timed(make)
+            result, spent = _timed(make)
             part = file.with_suffix(f".{os.getpid()}.part.npz")
-            np.savez_compressed(part, allow_pickle=False, **found, seconds=np.array([taken.wall, taken.cpu]))
+            np.savez_compressed(part, allow_pickle=False, **result, seconds=np.array([spent.wall, spent.cpu]))
             part.replace(file)
-            if taken.wall > 5:
-                print(f"{kind}: {taken.wall:.0f} s", file=sys.stderr, flush=True)
-        with np.load(file) as kept:
-            arrays = {name: kept[name] for name in kept.files}
+            if spent.wall > 5:
+                print(f"{kind}: {spent.wall:.0f} s", file=sys.stderr, flush=True)
+        with np.load(file) as entry:
+            arrays = {name: entry[name] for name in entry.files}
         self._spent(kind, Seconds(*arrays.pop("seconds").tolist()))
         return arrays
 
     def cached_result(self, kind: str, key: Key, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``make`` gives, a line of ``KIND.jsonl``, from there if it stands there."""
+        """Return the result of ``make``, from its line of ``KIND.jsonl`` if it is there."""
         name, file = _named(key), self.folder / f"{kind}.jsonl"
-        kept = _lines(file).get(name)
-        if kept is None:
-            found, taken = _timed(make)
-            kept = {"name": name, "key": dict(key), "found": found, "seconds": asdict(taken)}
+        entry = _lines(file).get(name)
+        if entry is None:
+            result, spent = _timed(make)
+            entry = {"name": name, "key": dict(key), "result": result, "seconds": asdict(spent)}
             torn = file.exists() and not file.read_bytes().endswith(b"\n")
             with file.open("a", encoding="utf-8") as lines:
-                lines.write(("\n" if torn else "") + json.dumps(kept) + "\n")
-        self._spent(kind, Seconds(**kept["seconds"]))
-        found = kept["found"]
-        assert isinstance(found, dict)
-        return found | {"seconds": round(kept["seconds"]["wall"], 2)}
+                lines.write(("\n" if torn else "") + json.dumps(entry) + "\n")
+        self._spent(kind, Seconds(**entry["seconds"]))
+        result = entry["result"]
+        assert isinstance(result, dict)
+        return result | {"seconds": round(entry["seconds"]["wall"], 2)}
 
-    def _spent(self, kind: str, taken: Seconds) -> None:
+    def _spent(self, kind: str, spent: Seconds) -> None:
         so_far = self.seconds.setdefault(kind, Seconds())
-        so_far.wall, so_far.cpu = so_far.wall + taken.wall, so_far.cpu + taken.cpu
+        so_far.wall, so_far.cpu = so_far.wall + spent.wall, so_far.cpu + spent.cpu
 
 
 def _timed(make: Callable[[], Any]) -> tuple[Any, Seconds]:
@@ -185,15 +185,15 @@ def _named(key: Key) -> str:
 
 
 def _lines(file: Path) -> dict[str, dict[str, Any]]:
-    """The whole lines of a file by name; one that was being written when the script was killed is none."""
-    found = {}
+    """Return the whole lines of a file by name, without one that was being written when the script was killed."""
+    entries = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:
-            kept = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             continue
-        found[kept["name"]] = kept
-    return found
+        entries[entry["name"]] = entry
+    return entries
 
 
 # Models and local samples
@@ -209,21 +209,21 @@ def load_model(name: str, args: argparse.Namespace) -> Backbone:
 
 @dataclass(frozen=True)
 class LocalSampler:
-    """Local samples, made in blocks that are kept; the noise of a row depends on ``seed``, its place and ``number``.
+    """Local samples in cached blocks of rows; the noise of a row depends on ``seed``, its position and ``number``.
 
-    Nothing is done twice but what was sampled since the last ``block`` of rows was kept.
+    A killed script repeats only the block that it was sampling.
     """
 
     boomerang: Boomerang
     work: Workspace
-    is_conditional: bool  # whether a model that knows classes is told each picture's
+    is_conditional: bool  # whether a class-conditional model gets each image's class
     dtype: str
     seed: int = 0
     block: int = 250
     batch: int = 125
 
     def sample(self, originals: Pictures, level: float, number: int = 0) -> torch.Tensor:
-        """One local sample for each original, at the rounding of a file: (N, 3, S, S) uint8."""
+        """Return one local sample for each original, at the rounding of a file: (N, 3, S, S) uint8."""
         parts = [
             self._block(originals[first : first + self.block], first, level, number)
             for first in range(0, len(originals), self.block)
@@ -232,33 +232,33 @@ class LocalSampler:
 
     def _block(self, originals: Pictures, first: int, level: float, number: int) -> torch.Tensor:
         backbone = self.boomerang.backbone
-        told = originals.label_names if self.is_conditional and backbone.condition_kind == "class" else None
+        labels = originals.label_names if self.is_conditional and backbone.condition_kind == "class" else None
         key = {
             "model": backbone.digest, "dtype": self.dtype, "sampler": self.boomerang.sampler,
             "steps": self.boomerang.steps, "level": level, "seed": self.seed, "number": number, "first": first,
-            "originals": digest(originals.pixels), "told": told,
+            "originals": digest(originals.pixels), "labels": labels,
         }  # fmt: skip
 
         def make() -> Arrays:
             rows = range(0, len(originals), self.batch)
             return {
-                "samples": torch.cat([self._batch(originals, told, first, at, level, number) for at in rows]).numpy()
+                "samples": torch.cat([self._batch(originals, labels, first, at, level, number) for at in rows]).numpy()
             }
 
         return torch.from_numpy(self.work.cached_arrays("samples", key, make)["samples"])
 
     def _batch(
-        self, originals: Pictures, told: Sequence[str] | None, first: int, at: int, level: float, number: int
+        self, originals: Pictures, labels: Sequence[str] | None, first: int, at: int, level: float, number: int
     ) -> torch.Tensor:
         x0 = to_floats(originals.pixels[at : at + self.batch])
         backbone = self.boomerang.backbone
-        condition = None if told is None else backbone.condition(told[at : at + self.batch])
+        condition = None if labels is None else backbone.condition(labels[at : at + self.batch])
         noise = row_noise(self.seed, first + at, len(x0)).sample(number)
         return to_bytes(self.boomerang.sample(x0, level, noise, condition))
 
 
 def row_noise(seed: int, first: int, count: int) -> KeyedNoise:
-    """Noise for so many rows from ``first`` on, the same in any batch."""
+    """Return noise for ``count`` rows from ``first`` on, the same in any batch."""
     return KeyedNoise([hashlib.sha256(f"{seed} {first + row}".encode()).digest()[:16] for row in range(count)])
 
 
@@ -291,7 +291,7 @@ class Mean:
 
 
 def mean_over_seeds(values: Sequence[float]) -> Mean:
-    """Student's t over a few runs."""
+    """Return the mean by Student's t over a few runs."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Mean(mean, None, None)
@@ -300,7 +300,7 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
 
 
 def mean_over_pictures(values: npt.ArrayLike, seed: int = 0) -> Mean:
-    """The bootstrap over pictures (N,); differences of two methods on the same picture make it a paired one.
+    """Return the mean by a bootstrap over images (N,); differences of two methods on one image make it a paired one.
 
     Values that are not finite (no face was detected) are left out; without any other the mean is NaN.
     """
@@ -308,11 +308,11 @@ def mean_over_pictures(values: npt.ArrayLike, seed: int = 0) -> Mean:
     rows = rows[np.isfinite(rows)]
     if not len(rows):
         return Mean(float("nan"), None, None)
-    found = image_quality.mean_with_interval(rows, np.random.default_rng(seed))
-    return Mean(found.value, found.low, found.high)
+    estimate = image_quality.mean_with_interval(rows, np.random.default_rng(seed))
+    return Mean(estimate.value, estimate.low, estimate.high)
 
 
-# What is asked for, and what is written
+# Options and results
 
 
 def argument_parser(about: str | None) -> argparse.ArgumentParser:
@@ -346,10 +346,10 @@ def get_device(args: argparse.Namespace) -> torch.device:
 
 
 def command_line(name: str, arguments: Sequence[str] | None) -> str:
-    """The command line without folders: where things lie is nobody's business."""
-    given = sys.argv[1:] if arguments is None else arguments
-    shown = [re.sub("[^=]*/", "", one.rstrip("/")) for one in given]
-    return shlex.join(["python", f"benchmarks/paper/{name}.py", *shown])
+    """Return the command line without folders, which are private."""
+    words = sys.argv[1:] if arguments is None else arguments
+    stripped = [re.sub("[^=]*/", "", word.rstrip("/")) for word in words]
+    return shlex.join(["python", f"benchmarks/paper/{name}.py", *stripped])
 
 
 def describe_machine(on: torch.device) -> dict[str, Any]:
@@ -371,7 +371,7 @@ def _cpu() -> str:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What a benchmark found: ``rows`` for a program, ``tables`` and ``notes`` for a reader."""
+    """Result of a benchmark: ``rows`` for a program, ``tables`` and ``notes`` for a reader."""
 
     name: str
     settings: Mapping[str, Any]
@@ -384,10 +384,10 @@ class BenchmarkResult:
 def write_result(
     result: BenchmarkResult, args: argparse.Namespace, work: Workspace, plot: Figure, arguments: Sequence[str] | None
 ) -> None:
-    """``NAME.json``, ``NAME.svg`` and ``NAME.png`` in ``--out``; the tables and notes on standard output."""
+    """Write ``NAME.json``, ``NAME.svg`` and ``NAME.png`` to ``--out``, the tables and notes to standard output."""
     args.out.mkdir(parents=True, exist_ok=True)
     spent = {kind: {"wall": round(s.wall, 1), "cpu": round(s.cpu, 1)} for kind, s in work.seconds.items()}
-    told = {
+    document = {
         "benchmark": result.name,
         "command": command_line(result.name, arguments),
         "date": datetime.now(UTC).date().isoformat(),
@@ -398,7 +398,9 @@ def write_result(
         "findings": result.findings,
         "notes": result.notes,
     }
-    (args.out / f"{result.name}.json").write_text(json.dumps(told, indent=2, default=_plain) + "\n", encoding="utf-8")
+    (args.out / f"{result.name}.json").write_text(
+        json.dumps(document, indent=2, default=_plain) + "\n", encoding="utf-8"
+    )
     for kind, about in (("svg", {"Date": None}), ("png", {"Software": None})):
         plot.savefig(args.out / f"{result.name}.{kind}", dpi=150, metadata=about)
     for title, text in result.tables.items():
@@ -435,14 +437,14 @@ def make_panels(count: int) -> tuple[Figure, Sequence[Axes]]:
 def plot_line(
     panel: Axes, x: Sequence[float], means: Sequence[Mean], colour: str, label: str, style: str = "-"
 ) -> None:
-    """Means over x with their intervals."""
+    """Plot means over x with their intervals."""
     low, high = ([m.value if (bound := getattr(m, side)) is None else bound for m in means] for side in ("low", "high"))
     panel.plot(x, [m.value for m in means], style, color=colour, marker="o", markersize=3.5, label=label)
     panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def plot_level_line(panel: Axes, mean: Mean, label: str, colour: str = "#999999") -> None:
-    """A mean that has no place on x, and its interval."""
+    """Plot a mean that does not depend on x, and its interval."""
     panel.axhline(mean.value, color=colour, linestyle="--", linewidth=1.2, label=label)
     if mean.low is not None and mean.high is not None:
         panel.axhspan(mean.low, mean.high, color=colour, alpha=0.08, linewidth=0)

@@ -4,7 +4,7 @@
 
 Pictures are reduced (Lanczos) and enlarged again: faces from 16 to 64, CIFAR-10 from 16 to 32, by interpolation, by a
 single pass at several levels and by cascades of levels. LPIPS and PSNR to the picture before, and for faces the
-distance of the person. No label is told. By default 200 test pictures of each: about 9 minutes of one core of a CPU
+identity distance. No label is used. By default 200 test pictures of each: about 9 minutes of one core of a CPU
 with AVX-512 BF16.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCORES = {"lpips": "LPIPS", "psnr": "PSNR, dB", "identity": "identity distance"}
-BLOCK = 50  # pictures enlarged at once, and kept
+BLOCK = 50  # images enlarged and cached at once
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Metrics:
-    """They know the ``originals`` (N, 3, S, S) in [-1, 1], and the ``people`` on them where a recogniser looks."""
+    """Scores against ``originals`` (N, 3, S, S) in [-1, 1], and their faces where there is a recogniser."""
 
     originals: torch.Tensor
     lpips: PerceptualDistance
@@ -61,29 +61,29 @@ class Metrics:
         return cls(originals, lpips, identity, identity.embed_faces(originals.cpu()) if identity else [])
 
     def __call__(self, pictures: torch.Tensor) -> Arrays:
-        """A row of scores (N,) each, from pictures (N, 3, S, S) uint8; NaN where no face is detected in both."""
+        """Return scores (N,) of images (N, 3, S, S) uint8; NaN where no face is detected in both."""
         a, b = self.originals, to_floats(pictures)
-        found = {"lpips": self.lpips(a, b).double().cpu().numpy(), "psnr": psnr(a, b).numpy()}
+        scores = {"lpips": self.lpips(a, b).double().cpu().numpy(), "psnr": psnr(a, b).numpy()}
         if self.identity is None:
-            return found
+            return scores
         people = self.identity.embed_faces(b.cpu())
-        far = np.array([identity_distance(one, other) for one, other in zip(self.people, people, strict=True)])
-        return found | {"identity": far, "seen": np.array([len(faces) > 0 for faces in people])}
+        far = np.array([identity_distance(first, second) for first, second in zip(self.people, people, strict=True)])
+        return scores | {"identity": far, "seen": np.array([len(faces) > 0 for faces in people])}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    asked = parser().parse_args(arguments)
-    work = Workspace(asked.work)
-    rows = [row for task in load_tasks(asked) for row in compare_methods(task, asked, work)]
+    args = parser().parse_args(arguments)
+    work = Workspace(args.work)
+    rows = [row for task in load_tasks(args) for row in compare_methods(task, args, work)]
     settings = {
-        "pictures": {row["task"]: row["pictures"] for row in rows}, "sampler": asked.sampler, "steps": asked.steps,
-        "upsampling": asked.upsampling, "dtype": asked.dtype, "seed": asked.seed,
+        "pictures": {row["task"]: row["pictures"] for row in rows}, "sampler": args.sampler, "steps": args.steps,
+        "upsampling": args.upsampling, "dtype": args.dtype, "seed": args.seed,
         "models": {row["task"]: row["model_digest"] for row in rows},
     }  # fmt: skip
     names = list(dict.fromkeys(row["task"] for row in rows))
     tables = {name: results_table([row for row in rows if row["task"] == name]) for name in names}
     measured = BenchmarkResult("enhancement", settings, rows, summarize(rows), tables, NOTES)
-    common.write_result(measured, asked, work, plot(rows, names), arguments)
+    common.write_result(measured, args, work, plot(rows, names), arguments)
 
 
 NOTES = (
@@ -129,12 +129,12 @@ def load_tasks(args: argparse.Namespace) -> Iterator[Task]:
         low = originals.with_pixels(to_bytes(lanczos(to_floats(originals.pixels), (size // factor, size // factor))))
         title = f"{name}, {size // factor} to {size}"
         identity = load_recogniser("dlib") if name == "faces" else None
-        judges = Metrics.create(to_floats(originals.pixels), lpips, identity)
-        yield Task(title, backbone, originals, low, factor, judges)
+        metrics = Metrics.create(to_floats(originals.pixels), lpips, identity)
+        yield Task(title, backbone, originals, low, factor, metrics)
 
 
 def compare_methods(task: Task, args: argparse.Namespace, work: Workspace) -> list[dict[str, Any]]:
-    """A row for each method; the first ones are interpolations."""
+    """Return a row for each method; the first ones are interpolations."""
     size = task.backbone.size
     scores: dict[str, Arrays] = {}
     calls: dict[str, int] = {}
@@ -151,7 +151,7 @@ def compare_methods(task: Task, args: argparse.Namespace, work: Workspace) -> li
 
 
 def enhance(task: Task, enhancer: Enhancer, args: argparse.Namespace, work: Workspace) -> torch.Tensor:
-    """The product's own enhancement, block by block."""
+    """Return the product's own enhancement, block by block."""
 
     def block(first: int) -> Arrays:
         low = task.low[first : first + BLOCK].pixels
@@ -170,14 +170,14 @@ def enhance(task: Task, enhancer: Enhancer, args: argparse.Namespace, work: Work
 
 
 def score(task: Task, pictures: torch.Tensor, work: Workspace) -> Arrays:
-    judge = task.metrics
-    names = [judge.lpips.versioned_name, *(score_models(judge.identity).values() if judge.identity else ())]
-    key = {"pictures": digest(pictures), "originals": digest(task.originals.pixels), "judges": names}
-    return work.cached_arrays("scores", key, lambda: judge(pictures))
+    metrics = task.metrics
+    names = [metrics.lpips.versioned_name, *(score_models(metrics.identity).values() if metrics.identity else ())]
+    key = {"pictures": digest(pictures), "originals": digest(task.originals.pixels), "metrics": names}
+    return work.cached_arrays("scores", key, lambda: metrics(pictures))
 
 
 def make_row(task: Task, name: str, calls: int, scores: Arrays, best: str, against: Arrays) -> dict[str, Any]:
-    """Means, and differences from the interpolation that is best by LPIPS, on the same pictures."""
+    """Return means, and differences from the interpolation that is best by LPIPS, on the same images."""
     measured = [of for of in SCORES if of in scores]
     return {
         "task": task.name, "method": name, "calls": calls, "pictures": len(task.originals),
@@ -190,14 +190,16 @@ def make_row(task: Task, name: str, calls: int, scores: Arrays, best: str, again
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of each task: the methods whose LPIPS is below the best interpolation's, interval and all, and those above."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in rows:
-        mine = found.setdefault(one["task"], {"compared_with": one["compared_with"], "better": [], "worse": []})
-        change: Mean = one["difference"]["lpips"]
-        if one["calls"] and change.excludes_zero:
-            mine["better" if change.value < 0 else "worse"].append(one["method"])
-    return found
+    """Return for each task the methods whose LPIPS is below the best interpolation's by its interval, or above it."""
+    findings: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        findings_of_task = findings.setdefault(
+            row["task"], {"compared_with": row["compared_with"], "better": [], "worse": []}
+        )
+        change: Mean = row["difference"]["lpips"]
+        if row["calls"] and change.excludes_zero:
+            findings_of_task["better" if change.value < 0 else "worse"].append(row["method"])
+    return findings
 
 
 def results_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -205,14 +207,14 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
     header = ["method", "calls", "LPIPS", f"less {best}'s", "PSNR, dB"]
     cells = [
         [
-            one["method"],
-            str(one["calls"]),
-            one["lpips"].shown(),
-            "-" if one["method"] == best else one["difference"]["lpips"].shown(sign=True),
-            one["psnr"].shown(2),
-            *([one["identity"].shown(), f"{one['faces_seen']} of {one['pictures']}"] if people else []),
+            row["method"],
+            str(row["calls"]),
+            row["lpips"].format(),
+            "-" if row["method"] == best else row["difference"]["lpips"].format(sign=True),
+            row["psnr"].format(2),
+            *([row["identity"].format(), f"{row['faces_seen']} of {row['pictures']}"] if people else []),
         ]
-        for one in rows
+        for row in rows
     ]
     return common.markdown_table([*header, *(["identity distance", "faces detected"] if people else [])], cells)
 
@@ -221,12 +223,12 @@ def plot(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     drawn = [(name, of) for name in names for of in SCORES if any(r["task"] == name and of in r for r in rows)]
     figure, panels = common.make_panels(len(drawn))
     for panel, (name, of) in zip(panels, drawn, strict=True):
-        mine = [one for one in rows if one["task"] == name]
-        for at, one in enumerate(mine):
-            colour = common.COLOURS[0] if one["calls"] else common.COLOURS[1]
-            common.plot_point(panel, at, one[of], colour)
-        ticks = [one["method"].removeprefix("level ").removeprefix("cascade ") for one in mine]
-        panel.set_xticks(range(len(mine)), ticks, rotation=40, ha="right", rotation_mode="anchor", fontsize=7)
+        task_rows = [row for row in rows if row["task"] == name]
+        for at, row in enumerate(task_rows):
+            colour = common.COLOURS[0] if row["calls"] else common.COLOURS[1]
+            common.plot_point(panel, at, row[of], colour)
+        ticks = [row["method"].removeprefix("level ").removeprefix("cascade ") for row in task_rows]
+        panel.set_xticks(range(len(task_rows)), ticks, rotation=40, ha="right", rotation_mode="anchor", fontsize=7)
         panel.set(title=name, ylabel=SCORES[of])
     return figure
 

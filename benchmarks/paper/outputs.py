@@ -1,4 +1,4 @@
-"""Outputs of one model on some originals, and the judges that compare them."""
+"""Outputs of one model on some originals, and the metrics that compare them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASURES = {"lpips": "LPIPS to the original", "clip": "CLIP similarity to the or
 
 @dataclass(frozen=True)
 class Task:
-    """One set of originals and the model that makes samples of them."""
+    """One set of originals and the model that samples them."""
 
     name: str
     backbone: Backbone
@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Metrics:
-    """``embedders`` give the features whose distributions are compared."""
+    """Scores of outputs; ``embedders`` give the features whose distributions are compared."""
 
     lpips: PerceptualDistance
     clip: ClipEmbedder
@@ -51,7 +51,7 @@ class Metrics:
         )
 
     def scores(self, work: Workspace, originals: torch.Tensor, outputs: torch.Tensor) -> Arrays:
-        """Of each output (N,): LPIPS, CLIP similarity, and the root mean square of the difference, of 0 to 255."""
+        """Return for each output (N,) LPIPS, CLIP similarity and root mean square difference, of 0 to 255."""
         names = [self.lpips.versioned_name, self.clip.versioned_name]
         key = {"outputs": digest(outputs), "originals": digest(originals), "by": names}
 
@@ -67,8 +67,10 @@ class Metrics:
         return work.cached_arrays("scores", key, make)
 
     def features(self, work: Workspace, outputs: torch.Tensor) -> Arrays:
-        """Features (N, D) by their names."""
-        key = {"outputs": digest(outputs), "by": [one.versioned_name for one in self.embedders]}
+        """Return features (N, D) by their names."""
+        key = {"outputs": digest(outputs), "by": [embedder.versioned_name for embedder in self.embedders]}
         return work.cached_arrays(
-            "features", key, lambda: {one.name: embed_in_batches(one, to_floats(outputs)) for one in self.embedders}
+            "features",
+            key,
+            lambda: {embedder.name: embed_in_batches(embedder, to_floats(outputs)) for embedder in self.embedders},
         )

@@ -1,9 +1,9 @@
-"""Claims: the level alone sets how near local samples are, they never repeat, and few steps do as well as all of them.
+"""Claims: the level sets the proximity of local samples, they never repeat, and few steps do as well as all of them.
 
     python benchmarks/paper/proximity.py --cifar cifar10.parquet --faces faces.parquet --out results --work work
 
 LPIPS, CLIP similarity and pixel distance to the original against the level; distances among several samples of one
-original; and, on CIFAR-10 (on faces if they alone are given), accelerated samplers against vanilla Boomerang, which
+original; and, on CIFAR-10 (on faces if only they are given), accelerated samplers against vanilla Boomerang, which
 takes every step. By default 200 pictures of each, and 100 for the samplers: about 33 minutes of one core of a CPU with
 AVX-512 BF16, 6 of them for the faces.
 """
@@ -32,41 +32,41 @@ RISES = {"lpips": True, "clip": False, "pixels": True}  # with the level, if the
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    asked = parser().parse_args(arguments)
-    work, judges = Workspace(asked.work), Metrics.load(common.get_device(asked))
-    found = list(load_tasks(asked, work))
-    if not found:
+    args = parser().parse_args(arguments)
+    work, metrics = Workspace(args.work), Metrics.load(common.get_device(args))
+    loaded = list(load_tasks(args, work))
+    if not loaded:
         raise SystemExit("data: missing: give --cifar, --faces or both")
-    near = [row for task in found for row in measure_levels(task, judges)]
-    apart = [row for task in found for row in measure_repeats(task)]
-    fast = compare_samplers(found[0], judges)
+    level_rows = [row for task in loaded for row in measure_levels(task, metrics)]
+    repeat_rows = [row for task in loaded for row in measure_repeats(task)]
+    comparison = compare_samplers(loaded[0], metrics)
     settings = {
-        "pictures": {task.name: len(task.originals) for task in found}, "sampler": asked.sampler, "steps": asked.steps,
-        "dtype": asked.dtype, "seed": asked.seed, "models": {task.name: task.backbone.digest for task in found},
-        "samplers_on": found[0].name, "samplers_pictures": fast.pictures, "tolerance": TOLERANCE,
+        "pictures": {task.name: len(task.originals) for task in loaded}, "sampler": args.sampler, "steps": args.steps,
+        "dtype": args.dtype, "seed": args.seed, "models": {task.name: task.backbone.digest for task in loaded},
+        "samplers_on": loaded[0].name, "samplers_pictures": comparison.pictures, "tolerance": TOLERANCE,
     }  # fmt: skip
     tables = {
-        "Proximity against the level": level_table(near),
-        "Samples of one original": repeats_table(apart),
-        f"Vanilla Boomerang, {found[0].name}": vanilla_table(fast),
-        f"Least network calls that do as vanilla Boomerang does, {found[0].name}": sampler_table(fast),
+        "Proximity against the level": level_table(level_rows),
+        "Samples of one original": repeats_table(repeat_rows),
+        f"Vanilla Boomerang, {loaded[0].name}": vanilla_table(comparison),
+        f"Least network calls that do as vanilla Boomerang does, {loaded[0].name}": sampler_table(comparison),
     }
-    parts = {"levels": near, "repeats": apart, "samplers": fast.rows}
+    parts = {"levels": level_rows, "repeats": repeat_rows, "samplers": comparison.rows}
     rows = [{"part": part} | row for part, of_part in parts.items() for row in of_part]
     findings = {
-        "not_monotone": find_violations(near),
-        "exact_repeats": sum(row["repeats"] for row in apart),
-        "vanilla": fast.vanilla,
-        "least_calls": least_calls(fast.rows),
+        "not_monotone": find_violations(level_rows),
+        "exact_repeats": sum(row["repeats"] for row in repeat_rows),
+        "vanilla": comparison.vanilla,
+        "least_calls": least_calls(comparison.rows),
     }
     measured = BenchmarkResult("proximity", settings, rows, findings, tables, NOTES)
-    common.write_result(measured, asked, work, plot(near, fast), arguments)
+    common.write_result(measured, args, work, plot(level_rows, comparison), arguments)
 
 
 NOTES = (
     "Intervals: 95 %, bootstrap over pictures. Pixel distance: root mean square, of 0 to 255. A model that knows "
-    "classes is told them.",
-    "Calls are the least ones from which on all that were tried meet the column. Means are compared with those of "
+    "classes is conditioned on them.",
+    "Calls are the least ones from which on all measured ones meet the column. Means are compared with those of "
     "vanilla with the same noise: within 5 %, and with a paired interval that lies within 5 %. Kernel distances are "
     "from vanilla with other noise; 97.5 % of those between two vanilla runs, after swapping their outputs by chance, "
     "are no more.",
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_sampling_options(parser)
     parser.add_argument("--pictures", type=int, help="of each; 200 by default, 1,000 with --full")
     parser.add_argument("--levels", type=float, nargs="+", default=[round(0.1 * n, 1) for n in range(1, 11)])
-    parser.add_argument("--originals", type=int, default=20, help="originals that several samples are made of")
+    parser.add_argument("--originals", type=int, default=20, help="originals with several samples")
     parser.add_argument("--samples", type=int, default=8, help="samples of each of them")
     parser.add_argument("--repeat-levels", type=float, nargs="+", default=[0.1, 0.4, 0.8])
     parser.add_argument("--samplers-pictures", type=int, help="100 by default, 1,000 with --full")
@@ -104,10 +104,10 @@ def load_tasks(args: argparse.Namespace, work: Workspace) -> Iterator[Task]:
 
 
 def measure_levels(task: Task, metrics: Metrics) -> list[dict[str, Any]]:
-    """A row for each level; ``step``: how much more than at the level before, on the same pictures."""
-    asked, rows, before = task.args, [], None
-    sampling = task.sampling(asked.sampler, asked.steps)
-    for level in sorted(asked.levels):
+    """Return a row for each level; ``step``: the difference from the level before, on the same images."""
+    args, rows, before = task.args, [], None
+    sampling = task.sampling(args.sampler, args.steps)
+    for level in sorted(args.levels):
         outputs = sampling.sample(task.originals, level)
         scores = metrics.scores(task.work, task.originals.pixels, outputs)
         boomerang = sampling.boomerang
@@ -124,28 +124,28 @@ def measure_levels(task: Task, metrics: Metrics) -> list[dict[str, Any]]:
 
 
 def find_violations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbouring levels whose means are in the wrong order; ``certain`` where the step's interval says so too."""
-    found = []
+    """Return neighbouring levels whose means are in the wrong order; ``certain`` where the step's interval agrees."""
+    violations = []
     for (before, after), of in product(pairwise(rows), MEASURES):
         if before["task"] != after["task"]:
             continue
         step: Mean = after["step"][of]
         if (step.value > 0) != RISES[of]:
-            found.append(
+            violations.append(
                 {
                     "task": after["task"], "measure": of, "from": before["level"], "to": after["level"], "step": step,
                     "certain": step.excludes_zero,
                 }
             )  # fmt: skip
-    return found
+    return violations
 
 
 def level_table(rows: Sequence[dict[str, Any]]) -> str:
-    wrong = {(one["task"], one["measure"], one["to"]) for one in find_violations(rows)}
+    wrong = {(violation["task"], violation["measure"], violation["to"]) for violation in find_violations(rows)}
 
     def cell(row: dict[str, Any], of: str) -> str:
         mark = " (wrong way)" if (row["task"], of, row["level"]) in wrong else ""
-        return str(row[of].shown(1 if of == "pixels" else 3)) + mark
+        return str(row[of].format(1 if of == "pixels" else 3)) + mark
 
     cells = [
         [row["task"], f"{row['level']:g}", f"{row['log_snr']:+.2f}", *(cell(row, of) for of in MEASURES)]
@@ -158,18 +158,18 @@ def level_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def measure_repeats(task: Task) -> list[dict[str, Any]]:
-    """A row for each level: how near the nearest two samples of one original are, as files hold them."""
-    asked, rows = task.args, []
-    sampling = task.sampling(asked.sampler, asked.steps)
-    some = task.originals[: asked.originals]
-    for level in asked.repeat_levels:
-        samples = torch.stack([sampling.sample(some, level, number) for number in range(asked.samples)], dim=1)
-        apart = [nearest_distance(mine) for mine in samples]
+    """Return a row for each level: the distance of the nearest two samples of one original, as files hold them."""
+    args, rows = task.args, []
+    sampling = task.sampling(args.sampler, args.steps)
+    some = task.originals[: args.originals]
+    for level in args.repeat_levels:
+        samples = torch.stack([sampling.sample(some, level, number) for number in range(args.samples)], dim=1)
+        distances = [nearest_distance(samples_of_original) for samples_of_original in samples]
         rows.append(
             {
-                "task": task.name, "level": level, "originals": len(some), "samples": asked.samples,
-                "least": min(apart), "least_mean": common.mean_over_pictures(apart),
-                "repeats": sum(count_repeats(mine) for mine in samples),
+                "task": task.name, "level": level, "originals": len(some), "samples": args.samples,
+                "least": min(distances), "least_mean": common.mean_over_pictures(distances),
+                "repeats": sum(count_repeats(samples_of_original) for samples_of_original in samples),
                 "returned_originals": int((samples == some.pixels[:, None]).flatten(2).all(2).sum()),
             }
         )  # fmt: skip
@@ -177,13 +177,13 @@ def measure_repeats(task: Task) -> list[dict[str, Any]]:
 
 
 def nearest_distance(samples: torch.Tensor) -> float:
-    """The least distance of two of (n, 3, S, S) uint8: root mean square, of 0 to 255."""
+    """Return the least distance of two of (n, 3, S, S) uint8: root mean square, of 0 to 255."""
     flat = samples.flatten(1).double().numpy()
     return float(pdist(flat).min() / np.sqrt(flat.shape[1]))
 
 
 def count_repeats(samples: torch.Tensor) -> int:
-    """How many of (n, 3, S, S) repeat one before them, bit for bit."""
+    """Return how many of (n, 3, S, S) repeat an earlier one, bit for bit."""
     return len(samples) - len(torch.unique(samples.flatten(1), dim=0))
 
 
@@ -191,7 +191,7 @@ def repeats_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         [
             row["task"], f"{row['level']:g}", f"{row['originals']} x {row['samples']}", f"{row['least']:.2f}",
-            row["least_mean"].shown(2), str(row["repeats"]), str(row["returned_originals"]),
+            row["least_mean"].format(2), str(row["repeats"]), str(row["returned_originals"]),
         ]
         for row in rows
     ]  # fmt: skip
@@ -202,33 +202,33 @@ def repeats_table(rows: Sequence[dict[str, Any]]) -> str:
 # The plot
 
 
-def plot(near: Sequence[dict[str, Any]], fast: SamplerComparison) -> Figure:
-    """A row of panels against the level, and one against the number of calls for each level of the samplers."""
+def plot(level_rows: Sequence[dict[str, Any]], comparison: SamplerComparison) -> Figure:
+    """Draw a row of panels against the level, and one against the calls for each level of the samplers."""
     across = len(MEASURES)
-    figure, panels = common.make_panels(across * (1 + len(fast.vanilla)))
+    figure, panels = common.make_panels(across * (1 + len(comparison.vanilla)))
     for panel, (of, title) in zip(panels, MEASURES.items(), strict=False):
-        for colour, task in zip(common.COLOURS, dict.fromkeys(row["task"] for row in near), strict=False):
-            mine = [row for row in near if row["task"] == task]
-            common.plot_line(panel, [row["level"] for row in mine], [row[of] for row in mine], colour, task)
+        for colour, task in zip(common.COLOURS, dict.fromkeys(row["task"] for row in level_rows), strict=False):
+            task_rows = [row for row in level_rows if row["task"] == task]
+            common.plot_line(panel, [row["level"] for row in task_rows], [row[of] for row in task_rows], colour, task)
         panel.set(xlabel="level", ylabel=title)
         panel.legend(frameon=False, fontsize=8)
-    for number, vanilla in enumerate(fast.vanilla, start=1):
-        rows = [row for row in fast.rows if row["level"] == vanilla["level"]]
+    for number, vanilla in enumerate(comparison.vanilla, start=1):
+        rows = [row for row in comparison.rows if row["level"] == vanilla["level"]]
         _against_calls(panels[across * number : across * (number + 1)], vanilla, rows)
     return figure
 
 
 def _against_calls(panels: Sequence[Axes], vanilla: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """LPIPS in the first panel, distances by the features of each in the others."""
+    """Draw LPIPS in the first panel, and distances by each kind of features in the others."""
     lpips, *others = panels
     distances = dict(zip(vanilla["floor"], others, strict=True))
     for colour, sampler in zip(common.COLOURS, dict.fromkeys(row["sampler"] for row in rows), strict=False):
-        mine = [row for row in rows if row["sampler"] == sampler]
-        calls = [row["calls"] for row in mine]
-        common.plot_line(lpips, calls, [row["lpips"] for row in mine], colour, sampler)
+        sampler_rows = [row for row in rows if row["sampler"] == sampler]
+        calls = [row["calls"] for row in sampler_rows]
+        common.plot_line(lpips, calls, [row["lpips"] for row in sampler_rows], colour, sampler)
         for name, panel in distances.items():
-            far = [row["distances"][name]["kernel distance"] for row in mine]
-            panel.plot(calls, far, "o-", color=colour, markersize=3.5, label=sampler)
+            distances_of_feature = [row["distances"][name]["kernel distance"] for row in sampler_rows]
+            panel.plot(calls, distances_of_feature, "o-", color=colour, markersize=3.5, label=sampler)
     common.plot_level_line(lpips, vanilla["lpips"], "vanilla")
     lpips.set_ylabel(MEASURES["lpips"])
     for name, panel in distances.items():

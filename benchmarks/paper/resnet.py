@@ -1,4 +1,4 @@
-"""A small residual network for pictures of 32 x 32 and the recipe that it is trained with, on one core in a minute."""
+"""Small residual network for images of 32 x 32, and its training recipe: one core, one minute."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Recipe:
 
 
 class Block(nn.Module):
-    """Two convolutions and a way past them (He et al. 2016)."""
+    """Two convolutions and a shortcut (He et al. 2016)."""
 
     def __init__(self, width: int, wider: int, stride: int) -> None:
         super().__init__()
@@ -56,15 +56,15 @@ class Block(nn.Module):
             nn.Conv2d(wider, wider, 3, 1, 1, bias=False), nn.BatchNorm2d(wider),
         )  # fmt: skip
         same = width == wider and stride == 1
-        self.past = nn.Identity() if same else nn.Conv2d(width, wider, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if same else nn.Conv2d(width, wider, 1, stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = F.relu(self.inner(x) + self.past(x))
+        out: torch.Tensor = F.relu(self.inner(x) + self.shortcut(x))
         return out
 
 
 def make_network(classes: int, widths: Sequence[int]) -> nn.Sequential:
-    """A stem that halves the sides, and one block for each width, each but the first halving them again."""
+    """Return a stem that halves the sides, and a block for each width, of which all but the first halve them again."""
     stem = [nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     blocks = [
         Block(width, wider, 1 if number == 0 else 2)
@@ -75,20 +75,20 @@ def make_network(classes: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 def train(sets: Sequence[Pictures], recipe: Recipe, steps: int, seed: int, device: torch.device) -> nn.Sequential:
-    """The network after so many steps; each batch takes equal shares of all ``sets``."""
+    """Return the network after ``steps``; each batch takes equal shares of all ``sets``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = make_network(len(sets[0].names), recipe.widths).to(device).train()
     gen = torch.Generator().manual_seed(seed)
     share = recipe.batch // len(sets)
-    turns = [draw_rows(len(one), share, steps, gen) for one in sets]  # (steps, share) each
+    turns = [draw_rows(len(pictures), share, steps, gen) for pictures in sets]  # (steps, share) each
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
     )
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate((step + 1) / steps)
-        x = torch.cat([to_floats(one.pixels[turn[step]]) for one, turn in zip(sets, turns, strict=True)]) * 2
-        y = torch.cat([one.labels[turn[step]] for one, turn in zip(sets, turns, strict=True)]).to(device)
+        x = torch.cat([to_floats(pictures.pixels[turn[step]]) for pictures, turn in zip(sets, turns, strict=True)]) * 2
+        y = torch.cat([pictures.labels[turn[step]] for pictures, turn in zip(sets, turns, strict=True)]).to(device)
         x = augment(x, recipe.pad, gen) if recipe.augmented else x
         with autocast(device, recipe.dtype):
             out = model(x.to(device, memory_format=torch.channels_last))
@@ -99,13 +99,13 @@ def train(sets: Sequence[Pictures], recipe: Recipe, steps: int, seed: int, devic
 
 
 def draw_rows(count: int, share: int, steps: int, gen: torch.Generator) -> torch.Tensor:
-    """(steps, share) places of ``count`` pictures, each seen once before any is seen again."""
+    """Return indices (steps, share) of ``count`` images, each seen once before any is seen again."""
     turns = -(-share * steps // count)
     return torch.cat([torch.randperm(count, generator=gen) for _ in range(turns)])[: share * steps].view(steps, share)
 
 
 def augment(x: torch.Tensor, pad: int, gen: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W), each padded with grey, cropped somewhere and perhaps flipped."""
+    """Pad (B, 3, H, W) with grey, crop and flip at random."""
     count, _, height, width = x.shape
     top, left = (torch.randint(0, 2 * pad + 1, (count, 1), generator=gen) for _ in range(2))
     across = torch.arange(width).expand(count, width)
@@ -118,7 +118,7 @@ def augment(x: torch.Tensor, pad: int, gen: torch.Generator) -> torch.Tensor:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, test: Pictures, recipe: Recipe, device: torch.device) -> float:
-    """The share of the pictures whose class is the first choice."""
+    """Return the share of images whose class is the first choice."""
     right = 0
     for x, y in zip(test.pixels.split(500), test.labels.split(500), strict=True):
         with autocast(device, recipe.dtype):
@@ -134,10 +134,10 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
 def train_and_test(
     work: Workspace, sets: Sequence[Pictures], test: Pictures, recipe: Recipe, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """``accuracy`` after training on the sets, in as many steps as the first of them alone would be given; kept."""
+    """Return ``accuracy`` after training on the sets, in as many steps as for the first set only; cached."""
     steps = recipe.steps(len(sets[0]))
     key = {
-        "sets": [digest(one.pixels) for one in sets], "test": digest(test.pixels), "recipe": recipe.as_dict,
+        "sets": [digest(pictures.pixels) for pictures in sets], "test": digest(test.pixels), "recipe": recipe.as_dict,
         "steps": steps, "seed": seed, "device": device.type,
     }  # fmt: skip
 

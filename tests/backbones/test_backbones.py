@@ -1,4 +1,4 @@
-"""Loading real pipeline folders of tiny random weights, and what each kind of model is asked to predict."""
+"""Loading pipeline folders of tiny random weights, and the prediction of each kind of model."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def test_the_model_with_classes_draws_another_picture_for_each_of_them():
     backbone = load_backbone(ModelConfig(id="bundled:cifar10-32", device="cpu", guidance=2.0))
     assert (backbone.size, backbone.condition_kind, backbone.channels) == (32, "class", 12)
     noise = KeyedNoise([bytes(16)] * 3)
-    told = backbone.condition(["ship", "horse", "8"])
-    ship, horse, again = Boomerang(backbone, "ddim", 6).sample(torch.zeros(3, 3, 32, 32), 1.0, noise, told)
+    condition = backbone.condition(["ship", "horse", "8"])
+    ship, horse, again = Boomerang(backbone, "ddim", 6).sample(torch.zeros(3, 3, 32, 32), 1.0, noise, condition)
     assert (ship - again).abs().max() < 1e-4
     assert ship[2].mean() - ship[0].mean() > horse[2].mean() - horse[0].mean()  # there is more blue on the sea
     without = Boomerang(backbone, "ddim", 2).sample(torch.zeros(1, 3, 32, 32), 0.5, KeyedNoise([bytes(16)]))
@@ -180,7 +180,7 @@ def test_a_hub_model_without_network_says_which_files_to_place(monkeypatch, tmp_
         load_backbone(ModelConfig(id="owner/name", revision="0" * 40))
 
 
-def test_pickled_weights_are_refused_unless_asked_for(folder):
+def test_pickled_weights_are_refused_unless_allowed(folder):
     path = folder()
     unet = UNet2DModel.from_pretrained(path / "unet", low_cpu_mem_usage=False)
     shutil.rmtree(path / "unet")

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Make:
             num_class_embeds=embeddings, **more,
         )  # fmt: skip
         if embeddings:
-            unet.class_embedding.weight.data *= 5  # so that an untrained network minds what it is told
+            unet.class_embedding.weight.data *= 5  # so that an untrained network depends on its class
         schedule = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2", clip_sample=False)
         DDPMPipeline(unet, schedule).save_pretrained(tmp_path / "model")
         index = tmp_path / "model/model_index.json"
@@ -55,9 +55,9 @@ def network(path: Path, zt: torch.Tensor, t: int, labels: list[int]) -> torch.Te
 
 def test_a_class_goes_by_name_synonym_and_number():
     classes = ClassLabels.from_config(4, NAMES)
-    told = ["airplane", "plane", "airplane, plane", " Car ", "PLANE", "0", "1"]
-    assert classes.indices_of(told).tolist() == [0, 0, 0, 1, 0, 0, 1]
-    assert classes.indices_of(told).dtype == torch.long
+    labels = ["airplane", "plane", "airplane, plane", " Car ", "PLANE", "0", "1"]
+    assert classes.indices_of(labels).tolist() == [0, 0, 0, 1, 0, 0, 1]
+    assert classes.indices_of(labels).dtype == torch.long
 
 
 def test_a_name_counts_before_a_number():
@@ -88,15 +88,15 @@ def test_without_names_numbers_are_known():
         classes.index_of("10")
 
 
-def test_a_model_is_told_the_class_of_each_row(folder):
+def test_a_model_is_conditioned_on_the_class_of_each_row(folder):
     path, zt = folder(), torch.randn(2, 3, 8, 8)
     backbone = load(path, condition="label")
     assert backbone.condition_kind == "class"
-    found = backbone.predict(zt, 400, backbone.condition(["car", "plane"])).eps
-    torch.testing.assert_close(found, network(path, zt, 400, [1, 0]), atol=1e-5, rtol=1e-5)
+    guided = backbone.predict(zt, 400, backbone.condition(["car", "plane"])).eps
+    torch.testing.assert_close(guided, network(path, zt, 400, [1, 0]), atol=1e-5, rtol=1e-5)
 
 
-def test_without_a_condition_it_is_told_the_class_of_none(folder):
+def test_without_a_condition_the_class_is_none(folder):
     path, zt = folder(), torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(load(path).predict(zt, 400).eps, network(path, zt, 400, [3, 3]), atol=1e-5, rtol=1e-5)
 
@@ -106,8 +106,8 @@ def test_guidance_leads_from_no_class_past_the_class(folder, guidance):
     path, zt = folder(), torch.randn(2, 3, 8, 8)
     backbone = load(path, guidance=guidance, condition="label")
     without, within = (network(path, zt, 400, labels) for labels in ([3, 3], [1, 0]))
-    found = backbone.predict(zt, 400, backbone.condition(["car", "plane"])).eps
-    torch.testing.assert_close(found, without + guidance * (within - without), atol=1e-5, rtol=1e-5)
+    guided = backbone.predict(zt, 400, backbone.condition(["car", "plane"])).eps
+    torch.testing.assert_close(guided, without + guidance * (within - without), atol=1e-5, rtol=1e-5)
 
 
 def test_guidance_takes_one_pass_of_the_network(folder, monkeypatch):
@@ -122,9 +122,9 @@ def test_a_row_does_not_depend_on_its_batch(folder):
     backbone, zt = load(folder(), guidance=2.0, condition="label"), torch.randn(2, 3, 8, 8)
     both = backbone.predict(zt, 600, backbone.condition(["car", "plane"]))
     for row, label in enumerate(["car", "plane"]):
-        alone = backbone.predict(zt[row : row + 1], 600, backbone.condition([label]))
-        torch.testing.assert_close(both.z0[row : row + 1], alone.z0, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(both.eps[row : row + 1], alone.eps, atol=1e-5, rtol=1e-5)
+        separate = backbone.predict(zt[row : row + 1], 600, backbone.condition([label]))
+        torch.testing.assert_close(both.z0[row : row + 1], separate.z0, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(both.eps[row : row + 1], separate.eps, atol=1e-5, rtol=1e-5)
 
 
 def test_algorithm_1_is_diffusers_loop_with_classes(folder):
@@ -170,7 +170,7 @@ def test_guidance_needs_a_class_of_none(folder):
         ({"prompt": "a car"}, "model.prompt: the model"),
     ],
 )
-def test_a_model_without_classes_is_told_nothing(folder, settings, line):
+def test_a_model_without_classes_takes_no_condition(folder, settings, line):
     path = folder(embeddings=None)
     with pytest.raises(ModelError) as caught:
         load(path, **settings)

@@ -45,8 +45,8 @@ def noise(count: int) -> KeyedNoise:
     return KeyedNoise([i.to_bytes(16, "big") for i in range(count)])
 
 
-def outputs(backbone: Any, count: int = 2, said: object = None) -> torch.Tensor:
-    return Boomerang(backbone, "sde-dpm++", 4).sample(photos(count, backbone.size), 0.4, noise(count), said)
+def outputs(backbone: Any, count: int = 2, condition: object = None) -> torch.Tensor:
+    return Boomerang(backbone, "sde-dpm++", 4).sample(photos(count, backbone.size), 0.4, noise(count), condition)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,9 @@ def test_attention_goes_through_the_fused_kernel_and_never_the_slow_way(
     monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
     monkeypatch.setattr(Attention, "get_attention_scores", slow)
     backbone = load(FAMILIES[family](tmp_path / family))
-    outputs(backbone, said=encode_conditions(backbone, ["a cat"] * 2) if backbone.condition_kind == "prompt" else None)
+    outputs(
+        backbone, condition=encode_conditions(backbone, ["a cat"] * 2) if backbone.condition_kind == "prompt" else None
+    )
     assert len(fused) > 4
     processors = {type(module.processor).__name__ for module in compilation.get_network(backbone).modules()
                   if hasattr(module, "processor")}  # fmt: skip
@@ -182,10 +184,10 @@ def test_full_batches_are_compiled_once_whatever_the_step_and_others_not_at_all(
 
 
 def test_a_cache_that_the_user_names_is_used(tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = str(cache.parent / "mine")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", mine)
+    own_cache = str(cache.parent / "mine")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", own_cache)
     compilation.compile_network(load(tiny_model), 4)
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == mine
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == own_cache
 
 
 def test_with_guidance_two_rows_for_each_picture_are_compiled(
@@ -249,7 +251,7 @@ def test_auto_compiles_on_a_gpu_and_for_long_plans_only() -> None:
         assert not compilation.is_worth_compiling(mode, backbone(device), lambda: pytest.fail("nobody needs to know"))  # type: ignore[arg-type]
 
 
-def test_a_network_of_another_kind_is_left_alone() -> None:
+def test_a_network_of_another_kind_is_not_compiled() -> None:
     compilation.compile_network(IdealGaussian(), 4)
 
 
@@ -278,7 +280,7 @@ def config_of(tmp_path: Path, model: Path, *overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(("mode", "compiles"), [("auto", False), ("always", True), ("never", False)])
-def test_a_shard_compiles_where_it_is_asked_to(
+def test_a_shard_compiles_as_its_mode_says(
     tmp_path: Path, tiny_model: Path, cache: Path, mode: str, compiles: bool
 ) -> None:
     config = config_of(tmp_path, tiny_model, f"run.compile={mode}")

@@ -1,4 +1,4 @@
-"""What the model is told of each record, what its safety checker says, and pictures of any sides."""
+"""Conditions of records, verdicts of the safety checker, and pictures of any sides."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GREY = {"dark": -0.5, "light": 0.5}
 
 
 class ClassConditional(IdealGaussian):
-    """A model that gives back one grey for each class that it is told, whatever it sees."""
+    """A model that returns one grey for each class, for any input."""
 
     def __init__(self) -> None:
         super().__init__(size=8)
@@ -54,7 +54,7 @@ class ClassConditional(IdealGaussian):
 
 
 class Prompted(IdealGaussian):
-    """A model with prompts that keeps what it was told."""
+    """A model with prompts that records them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def pixels(release: Release, row: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO((Path(release.public.path) / found["file"]).read_bytes()))
 
 
-def test_each_record_is_told_its_own_label_whatever_the_batch(tmp_path: Path) -> None:
+def test_each_record_has_its_own_label_in_any_batch(tmp_path: Path) -> None:
     names = ["dark", "light", "LIGHT", "0", "1", "dark", "light"]
     source = listing(folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(7)}),
                      [{"image": f"{i}.png", "label": name} for i, name in enumerate(names)])  # fmt: skip
@@ -86,11 +86,11 @@ def test_each_record_is_told_its_own_label_whatever_the_batch(tmp_path: Path) ->
                           run={"batch_size": batch, "shard_size": 7}, boomerang={"sampler": "ddim"})  # fmt: skip
         release = run(config, ClassConditional())
         for row in rows(release):
-            wanted = -0.5 if row["label"] in ("dark", "0") else 0.5
-            assert abs(pixels(release, row).getpixel((3, 3))[0] / 127.5 - 1 - wanted) < 0.02
+            expected = -0.5 if row["label"] in ("dark", "0") else 0.5
+            assert abs(pixels(release, row).getpixel((3, 3))[0] / 127.5 - 1 - expected) < 0.02
 
 
-def test_a_label_that_is_missing_or_unknown_fails_its_record_alone(tmp_path: Path) -> None:
+def test_a_missing_or_unknown_label_fails_only_its_record(tmp_path: Path) -> None:
     labels = ["dark", None, "purple", "7", "", "light"]
     source = listing(folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(6)}),
                      [{"image": f"{i}.png", "label": label} for i, label in enumerate(labels)])  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_prompt_takes_columns_that_are_published_or_restricted(tmp_path: Path)
         ({"condition": "label"}, {}, r"source\.label is not set"),
     ],
 )
-def test_what_the_model_should_be_told_must_be_read(model: Any, source: Any, line: str) -> None:
+def test_fields_of_a_condition_must_be_read(model: Any, source: Any, line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         build({"source": {"uri": "a"} | source, "output": {"uri": "b"}, "model": model})
 
@@ -163,13 +163,13 @@ def test_a_picture_in_tiles_does_not_depend_on_its_batch(tmp_path: Path) -> None
     assert found[0] == found[1]
 
 
-def test_labels_are_not_told_to_a_model_that_asks_for_nothing(tmp_path: Path) -> None:
+def test_labels_do_not_condition_an_unconditional_model(tmp_path: Path) -> None:
     source = people(tmp_path / "in")
     release = run(settings(source, tmp_path / "out", source={"label": "folder"}))
     assert {row["status"] for row in rows(release)} == {"released"}
 
 
-def test_guidance_towards_a_class_that_is_not_told_is_refused(tmp_path: Path) -> None:
+def test_guidance_without_a_class_condition_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.guidance: leads towards a class, and none is told"):
         run(settings(people(tmp_path / "in"), tmp_path / "out", model={"guidance": 2.0}), ClassConditional())
 
@@ -181,7 +181,7 @@ def test_a_narrow_picture_is_not_enlarged_beyond_the_limits(tmp_path: Path) -> N
     assert found == {"line.png": ("failed", "too_many_pixels"), "good.png": ("released", None)}
 
 
-def test_a_picture_that_was_kept_would_show_what_was_told_before(tmp_path: Path) -> None:
+def test_a_carried_picture_would_show_its_earlier_condition(tmp_path: Path) -> None:
     source = listing(folder_of(tmp_path / "in", {"a.png": picture(1)}), [{"image": "a.png", "label": "dark"}])
     first = settings(source, tmp_path / "first", source={"label": "label"}, model={"condition": "label"})
     run(first, ClassConditional())
@@ -191,7 +191,7 @@ def test_a_picture_that_was_kept_would_show_what_was_told_before(tmp_path: Path)
         run(again, ClassConditional())
 
 
-def test_what_was_not_checked_for_safety_is_not_kept_by_a_run_that_checks(tmp_path: Path) -> None:
+def test_pictures_without_a_safety_check_are_not_carried_to_a_run_that_checks(tmp_path: Path) -> None:
     source = people(tmp_path / "in", 2)
     run(settings(source, tmp_path / "first", model={"safety_checker": False}))
     again = settings(source, tmp_path / "second").model_copy(update={"previous": str(tmp_path / "first")})
@@ -210,9 +210,7 @@ def test_a_negative_prompt_with_columns_is_refused() -> None:
         build({"source": {"uri": "a"}, "output": {"uri": "b"}, "model": {"negative_prompt": "no {label}"}})
 
 
-def test_a_prompted_picture_is_drawn_again_with_what_it_was_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conditioned_picture_is_replayed_with_its_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     labels = ["dark", "light", "dark", "light"]
     source = listing(folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(4)}),

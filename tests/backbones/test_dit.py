@@ -1,4 +1,4 @@
-"""DiT: against the loop of diffusers' own pipeline, and what it is told of classes."""
+"""DiT: against the loop of diffusers' own pipeline, and its class conditions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(path: Path, **more: Any) -> Any:
     return load_backbone(ModelConfig(id=str(path), device="cpu", **more))
 
 
-def told(classes: list[int]) -> list[str]:
+def class_names(classes: list[int]) -> list[str]:
     return [str(number) for number in classes]
 
 
@@ -76,7 +76,7 @@ def test_ddim_is_the_pipelines_loop_from_t_boom(tmp_path, t_boom, prediction, gu
     backbone = load(path, guidance=guidance)
     boomerang, z0 = Boomerang(backbone, "ddim", t_boom // 100), backbone.encode(x0)
     zt = boomerang.forward(z0, t_boom, noise(2)(FORWARD, z0))
-    ours = boomerang.sample(x0, t_boom / 1000, noise(2), backbone.condition(told(CLASSES)))
+    ours = boomerang.sample(x0, t_boom / 1000, noise(2), backbone.condition(class_names(CLASSES)))
     theirs = unrolled(path, zt, t_boom, guidance, steps=10).clamp(-1, 1)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
@@ -91,7 +91,7 @@ def test_level_one_is_what_the_pipeline_draws_from_noise(folder, guidance, monke
     pipeline.scheduler.register_to_config(timestep_spacing="trailing")
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(CLASSES, guidance_scale=guidance, num_inference_steps=10, output_type="pt").images
-    ours = boomerang.sample(x0, 1.0, noise(2), backbone.condition(told(CLASSES)))
+    ours = boomerang.sample(x0, 1.0, noise(2), backbone.condition(class_names(CLASSES)))
     torch.testing.assert_close((ours + 1) / 2, theirs, atol=1e-4, rtol=0)
 
 
@@ -104,20 +104,20 @@ def test_level_one_stays_finite(folder, sampler):
 def test_guidance_leads_from_no_class_past_the_class(folder):
     zt = torch.randn(2, 4, 8, 8)
     plain, guided = load(folder), load(folder, guidance=3.0)
-    within = plain.predict(zt, 500, plain.condition(told(CLASSES))).eps
+    within = plain.predict(zt, 500, plain.condition(class_names(CLASSES))).eps
     without = plain.predict(zt, 500).eps
     assert torch.equal(without, plain.predict(zt, 500, torch.tensor([1000, 1000])).eps)
-    found = guided.predict(zt, 500, guided.condition(told(CLASSES))).eps
-    torch.testing.assert_close(found, without + 3.0 * (within - without), atol=1e-5, rtol=1e-5)
+    guided_eps = guided.predict(zt, 500, guided.condition(class_names(CLASSES))).eps
+    torch.testing.assert_close(guided_eps, without + 3.0 * (within - without), atol=1e-5, rtol=1e-5)
     assert (within - without).abs().amax(dim=(0, 2, 3)).min() > 1e-4  # in all channels
 
 
 def test_a_row_does_not_depend_on_its_batch(folder):
     backbone, zt = load(folder, guidance=2.0), torch.randn(2, 4, 8, 8)
-    both = backbone.predict(zt, 600, backbone.condition(told(CLASSES)))
-    for row, label in enumerate(told(CLASSES)):
-        alone = backbone.predict(zt[row : row + 1], 600, backbone.condition([label]))
-        torch.testing.assert_close(both.z0[row : row + 1], alone.z0, atol=1e-5, rtol=1e-5)
+    both = backbone.predict(zt, 600, backbone.condition(class_names(CLASSES)))
+    for row, label in enumerate(class_names(CLASSES)):
+        separate = backbone.predict(zt[row : row + 1], 600, backbone.condition([label]))
+        torch.testing.assert_close(both.z0[row : row + 1], separate.z0, atol=1e-5, rtol=1e-5)
 
 
 def test_classes_go_by_name_synonym_and_number(folder):
@@ -143,9 +143,9 @@ def test_networks_are_in_the_models_dtype_and_answers_in_float32(folder):
     exact, half = load(folder), load(folder, dtype="bfloat16")
     assert {p.dtype for p in half.transformer.parameters()} == {torch.bfloat16}
     zt = torch.randn(2, 4, 8, 8)
-    found, wanted = (model.predict(zt, 200, model.condition(told(CLASSES))) for model in (half, exact))
-    assert (found.z0.dtype, found.eps.dtype) == (torch.float32, torch.float32)
-    torch.testing.assert_close(found.eps, wanted.eps, atol=0.1, rtol=0)
+    guided_eps, reference = (model.predict(zt, 200, model.condition(class_names(CLASSES))) for model in (half, exact))
+    assert (guided_eps.z0.dtype, guided_eps.eps.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(guided_eps.eps, reference.eps, atol=0.1, rtol=0)
 
 
 def test_a_large_picture_is_seen_in_tiles_of_its_only_size(folder):

@@ -96,8 +96,8 @@ def test_a_model_of_each_family_makes_a_release(
              "--json", *(word for one in sets for word in ("--set", one))]  # fmt: skip
     done = CliRunner().invoke(main, [str(word) for word in words])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["released"] == told["read"] > 3
+    summary = json.loads(done.stdout)
+    assert summary["released"] == summary["read"] > 3
     release = Release.at(str(tmp_path / "out"))
     table = pq.read_table(release.manifest.path)
     assert "gender" not in table.column_names

@@ -194,13 +194,13 @@ def reference(name: str, folder: Path, sigmas: list[float], latents: torch.Tenso
     pipeline = kind.from_pretrained(folder, low_cpu_mem_usage=False, **absent)
     pipeline.set_progress_bar_config(disable=True)
     settings = SETTINGS[name]
-    told = {"prompt": PROMPTS, "guidance_scale": settings.get("guidance", 1.0), "height": SIDE, "width": SIDE}
+    options = {"prompt": PROMPTS, "guidance_scale": settings.get("guidance", 1.0), "height": SIDE, "width": SIDE}
     if kind is StableDiffusion3Pipeline:
-        told["negative_prompt"] = [settings.get("negative_prompt", "")] * len(PROMPTS)
+        options["negative_prompt"] = [settings.get("negative_prompt", "")] * len(PROMPTS)
     else:
         latents = pipeline._pack_latents(latents, *latents.shape)
-        told["max_sequence_length"] = 256 if name == "flux-schnell" else 512
-    return pipeline(sigmas=sigmas, latents=latents, output_type="pt", **told).images
+        options["max_sequence_length"] = 256 if name == "flux-schnell" else 512
+    return pipeline(sigmas=sigmas, latents=latents, output_type="pt", **options).images
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -211,7 +211,7 @@ def test_ddim_is_the_pipelines_own_loop_from_t_boom(folders, name, level):
     grid = boomerang.grid(boomerang.t_boom(level))
     z0 = backbone.encode(x0)
     eps, s = noise(2)(FORWARD, z0), float(backbone.schedule.s[grid[0] - 1])
-    xt = (1 - s) * z0 + s * eps  # at level 1: noise alone, where drawing begins
+    xt = (1 - s) * z0 + s * eps  # at level 1: pure noise, where drawing begins
     theirs = reference(name, folders(name), [t / 1000 for t in grid[:-1]], xt)
     ours = boomerang.sample(x0, level, noise(2), backbone.condition(PROMPTS))
     torch.testing.assert_close((ours + 1) / 2, theirs, atol=2e-5, rtol=0)
@@ -231,24 +231,24 @@ def test_a_row_does_not_depend_on_its_batch(folders, name):
     backbone, zt = load(folders(name), **SETTINGS[name]), torch.randn(2, 4, 8, 8)
     both = backbone.predict(zt, 600, backbone.condition(PROMPTS))
     for row, prompt in enumerate(PROMPTS):
-        alone = backbone.predict(zt[row : row + 1], 600, backbone.condition([prompt]))
-        torch.testing.assert_close(both.z0[row : row + 1], alone.z0, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(both.eps[row : row + 1], alone.eps, atol=1e-5, rtol=1e-5)
+        separate = backbone.predict(zt[row : row + 1], 600, backbone.condition([prompt]))
+        torch.testing.assert_close(both.z0[row : row + 1], separate.z0, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(both.eps[row : row + 1], separate.eps, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_without_a_condition_it_is_told_the_prompt_that_it_was_loaded_with(folders, name):
+def test_without_a_condition_it_uses_the_prompt_that_it_was_loaded_with(folders, name):
     backbone, zt = load(folders(name), prompt="a cat", **SETTINGS[name]), torch.randn(2, 4, 8, 8)
-    told = backbone.predict(zt, 300, backbone.condition(["a cat"] * 2))
-    assert torch.equal(backbone.predict(zt, 300).z0, told.z0)
+    prompted = backbone.predict(zt, 300, backbone.condition(["a cat"] * 2))
+    assert torch.equal(backbone.predict(zt, 300).z0, prompted.z0)
     other = backbone.predict(zt, 300, backbone.condition(["dogs"] * 2))
-    assert (other.z0 - told.z0).abs().max() > 1e-4
+    assert (other.z0 - prompted.z0).abs().max() > 1e-4
 
 
-def test_where_there_is_no_record_what_is_left_of_a_template_is_told(folders):
+def test_without_a_record_a_template_is_used_without_its_placeholders(folders):
     zt = torch.zeros(1, 4, 8, 8)
-    left, told = (load(folders("sd3"), prompt=prompt).predict(zt, 300) for prompt in ("a {label}", "a"))
-    assert torch.equal(left.z0, told.z0)
+    template, shortened = (load(folders("sd3"), prompt=prompt).predict(zt, 300) for prompt in ("a {label}", "a"))
+    assert torch.equal(template.z0, shortened.z0)
 
 
 def test_guidance_leads_from_the_negative_prompt_past_the_prompt(folders):
@@ -274,9 +274,9 @@ def test_networks_are_in_the_models_dtype_and_answers_in_float32(folders, name):
     assert {p.dtype for p in half.transformer.parameters()} == {torch.bfloat16}
     assert half.condition(PROMPTS).hidden.dtype == torch.bfloat16
     zt = torch.randn(2, 4, 8, 8)
-    found, wanted = (model.predict(zt, 400, model.condition(PROMPTS)) for model in (half, exact))
-    assert (found.z0.dtype, found.eps.dtype) == (torch.float32, torch.float32)
-    torch.testing.assert_close(found.z0, wanted.z0, atol=0.1, rtol=0)
+    half_answer, exact_answer = (model.predict(zt, 400, model.condition(PROMPTS)) for model in (half, exact))
+    assert (half_answer.z0.dtype, half_answer.eps.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(half_answer.z0, exact_answer.z0, atol=0.1, rtol=0)
     assert half.decode(half.encode(torch.zeros(1, 3, SIDE, SIDE))).dtype == torch.float32
 
 
@@ -331,20 +331,20 @@ def test_prompts_are_in_no_log(folders, name):
     """Both pipelines quote what they cut off a text."""
     lines: list[str] = []
 
-    class Kept(logging.Handler):
+    class Recorder(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
-    kept, loggers = Kept(), [logging.getLogger(library) for library in ("diffusers", "transformers")]
+    recorder, loggers = Recorder(), [logging.getLogger(library) for library in ("diffusers", "transformers")]
     backbone = load(folders(name), **SETTINGS[name])
     for logger in loggers:
-        logger.addHandler(kept)
+        logger.addHandler(recorder)
     try:
         logging.getLogger("diffusers.utils").warning("they are listened to")
         backbone.condition([" ".join(["secretly"] * 300)])
     finally:
         for logger in loggers:
-            logger.removeHandler(kept)
+            logger.removeHandler(recorder)
     assert "they are listened to" in lines
     assert not [line for line in lines if "secret" in line or "s e c" in line]
 

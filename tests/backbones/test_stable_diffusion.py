@@ -57,7 +57,7 @@ NOISE = KeyedNoise([b"a" * 16, b"b" * 16])
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """One folder of each kind, made when it is first asked for; not to be changed."""
+    """One folder of each kind, written at its first use; not to be changed."""
     root, made = tmp_path_factory.mktemp("stable"), {}
 
     def of(name: str) -> Path:
@@ -104,14 +104,14 @@ def noised(pipeline: Any, pictures: torch.Tensor, index: int) -> torch.Tensor:
     return pipeline.scheduler.add_noise(z0, NOISE(FORWARD, z0), torch.tensor([index] * len(z0)))
 
 
-def shown(sample: torch.Tensor) -> torch.Tensor:
+def to_unit_range(sample: torch.Tensor) -> torch.Tensor:
     """As pipelines give pictures out: from 0 to 1."""
     return sample / 2 + 0.5
 
 
-def denoised(pipeline: Any, zt: torch.Tensor, **told: object) -> torch.Tensor:
+def run_reverse_half(pipeline: Any, zt: torch.Tensor, **options: object) -> torch.Tensor:
     """The reverse half, by ``__call__`` of the pipeline itself."""
-    images: torch.Tensor = pipeline(latents=zt, output_type="pt", **told).images
+    images: torch.Tensor = pipeline(latents=zt, output_type="pt", **options).images
     return images
 
 
@@ -135,14 +135,14 @@ def test_ddim_is_what_the_pipeline_itself_does(folders, pictures, kind, guidance
     folder = folders(kind)
     pipeline = pipeline_of(folder, From, timestep_spacing="trailing", set_alpha_to_one=True)
     pipeline.scheduler.start = t_boom - 1
-    told = {"negative_prompt": [negative] * 2} if negative else {}
+    options = {"negative_prompt": [negative] * 2} if negative else {}
     zt = noised(pipeline, pictures, t_boom - 1)
-    theirs = denoised(pipeline, zt, prompt=PROMPTS, num_inference_steps=10, guidance_scale=guidance, **told)
+    theirs = run_reverse_half(pipeline, zt, prompt=PROMPTS, num_inference_steps=10, guidance_scale=guidance, **options)
 
     backbone = load(folder, guidance=guidance, negative_prompt=negative)
     boomerang = Boomerang(backbone, "ddim", t_boom // 100)
     ours = boomerang.sample(pictures, t_boom / 1000, NOISE, backbone.condition(PROMPTS))
-    torch.testing.assert_close(shown(ours), theirs, atol=1e-4, rtol=0)
+    torch.testing.assert_close(to_unit_range(ours), theirs, atol=1e-4, rtol=0)
     other = boomerang.sample(pictures, t_boom / 1000, NOISE, backbone.condition(PROMPTS[::-1]))
     assert (ours - other).abs().amax() > 2e-3  # it does hear its prompts
 
@@ -154,21 +154,21 @@ def test_lcm_is_what_the_pipeline_itself_does(folders, pictures, guidance, monke
     zt = noised(pipeline, pictures, 799)
     draws = iter([NOISE(t, zt) for t in (800, 600, 400)])
     monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *shape, **more: next(draws))
-    theirs = denoised(pipeline, zt, prompt=PROMPTS, timesteps=[799, 599, 399, 199], guidance_scale=guidance)
+    theirs = run_reverse_half(pipeline, zt, prompt=PROMPTS, timesteps=[799, 599, 399, 199], guidance_scale=guidance)
 
     backbone = load(folder, guidance=guidance)
     ours = Boomerang(backbone, "lcm", 4).sample(pictures, 0.8, NOISE, backbone.condition(PROMPTS))
-    torch.testing.assert_close(shown(ours), theirs, atol=1e-4, rtol=0)
+    torch.testing.assert_close(to_unit_range(ours), theirs, atol=1e-4, rtol=0)
 
 
 def test_guidance_that_was_distilled_is_an_input_and_takes_one_call(folders, pictures):
-    asked = {}
+    predictions = {}
     for guidance in (1.0, 8.0):
         backbone = load(folders("lcm"), guidance=guidance)
         sizes = calls(backbone)
-        asked[guidance] = backbone.predict(backbone.encode(pictures), 500, backbone.condition(PROMPTS)).eps
+        predictions[guidance] = backbone.predict(backbone.encode(pictures), 500, backbone.condition(PROMPTS)).eps
         assert sizes == [2]
-    assert not torch.allclose(asked[1.0], asked[8.0], atol=1e-5)
+    assert not torch.allclose(predictions[1.0], predictions[8.0], atol=1e-5)
 
 
 def test_an_ordinary_pipeline_may_hold_a_network_with_distilled_guidance(tmp_path, pictures):
@@ -193,13 +193,13 @@ def test_the_procedure_of_the_authors_notebook(folders, pictures, percent_noise)
     pipeline = pipeline_of(folder, DDIMScheduler, timestep_spacing="trailing", set_alpha_to_one=True)
     scheduler, t_boom = pipeline.scheduler, int(percent_noise * 1000)
     with torch.no_grad():
-        told, nothing = pipeline.encode_prompt(["cat"] * 2, torch.device("cpu"), 1, True)
+        prompted, empty = pipeline.encode_prompt(["cat"] * 2, torch.device("cpu"), 1, True)
         zt = noised(pipeline, pictures, t_boom - 1)
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
             if t >= t_boom:
                 continue
-            out = pipeline.unet(torch.cat([zt, zt]), t, encoder_hidden_states=torch.cat([nothing, told])).sample
+            out = pipeline.unet(torch.cat([zt, zt]), t, encoder_hidden_states=torch.cat([empty, prompted])).sample
             without, within = out.chunk(2)
             zt = scheduler.step(without + 7.5 * (within - without), t, zt).prev_sample
         theirs = pipeline.vae.decode(zt / pipeline.vae.config.scaling_factor).sample
@@ -219,11 +219,11 @@ def test_the_notebook_to_the_letter_differs_by_one_step_in_a_thousand(folders, p
     pipeline = pipeline_of(folder, From, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False)
     pipeline.scheduler.start = t_boom + 1
     zt = noised(pipeline, pictures, t_boom)
-    theirs = denoised(pipeline, zt, prompt=["cat"] * 2, num_inference_steps=steps, guidance_scale=7.5)
+    theirs = run_reverse_half(pipeline, zt, prompt=["cat"] * 2, num_inference_steps=steps, guidance_scale=7.5)
 
     backbone = load(folder, prompt="cat", guidance=7.5)
     boomerang = Boomerang(backbone, "ddim", round(percent_noise * steps))
-    ours, other = (shown(boomerang.sample(pictures, percent_noise, n)) for n in (NOISE, NOISE.sample(1)))
+    ours, other = (to_unit_range(boomerang.sample(pictures, percent_noise, n)) for n in (NOISE, NOISE.sample(1)))
     near, far = ((found - theirs).abs().mean() for found in (ours, other))
     assert near < 0.01
     assert near < far / 5
@@ -241,7 +241,7 @@ def test_each_family_says_what_it_works_on(folders, kind, pictures):
     assert Boomerang(backbone, "ddim", 1).sample(wide, 0.5, KeyedNoise([b"w" * 16])).shape == wide.shape
 
 
-def test_another_size_may_be_asked_for(folders):
+def test_another_size_may_be_set(folders):
     assert load(folders("sd1"), size=24).size == 24
     with pytest.raises(ModelError, match=r"model\.size: 18 is no multiple of 4"):
         load(folders("sd1"), size=18)
@@ -334,17 +334,17 @@ def test_a_row_does_not_depend_on_its_batch(folders, pictures, kind):
     together = boomerang.sample(pictures, 0.6, NOISE, backbone.condition(PROMPTS))
     for i, prompt in enumerate(PROMPTS):
         noise = KeyedNoise(NOISE.keys[i : i + 1])
-        alone = boomerang.sample(pictures[i : i + 1], 0.6, noise, backbone.condition([prompt]))
-        torch.testing.assert_close(alone, together[i : i + 1], atol=1e-5, rtol=0)
+        separate = boomerang.sample(pictures[i : i + 1], 0.6, noise, backbone.condition([prompt]))
+        torch.testing.assert_close(separate, together[i : i + 1], atol=1e-5, rtol=0)
 
 
-def test_without_a_condition_every_row_is_told_the_prompt_of_the_settings(folders, pictures):
+def test_without_a_condition_every_row_has_the_prompt_of_the_settings(folders, pictures):
     backbone = load(folders("sd1"), prompt="a cat")
     z0 = backbone.encode(pictures)
-    told = backbone.predict(z0, 300, backbone.condition(["a cat"] * 2))
-    assert torch.equal(backbone.predict(z0, 300).eps, told.eps)
+    prompted = backbone.predict(z0, 300, backbone.condition(["a cat"] * 2))
+    assert torch.equal(backbone.predict(z0, 300).eps, prompted.eps)
     # Whoever has no record, an attacker say, tells it what is left of a template.
-    assert torch.equal(load(folders("sd1"), prompt="a cat {label}").predict(z0, 300).eps, told.eps)
+    assert torch.equal(load(folders("sd1"), prompt="a cat {label}").predict(z0, 300).eps, prompted.eps)
 
 
 def test_half_precision_weights_give_and_take_float32(folders, pictures):
@@ -359,11 +359,11 @@ def test_half_precision_weights_give_and_take_float32(folders, pictures):
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_a_large_picture_in_tiles_is_told_the_same_prompts(folders, kind):
+def test_all_tiles_of_a_large_picture_have_the_same_prompts(folders, kind):
     backbone = load(folders(kind), guidance=3.0)
     wide = torch.rand(2, 3, 16, 40, generator=torch.Generator().manual_seed(4)) * 2 - 1
-    told = backbone.condition(PROMPTS)
-    ours = Boomerang(TiledBackbone(backbone, 0.25), "ddim", 3).sample(wide, 0.6, NOISE, told)
+    condition = backbone.condition(PROMPTS)
+    ours = Boomerang(TiledBackbone(backbone, 0.25), "ddim", 3).sample(wide, 0.6, NOISE, condition)
     assert ours.shape == (2, 3, 16, 40)
     assert ours.isfinite().all()
 
@@ -375,36 +375,36 @@ def test_any_text_is_a_prompt(folders, text):
 
 
 @pytest.fixture
-def heard() -> Iterator[list[str]]:
-    """What diffusers and transformers log meanwhile."""
+def log_lines() -> Iterator[list[str]]:
+    """Record what diffusers and transformers log."""
     lines: list[str] = []
 
-    class Listening(logging.Handler):
+    class Recorder(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
-    listening = Listening()
+    recorder = Recorder()
     for name in ("diffusers", "transformers"):
-        logging.getLogger(name).addHandler(listening)
+        logging.getLogger(name).addHandler(recorder)
     yield lines
     for name in ("diffusers", "transformers"):
-        logging.getLogger(name).removeHandler(listening)
+        logging.getLogger(name).removeHandler(recorder)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_what_is_cut_off_a_long_prompt_is_not_logged(folders, kind, heard):
+def test_what_is_cut_off_a_long_prompt_is_not_logged(folders, kind, log_lines):
     long = "a cat " * tiny_pipelines.LONGEST
     backbone = load(folders(kind), negative_prompt=long, guidance=2.0)
     found = backbone.condition([long + "secret", long + "other"])
     assert torch.equal(found.hidden[0], found.hidden[1])  # cut off before they differ
-    assert heard == []
+    assert log_lines == []
     module = logging.getLogger(PIPELINES[kind].__module__)
     filters, module.filters = module.filters, []
     try:
         backbone.condition([long + "said"])
     finally:
         module.filters = filters
-    assert "said" in heard[0]  # without ours, it would have been
+    assert "said" in log_lines[0]  # without ours, it would have been
 
 
 def test_weights_are_found_under_the_names_of_published_folders(folders, tmp_path):
@@ -426,12 +426,12 @@ def _deeper(name: str, prefix: str) -> str:
     return name if inner == name else f"vision_model.vision_model.{inner}"
 
 
-def test_a_checker_that_objects_changes_no_picture(tmp_path, pictures, heard):
+def test_a_checker_that_objects_changes_no_picture(tmp_path, pictures, log_lines):
     backbone = load(tiny_pipelines.sd1(tmp_path / "model", safety=-2))
     before = pictures.clone()
     assert backbone.flag_unsafe(pictures) == [True, True]
     assert torch.equal(pictures, before)
-    assert heard == []  # no talk of black pictures
+    assert log_lines == []  # no talk of black pictures
     assert load(tmp_path / "model", safety_checker=False).flag_unsafe(pictures) == [False, False]
 
 
@@ -449,9 +449,9 @@ def test_an_oblong_picture_is_looked_at_from_end_to_end(tmp_path):
     backbone = load(tiny_pipelines.sd1(tmp_path / "model", safety=0.55))
     colours = torch.rand(12, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
     squares = colours.expand(-1, -1, 16, 16)
-    alone = backbone.flag_unsafe(squares)
-    assert set(alone) == {True, False}
-    bad, good = squares[alone.index(True)], squares[alone.index(False)]
+    verdicts = backbone.flag_unsafe(squares)
+    assert set(verdicts) == {True, False}
+    bad, good = squares[verdicts.index(True)], squares[verdicts.index(False)]
     for along in (1, 2):
         row = [torch.cat(order, along) for order in ((good, good, good), (good, good, bad), (bad, good, good))]
         assert backbone.flag_unsafe(torch.stack(row)) == [False, True, True]
@@ -545,13 +545,13 @@ def test_an_img2img_folder_is_the_same_model(tmp_path):
 
 
 @pytest.mark.parametrize(("safety", "ends"), [(2, ("released", None)), (-2, ("quarantined", "unsafe"))])
-def test_a_run_tells_each_record_its_caption_and_holds_back_what_the_checker_objects_to(tmp_path, safety, ends):
+def test_a_run_conditions_on_captions_and_quarantines_unsafe_pictures(tmp_path, safety, ends):
     folder = tiny_pipelines.sd1(tmp_path / "model", safety=safety)
     folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(3)})
     captions = ["a cat", "a dog " * tiny_pipelines.LONGEST, None]
     source = listing(tmp_path / "in", [{"image": f"{i}.png", "caption": text} for i, text in enumerate(captions)])
-    told = {"id": str(folder), "device": "cpu", "prompt": "a photo of {caption}", "guidance": 3.0}
-    config = settings(source, tmp_path / "out", source={"caption": "caption"}, model=told, run={"batch_size": 3})
+    model = {"id": str(folder), "device": "cpu", "prompt": "a photo of {caption}", "guidance": 3.0}
+    config = settings(source, tmp_path / "out", source={"caption": "caption"}, model=model, run={"batch_size": 3})
     release = run(config, load_backbone(config.model))
     found = {row["caption"]: (row["status"], row["reason"]) for row in rows(release)}
     assert [found[text] for text in captions] == [ends, ends, ("failed", "no_condition")]
@@ -564,7 +564,7 @@ def refused(folder: Path, line: str, **settings: object) -> None:
 
 
 def calls(backbone: Any) -> list[int]:
-    """The batches that the network is asked from now on."""
+    """Record the batch size of each network call from now on."""
     sizes: list[int] = []
     backbone.unet.register_forward_pre_hook(lambda unet, given: sizes.append(len(given[0])))
     return sizes

@@ -28,13 +28,13 @@ class Convolved(IdealGaussian):
         super().__init__(size=size)
         draw = torch.Generator().manual_seed(0)
         self.layers = [torch.randn(3, 3, 5, 5, generator=draw) / 5 for _ in range(3)]
-        self.asked: list[tuple[tuple[int, ...], object]] = []
+        self.calls: list[tuple[tuple[int, ...], object]] = []
 
     def condition(self, texts: Sequence[str]) -> object:
         return tuple(texts)
 
     def predict(self, zt: torch.Tensor, t: int, condition: object = None) -> Denoised:
-        self.asked.append((tuple(zt.shape), condition))
+        self.calls.append((tuple(zt.shape), condition))
         out = zt
         for layer in self.layers:
             out = torch.tanh(F.conv2d(out, layer, padding=2))
@@ -74,7 +74,7 @@ def test_a_model_that_does_not_mind_places_gives_the_untiled_answer(ideal, sides
 
 
 @given(st.integers(1, 40), st.floats(0, 0.75), st.integers(0, 200))
-def test_tiles_cover_a_side_from_end_to_end_and_overlap_as_asked(side, overlap, more):
+def test_tiles_cover_a_side_from_end_to_end_and_overlap_as_set(side, overlap, more):
     tiled = TiledBackbone(IdealGaussian(size=side), overlap)
     starts = tiled.tile_starts(side + more)
     assert starts[0] == 0
@@ -111,11 +111,11 @@ def test_where_tiles_overlap_there_are_no_seams():
         assert seams(overlap) < 1.05
 
 
-def test_each_tile_is_asked_alone_with_the_condition_of_its_rows():
+def test_each_tile_is_predicted_separately_with_the_condition_of_its_rows():
     model = Convolved()
     tiled = TiledBackbone(model, 0.25)
     tiled.predict(torch.zeros(2, 3, 16, 28), 300, tiled.condition(["a", "b"]))
-    assert model.asked == [((2, 3, 16, 16), ("a", "b"))] * 2
+    assert model.calls == [((2, 3, 16, 16), ("a", "b"))] * 2
 
 
 def test_a_row_does_not_depend_on_its_batch():

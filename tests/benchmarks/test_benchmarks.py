@@ -34,12 +34,12 @@ def latent(tmp_path: Path, steps: int = 3, guidance: float = 1.0) -> img2img.Con
     return img2img.latent_contenders(sizes.TOY, config, CPU, 0.5, steps, tmp_path)
 
 
-def calls(rivals: img2img.Contenders, way: img2img.Sampler, count: int) -> list[int]:
+def calls(contenders: img2img.Contenders, sampler: img2img.Sampler, count: int) -> list[int]:
     """Rows of each network call."""
     seen: list[int] = []
-    handle = rivals.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    side = rivals.backbone.size
-    made = way(torch.rand(count, 3, side, side) * 2 - 1)
+    handle = contenders.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    side = contenders.backbone.size
+    made = sampler(torch.rand(count, 3, side, side) * 2 - 1)
     handle.remove()
     assert made.shape == (count, 3, side, side)
     assert made.isfinite().all()
@@ -48,29 +48,29 @@ def calls(rivals: img2img.Contenders, way: img2img.Sampler, count: int) -> list[
 
 @pytest.mark.parametrize(("guidance", "rows"), [(1.0, 2), (3.0, 4)])
 def test_diffusers_pipeline_and_ours_ask_the_same_network_as_often(tmp_path: Path, guidance: float, rows: int) -> None:
-    rivals = latent(tmp_path, guidance=guidance)
-    assert calls(rivals, rivals.ours, 2) == calls(rivals, rivals.theirs, 2) == [rows] * 3
+    contenders = latent(tmp_path, guidance=guidance)
+    assert calls(contenders, contenders.ours, 2) == calls(contenders, contenders.theirs, 2) == [rows] * 3
 
 
 def test_the_users_loop_and_ours_ask_the_same_network_as_often() -> None:
-    rivals = img2img.pixel_contenders(ModelConfig(device="cpu"), 0.5, 2)
-    assert calls(rivals, rivals.ours, 2) == calls(rivals, rivals.theirs, 2) == [2, 2]
+    contenders = img2img.pixel_contenders(ModelConfig(device="cpu"), 0.5, 2)
+    assert calls(contenders, contenders.ours, 2) == calls(contenders, contenders.theirs, 2) == [2, 2]
 
 
 @pytest.mark.parametrize("level", [0.2, 0.5, 0.6, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, 20])
-def test_diffusers_is_asked_for_as_many_steps_as_ours_takes(level: float, steps: int) -> None:
+def test_diffusers_takes_as_many_steps_as_ours(level: float, steps: int) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    asked = img2img.steps_to_request(steps, level)
+    requested = img2img.steps_to_request(steps, level)
 
     class Scheduler:
-        timesteps, order = torch.arange(asked), 1
+        timesteps, order = torch.arange(requested), 1
 
     class Pipeline:
         scheduler = Scheduler()
 
-    taken, _ = StableDiffusionImg2ImgPipeline.get_timesteps(Pipeline(), asked, level, "cpu")
+    taken, _ = StableDiffusionImg2ImgPipeline.get_timesteps(Pipeline(), requested, level, "cpu")
     assert len(taken) == steps
 
 
@@ -94,10 +94,10 @@ def test_a_large_matrix_product_is_a_peak_and_data_sheets_are_found() -> None:
     assert denoiser.data_sheet_peak("CPU (x86_64)", torch.float32) is None
 
 
-def test_ways_take_turns() -> None:
+def test_contenders_take_turns() -> None:
     order: list[str] = []
-    ways = {name: lambda name=name: float(order.append(name) or len(order)) for name in "abc"}
-    found = timing.take_turns(ways, 2, log=lambda line: None)
+    contenders = {name: lambda name=name: float(order.append(name) or len(order)) for name in "abc"}
+    found = timing.take_turns(contenders, 2, log=lambda line: None)
     assert order == ["a", "b", "c", "b", "c", "a"]
     assert found == {"a": [1, 6], "b": [2, 4], "c": [3, 5]}
     assert timing.medians(found) == {"a": 3.5, "b": 3, "c": 4}

@@ -127,7 +127,7 @@ def test_pictures_without_a_face_are_left_out() -> None:
     assert math.isnan(common.mean_over_pictures([float("nan")]).value)
 
 
-def test_a_mean_is_shown_with_its_bounds() -> None:
+def test_a_mean_is_formatted_with_its_bounds() -> None:
     assert Mean(0.5, 0.25, 0.75).format_percent() == "50.0 (25.0 to 75.0)"
     assert Mean(0.5, None, None).format(2, sign=True) == "+0.50"
 
@@ -172,8 +172,8 @@ def test_neither_batch_nor_block_matter_to_a_sample(tmp_path: Path) -> None:
 
 def test_the_command_that_is_written_down_names_no_folder() -> None:
     given = ["--cifar", "/home/someone/cifar10.parquet", "--out=/data/my results/", "--levels", "0.2"]
-    shown = common.command_line("classifier", given)
-    assert shown == "python benchmarks/paper/classifier.py --cifar cifar10.parquet '--out=my results' --levels 0.2"
+    command = common.command_line("classifier", given)
+    assert command == "python benchmarks/paper/classifier.py --cifar cifar10.parquet '--out=my results' --levels 0.2"
 
 
 # The network
@@ -277,9 +277,9 @@ def test_a_classifier_benchmark_that_was_killed_goes_on(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def given(out: str) -> list[str]:
-        asked = ["--cifar", str(data), "--model", str(model), "--out", str(tmp_path / out), "--device", "cpu"]
+        options = ["--cifar", str(data), "--model", str(model), "--out", str(tmp_path / out), "--device", "cpu"]
         small = ["--pictures", "16", "--seeds", "2", "--levels", "0.2", "--steps", "2", "--base-steps", "50"]
-        return [*asked, "--work", str(tmp_path / "work"), *small]
+        return [*options, "--work", str(tmp_path / "work"), *small]
 
     train, done = resnet.train, []
 
@@ -305,9 +305,9 @@ def test_a_classifier_benchmark_that_was_killed_goes_on(
 
 @pytest.mark.slow
 def test_the_augmentation_benchmark_compares_seed_by_seed(data: Path, model: Path, tmp_path: Path) -> None:
-    asked = ["--cifar", str(data), "--model", str(model), "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    options = ["--cifar", str(data), "--model", str(model), "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     small = ["--sizes", "8", "16", "--seeds", "2", "--levels", "0.2", "0.4", "--steps", "2", "--base-steps", "50"]
-    augmentation.main([*asked, "--device", "cpu", *small])
+    augmentation.main([*options, "--device", "cpu", *small])
     found = written(tmp_path, "augmentation")
     assert [(row["pictures"], row["usual_augmentations"]) for row in found["results"]] == [
         (8, "crops and flips"), (8, "none"), (16, "crops and flips"), (16, "none"),
@@ -324,9 +324,9 @@ def test_the_enhancement_benchmark_measures_interpolations_passes_and_cascades(
     data: Path, model: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("dlib")
-    asked = ["--cifar", str(data), "--faces", str(data), "--cifar-model", str(model), "--faces-model", str(model)]
+    options = ["--cifar", str(data), "--faces", str(data), "--cifar-model", str(model), "--faces-model", str(model)]
     small = ["--pictures", "6", "--levels", "0.2", "--cascades", "0.4,0.2", "--steps", "2", "--device", "cpu"]
-    enhancement.main([*asked, "--out", str(tmp_path), "--work", str(tmp_path / "work"), *small])
+    enhancement.main([*options, "--out", str(tmp_path), "--work", str(tmp_path / "work"), *small])
     found = written(tmp_path, "enhancement")
     methods = [(row["method"], row["calls"]) for row in found["results"] if row["task"] == "CIFAR-10, 16 to 32"]
     assert methods == [("bilinear", 0), ("bicubic", 0), ("lanczos", 0), ("level 0.2", 2), ("cascade 0.4, 0.2", 4)]
@@ -339,7 +339,7 @@ def test_the_enhancement_benchmark_measures_interpolations_passes_and_cascades(
 
 @pytest.mark.slow
 def test_the_proximity_benchmark_has_levels_repeats_and_samplers(data: Path, model: Path, tmp_path: Path) -> None:
-    asked = [
+    options = [
         "--cifar",
         str(data),
         "--cifar-model",
@@ -362,7 +362,7 @@ def test_the_proximity_benchmark_has_levels_repeats_and_samplers(data: Path, mod
         "2",
         "8",
     ]
-    proximity.main([*asked, "--device", "cpu", *small, *samplers])
+    proximity.main([*options, "--device", "cpu", *small, *samplers])
     found = written(tmp_path, "proximity")
     parts = [row["part"] for row in found["results"]]
     assert parts == ["levels", "levels", "repeats", *["samplers"] * 4]
@@ -372,9 +372,7 @@ def test_the_proximity_benchmark_has_levels_repeats_and_samplers(data: Path, mod
     assert all(every_step["within"].values())
 
 
-def test_a_model_without_classes_cannot_be_asked_for_labelled_pictures(
-    data: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    asked = ["--cifar", str(data), "--model", str(tiny_model), "--out", str(tmp_path), "--work", str(tmp_path)]
+def test_a_model_without_classes_cannot_draw_labelled_pictures(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    options = ["--cifar", str(data), "--model", str(tiny_model), "--out", str(tmp_path), "--work", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"^model: a local model knows no classes: "):
-        classifier.main([*asked, "--device", "cpu"])
+        classifier.main([*options, "--device", "cpu"])

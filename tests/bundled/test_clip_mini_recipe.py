@@ -22,14 +22,14 @@ def unit(rows: int, seed: int) -> torch.Tensor:
 def test_each_caption_is_true_of_its_own_picture() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        said = [draw_caption(row, rng)[1] for row in PEOPLE_AND_THINGS]
-        assert match_captions(torch.tensor(PEOPLE_AND_THINGS), torch.tensor(said)).diagonal().all()
+        mentions = [draw_caption(row, rng)[1] for row in PEOPLE_AND_THINGS]
+        assert match_captions(torch.tensor(PEOPLE_AND_THINGS), torch.tensor(mentions)).diagonal().all()
 
 
 def test_a_caption_is_true_of_all_that_share_what_it_mentions_and_of_nothing_else() -> None:
-    said = torch.tensor([(ANY, 1, ANY, ANY), (0, ANY, 1, ANY), (ANY, ANY, ANY, ANY), (ANY, ANY, ANY, 7)])
+    mentions = torch.tensor([(ANY, 1, ANY, ANY), (0, ANY, 1, ANY), (ANY, ANY, ANY, ANY), (ANY, ANY, ANY, 7)])
     expected = [[0, 1, 1, 0], [1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
-    assert match_captions(torch.tensor(PEOPLE_AND_THINGS), said).int().tolist() == expected
+    assert match_captions(torch.tensor(PEOPLE_AND_THINGS), mentions).int().tolist() == expected
 
 
 def test_captions_read_like_english() -> None:
