@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from anonymizer.config.policy import Waiver
 from anonymizer.crypto import signing
 
 
@@ -80,13 +81,6 @@ class Rule(StrictModel):
     rule: str
     bound: str
     result: Literal["pass", "fail", "waived"]
-
-
-class Waiver(StrictModel):
-    rule: str
-    who: str
-    why: str
-    until: str
 
 
 class Gate(StrictModel):

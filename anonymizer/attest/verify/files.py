@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from operator import itemgetter
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from anonymizer.storage import parquet
 from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, STATEMENT
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
-from anonymizer.storage.prefetch import prefetch_map
+from anonymizer.storage.prefetch import chunked, prefetch_map
 
 DOCUMENTS = {MANIFEST, REVOCATIONS, AUDIT, "README.md", "report.html", "croissant.json"}
 CHUNK_SIZE = 32  # images that a thread checks in one go
@@ -41,9 +41,8 @@ class ImageCheck:
 def check_documents(folder: StoragePath, inventory: Inventory, digests: Mapping[str, str]) -> Iterator[Finding]:
     """Compare the signed files that hold no images with their digests; parts are read together with their images."""
     names = sorted(name for name in digests if not PART_PATTERN.fullmatch(name))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda name: _digest_problem(folder, inventory, name, digests[name]), names)
-        problems = [f"{name}: {problem}" for name, problem in zip(names, results, strict=True) if problem]
+    results = {name: _digest_problem(folder, inventory, name, digests[name]) for name in names}
+    problems = [f"{name}: {problem}" for name, problem in results.items() if problem]
     yield from pass_or_fail("digests", problems, f"{len(names)} files, as signed")
 
 
@@ -75,7 +74,7 @@ def check_files(
         files = prefetch_map(
             lambda rows: _check_images(_read_files(folder, inventory, rows), stride), _file_rows(manifest), pool, 64
         )
-        archived = _in_chunks(_read_parts(folder, inventory, manifest, digests))
+        archived = chunked(_read_parts(folder, inventory, manifest, digests), CHUNK_SIZE)
         for result in chain(files, prefetch_map(lambda images: _check_images(images, stride), archived, pool, 16)):
             checked += result.checked
             decoded += result.decoded
@@ -99,10 +98,9 @@ def _find_strays(inventory: Inventory, extra: Set[str], digests: Mapping[str, st
 
 def _file_rows(manifest: TableLike) -> Iterator[list[ManifestRow]]:
     """Yield the rows of images that are files of their own, in chunks."""
-    for batch in manifest.select(IMAGE_COLUMNS).to_batches(max_chunksize=parquet.BATCH_ROWS):
-        rows = batch.filter(pc.is_null(batch["member"]))
-        for start in range(0, len(rows), CHUNK_SIZE):
-            yield rows.slice(start, CHUNK_SIZE).to_pylist()
+    batches = manifest.select(IMAGE_COLUMNS).to_batches(max_chunksize=parquet.BATCH_ROWS)
+    files = (batch.filter(pc.is_null(batch["member"])) for batch in batches)
+    return chunked((row for batch in files for row in batch.to_pylist()), CHUNK_SIZE)
 
 
 def _read_files(folder: StoragePath, inventory: Inventory, rows: Iterable[ManifestRow]) -> Iterator[ImageOrProblem]:
@@ -160,9 +158,3 @@ def _check_images(images: Iterable[ImageOrProblem], stride: int) -> ImageCheck:
         if problem := find_problem(row, data, decode=decode):
             problems.append(f"{row['file']}{'/' + row['member'] if row['member'] else ''}: {problem}")
     return ImageCheck(checked, decoded, problems)
-
-
-def _in_chunks(images: Iterable[ImageOrProblem]) -> Iterator[list[ImageOrProblem]]:
-    iterator = iter(images)
-    while chunk := list(islice(iterator, CHUNK_SIZE)):
-        yield chunk

@@ -110,7 +110,7 @@ def _check_gate(predicate: ReleasePredicate) -> Iterator[Finding]:
     waived = {waiver.rule for waiver in gate.waivers}
     problems = [f"{r.rule} ({r.bound}) failed" for r in gate.rules if r.result == "fail"]
     problems += [f"{r.rule} was waived by nobody" for r in gate.rules if r.result == "waived" and r.rule not in waived]
-    expired = [waiver for waiver in gate.waivers if waiver.until < predicate.created[:10]]
+    expired = [waiver for waiver in gate.waivers if waiver.until.isoformat() < predicate.created[:10]]
     problems += [f"{waiver.rule} was waived until {waiver.until}, before this was signed" for waiver in expired]
     if gate.result != "pass":
         problems.append("the policy did not let this release out")
