@@ -82,14 +82,18 @@ def make_plan(config: RunConfig) -> Plan:
 def _anonymize(config: RunConfig, plan: Plan) -> None:
     """Do the shards in this flow run, or in a nested one on the task runner of a cluster."""
     if config.run.runner == "local":
-        anonymize.fn(config, plan.shards)
+        anonymize(config, plan.shards)
         return
+
+    @flow(name="anonymize", persist_result=False)
+    def on_cluster() -> None:  # without parameters, which would be stored with risk figures of a chosen level
+        anonymize(config, plan.shards)
+
     cluster = task_runners.ray_runner if config.run.runner == "ray" else task_runners.dask_runner
     with cluster(config) as runner:
-        anonymize.with_options(task_runner=runner)(config, plan.shards)
+        on_cluster.with_options(task_runner=runner)()
 
 
-@flow(name="anonymize", persist_result=False, validate_parameters=False)
 def anonymize(config: RunConfig, shards: int) -> None:
     """Do those of so many shards that are not committed. ShardError, or what may be repeated, if some are left."""
     release_job.log_event(config, "started")
