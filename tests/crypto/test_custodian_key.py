@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from anonymizer.crypto import custodian_key
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.errors import CustodianKeyError
-from tests.support.releases import HEX, KEY, handed_out, manifest, people, picture, released, rows, run, settings
+from tests.support.releases import HEX, KEY, manifest, people, picture, public_images, released, rows, run, settings
 
 NAME = "ANONYMIZER_TEST_KEY"
 
@@ -80,8 +80,8 @@ def test_derived_values_differ_by_purpose_record_data_settings_and_key() -> None
 def test_the_same_key_replays_the_same_pictures_byte_for_byte(tmp_path: Path) -> None:
     source = people(tmp_path / "in")
     one, other = (run(settings(source, tmp_path / name)) for name in ("one", "other"))
-    assert handed_out(one)[0] == handed_out(other)[0]
-    assert handed_out(one)[1].equals(handed_out(other)[1])
+    assert public_images(one)[0] == public_images(other)[0]
+    assert public_images(one)[1].equals(public_images(other)[1])
 
 
 def test_another_key_gives_other_pictures_names_and_digests(tmp_path: Path) -> None:

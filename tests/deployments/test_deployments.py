@@ -22,7 +22,7 @@ from flows.cli import main
 from flows.jobs import release as release_job
 from tests.end_to_end.test_leaks import ADDRESS, MARK, PUBLISHER, as_folder, forbidden, spellings
 from tests.support.prefect_site import ROOT, Site, receive_alerts, running, wait
-from tests.support.releases import HEX, handed_out, people, rows, settings
+from tests.support.releases import HEX, people, public_images, rows, settings
 
 DEPLOYMENTS = ROOT / "deployments"
 ENDED = ("COMPLETED", "FAILED", "CRASHED")
@@ -104,9 +104,9 @@ def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothin
     assert checked.exit_code == 0, checked.stdout
     plain = in_process(settings(source, tmp_path / "plain", model={"id": str(tiny_model)},
                                 metrics={"clip": "none", "lpips": "none"}), monkeypatch)  # fmt: skip
-    assert handed_out(release)[0] == handed_out(plain)[0]
-    assert handed_out(release)[1].equals(handed_out(plain)[1])
-    assert len(handed_out(release)[0]) == 7
+    assert public_images(release)[0] == public_images(plain)[0]
+    assert public_images(release)[1].equals(public_images(plain)[1])
+    assert len(public_images(release)[0]) == 7
 
     # The server has the address of the source, which the settings name, and nothing of what lies there.
     ledger_rows = rows(release)
@@ -149,7 +149,7 @@ def test_a_range_whose_worker_is_killed_or_hangs_is_started_again(
     assert wait(lambda: site.ask(f"flow_runs/{victim['id']}")["state_type"] == state, 90)
     plain = in_process(settings(source, tmp_path / "plain", slow, model={"id": str(tiny_model)},
                                 metrics={"clip": "none", "lpips": "none"}), monkeypatch)  # fmt: skip
-    assert handed_out(release)[0] == handed_out(plain)[0]
+    assert public_images(release)[0] == public_images(plain)[0]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import pytest
 from anonymizer.config import RunConfig
 from anonymizer.storage.layout import Release
 from tests.support.prefect_database import answers, wait_for
-from tests.support.releases import GARBAGE, HEX, folder_of, handed_out, people, rows, settings, tree
+from tests.support.releases import GARBAGE, HEX, folder_of, people, public_images, rows, settings, tree
 
 pytestmark = pytest.mark.fault
 KILLS = 50
@@ -60,8 +60,8 @@ def undisturbed(configured: Callable[..., RunConfig], monkeypatch: pytest.Monkey
 def assert_the_same(config: RunConfig, whole: Release) -> None:
     """Pictures, manifest, quarantine and every record's end are those of a run that nobody disturbed."""
     release = Release.at(config.output.uri)
-    assert handed_out(release)[0] == handed_out(whole)[0]
-    assert handed_out(release)[1].equals(handed_out(whole)[1])
+    assert public_images(release)[0] == public_images(whole)[0]
+    assert public_images(release)[1].equals(public_images(whole)[1])
     assert ends(release) == ends(whole)
     assert len(ends(release)) == RECORDS
     assert tree(release.quarantine.path) == tree(whole.quarantine.path)

@@ -26,8 +26,8 @@ from tests.support.releases import (
     Broken,
     PlainScorer,
     folder_of,
-    handed_out,
     people,
+    public_images,
     rows,
     run,
     settings,
@@ -91,8 +91,8 @@ def test_the_flow_makes_the_same_release_as_the_functions_without_it(tmp_path: P
         "read": 6, "released": 5, "quarantined": 0, "failed": 1, "shards": 3, "reasons": {"not_an_image": 1},
     }  # fmt: skip
     release, plain = Release.at(str(tmp_path / "out")), run(settings(source, tmp_path / "plain"))
-    assert handed_out(release)[0] == handed_out(plain)[0]
-    assert handed_out(release)[1].equals(handed_out(plain)[1])
+    assert public_images(release)[0] == public_images(plain)[0]
+    assert public_images(release)[1].equals(public_images(plain)[1])
     assert release.is_complete
     assert (reporter.total, reporter.done) == (6, 6)
     assert reporter.stages == ["planning", "anonymising", "assembling"]
@@ -162,7 +162,7 @@ def test_other_shards_go_on_when_one_fails_and_a_second_run_finishes(tmp_path: P
     first = IdealGaussian()
     assert flow(config, first)["released"] == 6
     assert len(first.calls) == config.boomerang.steps  # one shard of one batch, and not the others again
-    assert handed_out(release)[0] == handed_out(run(settings(tmp_path / "in", tmp_path / "plain")))[0]
+    assert public_images(release)[0] == public_images(run(settings(tmp_path / "in", tmp_path / "plain")))[0]
 
 
 def test_a_disk_that_fills_up_is_named_and_the_run_resumed(

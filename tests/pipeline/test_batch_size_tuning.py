@@ -14,7 +14,7 @@ from anonymizer.errors import ConfigError
 from anonymizer.pipeline import batch_size_tuning
 from flows.jobs import release as release_job
 from tests.support.ideal_gaussian import IdealGaussian
-from tests.support.releases import PlainScorer, begin, handed_out, people, run, settings
+from tests.support.releases import PlainScorer, begin, people, public_images, run, settings
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -126,7 +126,7 @@ def test_a_benchmarked_size_gives_the_same_release(
     config = configure(tmp_path)
     found = batch_size_tuning.resolve_batch_size(config, IdealGaussian(), PlainScorer())
     named = settings(tmp_path / "in", tmp_path / "named", run={"batch_size": 3, "shard_size": 4})
-    assert handed_out(run(found))[0] == handed_out(run(named))[0]
+    assert public_images(run(found))[0] == public_images(run(named))[0]
 
 
 def test_a_shard_resolves_the_size_before_it_begins(

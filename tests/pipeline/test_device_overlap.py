@@ -17,7 +17,7 @@ from anonymizer.pipeline import stages
 from anonymizer.pipeline.device_overlap import PrefetchedNoise, Sequential, open_overlap
 from anonymizer.records import Scores
 from tests.support.ideal_gaussian import IdealGaussian, open_concurrent
-from tests.support.releases import NotFinite, PlainScorer, handed_out, people, rows, run, settings
+from tests.support.releases import NotFinite, PlainScorer, people, public_images, rows, run, settings
 
 CPU = torch.device("cpu")
 KEYS = [bytes([i]) * 16 for i in range(3)]
@@ -80,7 +80,7 @@ def test_a_release_is_the_same_to_the_byte_however_its_work_overlaps(
             run={"batch_size": 3, "shard_size": 11}, boomerang={"level": 0.4, "steps": 3},
         )  # fmt: skip
         made.append(run(config, scorer=Near()))
-    (pictures, table), (others, other) = (handed_out(release) for release in made)
+    (pictures, table), (others, other) = (public_images(release) for release in made)
     assert pictures == others
     assert table.equals(other)
     names = ("record_id", "status", "reason", "attempts", "earlier", "sha256")

@@ -19,10 +19,10 @@ from tests.support.releases import (
     PlainScorer,
     begin,
     folder_of,
-    handed_out,
     one_shard,
     people,
     picture,
+    public_images,
     released,
     rows,
     run,
@@ -69,8 +69,8 @@ def test_batches_are_halved_until_they_fit_and_stay_so_for_the_shard(tmp_path: P
     model = Small(2 * ONE)
     release = run(settings(source, tmp_path / "out", run=whole), model)
     undisturbed = run(settings(source, tmp_path / "undisturbed", run=whole))
-    assert handed_out(release)[0] == handed_out(undisturbed)[0]
-    assert handed_out(release)[1].equals(handed_out(undisturbed)[1])
+    assert public_images(release)[0] == public_images(undisturbed)[0]
+    assert public_images(release)[1].equals(public_images(undisturbed)[1])
     assert model.refused == [8, 4, 4]  # of the first batch only: those after it are of two
     profile = profile_of(release)
     assert (profile.batch_size, profile.halved) == (2, 3)

@@ -32,13 +32,13 @@ from tests.support.releases import (
     Unscored,
     begin,
     folder_of,
-    handed_out,
     listing,
     manifest,
     one_shard,
     people,
     picture,
     plain,
+    public_images,
     released,
     rows,
     run,
@@ -121,7 +121,7 @@ def test_batch_and_shard_size_do_not_change_a_records_picture(batch_size: int, s
         )
         one, other = run(alone), run(together)
         assert released(one) == released(other)
-        assert handed_out(one)[1].equals(handed_out(other)[1])
+        assert public_images(one)[1].equals(public_images(other)[1])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -238,8 +238,8 @@ def test_a_broken_model_leaves_the_shard_uncommitted_and_a_second_run_finishes_i
     assert ledger.read_shard(release, 0) is None
     assert not release.public.exists()
     undisturbed = run(settings(source, tmp_path / "undisturbed", run=whole))
-    assert handed_out(run(config))[0] == handed_out(undisturbed)[0]
-    assert handed_out(release)[1].equals(handed_out(undisturbed)[1])
+    assert public_images(run(config))[0] == public_images(undisturbed)[0]
+    assert public_images(release)[1].equals(public_images(undisturbed)[1])
 
 
 def test_files_that_vanish_or_change_after_planning_become_rows(tmp_path: Path) -> None:

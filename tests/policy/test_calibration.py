@@ -44,8 +44,8 @@ from tests.support.releases import (
     KEY,
     PlainScorer,
     begin,
-    handed_out,
     people,
+    public_images,
     run,
     settings,
     tree,
@@ -500,8 +500,8 @@ def test_a_release_with_a_rule_equals_the_one_with_its_level_and_only_the_custod
     config = ruled_run(folder)
     release = run(config)
     plain = run(settings("in", "plain", boomerang={"level": 0.6}))
-    assert handed_out(release)[0] == handed_out(plain)[0]
-    assert handed_out(release)[1].equals(handed_out(plain)[1])
+    assert public_images(release)[0] == public_images(plain)[0]
+    assert public_images(release)[1].equals(public_images(plain)[1])
     public = b"".join(tree(release.public.path).values())
     for word in ("calibration", KIND, "c.json"):
         assert word.encode() not in public

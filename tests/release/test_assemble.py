@@ -34,13 +34,13 @@ from tests.support.releases import (
     assemble_candidate,
     begin,
     folder_of,
-    handed_out,
     listing,
     manifest,
     one_shard,
     people,
     picture,
     plain,
+    public_images,
     released,
     rows,
     run,
@@ -79,8 +79,8 @@ def test_a_run_that_was_stopped_is_finished_with_the_same_pictures(
     assert release.public.exists() == release.is_published == published
 
     finish(config)
-    assert handed_out(release)[0] == handed_out(undisturbed)[0]
-    assert handed_out(release)[1].equals(handed_out(undisturbed)[1])
+    assert public_images(release)[0] == public_images(undisturbed)[0]
+    assert public_images(release)[1].equals(public_images(undisturbed)[1])
     same = ("record_id", "source_hmac", "output_id", "status", "reason", "sha256", "clip_similarity")
     assert [[row[name] for name in same] for row in rows(release)] == [
         [row[name] for name in same] for row in rows(undisturbed)
@@ -118,7 +118,7 @@ def test_public_appears_all_at_once(tmp_path: Path, source: Path, monkeypatch: p
     assert {"images", "manifest.parquet", "README.md", "report.html"} <= names
 
 
-def test_a_complete_release_is_left_alone(tmp_path: Path, undisturbed: Release, source: Path) -> None:
+def test_a_complete_release_is_not_touched(tmp_path: Path, undisturbed: Release, source: Path) -> None:
     before = tree(undisturbed.root.path)
     stamps = {p: p.stat().st_mtime_ns for p in Path(undisturbed.root.path).rglob("*")}
     finish(settings(source, undisturbed.root.path))
@@ -150,7 +150,7 @@ def test_a_public_half_that_was_taken_away_is_not_made_up(tmp_path: Path, undist
     assert not undisturbed.public.exists()
 
 
-def test_pictures_that_are_not_what_the_ledger_says_are_not_shown(
+def test_images_that_do_not_match_the_ledger_are_not_published(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sink that loses or mixes up pictures."""
@@ -224,14 +224,14 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed_when_there_is_space(
     line = "output.uri: cannot be written (No space left on device): check space and access, then run the same command"
     assert str(caught.value) == f"{line} again"
     assert not (tmp_path / "out" / "public").exists()
-    assert handed_out(finish(config))[0] == handed_out(undisturbed)[0]
+    assert public_images(finish(config))[0] == public_images(undisturbed)[0]
 
 
 def test_an_object_store_gets_the_same_release(store: Any, source: Path, undisturbed: Release) -> None:
     release = finish(settings(source, "memory://bucket/out"))
     table = pq.read_table(pa.BufferReader(release.manifest.read()))
-    assert table.equals(handed_out(undisturbed)[1])
-    for name, data in handed_out(undisturbed)[0].items():
+    assert table.equals(public_images(undisturbed)[1])
+    for name, data in public_images(undisturbed)[0].items():
         assert (release.public / name).read() == data
     assert not release.staging.exists()
     assert not release.assembling.exists()
@@ -260,7 +260,7 @@ def test_a_copy_that_was_stopped_on_an_object_store_is_not_taken_for_a_release(
     finish(config)
     assert release.is_published
     assert not store.exists("/bucket/out/public/images/stale.png")
-    assert pq.read_table(pa.BufferReader(release.manifest.read())).equals(handed_out(undisturbed)[1])
+    assert pq.read_table(pa.BufferReader(release.manifest.read())).equals(public_images(undisturbed)[1])
 
 
 # -- a real kill ------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_a_run_that_was_killed_is_finished_with_the_same_pictures(tmp_path: Path
         child.send_signal(signal.SIGKILL)
     release = run(settings(source, out, run={"shard_size": 2, "batch_size": 3}), IdealGaussian(), PlainScorer())
     assert released(release) == released(whole)
-    assert handed_out(release)[0] == handed_out(whole)[0]
+    assert public_images(release)[0] == public_images(whole)[0]
     assert len(rows(release)) == plan.read(release).records == 9
 
 
@@ -314,7 +314,7 @@ def test_a_shard_that_is_done_twice_counts_once_and_the_first_commit_stands(
     ]
     assert len(list(release.staging.children())) == 4
     finish(config)
-    assert handed_out(release)[0] == handed_out(undisturbed)[0]
+    assert public_images(release)[0] == public_images(undisturbed)[0]
 
 
 def test_a_worker_that_is_late_changes_nothing_that_is_published(tmp_path: Path, source: Path) -> None:
@@ -348,12 +348,12 @@ def test_two_that_assemble_at_once_publish_one_whole_release(
 
     monkeypatch.setattr(owner, name, interrupted)
     finish(config)
-    assert handed_out(release)[0] == handed_out(undisturbed)[0]
-    assert handed_out(release)[1].equals(handed_out(undisturbed)[1])
+    assert public_images(release)[0] == public_images(undisturbed)[0]
+    assert public_images(release)[1].equals(public_images(undisturbed)[1])
     assert {p.name for p in release.restricted.children()} == {p.name for p in undisturbed.restricted.children()}
 
 
-def test_a_public_half_that_is_not_of_this_ledger_is_said(tmp_path: Path, source: Path, undisturbed: Release) -> None:
+def test_a_public_half_of_another_ledger_is_an_error(tmp_path: Path, source: Path, undisturbed: Release) -> None:
     other = run(settings(source, tmp_path / "other"), key=CustodianKey(b"another key of another process!!"))
     Path(undisturbed.manifest.path).write_bytes(other.manifest.read())
     with pytest.raises(IntegrityError, match="does not hold what the ledger speaks of"):
@@ -361,6 +361,6 @@ def test_a_public_half_that_is_not_of_this_ledger_is_said(tmp_path: Path, source
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
-def test_the_restricted_half_is_for_its_owner_alone(undisturbed: Release) -> None:
+def test_the_restricted_half_is_readable_by_its_owner_only(undisturbed: Release) -> None:
     assert stat.S_IMODE(os.stat(undisturbed.restricted.path).st_mode) == 0o700
     assert stat.S_IMODE(os.stat(undisturbed.public.path).st_mode) & 0o055 == 0o055

@@ -30,27 +30,27 @@ def insiders(tmp_path: Path) -> ImageSet:
 def test_a_picture_of_the_release_is_no_outsider(tmp_path: Path, insiders: ImageSet) -> None:
     pixels = np.random.default_rng(2).integers(40, 200, (8, 10, 3), dtype=np.uint8)  # picture(2), saved another way
     given = {"a.png": picture(1), "b.bmp": encoded(pixels, "BMP"), "c.png": picture(9), "d.png": picture(8)}
-    found = exclude_insiders(read(tmp_path / "out", given), insiders, identified=False)
-    assert (found.same_picture, found.same_person, len(found.images)) == (2, 0, 2)
-    assert found.images.labels == ["c.png", "d.png"] and found.images.images.shape == (2, 3, 8, 8)
-    assert found.note == "outsiders: 2 left out that are originals of the release, and 0 that show its people"
+    result = exclude_insiders(read(tmp_path / "out", given), insiders, identified=False)
+    assert (result.same_picture, result.same_person, len(result.images)) == (2, 0, 2)
+    assert result.images.labels == ["c.png", "d.png"] and result.images.images.shape == (2, 3, 8, 8)
+    assert result.note == "outsiders: 2 left out that are originals of the release, and 0 that show its people"
 
 
 def test_people_of_the_release_are_no_outsiders_where_people_are_known(tmp_path: Path, insiders: ImageSet) -> None:
     given = read(tmp_path / "out", {"a.png": picture(9), "b.png": picture(8), "c.png": picture(0)}, {"a.png": "Ada"})
-    found = exclude_insiders(given, insiders, identified=True)
-    assert (found.same_picture, found.same_person, found.images.labels) == (1, 1, ["b.png"])
+    result = exclude_insiders(given, insiders, identified=True)
+    assert (result.same_picture, result.same_person, result.images.labels) == (1, 1, ["b.png"])
     assert exclude_insiders(given, insiders, identified=False).same_person == 0
 
 
 def test_people_without_a_name_are_not_one_person(insiders: ImageSet) -> None:
-    nobody = ImageSet(insiders.images + 1, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b""] * 4)
+    strangers = ImageSet(insiders.images + 1, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b""] * 4)
     unnamed = ImageSet(insiders.images, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b"a"] * 4)
-    found = exclude_insiders(nobody, unnamed, identified=True)
-    assert len(found.images) == 4 and found.note is None
+    result = exclude_insiders(strangers, unnamed, identified=True)
+    assert len(result.images) == 4 and result.note is None
 
 
 def test_outsiders_who_are_all_inside_leave_none(insiders: ImageSet) -> None:
-    found = exclude_insiders(insiders, insiders, identified=True)
-    assert isinstance(found, Outsiders) and not found.images and found.same_picture == 4
-    assert found.images.images.shape == (0, 3, 8, 8)
+    result = exclude_insiders(insiders, insiders, identified=True)
+    assert isinstance(result, Outsiders) and not result.images and result.same_picture == 4
+    assert result.images.images.shape == (0, 3, 8, 8)

@@ -45,12 +45,12 @@ from tests.support.releases import (
     Unscored,
     folder_of,
     follow,
-    handed_out,
     listing,
     manifest,
     outputs,
     picture,
     plain,
+    public_images,
     rows,
     run,
     settings,
@@ -121,12 +121,12 @@ def marks(release: Release, whose: Callable[[dict[str, Any]], bool]) -> tuple[se
     """Names and pictures of some records; and the ids and digests of what was public."""
     data = {name: picture for name, (_, picture) in outputs(release).items()}
     mine = [row for row in rows(release) if whose(row)]
-    told = {ADA.encode()} | {row["record_id"].encode() for row in mine}
+    document = {ADA.encode()} | {row["record_id"].encode() for row in mine}
     for row in mine:
         if row["record_id"] in data:
-            told |= {data[row["record_id"]], base64.b64encode(data[row["record_id"]])[8:-8]}
+            document |= {data[row["record_id"]], base64.b64encode(data[row["record_id"]])[8:-8]}
     ids = {row[name].encode() for row in mine for name in ("output_id", "sha256", "source_hmac") if row[name]}
-    return told, ids
+    return document, ids
 
 
 def found_in(folder: Path, marked: set[bytes]) -> dict[str, list[bytes]]:
@@ -142,8 +142,8 @@ def found_in(folder: Path, marked: set[bytes]) -> dict[str, list[bytes]]:
 def test_of_a_person_who_is_erased_nothing_is_left_but_what_revokes_and_keeps_away(
     tmp_path: Path, old: Release
 ) -> None:
-    told, ids = marks(old, lambda row: row["subject"] == ADA or row["record_id"] == "Ben/copy.png")
-    everywhere = {name.partition("-")[0] for name in found_in(tmp_path / "old", told | ids)}
+    document, ids = marks(old, lambda row: row["subject"] == ADA or row["record_id"] == "Ben/copy.png")
+    everywhere = {name.partition("-")[0] for name in found_in(tmp_path / "old", document | ids)}
     assert everywhere > {
         *("public/manifest.parquet", "restricted/ledger/shard", "restricted/plan/shard", "restricted/errors/shard"),
         *("restricted/report.html", "restricted/audit/found.parquet"),
@@ -158,8 +158,8 @@ def test_of_a_person_who_is_erased_nothing_is_left_but_what_revokes_and_keeps_aw
     assert verification_failures(new) == []
 
     assert set(tree(tmp_path / "old")) == {"restricted/events.jsonl"}
-    assert found_in(tmp_path / "old", told | ids) == {}
-    assert found_in(tmp_path / "new", told) == {}
+    assert found_in(tmp_path / "old", document | ids) == {}
+    assert found_in(tmp_path / "new", document) == {}
     lists = {"public/revocations.intoto.jsonl", "restricted/revocations.intoto.jsonl", "restricted/erased.parquet"}
     assert set(found_in(tmp_path / "new", ids)) == lists
     assert new.report.exists() and not new.errors.exists() and not new.audit.exists()
@@ -207,7 +207,7 @@ def test_what_was_held_back_stays_encrypted(tmp_path: Path, source: Path) -> Non
     assert new.encrypted_report.exists() and not new.report.exists()
 
 
-def test_both_logs_say_what_was_destroyed_and_what_came_in_its_place(tmp_path: Path, old: Release) -> None:
+def test_both_logs_name_what_was_destroyed_and_its_successor(tmp_path: Path, old: Release) -> None:
     files = tree(old.root.path)
     before = head(old)
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
@@ -247,7 +247,7 @@ def test_people_are_taken_out_of_every_layout(tmp_path: Path, source: Path, form
     )
 
 
-def test_everybody_can_be_erased(tmp_path: Path, old: Release) -> None:
+def test_all_people_can_be_erased(tmp_path: Path, old: Release) -> None:
     done = erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}", "subject:Ben", "subject:Cyd"))
     assert (done.released, done.erased, done.revoked) == (0, 8, 5)
     new = Release.at(str(tmp_path / "new"))
@@ -268,7 +268,7 @@ def test_people_are_erased_on_an_object_store(tmp_path: Path, source: Path, stor
 # -- afterwards -------------------------------------------------------------------------------------------------------
 
 
-def test_whoever_was_erased_stays_away_from_later_releases(tmp_path: Path, source: Path, old: Release) -> None:
+def test_erased_people_stay_away_from_later_releases(tmp_path: Path, source: Path, old: Release) -> None:
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}", "Cyd/3.png"))
     folder_of(source, {f"{ADA}/later.png": picture(50), "Dan/again.png": picture(3), "Dan/4.png": picture(4)})
     config = follow(str(tmp_path / "new"), source, tmp_path / "march", source={"subject": "folder"})
@@ -301,9 +301,7 @@ def test_revocations_add_up_over_erasures_and_go_on_with_the_releases(
     assert {outputs(march)[name][1] for name in (f"{ADA}/0.png", "Ben/copy.png")} == {outputs(third)["Ben/copy.png"][1]}
 
 
-def test_people_are_taken_out_of_a_release_that_kept_pictures_of_an_earlier_one(
-    tmp_path: Path, source: Path, old: Release
-) -> None:
+def test_people_are_erased_from_a_release_with_reused_images(tmp_path: Path, source: Path, old: Release) -> None:
     folder_of(source, {f"{ADA}/9.png": picture(9)})
     bound = {"scores": {"lpips": {"min": sorted(row["lpips"] for row in rows(old) if row["lpips"])[1]}}}
     config = follow(old, source, tmp_path / "february", policy=bound, source={"subject": "folder"})
@@ -320,7 +318,7 @@ def test_people_are_taken_out_of_a_release_that_kept_pictures_of_an_earlier_one(
     assert not [name for name in outputs(march) if name.startswith(ADA)]
 
 
-def test_an_erasure_does_not_prolong_what_is_kept(tmp_path: Path, source: Path, old: Release) -> None:
+def test_an_erasure_does_not_extend_retention(tmp_path: Path, source: Path, old: Release) -> None:
     begun = retention.retention_start(old)
     erase(old, tmp_path / "second", names(tmp_path, f"{ADA}/1.png"))
     erase(Release.at(str(tmp_path / "second")), tmp_path / "third", names(tmp_path, f"{ADA}/0.png"))
@@ -357,7 +355,7 @@ def refusal(old: Release, new: Path | str, file: Path, kind: type[AnonymizerErro
     return line
 
 
-def test_whoever_is_not_there_is_named_by_the_line_alone(tmp_path: Path, old: Release) -> None:
+def test_a_name_that_is_not_in_the_release_is_reported_by_its_line_only(tmp_path: Path, old: Release) -> None:
     file = names(tmp_path, f"{ADA}/0.png", "", f"{ADA}/typo.png", "subject:Ben", f"subject:{ADA}x")
     line = refusal(old, tmp_path / "new", file)
     assert line.startswith("--records: lines 3, 5: no such record or subject in the release: see record_id")
@@ -367,7 +365,7 @@ def test_whoever_is_not_there_is_named_by_the_line_alone(tmp_path: Path, old: Re
     assert not (tmp_path / "new").exists()
 
 
-def test_a_list_of_nobody_or_none_at_all_is_refused(tmp_path: Path, old: Release) -> None:
+def test_an_empty_or_missing_list_is_refused(tmp_path: Path, old: Release) -> None:
     assert "names nobody" in refusal(old, tmp_path / "new", names(tmp_path, "  ", ""))
     assert "cannot be read" in refusal(old, tmp_path / "new", tmp_path / "nowhere.txt")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
@@ -395,7 +393,7 @@ def test_the_new_release_is_not_written_into_the_old_one(tmp_path: Path, old: Re
     assert "is the release itself, or lies in it" in refusal(old, tmp_path / where, names(tmp_path, "Ben/2.png"))
 
 
-def test_a_place_that_holds_something_else_is_refused(tmp_path: Path, source: Path, old: Release) -> None:
+def test_an_output_that_holds_something_else_is_refused(tmp_path: Path, source: Path, old: Release) -> None:
     file = names(tmp_path, f"subject:{ADA}")
     folder_of(tmp_path / "full", {"diary.txt": b"x"})
     assert "is not empty" in refusal(old, tmp_path / "full", file)
@@ -491,7 +489,7 @@ POINTS: dict[str, tuple[Any, str, Any, bool]] = {
 @pytest.mark.parametrize("point", POINTS)
 def test_an_erasure_that_was_stopped_is_finished_by_the_same_command(tmp_path: Path, old: Release, point: str) -> None:
     kept, file = outputs(old), names(tmp_path, f"subject:{ADA}")
-    told, _ = marks(old, lambda row: row["subject"] == ADA)
+    document, _ = marks(old, lambda row: row["subject"] == ADA)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         stop_at(patch, *POINTS[point])
         erase(old, tmp_path / "new", file)
@@ -502,7 +500,7 @@ def test_an_erasure_that_was_stopped_is_finished_by_the_same_command(tmp_path: P
     assert (
         outputs(new) == {name: kept[name] for name in ("Ben/2.png", "Cyd/3.png")} and verification_failures(new) == []
     )
-    assert set(tree(tmp_path / "old")) == {"restricted/events.jsonl"} and set(found_in(tmp_path, told)) == {
+    assert set(tree(tmp_path / "old")) == {"restricted/events.jsonl"} and set(found_in(tmp_path, document)) == {
         "withdrawn.txt"
     }
     assert [set(one.digests) for one in revocation.read(new.public)] == [
@@ -546,27 +544,27 @@ def test_an_erasure_that_was_stopped_early_may_go_on_with_other_people(tmp_path:
 # -- by the flow ------------------------------------------------------------------------------------------------------
 
 
-def test_the_scheduler_is_told_counts_and_nobodys_name(
+def test_the_scheduler_gets_counts_and_no_name(
     tmp_path: Path, old: Release, prefect_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from flows.erase import erase as flow
 
-    told, ids = marks(old, lambda row: row["subject"] == ADA)
+    document, ids = marks(old, lambda row: row["subject"] == ADA)
     file = names(tmp_path, f"subject:{ADA}")
     typo = tmp_path / "typo.txt"
     typo.write_text(f"{ADA}/typo.png")
     with pytest.raises(StepError, match="erase: failed, run the same command again"):
         flow(str(old.root), str(typo), str(tmp_path / "new"))
-    assert found_in(tmp_path / "new", told) == {}  # not even where the error is explained
+    assert found_in(tmp_path / "new", document) == {}  # not even where the error is explained
     shutil.rmtree(tmp_path / "new")
     assert flow(str(old.root), str(file), str(tmp_path / "new"))["erased"] == 5
     assert wait_for(lambda: any("5 records erased" in str(value) for _, _, value in cells(prefect_home)))
     kept = b"\n".join(value if isinstance(value, bytes) else str(value).encode() for _, _, value in cells(prefect_home))
-    assert not [mark for mark in told | ids if mark in kept]
+    assert not [mark for mark in document | ids if mark in kept]
     assert ADA not in caplog.text
 
 
-def test_a_key_that_is_thrown_away_keeps_nobody_from_erasing(
+def test_a_release_whose_key_was_thrown_away_can_be_erased_from(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from anonymizer.crypto.custodian_key import CustodianKey
@@ -578,4 +576,4 @@ def test_a_key_that_is_thrown_away_keeps_nobody_from_erasing(
     erase(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"))
     new = Release.at(str(tmp_path / "new"))
     assert [f for f in check_public(new.public) if f.result == "fail"] == []
-    assert handed_out(new)[1].num_rows == 3 and set(tree(tmp_path / "old")) == {"restricted/events.jsonl"}
+    assert public_images(new)[1].num_rows == 3 and set(tree(tmp_path / "old")) == {"restricted/events.jsonl"}

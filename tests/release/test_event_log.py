@@ -49,22 +49,22 @@ def test_what_is_recorded_is_read_in_order(release: Release) -> None:
     for number in range(3):
         head = event_log.record(release, "shard committed", actor="ada", shard=number)
         assert head.count == number + 1
-    found = event_log.read(release)
-    assert [event["details"] for event in found] == [{"shard": 0}, {"shard": 1}, {"shard": 2}]
-    assert {(event["event"], event["actor"]) for event in found} == {("shard committed", "ada")}
+    result = event_log.read(release)
+    assert [event["details"] for event in result] == [{"shard": 0}, {"shard": 1}, {"shard": 2}]
+    assert {(event["event"], event["actor"]) for event in result} == {("shard committed", "ada")}
 
 
 def test_each_line_holds_its_own_hash_and_that_of_the_line_before(log: Path) -> None:
     before = "0" * 64
     for number, line in enumerate(lines(log), start=1):
-        told = json.loads(line)
-        own = told.pop("sha256")
-        assert own == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-        assert (told["n"], told["previous"]) == (number, before)
+        document = json.loads(line)
+        own = document.pop("sha256")
+        assert own == hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        assert (document["n"], document["previous"]) == (number, before)
         before = hashlib.sha256(line.rstrip(b"\n")).hexdigest()
 
 
-def test_any_flipped_bit_is_found_in_the_last_line_too(release: Release, log: Path) -> None:
+def test_any_flipped_bit_is_detected_in_the_last_line_too(release: Release, log: Path) -> None:
     data = log.read_bytes()
     with open(log, "r+b", buffering=0) as raw:
         for position, bit in itertools.product(range(len(data)), range(8)):
@@ -76,21 +76,21 @@ def test_any_flipped_bit_is_found_in_the_last_line_too(release: Release, log: Pa
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_a_line_that_is_removed_or_stands_twice_is_found(release: Release, log: Path, number: int) -> None:
-    there = lines(log)
-    log.write_bytes(b"".join(there[:number] + there[number + 1 :]))
+def test_a_removed_or_repeated_line_is_detected(release: Release, log: Path, number: int) -> None:
+    workdir = lines(log)
+    log.write_bytes(b"".join(workdir[:number] + workdir[number + 1 :]))
     if number < 4:
         with pytest.raises(IntegrityError, match=f"line {number + 1} does not follow"):
             event_log.read(release)
-    log.write_bytes(b"".join([*there[: number + 1], *there[number:]]))
+    log.write_bytes(b"".join([*workdir[: number + 1], *workdir[number:]]))
     with pytest.raises(IntegrityError, match=f"line {number + 2} does not follow"):
         event_log.read(release)
 
 
-def test_lines_in_any_other_order_are_found(release: Release, log: Path) -> None:
-    there = lines(log)
+def test_lines_in_any_other_order_are_detected(release: Release, log: Path) -> None:
+    workdir = lines(log)
     for order in itertools.permutations(range(5)):
-        log.write_bytes(b"".join(there[i] for i in order))
+        log.write_bytes(b"".join(workdir[i] for i in order))
         if list(order) == sorted(order):
             assert len(event_log.read(release)) == 5
         else:
@@ -98,7 +98,7 @@ def test_lines_in_any_other_order_are_found(release: Release, log: Path) -> None
                 event_log.read(release)
 
 
-def test_lines_of_another_log_are_found(release: Release, log: Path, tmp_path: Path) -> None:
+def test_lines_of_another_log_are_detected(release: Release, log: Path, tmp_path: Path) -> None:
     other = Release.at(str(tmp_path / "other"))
     for number in range(5):
         event_log.record(other, "shard committed", actor="ada", shard=number + 10)
@@ -110,23 +110,23 @@ def test_lines_of_another_log_are_found(release: Release, log: Path, tmp_path: P
 
 @many
 @given(line=st.binary(max_size=60) | st.sampled_from([b"", b"{}", b"[]", b"null", b"1", b"[" * 5000]))
-def test_a_line_that_is_inserted_is_found(release: Release, log: Path, line: bytes) -> None:
-    there = lines(log)[:5]
-    log.write_bytes(b"".join([*there[:2], line + b"\n", *there[2:]]))
+def test_an_inserted_line_is_detected(release: Release, log: Path, line: bytes) -> None:
+    workdir = lines(log)[:5]
+    log.write_bytes(b"".join([*workdir[:2], line + b"\n", *workdir[2:]]))
     with pytest.raises(IntegrityError):
         event_log.read(release)
-    log.write_bytes(b"".join(there))
+    log.write_bytes(b"".join(workdir))
 
 
 def test_a_line_that_is_made_up_with_hashes_of_its_own_does_not_fit_what_follows(release: Release, log: Path) -> None:
-    there = lines(log)
-    told = json.loads(there[1]) | {"details": {"shard": 99}}
-    del told["sha256"]
-    told["sha256"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    made_up = json.dumps(told, sort_keys=True).encode() + b"\n"
-    log.write_bytes(b"".join([there[0], made_up]))
+    workdir = lines(log)
+    document = json.loads(workdir[1]) | {"details": {"shard": 99}}
+    del document["sha256"]
+    document["sha256"] = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    made_up = json.dumps(document, sort_keys=True).encode() + b"\n"
+    log.write_bytes(b"".join([workdir[0], made_up]))
     assert len(event_log.read(release)) == 2, "it is spelled as it should be"
-    log.write_bytes(b"".join([there[0], made_up, *there[2:]]))
+    log.write_bytes(b"".join([workdir[0], made_up, *workdir[2:]]))
     with pytest.raises(IntegrityError, match="line 3 does not follow"):
         event_log.read(release)
 
@@ -150,8 +150,8 @@ def test_a_statement_that_speaks_of_the_log_tells_that_lines_were_cut_off(releas
 
 @pytest.mark.parametrize("left", [0, 1, 40, -2, -1])
 def test_a_last_line_that_was_cut_off_is_repaired_by_the_next_event(release: Release, log: Path, left: int) -> None:
-    there = lines(log)
-    log.write_bytes(b"".join(there[:4]) + there[4][:left])
+    workdir = lines(log)
+    log.write_bytes(b"".join(workdir[:4]) + workdir[4][:left])
     if left:
         with pytest.raises(IntegrityError):
             event_log.read(release)
@@ -195,9 +195,9 @@ def test_processes_that_write_at_once_keep_the_chain(release: Release) -> None:
     )
     running = [subprocess.Popen([sys.executable, "-c", code, str(release.root), str(i)]) for i in range(3)]
     assert [process.wait(60) for process in running] == [0] * 3
-    found = [(event["details"]["by"], event["details"]["shard"]) for event in event_log.read(release)]
-    assert sorted(found) == [(str(i), n) for i in range(3) for n in range(10)]
-    assert [n for by, n in found if by == "0"] == list(range(10)), "each in its own order"
+    result = [(event["details"]["by"], event["details"]["shard"]) for event in event_log.read(release)]
+    assert sorted(result) == [(str(i), n) for i in range(3) for n in range(10)]
+    assert [n for by, n in result if by == "0"] == list(range(10)), "each in its own order"
 
 
 def test_a_log_in_an_object_store_is_a_chain_too() -> None:
@@ -213,7 +213,7 @@ def test_a_log_in_an_object_store_is_a_chain_too() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
-def test_the_log_is_for_its_owner_alone(release: Release) -> None:
+def test_the_log_is_readable_by_its_owner_only(release: Release) -> None:
     before = os.umask(0)
     try:
         event_log.record(release, "planned")
@@ -232,8 +232,8 @@ def test_who_acts_is_whom_the_environment_names_or_the_user_of_the_machine(
     monkeypatch.delenv(event_log.ACTOR_VARIABLE)
     assert event_log.current_actor() == f"{getpass.getuser()}@{socket.gethostname()}"
 
-    def nobody() -> Any:
+    def strangers() -> Any:
         raise KeyError("uid")
 
-    monkeypatch.setattr(getpass, "getuser", nobody)
+    monkeypatch.setattr(getpass, "getuser", strangers)
     assert event_log.current_actor() == f"user {os.getuid()}@{socket.gethostname()}"

@@ -47,13 +47,13 @@ from tests.support.releases import (
     encoded,
     folder_of,
     follow,
-    handed_out,
     listing,
     manifest,
     one_shard,
     outputs,
     people,
     picture,
+    public_images,
     rows,
     run,
     settings,
@@ -100,7 +100,7 @@ def january(tmp_path: Path, source: Path) -> Release:
 # -- one original, one picture ----------------------------------------------------------------------------------------
 
 
-def test_unchanged_originals_keep_picture_id_level_and_scores_whatever_the_settings_are_now(
+def test_unchanged_originals_keep_image_id_level_and_scores_under_any_settings(
     tmp_path: Path, source: Path, january: Release
 ) -> None:
     folder_of(source, {"new.png": picture(9)})
@@ -116,13 +116,13 @@ def test_unchanged_originals_keep_picture_id_level_and_scores_whatever_the_setti
     assert sorted(manifest(february)["level"].to_pylist()) == [0.4] * 5 + [0.7]
 
 
-def test_nothing_is_drawn_of_what_is_kept(tmp_path: Path, source: Path, january: Release) -> None:
+def test_nothing_is_sampled_for_reused_images(tmp_path: Path, source: Path, january: Release) -> None:
     model = IdealGaussian()
     run(follow(january, source, tmp_path / "february", **OTHER), model)
     assert model.calls == []
 
 
-def test_whoever_has_vanished_is_left_out(tmp_path: Path, source: Path, january: Release) -> None:
+def test_vanished_originals_are_left_out(tmp_path: Path, source: Path, january: Release) -> None:
     (source / "a/person 0.png").unlink()
     february = run(follow(january, source, tmp_path / "february"))
     assert outputs(february) == {name: one for name, one in outputs(january).items() if name != "a/person 0.png"}
@@ -159,7 +159,7 @@ def test_copies_of_an_original_all_get_its_one_picture(tmp_path: Path, source: P
     assert outputs(march) == outputs(february)
 
 
-def test_what_was_never_published_is_tried_anew(tmp_path: Path) -> None:
+def test_what_was_never_published_is_sampled_again(tmp_path: Path) -> None:
     black = encoded(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())
     source = folder_of(people(tmp_path / "in", 2), {"black.png": black, "large.png": picture(7, (30, 30))})
 
@@ -181,7 +181,7 @@ MONTH = st.tuples(st.sets(st.integers(0, 4), min_size=1), st.sampled_from([0.4, 
 
 @hypothesis_settings(max_examples=8, deadline=None)
 @given(st.lists(MONTH, min_size=2, max_size=4))
-def test_nobody_has_two_pictures_over_any_months(
+def test_no_original_has_two_outputs_over_any_months(
     tmp_path_factory: pytest.TempPathFactory, months: list[tuple[set[int], float]]
 ) -> None:
     root = tmp_path_factory.mktemp("months")
@@ -236,9 +236,7 @@ def test_a_score_that_is_asked_for_now_and_was_not_made_then_holds_back(tmp_path
     assert {row["reason"] for row in rows(february) if row["kept"]} == {"not_scored"}
 
 
-def test_a_score_whose_model_nobody_names_any_more_is_not_taken_over(
-    tmp_path: Path, source: Path, january: Release
-) -> None:
+def test_a_score_without_a_named_model_is_not_carried_forward(tmp_path: Path, source: Path, january: Release) -> None:
     folder_of(source, {"new.png": picture(9)})
     february = run(follow(january, source, tmp_path / "february", metrics={"lpips": "none"}), scorer=Half())
     assert {row["lpips"] for row in rows(february)} == {None}
@@ -260,7 +258,9 @@ def test_pictures_go_on_from_any_layout_to_any_other(tmp_path: Path, source: Pat
     assert {name: one for name, one in outputs(february).items() if name != "new.png"} == outputs(january)
 
 
-def test_whoever_was_away_for_a_month_gets_the_picture_of_then(tmp_path: Path, source: Path, january: Release) -> None:
+def test_an_original_that_was_away_for_a_month_gets_its_earlier_image(
+    tmp_path: Path, source: Path, january: Release
+) -> None:
     away = source / "a/person 0.png"
     data = away.read_bytes()
     away.unlink()
@@ -398,7 +398,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Re
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_run_with_kept_pictures_that_was_stopped_is_finished_with_the_same(
+def test_an_interrupted_run_with_reused_images_is_finished_with_the_same(
     tmp_path: Path, undisturbed: tuple[RunConfig, Release], point: str
 ) -> None:
     config, whole = undisturbed
@@ -408,13 +408,13 @@ def test_a_run_with_kept_pictures_that_was_stopped_is_finished_with_the_same(
         stop_at(patch, *POINTS[point])
         run(config)
     february = run(config)
-    assert handed_out(february)[0] == handed_out(whole)[0] and len(handed_out(whole)[0]) == 5
-    assert handed_out(february)[1].equals(handed_out(whole)[1])
+    assert public_images(february)[0] == public_images(whole)[0] and len(public_images(whole)[0]) == 5
+    assert public_images(february)[1].equals(public_images(whole)[1])
     assert tree(february.quarantine.path) == tree(whole.quarantine.path)
     assert {p.name for p in february.restricted.children()} == {p.name for p in whole.restricted.children()}
 
 
-def test_a_kept_picture_that_is_damaged_stops_everything_until_it_is_restored(
+def test_a_damaged_reused_image_stops_the_run_until_it_is_restored(
     tmp_path: Path, source: Path, january: Release
 ) -> None:
     file = next(Path(january.public.path).rglob("*.png"))
@@ -478,7 +478,9 @@ def test_a_ledger_that_was_changed_is_not_followed(tmp_path: Path, source: Path,
         run(follow(january, source, tmp_path / "february"))
 
 
-def test_a_damaged_list_of_releases_or_of_the_erased_is_said(tmp_path: Path, source: Path, january: Release) -> None:
+def test_a_damaged_list_of_releases_or_of_the_erased_is_an_error(
+    tmp_path: Path, source: Path, january: Release
+) -> None:
     config = follow(january, source, tmp_path / "february")
     release = begin(config)
     history.add_erased(release, {"0" * 64: "original"})
@@ -554,12 +556,12 @@ def test_the_report_shows_the_difference_and_the_public_half_does_not(
         assert f'<tr><td>{what}</td><td class="number">{count}</td></tr>' in page
     for name, data in tree(february.public.path).items():
         assert b"left out" not in data and str(tmp_path).encode() not in data, name
-    alone = settings(source, january.root.path)
-    write_restricted_report(january, alone)
+    single = settings(source, january.root.path)
+    write_restricted_report(january, single)
     assert "Against the previous release" not in january.report.read().decode()
 
 
-def test_a_release_with_kept_pictures_verifies(
+def test_a_release_with_reused_images_verifies(
     tmp_path: Path, source: Path, january: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
@@ -597,7 +599,7 @@ def test_only_what_is_needed_of_a_ledger_is_held(source: Path, january: Release,
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
-def test_the_list_of_releases_is_for_its_owner_alone(tmp_path: Path, source: Path, january: Release) -> None:
+def test_the_list_of_releases_is_readable_by_its_owner_only(tmp_path: Path, source: Path, january: Release) -> None:
     february = begin(follow(january, source, tmp_path / "february"))
     assert os.stat((february.restricted / history.PREDECESSORS_FILE).path).st_mode & 0o077 == 0
 
@@ -635,7 +637,7 @@ def test_releases_that_follow_each_other_are_attacked_as_one_picture_of_each_ori
     assert all(place.read() == data for place, data in zip(found.output_paths, found.encoded_outputs, strict=True))
 
 
-def test_several_pictures_of_one_original_all_stand_beside_it(tmp_path: Path, source: Path, january: Release) -> None:
+def test_several_images_of_one_original_are_all_paired_with_it(tmp_path: Path, source: Path, january: Release) -> None:
     again = run(settings(source, tmp_path / "again", **OTHER))  # without previous
     found = shown(again, source, january)
     assert len(found) == 10 and len({*found.originals.record_ids}) == 5
@@ -643,7 +645,7 @@ def test_several_pictures_of_one_original_all_stand_beside_it(tmp_path: Path, so
     assert torch.equal(found.originals.images[0], found.originals.images[1])
 
 
-def test_a_picture_is_never_put_beside_somebody_else_who_has_its_name_now(tmp_path: Path) -> None:
+def test_an_image_is_never_paired_with_another_original_of_the_same_name(tmp_path: Path) -> None:
     """Rows of a list without ids: whoever is taken out moves up all who follow."""
     folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(4)})
     source = listing(tmp_path / "in", [{"image": f"{i}.png"} for i in range(4)])
@@ -654,8 +656,8 @@ def test_a_picture_is_never_put_beside_somebody_else_who_has_its_name_now(tmp_pa
     found = shown(february, config, january)
     assert (len(found), found.unread) == (6, 1)
     then = {one["record_id"].rpartition("/")[2]: one["output_id"] for one in rows(january)}
-    beside = dict(zip((row["output_id"] for row in found.ledger), found.originals.digests, strict=True))
-    assert [beside[then[f"{i}"]] for i in (1, 2, 3)] == digests(picture(1), picture(2), picture(3))
+    paired = dict(zip((row["output_id"] for row in found.ledger), found.originals.digests, strict=True))
+    assert [paired[then[f"{i}"]] for i in (1, 2, 3)] == digests(picture(1), picture(2), picture(3))
 
 
 @pytest.fixture
@@ -681,9 +683,9 @@ def test_an_audit_of_the_union_says_how_many_it_attacked_and_lets_no_release_out
     february, january = audited
     done = audit_job.run(audit_of(february, union=[str(january.root)]))
     assert (done.audited, done.released) == (19, 20)
-    told = json.loads((february.audit / "audit.json").read())
-    assert (told["union"], told["unread"]) == (1, 1)
-    assert told["manifest"] == statement.file_digest(february.manifest)
+    document = json.loads((february.audit / "audit.json").read())
+    assert (document["union"], document["unread"]) == (1, 1)
+    assert document["manifest"] == statement.file_digest(february.manifest)
     assert publish.read_audit(february) is None, "a gate asks about this release alone"
     for data in (february.audit_summary.read(), *tree(february.public.path).values()):
         assert b"january" not in data

@@ -102,11 +102,11 @@ def test_rows_come_back_as_they_were_written(release: Release) -> None:
 
 
 @pytest.mark.parametrize(
-    "found", [[], [ROW], [ROW, ROW], [ROW, ROW | LedgerRow(record_id="s"), ROW | LedgerRow(record_id="t")]]
+    "result", [[], [ROW], [ROW, ROW], [ROW, ROW | LedgerRow(record_id="s"), ROW | LedgerRow(record_id="t")]]
 )
-def test_rows_that_do_not_account_for_every_record_are_not_committed(release: Release, found: list[LedgerRow]) -> None:
-    with pytest.raises(IntegrityError, match=f"{len(found)} rows for 2 records"):
-        ShardWriter(release, 0, {}).commit(found, 2, 1.0)
+def test_rows_that_do_not_account_for_every_record_are_not_committed(release: Release, result: list[LedgerRow]) -> None:
+    with pytest.raises(IntegrityError, match=f"{len(result)} rows for 2 records"):
+        ShardWriter(release, 0, {}).commit(result, 2, 1.0)
     assert ledger.read_shard(release, 0) is None
 
 

@@ -33,8 +33,8 @@ def umask(mask: int) -> Iterator[None]:
 def modes(folder: Path) -> tuple[set[int], set[int]]:
     """Modes of all folders, this one included, and of all files."""
     paths = [folder, *folder.rglob("*")]
-    found = [{stat.S_IMODE(p.stat().st_mode) for p in paths if p.is_dir() == kind} for kind in (True, False)]
-    return found[0], found[1]
+    result = [{stat.S_IMODE(p.stat().st_mode) for p in paths if p.is_dir() == kind} for kind in (True, False)]
+    return result[0], result[1]
 
 
 def release_of(tmp_path: Path, kind: str = "folder") -> Path:

@@ -22,7 +22,7 @@ from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from tests.support.ideal_gaussian import IdealGaussian
-from tests.support.releases import GARBAGE, KEY, begin, folder_of, handed_out, people, run, settings, tree
+from tests.support.releases import GARBAGE, KEY, begin, folder_of, people, public_images, run, settings, tree
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_a_plan_says_what_the_run_will_do(tmp_path: Path, source: Path) -> None:
 def test_a_plan_that_was_written_is_read_again(tmp_path: Path, source: Path) -> None:
     config = settings(source, tmp_path / "out")
     release = begin(config)
-    found = plan.read(release)
-    assert found == replace(plan.build_plan(config, IdealGaussian(), KEY, 5), id=found.id)
+    result = plan.read(release)
+    assert result == replace(plan.build_plan(config, IdealGaussian(), KEY, 5), id=result.id)
     ids = [entry.record_id for shard in range(3) for entry in plan.read_entries(release, shard)]
     assert ids == ["a/person 0.png", "a/person 2.png", "a/person 4.png", "b/person 1.png", "b/person 3.png"]
 
@@ -67,7 +67,7 @@ def test_a_damaged_plan_is_one_line(tmp_path: Path, source: Path, data: bytes) -
         plan.read(release)
 
 
-def test_what_is_no_release_is_told(tmp_path: Path) -> None:
+def test_what_is_no_release_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no restricted/plan\.json: it is not a release, or only its public half"):
         plan.read(Release.at(str(tmp_path)))
 
@@ -143,13 +143,13 @@ def test_a_source_inside_the_output_is_refused(tmp_path: Path, where: str) -> No
     assert "holds the source: originals would lie in the release" in refused(settings(source, tmp_path / "out"))
 
 
-def test_a_source_file_beside_the_output_is_fine_and_inside_it_is_not(tmp_path: Path) -> None:
+def test_a_source_file_may_lie_next_to_the_output_but_not_inside(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", {"p.png": GARBAGE, "list.csv": b"image\np.png\n"})
     preflight.check(settings(tmp_path / "in" / "list.csv", tmp_path / "in" / "out"))
     assert "holds the source" in refused(settings(tmp_path / "in" / "list.csv", tmp_path / "in"))
 
 
-def test_names_that_only_begin_alike_are_apart(tmp_path: Path, source: Path) -> None:
+def test_names_with_a_common_prefix_are_different_folders(tmp_path: Path, source: Path) -> None:
     preflight.check(settings(source, tmp_path / "in-anonymized"))
     preflight.check(settings(people(tmp_path / "out-old"), tmp_path / "out"))
 
@@ -179,7 +179,7 @@ def test_an_output_that_is_a_file_or_lies_below_one_is_refused(tmp_path: Path, s
 @pytest.mark.parametrize(
     "files", ["notes.txt", "public/manifest.parquet", "restricted/diary.txt", "restricted/staging/x"]
 )
-def test_a_foreign_folder_is_left_alone(tmp_path: Path, source: Path, files: str) -> None:
+def test_a_foreign_folder_is_not_touched(tmp_path: Path, source: Path, files: str) -> None:
     folder_of(tmp_path / "out", {files: b"mine"})
     assert "is not empty and no release that was begun here" in refused(settings(source, tmp_path / "out"))
     assert tree(tmp_path / "out") == {files: b"mine"}
@@ -199,13 +199,13 @@ def test_an_output_that_the_system_calls_unwritable_is_refused(
 
 
 @pytest.mark.parametrize("uri", ["nosuch://bucket/x", "zip://"])
-def test_an_address_that_nobody_knows_is_one_line(tmp_path: Path, source: Path, uri: str) -> None:
+def test_an_unknown_address_is_a_one_line_error(tmp_path: Path, source: Path, uri: str) -> None:
     with pytest.raises(UsageError) as caught:
         preflight.check(settings(source, uri))
     assert "\n" not in str(caught.value)
 
 
-def test_a_source_that_is_missing_or_empty_is_said_first(tmp_path: Path) -> None:
+def test_a_missing_or_empty_source_is_the_first_error(tmp_path: Path) -> None:
     assert "no such file or folder" in refused(settings(tmp_path / "none", tmp_path / "out"), SourceError)
     (tmp_path / "in").mkdir()
     assert "no files in it" in refused(settings(tmp_path / "in", tmp_path / "out"), SourceError)
@@ -240,7 +240,7 @@ def test_a_disk_that_does_not_take_it_is_one_line(
 def test_how_the_work_is_done_may_change_while_a_run_is_unfinished(tmp_path: Path, source: Path, override: str) -> None:
     undisturbed = run(settings(source, tmp_path / "undisturbed"))
     begin(settings(source, tmp_path / "out"))
-    assert handed_out(run(settings(source, tmp_path / "out", override)))[0] == handed_out(undisturbed)[0]
+    assert public_images(run(settings(source, tmp_path / "out", override)))[0] == public_images(undisturbed)[0]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_threads_add_up_and_do_not_see_each_others_stages() -> None:
     assert watch.seconds["wait"] >= 0.1
 
 
-def test_the_time_to_get_at_each_item_is_measured_and_that_of_whoever_asks_is_not(
+def test_the_time_to_get_each_item_is_measured_and_that_of_its_consumer_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watch, clock = Stopwatch(), Clock(monkeypatch)
@@ -121,8 +121,8 @@ def test_the_ledger_of_a_shard_says_where_its_time_went(tmp_path: Path) -> None:
 def test_a_profile_says_nothing_of_a_record(tmp_path: Path) -> None:
     release = made(tmp_path)
     for number in range(2):
-        told = json.loads(parquet.read_metadata(release.shard_ledger(number))[METADATA_KEY])
-        assert set(told) == {"shards", "records", "wall", "seconds", "batch_size", "halved", "device"}
+        document = json.loads(parquet.read_metadata(release.shard_ledger(number))[METADATA_KEY])
+        assert set(document) == {"shards", "records", "wall", "seconds", "batch_size", "halved", "device"}
 
 
 def test_status_tells_it_to_people_and_programs(tmp_path: Path) -> None:
@@ -131,12 +131,12 @@ def test_status_tells_it_to_people_and_programs(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     for part in ("sample", "decode", "records a second on cpu, 2 pictures at once", "of 2 shards went"):
         assert part in shown.output
-    told = json.loads(CliRunner().invoke(main, ["status", str(release.root), "--profile", "--json"]).output)
-    assert told["profile"]["records"] == 6
+    document = json.loads(CliRunner().invoke(main, ["status", str(release.root), "--profile", "--json"]).output)
+    assert document["profile"]["records"] == 6
     assert "profile" not in json.loads(CliRunner().invoke(main, ["status", str(release.root), "--json"]).output)
 
 
-def test_a_ledger_of_before_there_were_profiles_still_counts(tmp_path: Path) -> None:
+def test_a_ledger_without_profiles_is_read(tmp_path: Path) -> None:
     config = settings(people(tmp_path / "in", 4), tmp_path / "out")
     release = run(config)
     for number in range(2):
@@ -147,11 +147,11 @@ def test_a_ledger_of_before_there_were_profiles_still_counts(tmp_path: Path) -> 
     assert len(list(Ledger.open(release).scan())) == 2
     shown = CliRunner().invoke(main, ["status", str(release.root), "--profile"])
     assert "No committed shard says where its time went" in shown.output
-    told = json.loads(CliRunner().invoke(main, ["status", str(release.root), "--profile", "--json"]).output)
-    assert (told["read"], told["profile"]) == (4, None)
+    document = json.loads(CliRunner().invoke(main, ["status", str(release.root), "--profile", "--json"]).output)
+    assert (document["read"], document["profile"]) == (4, None)
 
 
 def test_nothing_committed_is_no_profile(tmp_path: Path) -> None:
     begin(settings(people(tmp_path / "in", 2), tmp_path / "out"), key=KEY)
-    told = json.loads(CliRunner().invoke(main, ["status", str(tmp_path / "out"), "--profile", "--json"]).output)
-    assert told["profile"] is None
+    document = json.loads(CliRunner().invoke(main, ["status", str(tmp_path / "out"), "--profile", "--json"]).output)
+    assert document["profile"] is None

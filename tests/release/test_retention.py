@@ -91,16 +91,16 @@ def published(release: Release) -> datetime:
     return datetime.fromisoformat(event["time"])
 
 
-def there(release: Release) -> set[str]:
+def workdir(release: Release) -> set[str]:
     return {name for name in {*PICTURES, *RECORDS} if (release.restricted / name).exists()}
 
 
-def test_nothing_has_a_term_that_nobody_has_set(tmp_path: Path, source: Path) -> None:
+def test_there_is_no_term_that_is_not_configured(tmp_path: Path, source: Path) -> None:
     release = kept(source, tmp_path / "out")
     years = published(release) + timedelta(days=36500)
     assert retention.list_terms(release, RestrictedConfig()) == []
     assert retention.purge(release, RestrictedConfig(), years) == []
-    assert there(release) == {*PICTURES, *RECORDS}
+    assert workdir(release) == {*PICTURES, *RECORDS}
 
 
 def test_terms_run_from_the_day_of_publication(release: Release) -> None:
@@ -119,10 +119,10 @@ def test_what_is_not_published_is_not_due(tmp_path: Path, source: Path) -> None:
 def test_everything_goes_on_its_day_and_nothing_before(release: Release, kind: str) -> None:
     terms, day = RestrictedConfig(**{kind: 30}), published(release) + timedelta(days=30)
     assert retention.purge(release, terms, day - timedelta(milliseconds=1)) == []
-    assert there(release) == {*PICTURES, *RECORDS} and not release.purged.exists()
+    assert workdir(release) == {*PICTURES, *RECORDS} and not release.purged.exists()
     (done,) = retention.purge(release, terms, day)
     going = set(PICTURES if kind == "picture_days" else RECORDS)
-    assert there(release) == {*PICTURES, *RECORDS} - going and done.remaining == len(going)
+    assert workdir(release) == {*PICTURES, *RECORDS} - going and done.remaining == len(going)
     assert retention.read_purged(release) == {kind.removesuffix("_days") + "s": day.date().isoformat()}
     assert retention.purge(release, terms, day + timedelta(days=9)) == []  # once
 
@@ -139,7 +139,7 @@ def test_pages_that_are_encrypted_go_as_well(tmp_path: Path, source: Path) -> No
     assert [name for name in tree(release.restricted.path) if name.endswith(".age")] == []
 
 
-def test_the_records_name_nobody_when_they_are_purged(tmp_path: Path, source: Path, release: Release) -> None:
+def test_purged_records_leave_no_names(tmp_path: Path, source: Path, release: Release) -> None:
     names = [row["record_id"].encode() for row in rows(release)]
     retention.purge(release, BOTH, published(release) + timedelta(days=90))
     for name, data in tree(release.root.path).items():
@@ -147,7 +147,7 @@ def test_the_records_name_nobody_when_they_are_purged(tmp_path: Path, source: Pa
             assert not [mark for mark in names if mark in data], name
 
 
-def test_the_log_says_what_was_purged_and_the_release_still_verifies(release: Release) -> None:
+def test_the_log_names_what_was_purged_and_the_release_verifies(release: Release) -> None:
     public, config = tree(release.public.path), settings("in", release.root.path, restricted=BOTH.model_dump())
     for days, what in ((30, "pictures"), (90, "records")):
         retention.purge(release, BOTH, published(release) + timedelta(days=days))
@@ -172,33 +172,33 @@ def test_a_purge_that_was_stopped_is_finished_by_the_next(release: Release, poin
         stop_at(patch, StoragePath, "remove", lambda place: place.name == point)
         retention.purge(release, BOTH, day)
     retention.purge(release, BOTH, day)
-    assert there(release) == {"ledger", "plan", "audit/found.parquet"}
+    assert workdir(release) == {"ledger", "plan", "audit/found.parquet"}
     assert event_log.read(release)[-1]["event"] == "purged"
 
 
 # -- by the commands --------------------------------------------------------------------------------------------------
 
 
-def test_status_says_what_is_kept_until_when_and_what_is_due(tmp_path: Path, source: Path, cli: Cli) -> None:
+def test_status_shows_retention_terms_and_what_is_due(tmp_path: Path, source: Path, cli: Cli) -> None:
     release = kept(source, tmp_path / "out", picture_days=0, record_days=90)
     until = published(release) + timedelta(days=90)
     text = cli("status", release.root).stdout
     assert f"{until:%Y-%m-%d}" in text and "due, see `anonymizer purge`" in text
-    told = json.loads(cli("status", release.root, "--json").stdout)
-    assert told["retention"] == {
+    document = json.loads(cli("status", release.root, "--json").stdout)
+    assert document["retention"] == {
         "pictures": {"until": published(release).isoformat(), "left": len(PICTURES), "due": True},
         "records": {"until": until.isoformat(), "left": len(RECORDS), "due": False},
     }
-    assert told["purged"] == {}
+    assert document["purged"] == {}
     assert cli("purge", release.root).stdout == "Purged: pictures (4 places)\n"
     assert cli("purge", release.root).stdout == f"Nothing is due: see `anonymizer status {release.root}`\n"
-    told = json.loads(cli("status", release.root, "--json").stdout)
-    assert told["purged"] == {"pictures": f"{datetime.now(UTC):%Y-%m-%d}"}
-    assert told["retention"]["pictures"]["due"] is False and told["read"] == 5
+    document = json.loads(cli("status", release.root, "--json").stdout)
+    assert document["purged"] == {"pictures": f"{datetime.now(UTC):%Y-%m-%d}"}
+    assert document["retention"]["pictures"]["due"] is False and document["read"] == 5
     assert "pictures purged on" in cli("status", release.root).stdout
 
 
-def test_a_release_whose_records_were_purged_is_still_one(tmp_path: Path, source: Path, cli: Cli) -> None:
+def test_a_release_whose_records_were_purged_is_a_release(tmp_path: Path, source: Path, cli: Cli) -> None:
     release = kept(source, tmp_path / "out", record_days=0)
     assert json.loads(cli("purge", release.root, "--json").stdout) == {"purged": {"records": len(RECORDS)}}
     assert "its records were purged" in cli("status", release.root).stdout

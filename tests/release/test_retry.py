@@ -25,10 +25,10 @@ from tests.support.releases import (
     NotFinite,
     begin,
     folder_of,
-    handed_out,
     one_shard,
     people,
     plain,
+    public_images,
     rows,
     run,
     settings,
@@ -71,19 +71,19 @@ def test_only_failed_records_are_done_again_and_the_release_is_as_if_nothing_had
     after = {row["record_id"]: row for row in rows(release)}
     assert {name: after[name] for name in before} == before  # down to when they were done
     assert {row["status"] for row in after.values()} == {"released"}
-    assert handed_out(release)[1].equals(handed_out(whole)[1])
+    assert public_images(release)[1].equals(public_images(whole)[1])
     assert pictures(release) == pictures(whole)
     assert {p.name for p in release.restricted.children()} == {p.name for p in whole.restricted.children()}
     assert event_log.read(release)[-1]["event"] == "published"
     took = Profile.merge(Ledger.open(release).read_profiles())
     assert took and (took.shards, took.records) == (plan.read(release).shards, 7 + 2)
-    told = next(event for event in event_log.read(release) if event["event"] == "reopened")
+    document = next(event for event in event_log.read(release) if event["event"] == "reopened")
     white = {row["shard"] for row in after.values() if row["record_id"].endswith("white.png")}
-    assert told["details"] == {"records": 2, "shards": len(white)}
+    assert document["details"] == {"records": 2, "shards": len(white)}
 
 
 def pictures(release: Release) -> dict[str, bytes]:
-    names = set(handed_out(release)[1]["file"].to_pylist())
+    names = set(public_images(release)[1]["file"].to_pylist())
     return {name: data for name, data in tree(release.public.path).items() if name in names}
 
 
@@ -152,7 +152,7 @@ def test_a_run_that_is_not_finished_yet_does_its_failed_records_again_too(tmp_pa
     assert failed
     assert reopen_failed(release) == failed
     run(config)
-    assert handed_out(release)[0] == handed_out(whole)[0]
+    assert public_images(release)[0] == public_images(whole)[0]
 
 
 class Stop(Exception):
@@ -191,7 +191,7 @@ def test_a_retry_that_is_stopped_anywhere_loses_nothing(
         if not release.is_published:
             reopen_failed(release)
             run(config)
-        assert handed_out(release)[0] == handed_out(whole)[0]
+        assert public_images(release)[0] == public_images(whole)[0]
         assert len(rows(release)) == 7
         if not stopped:
             return

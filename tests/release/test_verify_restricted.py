@@ -112,7 +112,7 @@ RESTRICTED: Mapping[str, tuple[Callable[[Release], object], set[str]]] = {
 
 
 @pytest.mark.parametrize("what", RESTRICTED)
-def test_changes_to_the_restricted_half_are_found(signed_release: Release, what: str) -> None:
+def test_changes_to_the_restricted_half_are_detected(signed_release: Release, what: str) -> None:
     change, expected = RESTRICTED[what]
     change(signed_release)
     assert failures(check_both(signed_release)) == expected
@@ -135,7 +135,7 @@ def test_purged_records_are_noted(signed_release: Release) -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "another policy", "garbage", "not signed"])
-def test_a_decision_that_is_not_the_publishers_is_found(signed_release: Release, change: str) -> None:
+def test_a_decision_not_signed_by_the_publisher_is_detected(signed_release: Release, change: str) -> None:
     (last,) = dsse.loads(signed_release.decision_log.read(), publish.DECISION_PREDICATE)
     if change == "missing":
         signed_release.decision_log.remove()

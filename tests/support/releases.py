@@ -207,7 +207,7 @@ def tree(folder: Path | str) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def handed_out(release: Release) -> tuple[dict[str, bytes], pa.Table]:
+def public_images(release: Release) -> tuple[dict[str, bytes], pa.Table]:
     """The public pictures and the manifest; reports, which tell the time it took, apart."""
     files = tree(release.public.path)
     return {name: data for name, data in files.items() if name.startswith("images/")}, manifest(release)

@@ -22,7 +22,7 @@ from flows.jobs import (
 )
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.prefect_database import query, wait_for
-from tests.support.releases import HEX, PlainScorer, handed_out, people, settings
+from tests.support.releases import HEX, PlainScorer, people, public_images, settings
 
 PLAIN = {"metrics": {"clip": "none", "lpips": "none"}}
 
@@ -181,7 +181,7 @@ def test_the_release_is_the_same_on_any_engine_and_each_process_loads_the_model_
     subprocess.run([sys.executable, "-c", LOAD, str(tiny_model)], check=True)
     ((_, once),) = loads().items()
     release(settings(source, tmp_path / "local", model=model, **PLAIN))
-    expected = handed_out(Release.at(str(tmp_path / "local")))
+    expected = public_images(Release.at(str(tmp_path / "local")))
     for workers in (1, 2):
         config = settings(
             source,
@@ -193,8 +193,8 @@ def test_the_release_is_the_same_on_any_engine_and_each_process_loads_the_model_
         )
         assert release(config)["shards"] == 6
         done = Release.at(config.output.uri)
-        assert handed_out(done)[0] == expected[0]
-        assert handed_out(done)[1].equals(expected[1])
+        assert public_images(done)[0] == expected[0]
+        assert public_images(done)[1].equals(expected[1])
         counts = loads()
         assert 1 <= len(counts) <= workers
         assert set(counts.values()) == {once}
