@@ -55,6 +55,7 @@ def _read_only(source: SourceConfig) -> SourceConfig:
 
 
 def effort_of(config: AttackerConfig) -> Effort:
+    """Return the attackers' effort that the settings allow."""
     return Effort(config.pairs, config.outputs, config.averaged)
 
 

@@ -46,12 +46,12 @@ def run_attacks(
 
     An attack that fails leaves a note and does not stop the others. Raises ValueError for an unknown name.
     """
-    wanted = set(attacks)
-    if unknown := wanted - ATTACKS.keys():
+    selected = set(attacks)
+    if unknown := selected - ATTACKS.keys():
         raise ValueError(f"attacks {', '.join(sorted(unknown))}: unknown: known are {', '.join(ATTACKS)}")
     findings = Findings()
     for name, attack in ATTACKS.items():
-        if name in wanted:
+        if name in selected:
             bench.progress(name)
             try:
                 attack(bench, findings)

@@ -45,6 +45,7 @@ def apply_baseline(name: str, evidence: Evidence, distance: DistanceFunction, rn
 
 
 def median_distance(originals: torch.Tensor, outputs: torch.Tensor, distance: DistanceFunction) -> float:
+    """Return the median distance of outputs from originals, both (N, 3, S, S), in batches."""
     parts = [distance(a, b) for a, b in zip(originals.split(BATCH), outputs.split(BATCH), strict=True)]
     return float(torch.cat(parts).median())
 
@@ -80,6 +81,7 @@ def blur_ladder(size: int) -> list[Mechanism]:
 
 
 def pixelation_ladder(size: int) -> list[Mechanism]:
+    """Return pixelations from one cell less than pixels on a side to a single cell."""
     return [Pixelate(cells) for cells in range(size - 1, 0, -1)]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 RENYI_ORDER = 2.0
 MAX_IMAGES = 1000  # bounds time and memory
 SAME_DISTANCE = 1e-6  # relative distance below which two images are one
+
+Distances = TypeVar("Distances", float, Floats)
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,7 @@ class Certificate:
     sentence: str
 
 
-@overload
-def mu(distance: float, abar: float, k: int = 1) -> float: ...
-@overload
-def mu(distance: Floats, abar: float, k: int = 1) -> Floats: ...
-def mu(distance: float | Floats, abar: float, k: int = 1) -> float | Floats:
+def mu(distance: Distances, abar: float, k: int = 1) -> Distances:
     """Return ``d sqrt(k abar / (1 - abar))``: k outputs separate two originals no better than N(0, 1) and N(mu, 1).
 
     ``distance`` is Euclidean, in the space that is noised. Raises ValueError.

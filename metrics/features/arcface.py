@@ -73,8 +73,8 @@ class ArcFace:
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            (wanted,) = session.get_inputs()
-            layout = InputLayout.from_onnx(wanted.name, wanted.shape)
+            (image,) = session.get_inputs()
+            layout = InputLayout.from_onnx(image.name, image.shape)
             return cls(session, layout, finder, digest=weights.digest(path))
         except Exception as error:  # onnxruntime raises many types for a wrong file
             reason = next(iter(str(error).splitlines()), "")[:160]

@@ -144,6 +144,7 @@ class DlibFaces:
 
 
 def to_unit_norm(row: npt.NDArray[np.float64]) -> Rows:
+    """Return a row (D,) of unit norm; a row of zeros stays as it is."""
     return np.asarray(row / max(np.linalg.norm(row), np.finfo(np.float64).tiny), np.float32)
 
 

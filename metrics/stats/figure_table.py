@@ -14,4 +14,5 @@ FIGURE_SCHEMA = pa.schema([pa.field(f.name, TYPES[str(f.type).partition(" ")[0]]
 
 
 def figures_table(figures: Iterable[Figure]) -> pa.Table:
+    """Return a row for each figure, by ``FIGURE_SCHEMA``."""
     return pa.Table.from_pylist([asdict(figure) for figure in figures], FIGURE_SCHEMA)

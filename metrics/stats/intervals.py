@@ -72,6 +72,7 @@ def concatenate(first: Columns, second: Columns) -> Columns:
 
 
 def as_subjects(names: Sequence[object]) -> Names:
+    """Return names of any kind as an array of text (N,)."""
     return np.array([str(name) for name in names], dtype=np.str_)
 
 

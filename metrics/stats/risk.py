@@ -138,4 +138,5 @@ def without_values(figure: Figure) -> Figure:
 
 
 def with_note(figure: Figure, note: str) -> Figure:
+    """Return the same line with a further note."""
     return replace(figure, note=f"{figure.note}; {note}" if figure.note else note)

@@ -119,12 +119,13 @@ class Classifier:
             self.logits, columns, [label_of.get(i, name) for i, name in enumerate(self.names)], self.versioned_name
         )
 
-    def _column(self, wanted: str) -> int | None:
-        wanted = wanted.strip().casefold()
+    def _column(self, class_name: str) -> int | None:
+        class_name = class_name.strip().casefold()
         for column, name in enumerate(self.names):
-            if wanted in {name.casefold(), *(synonym.strip().casefold() for synonym in name.split(","))}:
+            if class_name in {name.casefold(), *(synonym.strip().casefold() for synonym in name.split(","))}:
                 return column
-        return int(wanted) if wanted.isascii() and wanted.isdigit() and int(wanted) < len(self.names) else None
+        is_number = class_name.isascii() and class_name.isdigit()
+        return int(class_name) if is_number and int(class_name) < len(self.names) else None
 
 
 @dataclass(frozen=True)
