@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -146,7 +146,8 @@ class Ledger:
 
     def digest(self) -> str:
         """Return one SHA-256 (hex) over all files of the ledger; an event holds the one that was signed."""
-        return hash_files(data for _, data in self.read_files())
+        files = (hashlib.sha256(data).hexdigest().encode() for _, data in self.read_files())
+        return hashlib.sha256(b"".join(files)).hexdigest()
 
     def sort_originals(self, records: int | None = None) -> ExternalSort:
         """Return keyed digest and status of every original that could be read, sorted by digest; to be closed.
@@ -217,23 +218,9 @@ def summarize_shard(shard: int, table: pa.Table) -> ShardSummary:
 
 def combine_summaries(shards: Sequence[ShardSummary], reasons: Mapping[str, int]) -> Summary:
     """Return the counts of several shards together."""
-    return Summary(
-        read=sum(shard.read for shard in shards),
-        released=sum(shard.released for shard in shards),
-        quarantined=sum(shard.quarantined for shard in shards),
-        failed=sum(shard.failed for shard in shards),
-        shards=len(shards),
-        seconds=sum(shard.seconds for shard in shards),
-        reasons=dict(sorted(reasons.items())),
-    )
-
-
-def hash_files(files: Iterable[bytes]) -> str:
-    """Return one SHA-256 (hex) over the SHA-256 of each file, in order."""
-    digest = hashlib.sha256()
-    for data in files:
-        digest.update(hashlib.sha256(data).hexdigest().encode())
-    return digest.hexdigest()
+    names = ("read", "released", "quarantined", "failed", "seconds")
+    totals: dict[str, Any] = {name: sum(getattr(shard, name) for shard in shards) for name in names}
+    return Summary(**totals, shards=len(shards), reasons=dict(sorted(reasons.items())))
 
 
 def _reopened_path(release: Release, shard: int) -> StoragePath:

@@ -211,7 +211,7 @@ def _record_decision(
     predicate = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "result": verdict.result,
-        "rules": [asdict(result) for result in verdict.rule_results],
+        "rules": [result.to_json() for result in verdict.rule_results],
         "policy": config.policy.model_dump(mode="json"),
     }
     decision = dsse.build(DECISION_PREDICATE, {MANIFEST: evaluation.manifest_digest}, predicate, signer)

@@ -40,6 +40,7 @@ def test_a_release_that_breaks_the_policy_is_not_published_and_the_decision_is_s
     assert not release.public.exists() and not release.statement.exists()
     (decision,) = dsse.loads(release.decision_log.read(), publish.DECISION_PREDICATE)
     assert decision.predicate["result"] == "fail"
+    assert set(decision.predicate["rules"][0]) == {"rule", "bound", "found", "result", "is_figure"}
     signer = signing.signer_from_env("ANONYMIZER_SIGNING_KEY")
     assert signer is not None and decision.is_signed_by(signer.public_key)
 
