@@ -25,7 +25,7 @@ from tests.support.signing_keys import ADA, EVE, PUBLISHER, VARIABLE, pem, publi
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """A release that was signed by its publisher and one who approved it."""
+    """A release signed by its publisher and one approver."""
     root = tmp_path_factory.mktemp("release")
     policy = {"approvals": 1, "approvers": {"ada": public_key(ADA)}}
     with pytest.MonkeyPatch.context() as patch:

@@ -34,8 +34,8 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
 
 
-class Counting(PlainScorer):
-    """Says that an output is as far from its original as the level that it was drawn at, less what its original asks.
+class LevelScorer(PlainScorer):
+    """Scores an output by the level it was sampled at, relative to the need of its original.
 
     The greyer an original, the more noise it needs: ``lpips`` is the level over the original's mean in [0, 1].
     """
@@ -48,8 +48,8 @@ class Counting(PlainScorer):
         return Scores(clip_similarity=0.5, lpips=self.model.level / max(need, 1e-6))
 
 
-class Levelled(IdealGaussian):
-    """A model that knows at which level it was last asked to begin."""
+class LevelRecorder(IdealGaussian):
+    """A model that records the level it last started at."""
 
     level = 0.0
 
@@ -58,18 +58,18 @@ class Levelled(IdealGaussian):
         return super().predict(zt, t, condition)
 
 
-def escalating(tmp_path: Path, **policy: Any) -> tuple[Release, Any]:
-    """Greys that need levels 0.2, 0.45, 0.7 and 0.98, and one file that is no picture."""
+def run_escalating(tmp_path: Path, **policy: Any) -> tuple[Release, Any]:
+    """Run on greys that need levels 0.2, 0.45, 0.7 and 0.98, and on a file that is no image."""
     greys = {f"{need}.png": plain(round(need * 255)) for need in (0.2, 0.45, 0.7, 0.98)}
     folder_of(tmp_path / "in", greys | {"bad.png": b"x"})
-    model = Levelled()
+    model = LevelRecorder()
     gates = {"scores": {"lpips": {"min": 0.99}}, "escalate": [0.5, 0.8]} | policy
     config = settings(tmp_path / "in", tmp_path / "out", policy=gates, run={"shard_size": 3, "batch_size": 2})
-    return run(config, model, Counting(model)), config
+    return run(config, model, LevelScorer(model)), config
 
 
 def test_an_output_that_is_too_close_is_drawn_again_at_a_stronger_level(tmp_path: Path) -> None:
-    release, _ = escalating(tmp_path)
+    release, _ = run_escalating(tmp_path)
     found = {row["record_id"]: row for row in rows(release)}
     outcomes = {name: (row["status"], row["reason"], row["attempts"], row["level"]) for name, row in found.items()}
     assert outcomes == {
@@ -89,11 +89,11 @@ def test_an_output_that_is_too_close_is_drawn_again_at_a_stronger_level(tmp_path
 
 
 def test_an_escalated_output_is_what_a_run_at_that_level_gives(tmp_path: Path) -> None:
-    """Its noise is its own as well: what two levels share could be cancelled."""
-    release, _ = escalating(tmp_path)
+    """Each level has noise of its own: shared noise could be cancelled."""
+    release, _ = run_escalating(tmp_path)
     row = next(row for row in rows(release) if row["record_id"] == "0.7.png")
     alone = settings(tmp_path / "in", tmp_path / "alone", boomerang={"level": 0.8, "steps": 2})
-    other = next(row for row in rows(run(alone, Levelled())) if row["record_id"] == "0.7.png")
+    other = next(row for row in rows(run(alone, LevelRecorder())) if row["record_id"] == "0.7.png")
     same = ("output_id", "sha256", "config_fingerprint", "t_boom", "log_snr")
     assert [row[name] for name in same] == [other[name] for name in same]
 

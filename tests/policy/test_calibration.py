@@ -75,7 +75,7 @@ Highs = Mapping[str, float | None]
 
 
 def level(share: float, highs: Highs | float | None, confirming: Highs | float | None = 0.0) -> CalibratedLevel:
-    """A level with upper bounds in the choosing half, and with values in the confirming one, whose bounds are twice."""
+    """Return a level with upper bounds in the choosing half and values in the confirming one (bounds: twice)."""
 
     def by_attack(numbers: Highs | float | None) -> Highs:
         return numbers if isinstance(numbers, Mapping) else {"linkage": numbers}
@@ -110,7 +110,7 @@ def calibration(*levels: CalibratedLevel, config: RunConfig | None = None, diges
 CURVE = calibration(level(0.2, 1.0), level(0.4, 0.3), level(0.6, 0.05), level(0.8, 0.01))
 
 
-def refused(work: Callable[[], Any]) -> str:
+def error_of(work: Callable[[], Any]) -> str:
     with pytest.raises(ConfigError) as caught:
         work()
     assert "\n" not in str(caught.value)
@@ -125,7 +125,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ruled(*overrides: str, **rule: Any) -> RunConfig:
+def config_with_rule(*overrides: str, **rule: Any) -> RunConfig:
     return build(SETTINGS | {"boomerang": {"level": RULE | rule, "steps": 2}}, overrides)
 
 
@@ -137,7 +137,7 @@ def ruled(*overrides: str, **rule: Any) -> RunConfig:
 )
 def test_the_smallest_level_whose_upper_bound_holds_is_taken(max_risk: float, chosen: float | None) -> None:
     if chosen is None:
-        refused(lambda: choose_level(CURVE, max_risk))
+        error_of(lambda: choose_level(CURVE, max_risk))
     else:
         assert choose_level(CURVE, max_risk).level == chosen
 
@@ -155,7 +155,7 @@ def test_levels_may_stand_in_any_order() -> None:
 
 def test_the_upper_bound_counts_and_not_the_value() -> None:
     one = level(0.9, 0.3).model_copy(update={"choosing": (risk("linkage", 0.3, value=0.01),)})
-    assert "0.9: 0.300 linkage" in refused(lambda: choose_level(calibration(one), 0.1))
+    assert "0.9: 0.300 linkage" in error_of(lambda: choose_level(calibration(one), 0.1))
 
 
 def test_every_attack_must_hold() -> None:
@@ -170,21 +170,21 @@ def test_a_promise_may_be_about_some_attacks_only() -> None:
         level(0.8, {"linkage": 0.9, "leaks": 0.01}, {"linkage": 0.9, "leaks": 0.01}),
     )
     assert choose_level(curve, 0.05, ["leaks"]) == LevelChoice(0.4, 0.05, ("leaks",), 0.02, 0.01, 0.02)
-    assert "0.4: 0.900 linkage, 0.8: 0.900 linkage" in refused(lambda: choose_level(curve, 0.05))
+    assert "0.4: 0.900 linkage, 0.8: 0.900 linkage" in error_of(lambda: choose_level(curve, 0.05))
 
 
 @pytest.mark.parametrize("unmeasured", [{"linkage": 0.01, "leaks": None}, {"linkage": 0.01}])
 def test_an_unmeasured_risk_counts_as_too_high(unmeasured: Highs) -> None:
-    """Whether it stands there without a number, or does not stand there at all."""
+    """Whether the attack is listed without a number, or not listed at all."""
     full = {"linkage": 0.01, "leaks": 0.01}
     assert choose_level(calibration(level(0.4, unmeasured), level(0.8, full)), 0.05).level == 0.8
-    line = refused(lambda: choose_level(calibration(level(0.4, full), level(0.8, unmeasured)), 0.05))
+    line = error_of(lambda: choose_level(calibration(level(0.4, full), level(0.8, unmeasured)), 0.05))
     assert "upper bounds are 0.4: 0.010 linkage, 0.8: leaks not measured: raise max_risk" in line
 
 
 def test_other_people_must_confirm_the_choice() -> None:
     curve = calibration(level(0.4, 0.04, 0.08), level(0.8, 0.01, 0.01))
-    line = refused(lambda: choose_level(curve, 0.05))
+    line = error_of(lambda: choose_level(curve, 0.05))
     assert "boomerang.level: 0.4 was chosen for a risk of at most 0.05, and the people who were to confirm" in line
     assert "show 0.080 linkage (upper bound 0.160 linkage): raise max_risk, or calibrate with more people" in line
     assert choose_level(curve, 0.03) == LevelChoice(0.8, 0.03, ("linkage",), 0.01, 0.01, 0.02)
@@ -197,12 +197,12 @@ def test_the_value_confirms_and_the_error_gives_its_bound() -> None:
 
 
 def test_a_confirmation_without_a_number_is_none() -> None:
-    line = refused(lambda: choose_level(calibration(level(0.4, 0.04, None)), 0.05))
+    line = error_of(lambda: choose_level(calibration(level(0.4, 0.04, None)), 0.05))
     assert "show linkage not measured" in line
 
 
 def test_where_no_level_holds_the_error_is_the_curve_and_what_to_do() -> None:
-    line = refused(lambda: choose_level(CURVE, 0.001))
+    line = error_of(lambda: choose_level(CURVE, 0.001))
     assert "no level, taken from the strongest down, keeps the risk at or below 0.001" in line
     assert "0.2: 1.000 linkage, 0.4: 0.300 linkage, 0.6: 0.050 linkage, 0.8: 0.010 linkage" in line
     assert "raise max_risk, calibrate with more people, or name the attacks that the promise is about" in line
@@ -210,24 +210,24 @@ def test_where_no_level_holds_the_error_is_the_curve_and_what_to_do() -> None:
 
 @pytest.mark.parametrize("max_risk", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
 def test_a_max_risk_of_0_or_1_is_refused(max_risk: float) -> None:
-    assert f"boomerang.level.max_risk must be in (0, 1), got {max_risk:g}" in refused(
+    assert f"boomerang.level.max_risk must be in (0, 1), got {max_risk:g}" in error_of(
         lambda: choose_level(CURVE, max_risk)
     )
 
 
 def test_a_promise_about_an_attack_that_was_not_tried_is_refused() -> None:
-    assert "did not try 'parrot': name some of linkage" in refused(
+    assert "did not try 'parrot': name some of linkage" in error_of(
         lambda: choose_level(CURVE, 0.05, ["linkage", "parrot"])
     )
-    assert "boomerang.level.attacks: names none" in refused(lambda: choose_level(CURVE, 0.05, []))
+    assert "boomerang.level.attacks: names none" in error_of(lambda: choose_level(CURVE, 0.05, []))
 
 
 def test_a_calibration_without_attacks_is_refused() -> None:
-    assert "tried no attack" in refused(lambda: choose_level(calibration(level(0.4, {}, {})), 0.05))
+    assert "tried no attack" in error_of(lambda: choose_level(calibration(level(0.4, {}, {})), 0.05))
 
 
 def test_a_calibration_without_a_kind_is_not_begun() -> None:
-    line = refused(lambda: build(SETTINGS, ["source.kind=null"]).calibration_scope(IDEAL))
+    line = error_of(lambda: build(SETTINGS, ["source.kind=null"]).calibration_scope(IDEAL))
     assert line.startswith("source.kind: missing: say in a few words what is on the pictures (--set source.kind=")
 
 
@@ -252,7 +252,7 @@ def test_any_calibration_survives_its_file(highs: Highs, share: float) -> None:
 def test_a_file_that_was_cut_is_one_line(data: st.DataObject) -> None:
     whole = to_json(CURVE)
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    assert refused(lambda: parse(cut, "c.json")).startswith("calibration 'c.json': is damaged")
+    assert error_of(lambda: parse(cut, "c.json")).startswith("calibration 'c.json': is damaged")
 
 
 @given(st.data(), st.binary(min_size=1, max_size=8))
@@ -269,11 +269,11 @@ def test_a_garbled_file_is_one_line_or_a_calibration(data: st.DataObject, noise:
 
 @given(st.binary(max_size=60) | st.recursive(st.none(), lambda x: st.lists(x)).map(lambda x: json.dumps(x).encode()))
 def test_any_bytes_are_one_line(data: bytes) -> None:
-    assert "is damaged, or no calibration: restore it, or calibrate again" in refused(lambda: parse(data, "c.json"))
+    assert "is damaged, or no calibration: restore it, or calibrate again" in error_of(lambda: parse(data, "c.json"))
 
 
 def changed(path: str, value: Any) -> bytes:
-    """The file with one value changed, or removed."""
+    """Return the file with one value changed or removed."""
     whole = json.loads(to_json(CURVE))
     *parents, key = (int(part) if part.isdigit() else part for part in path.split("."))
     node = whole
@@ -310,7 +310,7 @@ def changed(path: str, value: Any) -> bytes:
     ],
 )
 def test_a_file_that_is_not_whole_is_one_line(path: str, value: Any, line: str) -> None:
-    assert refused(lambda: parse(changed(path, value), "c.json")).startswith(f"calibration 'c.json': {line}")
+    assert error_of(lambda: parse(changed(path, value), "c.json")).startswith(f"calibration 'c.json': {line}")
 
 
 def test_an_unreadable_file_is_one_line_without_its_address(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_an_unreadable_file_is_one_line_without_its_address(tmp_path: Path) -> N
         (f"nosuch://{secret}/c.json?signed=1", "calibration 'c.json': its address cannot be opened"),
         (f"{secret}/", "calibration 'secret project': cannot be read (IsADirectoryError)"),
     ):
-        assert (message := refused(lambda uri=uri: read(uri))).startswith(line)
+        assert (message := error_of(lambda uri=uri: read(uri))).startswith(line)
         assert str(tmp_path) not in message
 
 
@@ -385,17 +385,17 @@ def test_a_number_is_left_alone() -> None:
     ],
 )
 def test_a_wrong_rule_is_one_line(folder: Path, rule: dict[str, Any], line: str) -> None:
-    message = refused(lambda: ruled(**rule))
+    message = error_of(lambda: config_with_rule(**rule))
     assert line in message
     assert "hunter2" not in message
 
 
 def test_a_missing_key_of_a_rule_is_named(folder: Path) -> None:
-    assert "boomerang.level.calibration: missing" in refused(lambda: build(SETTINGS, ["boomerang.level={}"]))
+    assert "boomerang.level.calibration: missing" in error_of(lambda: build(SETTINGS, ["boomerang.level={}"]))
 
 
 def test_other_errors_precede_those_of_the_calibration(folder: Path) -> None:
-    message = refused(lambda: ruled("run.treads=1", calibration="none.json"))
+    message = error_of(lambda: config_with_rule("run.treads=1", calibration="none.json"))
     assert "run.treads: unknown key" in message
     assert "none.json" not in message
 
@@ -415,11 +415,11 @@ def test_a_calibration_is_refused_with_other_settings(folder: Path, key: str) ->
     words = "null" if value is None else repr(value)
     line = rf"{key}: the calibration was made with "
     rule = {"boomerang.level": RULE | {"max_risk": 0.001}}  # no level holds it, but this error comes later
-    message = refused(lambda: build(SETTINGS, (), rule | {key: value}))
+    message = error_of(lambda: build(SETTINGS, (), rule | {key: value}))
     assert message.startswith(line)
     assert f", not {words}: use that, or calibrate anew" in message
-    stored = parse_yaml(dump(ruled()), "config.yaml")
-    assert refused(lambda: build(stored, (), {key: value})).startswith(line)
+    stored = parse_yaml(dump(config_with_rule()), "config.yaml")
+    assert error_of(lambda: build(stored, (), {key: value})).startswith(line)
 
 
 def test_every_setting_that_changes_pixels_is_one_that_a_calibration_belongs_to() -> None:
@@ -429,13 +429,13 @@ def test_every_setting_that_changes_pixels_is_one_that_a_calibration_belongs_to(
 
 
 def test_a_rule_needs_to_know_the_kind_of_pictures(folder: Path) -> None:
-    message = refused(lambda: ruled("source.kind=null"))
+    message = error_of(lambda: config_with_rule("source.kind=null"))
     assert message == f"source.kind: missing: the calibration is for '{KIND}': set it to that if it is true here"
 
 
 @pytest.mark.parametrize("kind", ["''", "' '", '"a\\nb"', "3"])
 def test_a_kind_is_a_few_words(kind: str) -> None:
-    assert refused(lambda: build(SETTINGS, [f"source.kind={kind}"])).startswith("source.kind")
+    assert error_of(lambda: build(SETTINGS, [f"source.kind={kind}"])).startswith("source.kind")
     assert build(SETTINGS, [f"source.kind=' {KIND} '"]).source.kind == KIND
 
 
@@ -444,23 +444,23 @@ def test_kinds_that_differ_late_are_different(folder: Path) -> None:
     (folder / "c.json").write_bytes(
         to_json(calibration(level(0.6, 0.01), config=build(SETTINGS, [f"source.kind={kind}"])))
     )
-    assert ruled(f"source.kind={kind}").boomerang.level == 0.6
-    assert "source.kind" in refused(lambda: ruled(f"source.kind={kind}y"))
+    assert config_with_rule(f"source.kind={kind}").boomerang.level == 0.6
+    assert "source.kind" in error_of(lambda: config_with_rule(f"source.kind={kind}y"))
 
 
 # -- what follows from it ---------------------------------------------------------------------------------------------
 
 
 def test_a_stored_config_builds_again_without_the_file(folder: Path) -> None:
-    config = ruled()
+    config = config_with_rule()
     (folder / "c.json").unlink()
     assert build(parse_yaml(dump(config), "config.yaml")) == config
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 def test_a_level_by_hand_does_not_keep_the_record_of_a_choice(folder: Path) -> None:
-    stored = parse_yaml(dump(ruled()), "config.yaml")
-    message = refused(lambda: build(stored, ["boomerang.level=0.3"]))
+    stored = parse_yaml(dump(config_with_rule()), "config.yaml")
+    message = error_of(lambda: build(stored, ["boomerang.level=0.3"]))
     assert message == (
         "boomerang.level: is 0.3, and boomerang.chosen says that a calibration gave 0.6: set boomerang.chosen=null to "
         "choose a level by hand"
@@ -473,31 +473,31 @@ def test_a_level_by_hand_does_not_keep_the_record_of_a_choice(folder: Path) -> N
 
 def test_neither_the_choice_nor_the_kind_changes_the_fingerprint(folder: Path) -> None:
     plain = build(SETTINGS, ["source.kind=null"])
-    assert ruled().fingerprint("m") == plain.fingerprint("m") == build(SETTINGS).fingerprint("m")
+    assert config_with_rule().fingerprint("m") == plain.fingerprint("m") == build(SETTINGS).fingerprint("m")
 
 
 def test_a_record_is_not_offered_as_a_setting() -> None:
-    assert "known keys: level, sampler, samples, steps" in refused(lambda: build(SETTINGS, ["boomerang.zzz=1"]))
-    assert refused(lambda: build(SETTINGS, ["boomerang=1"])).endswith("its keys are level, sampler, steps, samples")
+    assert "known keys: level, sampler, samples, steps" in error_of(lambda: build(SETTINGS, ["boomerang.zzz=1"]))
+    assert error_of(lambda: build(SETTINGS, ["boomerang=1"])).endswith("its keys are level, sampler, steps, samples")
 
 
 def test_another_model_than_the_calibrations_is_refused_when_planning(folder: Path) -> None:
     (folder / "c.json").write_bytes(to_json(calibration(level(0.6, 0.01), digest="a" * 64)))
     people(folder / "in")
-    message = refused(lambda: begin(ruled()))
+    message = error_of(lambda: begin(config_with_rule()))
     assert message.startswith(
         "model.id: the calibration was made with 'bundled:faces-64' (SHA-256 'aaaaaaaaaaaa'), not "
     )
     assert not (folder / "out").exists()
 
 
-def ruled_run(folder: Path, **rule: Any) -> RunConfig:
+def run_config_with_rule(folder: Path, **rule: Any) -> RunConfig:
     return settings("in", "out", source={"kind": KIND}, boomerang={"level": RULE | rule})
 
 
 def test_a_release_with_a_rule_equals_the_one_with_its_level_and_only_the_custodian_sees_the_rule(folder: Path) -> None:
     people(folder / "in")
-    config = ruled_run(folder)
+    config = run_config_with_rule(folder)
     release = run(config)
     plain = run(settings("in", "plain", boomerang={"level": 0.6}))
     assert public_images(release)[0] == public_images(plain)[0]
@@ -513,24 +513,24 @@ def test_a_release_with_a_rule_equals_the_one_with_its_level_and_only_the_custod
 
 def test_a_started_release_is_finished_with_the_same_rule_or_its_stored_level(folder: Path) -> None:
     people(folder / "in")
-    release = begin(ruled_run(folder))
-    begin(ruled_run(folder))
+    release = begin(run_config_with_rule(folder))
+    begin(run_config_with_rule(folder))
     (folder / "c.json").rename(folder / "gone")
     begin(build(read_tree(release.config.path)))
     for other in (
         settings("in", "out", source={"kind": KIND}, boomerang={"level": 0.6}),
-        ruled_run(folder, max_risk=0.06, calibration="gone"),
+        run_config_with_rule(folder, max_risk=0.06, calibration="gone"),
     ):
         with pytest.raises(OutputError, match=r"was begun with boomerang\.level chosen in another way: use the settin"):
             begin(other)
     with pytest.raises(OutputError, match=r"was begun with boomerang\.level 0\.6, not 0\.4"):
-        begin(ruled_run(folder, max_risk=0.3, calibration="gone"))
+        begin(run_config_with_rule(folder, max_risk=0.3, calibration="gone"))
 
 
 def test_the_flow_resolves_a_rule_once_and_its_tasks_see_the_level(
     folder: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deployment hands the flow the nested mappings of a YAML file."""
+    """A deployment passes the nested mappings of a YAML file to the flow."""
     from flows import release as flows_release
 
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
@@ -550,7 +550,7 @@ def test_the_flow_resolves_a_rule_once_and_its_tasks_see_the_level(
     assert [config.boomerang.level for config in seen] == [0.6] * 3
     assert Release.at("out").is_complete
     (folder / "c.json").write_bytes(b"{}")
-    assert "is damaged, or no calibration" in refused(lambda: flows_release.release(given))
+    assert "is damaged, or no calibration" in error_of(lambda: flows_release.release(given))
 
 
 def test_the_command_line_plans_and_refuses_by_a_rule(
@@ -592,4 +592,4 @@ def test_an_audits_settings_have_no_rule() -> None:
 
 
 def test_a_plan_is_made_from_a_rule(folder: Path) -> None:
-    assert plan.build_plan(ruled(), IdealGaussian(), KEY, 5).t_boom == 600
+    assert plan.build_plan(config_with_rule(), IdealGaussian(), KEY, 5).t_boom == 600

@@ -30,7 +30,7 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
 
 
-def of(policy: dict[str, Any], **sections: Any) -> Any:
+def config_of(policy: dict[str, Any], **sections: Any) -> Any:
     return settings("in", "out", policy=policy, metrics={"identity": "dlib"}, **sections)
 
 
@@ -54,7 +54,7 @@ GOOD = Scores(clip_similarity=0.5, lpips=0.5, identity_distance=0.5, faces=1)
     ],
 )
 def test_scores_out_of_bounds_are_quarantined(bounds: Any, reason: Reason | None) -> None:
-    decision = gate(GOOD, of({"scores": bounds}))
+    decision = gate(GOOD, config_of({"scores": bounds}))
     assert (decision.status, decision.reason) == (Status.QUARANTINED if reason else Status.RELEASED, reason)
 
 
@@ -63,18 +63,18 @@ def test_scores_out_of_bounds_are_quarantined(bounds: Any, reason: Reason | None
 def test_an_output_without_a_requested_score_is_quarantined(name: str, missing: float | None) -> None:
     scores = Scores(**{"clip_similarity": 0.5, "lpips": 0.5, "identity_distance": 0.5, "faces": 1, name: missing})  # type: ignore[arg-type]
     for bounds in ({}, {name: {"min": -9}}):
-        assert gate(scores, of({"scores": bounds})).reason is Reason.NOT_SCORED
+        assert gate(scores, config_of({"scores": bounds})).reason is Reason.NOT_SCORED
 
 
 def test_an_output_without_a_face_is_quarantined_if_the_policy_bounds_faces() -> None:
     nobody = Scores(0.5, 0.5, identity_distance=float("nan"), faces=0)
     for bounds in ({"faces": {"max": 3}}, {"identity_distance": {"min": 0.1}}, {"identity_distance": {"max": 2}}):
-        assert gate(nobody, of({"scores": bounds})).reason is Reason.NO_FACE
-    assert gate(nobody, of({"scores": {"lpips": {"min": 0.1}}})).status is Status.RELEASED
+        assert gate(nobody, config_of({"scores": bounds})).reason is Reason.NO_FACE
+    assert gate(nobody, config_of({"scores": {"lpips": {"min": 0.1}}})).status is Status.RELEASED
     original_without = Scores(0.5, 0.5, identity_distance=float("nan"), faces=1)
-    assert gate(original_without, of({"scores": {"identity_distance": {"min": 0.1}}})).reason is Reason.NO_FACE
+    assert gate(original_without, config_of({"scores": {"identity_distance": {"min": 0.1}}})).reason is Reason.NO_FACE
     never_looked = Scores(0.5, 0.5)
-    assert gate(never_looked, of({"scores": {"faces": {"min": 1}}})).reason is Reason.NOT_SCORED
+    assert gate(never_looked, config_of({"scores": {"faces": {"min": 1}}})).reason is Reason.NOT_SCORED
 
 
 @given(
@@ -95,7 +95,7 @@ def test_an_empty_bound_is_refused(value: str) -> None:
 
 
 def test_a_policy_stays_what_it_was_when_the_run_began(tmp_path: Path) -> None:
-    """Leaving a rule out would be a way to force a release; a waiver says who did."""
+    """Dropping a rule would force a release without a record; a waiver names who sets it aside."""
     source = people(tmp_path / "in", 3)
     with pytest.raises(GateError):
         run(settings(source, tmp_path / "out", policy={"min_released": 4}))
@@ -112,8 +112,8 @@ def counts(read: int = 100, released: int = 90, quarantined: int = 6, failed: in
     return Summary(read, released, quarantined, failed, shards=1, seconds=1.0, reasons={})
 
 
-def line(attack: str, measure: str, high: float, **rest: Any) -> dict[str, Any]:
-    """A figure of an audit without a control, at a chance of nothing."""
+def figure(attack: str, measure: str, high: float, **rest: Any) -> dict[str, Any]:
+    """Return a figure of an audit without a control, at chance 0."""
     blank = {"value": high / 2, "low": 0.0, "chance": 0.0, "control": None, "risk": None, "risk_low": None}
     return blank | {"attack": attack, "measure": measure, "high": high, "risk_high": None, "subgroup": None} | rest
 
@@ -122,9 +122,9 @@ def audit(*figures: dict[str, Any], manifest: str = "m", days: float = 0) -> Aud
     return AuditResult(NOW - timedelta(days=days), manifest, figures)
 
 
-def broken(policy: dict[str, Any], found: AuditResult | None = None, of: Summary | None = None) -> list[str]:
+def failed_rules(policy: dict[str, Any], found: AuditResult | None = None, of: Summary | None = None) -> list[str]:
     verdict = evaluate_release(PolicyConfig.model_validate(policy), of or counts(), "m", found, NOW)
-    return [ruling.rule for ruling in verdict.failed_rules]
+    return [result.rule for result in verdict.failed_rules]
 
 
 @pytest.mark.parametrize(
@@ -140,15 +140,15 @@ def broken(policy: dict[str, Any], found: AuditResult | None = None, of: Summary
     ],
 )
 def test_counts_are_held_against_the_policy(policy: dict[str, Any], expected: list[str]) -> None:
-    assert broken(policy) == expected
+    assert failed_rules(policy) == expected
 
 
 def test_an_empty_release_fails_every_bound_on_shares() -> None:
     none = counts(0, 0, 0, 0)
-    assert broken({"max_failed": 0.5, "max_quarantined": 0.5}, of=none) == ["max_quarantined", "max_failed"]
+    assert failed_rules({"max_failed": 0.5, "max_quarantined": 0.5}, of=none) == ["max_quarantined", "max_failed"]
 
 
-LOW, HIGH = line("linkage", "rank-1", 0.04), line("linkage", "rank-1", 0.06)
+LOW, HIGH = figure("linkage", "rank-1", 0.04), figure("linkage", "rank-1", 0.06)
 
 
 @pytest.mark.parametrize(
@@ -156,24 +156,24 @@ LOW, HIGH = line("linkage", "rank-1", 0.04), line("linkage", "rank-1", 0.06)
     [
         (audit(LOW), []),
         (audit(LOW, HIGH), ["max_linkage_rank1"]),  # the best attacker counts
-        (audit(line("membership", "AUC", 0.5)), ["audits.linkage", "max_linkage_rank1"]),  # not tried
-        (audit(line("linkage", "rank-1", 0.0, value=None)), ["audits.linkage", "max_linkage_rank1"]),  # not measured
-        (audit(line("linkage", "rank-5", 0.9), LOW), []),
-        (audit(LOW, line("linkage", "rank-1", 0.0, value=None)), ["max_linkage_rank1"]),  # one is not measured
-        (audit(LOW, line("linkage", "not run", 0.0, value=None)), ["max_linkage_rank1"]),  # one failed
-        (audit(LOW, line("linkage", "rank-1", float("nan"))), ["max_linkage_rank1"]),
-        (audit(LOW, line("linkage", "rank-1", 1.0, control=1)), ["max_linkage_rank1"]),  # tells nothing
+        (audit(figure("membership", "AUC", 0.5)), ["audits.linkage", "max_linkage_rank1"]),  # not tried
+        (audit(figure("linkage", "rank-1", 0.0, value=None)), ["audits.linkage", "max_linkage_rank1"]),  # not measured
+        (audit(figure("linkage", "rank-5", 0.9), LOW), []),
+        (audit(LOW, figure("linkage", "rank-1", 0.0, value=None)), ["max_linkage_rank1"]),  # one is not measured
+        (audit(LOW, figure("linkage", "not run", 0.0, value=None)), ["max_linkage_rank1"]),  # one failed
+        (audit(LOW, figure("linkage", "rank-1", float("nan"))), ["max_linkage_rank1"]),
+        (audit(LOW, figure("linkage", "rank-1", 1.0, control=1)), ["max_linkage_rank1"]),  # tells nothing
         (audit(LOW, manifest="another"), ["audits.linkage", "max_linkage_rank1"]),
         (None, ["audits.linkage", "max_linkage_rank1"]),
     ],
 )
 def test_a_figure_of_the_audit_is_held_against_its_bound(found: AuditResult | None, expected: list[str]) -> None:
-    assert broken({"risk": {"max_linkage_rank1": {"upper": 0.05}}}, found) == expected
+    assert failed_rules({"risk": {"max_linkage_rank1": {"upper": 0.05}}}, found) == expected
 
 
 def test_figures_of_limited_attackers_hold_no_bound() -> None:
     policy = {"risk": {"max_linkage_rank1": {"upper": 0.05}}}
-    assert broken(policy, audit(LOW)) == []
+    assert failed_rules(policy, audit(LOW)) == []
     lacking = replace(audit(LOW), attacker_limits="attackers drew without what the model was told")
     (ruling,) = [
         r for r in evaluate_release(PolicyConfig.model_validate(policy), counts(), "m", lacking, NOW).failed_rules
@@ -182,19 +182,19 @@ def test_figures_of_limited_attackers_hold_no_bound() -> None:
 
 
 def test_without_a_measure_the_bound_is_on_risk_above_chance() -> None:
-    guessing = line("membership", "AUC", 0.6, chance=0.5)
-    assert broken({"risk": {"max_membership": {"upper": 0.21}}}, audit(guessing)) == []
-    assert broken({"risk": {"max_membership": {"upper": 0.19}}}, audit(guessing)) == ["max_membership"]
+    guessing = figure("membership", "AUC", 0.6, chance=0.5)
+    assert failed_rules({"risk": {"max_membership": {"upper": 0.21}}}, audit(guessing)) == []
+    assert failed_rules({"risk": {"max_membership": {"upper": 0.19}}}, audit(guessing)) == ["max_membership"]
 
 
 def test_audits_that_are_required_must_be_there_and_young_enough() -> None:
     policy = {"audits": ["linkage", "parrot"], "audit_days": 30}
-    assert broken(policy) == ["audits.linkage", "audits.parrot", "audit_days"]
-    both = [LOW, line("parrot", "rank-1", 0.5)]
-    assert broken(policy, audit(LOW, days=30)) == ["audits.parrot"]
-    assert broken(policy, audit(*both, days=30)) == []
-    assert broken(policy, audit(*both, days=31)) == ["audit_days"]
-    assert broken(policy, audit(*both, days=-2)) == ["audit_days"]  # a clock that is wrong, or a date made up
+    assert failed_rules(policy) == ["audits.linkage", "audits.parrot", "audit_days"]
+    both = [LOW, figure("parrot", "rank-1", 0.5)]
+    assert failed_rules(policy, audit(LOW, days=30)) == ["audits.parrot"]
+    assert failed_rules(policy, audit(*both, days=30)) == []
+    assert failed_rules(policy, audit(*both, days=31)) == ["audit_days"]
+    assert failed_rules(policy, audit(*both, days=-2)) == ["audit_days"]  # a clock that is wrong, or a date made up
 
 
 def test_a_waiver_sets_one_rule_aside_until_its_last_day() -> None:
@@ -202,8 +202,8 @@ def test_a_waiver_sets_one_rule_aside_until_its_last_day() -> None:
         waiver = {"rule": rule, "who": "Ada", "why": "scanner fault", "until": until}
         return {"max_failed": 0.01, "max_quarantined": 0.01, "waivers": [waiver]}
 
-    assert broken(policy(NOW.date())) == ["max_quarantined"]
-    assert broken(policy(NOW.date() - timedelta(days=1))) == ["max_quarantined", "max_failed"]
+    assert failed_rules(policy(NOW.date())) == ["max_quarantined"]
+    assert failed_rules(policy(NOW.date() - timedelta(days=1))) == ["max_quarantined", "max_failed"]
     verdict = evaluate_release(PolicyConfig.model_validate(policy(NOW.date())), counts(), "m", None, NOW)
     ruling = next(r for r in verdict.rule_results if r.rule == "max_failed")
     assert ruling.result == "waived" and "Ada" in ruling.measured and "scanner fault" in ruling.measured

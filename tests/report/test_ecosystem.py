@@ -75,8 +75,8 @@ def release_of(tmp_path: Path, layout: str, labelled: bool = False, count: int =
     return run(settings(people(tmp_path / "in", count), tmp_path / "out", f"output.format={layout}", *label))
 
 
-def listed(tmp_path: Path, items: Sequence[Mapping[str, Any]], **source: Any) -> Release:
-    """A release of a listing, whose items have columns of any name."""
+def release_from_listing(tmp_path: Path, items: Sequence[Mapping[str, Any]], **source: Any) -> Release:
+    """Return a release of a listing whose items have columns of any name."""
     folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(len(items))})
     rows = [{"file": f"{i}.png", **item} for i, item in enumerate(items)]
     source = {"uri": str(listing(tmp_path / "in", rows)), "image": "file", **source}
@@ -89,7 +89,7 @@ def croissant(release: Release) -> dict[str, Any]:
 
 
 def records(mlc: Any, release: Release) -> list[dict[str, Any]]:
-    """What mlcroissant reads, in the manifest's order, by column, with text as text."""
+    """Return the records that mlcroissant reads, in the manifest's order, with text decoded."""
     key = "pictures/output_id"
     found = sorted(mlc.Dataset(f"{release.public}/croissant.json").records("pictures"), key=lambda one: one[key])
     return [
@@ -103,8 +103,8 @@ def pixels(picture: Any) -> Any:
         return np.asarray(picture).tolist()
 
 
-def published(release: Release) -> dict[str, Any]:
-    """Id -> pixels of the picture that lies in the public half."""
+def read_images(release: Release) -> dict[str, Any]:
+    """Return id -> pixels of each image in the public half."""
     found = released_images.read_images(release.public, manifest(release).to_pylist())
     return {row["output_id"]: pixels(Image.open(io.BytesIO(data))) for row, data in found}
 
@@ -130,7 +130,7 @@ def test_records_are_the_rows_of_the_manifest_with_their_pictures(
     release = release_of(tmp_path, layout, labelled)
     found = records(mlc, release)
     pictures = {one["output_id"]: pixels(one.pop("image")) for one in found if "image" in one}
-    assert pictures == ({} if layout == "webdataset" else published(release))
+    assert pictures == ({} if layout == "webdataset" else read_images(release))
     assert found == manifest(release).to_pylist()
     assert {one["label"] for one in found} == ({"a", "b"} if labelled else {None})
     assert "Could not match" not in caplog.text
@@ -152,7 +152,7 @@ def test_a_manifest_that_is_not_the_published_one_is_noticed(tmp_path: Path, mlc
 def test_columns_of_any_name_and_empty_values_come_through(tmp_path: Path, mlc: Any) -> None:
     names = ["a b/c:d é", 'name|`<b>"\\', "x%20y", "index", "content"]
     items = [{"about": f"cap {i}" if i else None, **{name: i or None for name in names}} for i in range(4)]
-    release = listed(tmp_path, items, caption="about", carry=[*names])
+    release = release_from_listing(tmp_path, items, caption="about", carry=[*names])
     rows = manifest(release).to_pylist()
     assert {row["caption"] for row in rows} == {None, "cap 1", "cap 2", "cap 3"}
     for one, row in zip(records(mlc, release), rows, strict=True):
@@ -171,7 +171,7 @@ def test_a_release_without_pictures_is_described_and_has_no_records(tmp_path: Pa
 
 
 def test_webp_files_are_named_and_their_rows_read(tmp_path: Path, mlc: Any) -> None:
-    """mlcroissant decodes none."""
+    """mlcroissant decodes no WebP."""
     release = run(settings(people(tmp_path / "in"), tmp_path / "out", "output.image=webp"))
     assert croissant(release)["distribution"][1]["encodingFormat"] == "image/webp"
     assert records(mlc, release) == manifest(release).to_pylist()
@@ -228,13 +228,13 @@ def test_datasets_reads_pictures_and_labels(tmp_path: Path, datasets: Any, layou
     else:
         assert found["label"][:] == labels
         assert found["output_id"][:] == [row["output_id"] for row in rows]
-    pictures = published(release)
+    pictures = read_images(release)
     assert [pixels(image) for image in found["image"]] == [pictures[row["output_id"]] for row in rows]
 
 
 @every_layout
 def test_two_releases_in_folders_of_one_name_are_not_mistaken(tmp_path: Path, datasets: Any, layout: str) -> None:
-    """``datasets`` keeps what it loaded under the folder's name, which is ``public``, and what the card says of it."""
+    """``datasets`` caches by the folder's name, which is always ``public``, and by the card's description."""
     one, two = release_of(tmp_path / "one", layout), release_of(tmp_path / "two", layout, count=3)
     loaded = [datasets.load_dataset(release.public.path, split="train") for release in (one, two, one)]
     assert [len(found) for found in loaded] == [5, 3, 5]
@@ -243,7 +243,7 @@ def test_two_releases_in_folders_of_one_name_are_not_mistaken(tmp_path: Path, da
 def test_no_label_is_passed_over(tmp_path: Path, datasets: Any) -> None:
     """``datasets`` takes folders that begin with a dot or two underscores for hidden ones."""
     labels = ["__x__", ".hid", "a/b ü", "plain"]
-    release = listed(tmp_path, [{"who": label} for label in labels], label="who")
+    release = release_from_listing(tmp_path, [{"who": label} for label in labels], label="who")
     found = datasets.load_dataset(release.public.path, split="train")
     assert len(found) == 4
     assert found.features["label"].names == sorted(quote(label, safe="") for label in labels)
@@ -251,7 +251,7 @@ def test_no_label_is_passed_over(tmp_path: Path, datasets: Any) -> None:
 
 @pytest.mark.parametrize("missing", [None, ""])
 def test_folders_are_no_labels_where_a_picture_has_none(tmp_path: Path, datasets: Any, missing: str | None) -> None:
-    release = listed(tmp_path, [{"who": "a"}, {"who": missing}, {"who": "b"}], label="who")
+    release = release_from_listing(tmp_path, [{"who": "a"}, {"who": missing}, {"who": "b"}], label="who")
     found = datasets.load_dataset(release.public.path, split="train")
     assert (len(found), found.column_names) == (3, ["image"])
 

@@ -28,7 +28,7 @@ LOADS = ("src", "href", "srcset", "data", "poster", "action", "background", "xli
 
 
 class ToyScorer:
-    """Mean differences, so that each pair has scores of its own."""
+    """Scores by mean difference, so that those of all pairs differ."""
 
     names: Mapping[str, str] = {"clip_similarity": "toy-clip sha256:00", "lpips": "toy-lpips sha256:11"}
 
@@ -41,7 +41,7 @@ class ToyScorer:
 
 
 def release_of(tmp_path: Path, ideal: Any, good: int = 6, **settings: Any) -> tuple[Release, config.RunConfig]:
-    """A release of ``good`` pictures, one of them with a hostile name, and two files that are none."""
+    """Return a release of ``good`` images, one with a hostile name, and of two files that are no images."""
     source = tmp_path / SECRET_FOLDER
     (source / "site").mkdir(parents=True)
     draw = np.random.default_rng(3)
@@ -81,7 +81,7 @@ def manifest(release: Release) -> pa.Table:
 
 
 class Page(HTMLParser):
-    """Tags, ids and whatever a browser would load."""
+    """Tags, ids and addresses that a browser would load, of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -99,7 +99,7 @@ def test_extra_content_of_a_tar_part_is_found(signed_releases: Mapping[str, Path
 
 
 def with_images(table: pa.Table, **more: Any) -> pa.Table:
-    """The table with its pictures' structs changed."""
+    """Return the table with fields of its image structs changed."""
     values = [row | {k: v(row) if callable(v) else v for k, v in more.items()} for row in table["image"].to_pylist()]
     kind = pa.array(values).type if set(more) - {"bytes", "path"} else IMAGE_TYPE
     return table.set_column(1, pa.field("image", kind), pa.array(values, kind))

@@ -143,5 +143,5 @@ def test_a_signed_damaged_manifest_never_raises(folder_half: Path, at: float, ot
 
 
 def test_suffixes_are_those_of_the_codec() -> None:
-    """The names stand in two places, so that verifying does without what writing needs."""
+    """The names are listed twice, so that verification needs no codec."""
     assert SUFFIXES == codec.SUFFIXES

@@ -34,7 +34,7 @@ from tests.support.signing_keys import ADA, BOB, EVE, PUBLISHER, public_key
 
 
 def respelled(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
-    """The envelope with its JSON changed, and spelled as it was."""
+    """Return a change of the envelope's JSON that keeps its spelling."""
 
     def apply(data: bytes) -> bytes:
         document = json.loads(data)
@@ -45,7 +45,7 @@ def respelled(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], b
 
 
 def reverse_keys(data: bytes | str) -> bytes:
-    """JSON with its keys in another order."""
+    """Return JSON with its keys in reverse order."""
     return json.dumps(dict(reversed(json.loads(data).items())), separators=(",", ":")).encode()
 
 
@@ -233,7 +233,7 @@ def test_random_bytes_as_statement_are_found(folder_half: Path, data: bytes) -> 
 
 
 def iter_paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands in a predicate."""
+    """Yield the path of every value in a predicate."""
     inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in inside:
         if path[:1] != ("audit",):

@@ -32,7 +32,7 @@ class OtherScorer(PlainScorer):
 
 @pytest.fixture
 def replayable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
-    """A release whose originals, model and key are at hand."""
+    """A release whose originals, model and key are available."""
     monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", PUBLISHER.private_bytes.decode())
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setattr(replay_job, "backbone_of", lambda model: IdealGaussian())
@@ -41,7 +41,7 @@ def replayable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
 
 
 def replay(release: Release) -> dict[str, tuple[str, str]]:
-    """What is said of scores and pictures that are made again; one line on each."""
+    """Return the findings about scores and images that are made again, by check."""
     found = list(replay_job.verify_release(release, rescore=4, replay=3))
     assert len([f for f in found if f.check == "replay"]) <= 1
     return {f.check: (f.result, f.message) for f in found if f.check in ("scores", "replay", "originals", "ledger")}
