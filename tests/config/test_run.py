@@ -13,7 +13,7 @@ import yaml
 
 from anonymizer.config import RunConfig, build, known_keys, read_tree
 from tests.support import ROOT
-from tests.support.configs import LEAST, config_error
+from tests.support.configs import LEAST, PIXELS, config_error
 from tests.support.site import page_text
 
 
@@ -47,14 +47,6 @@ def test_the_json_schema_admits_a_level_and_a_calibrated_rule(level: Any) -> Non
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(LEAST | {"boomerang": {"level": {"max_risk": 0.1}}}, schema)
 
-
-PIXELS = {
-    "boomerang.level": 0.5, "boomerang.sampler": "ddim", "boomerang.steps": 7, "model.dtype": "bfloat16",
-    "source.fit": "pad", "model.size": 128, "model.variant": "fp16",
-    "model.prompt": "a", "model.negative_prompt": "a", "model.guidance": 2.0,
-    "model.vae_tiling": True, "model.tile_overlap": 0.5,
-    "output.image": "jpeg", "output.quality": 50, "output.size": "original",
-}  # fmt: skip
 
 RECIPIENT = str(pyrage.x25519.Identity.generate().to_public())
 

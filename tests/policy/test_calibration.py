@@ -38,6 +38,7 @@ from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
 from tests.support import ROOT
+from tests.support.configs import PIXELS
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
     HEX,
@@ -423,8 +424,6 @@ def test_a_calibration_is_refused_with_other_settings(folder: Path, key: str) ->
 
 
 def test_every_setting_that_changes_pixels_is_one_that_a_calibration_belongs_to() -> None:
-    from tests.config.test_config import PIXELS
-
     assert set(OTHERS) == set(PIXELS) - {"boomerang.level"} | {"source.kind"}
 
 
