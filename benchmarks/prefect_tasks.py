@@ -32,7 +32,7 @@ def main() -> None:
 
         @flow(name="nothing", persist_result=False)
         def nothing() -> int:
-            return sum(isinstance(result, dict) for result in dispatch.run_as_tasks(config, range(shards)))
+            return sum(isinstance(result, ShardSummary) for result in dispatch.run_as_tasks(config, range(shards)))
 
         def no_shard(config: Any, shard: int, progress: Any) -> ShardSummary:
             return ShardSummary(shard, 0, 0, 0, 0, 0.0)
@@ -42,10 +42,11 @@ def main() -> None:
             own = time.process_time()
             done = nothing()
             seconds, own = time.monotonic() - started, time.process_time() - own
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    server = resource.getrusage(resource.RUSAGE_CHILDREN)
+    server_ms = 1000 * (server.ru_utime + server.ru_stime) / done
     print(f"{done} tasks in {seconds:.1f} s: {done / seconds:.0f} a second, {1000 * own / done:.1f} ms of CPU for each")
-    print(f"memory here: {before} MiB before, {peak_memory()} MiB peak; the server: {usage.ru_maxrss // 1024} MiB peak, "  # noqa: E501
-          f"{1000 * (usage.ru_utime + usage.ru_stime) / done:.1f} ms of CPU for each task")  # fmt: skip
+    print(f"memory here: {before} MiB before, {peak_memory()} MiB peak")
+    print(f"the server: {server.ru_maxrss // 1024} MiB peak, {server_ms:.1f} ms of CPU for each task")
 
 
 def peak_memory() -> int:

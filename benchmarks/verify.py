@@ -83,7 +83,7 @@ def write_public_half(folder: StoragePath, layout: str, kind: str, side: int, co
     (folder / MANIFEST).write_uncommitted(parquet.to_bytes(manifest))
     signer = signing.generate_key_pair()
     contents = make_predicate(manifest, signing.format_public_key(signer.public_key))
-    envelope = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder, manifest), contents, signer)
+    envelope = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder), contents, signer)
     (folder / STATEMENT).write_uncommitted(dsse.dumps([envelope]))
 
 
@@ -145,8 +145,11 @@ def measure(folder: StoragePath, repeats: int) -> dict[str, float]:
     """Return the median MB/s of each."""
     size = sum(os.path.getsize(f"{folder.path}/{name}") for name in folder.list_files())
     checks: dict[str, Callable[[StoragePath], None]] = {
-        "sha256sum": sha256sum, "digests": compute_digests, "verify": verify, SAMPLED: lambda folder: verify(folder, 100),  # noqa: E501
-    }  # fmt: skip
+        "sha256sum": sha256sum,
+        "digests": compute_digests,
+        "verify": verify,
+        SAMPLED: lambda folder: verify(folder, 100),
+    }
     times: dict[str, list[float]] = {name: [] for name in checks}
     for _ in range(repeats):
         for name, check in checks.items():
