@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-# What accelerate does not recognise: libraries below torch raise no class of their own.
-ALLOCATION_ERRORS = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+# accelerate misses the last two, and the first two in other wordings; libraries below torch raise plain RuntimeErrors.
+ALLOCATION_ERRORS = ["can't allocate memory", "CUDA out of memory", "CUDNN_STATUS_ALLOC_FAILED"]
+ALLOCATION_ERRORS += ["CUBLAS_STATUS_ALLOC_FAILED"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
