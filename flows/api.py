@@ -136,7 +136,7 @@ def enhance(config: EnhanceConfig | Mapping[str, Any] | str) -> dict[str, Any]:
 def verify(
     uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = None, replay: int = 0
 ) -> list[Finding]:
-    """Check a release, or a public half alone, against its signed statement; return one finding for each check.
+    """Check a release, or only a public half, against its signed statement; return one finding for each check.
 
     ``trust``: public keys, or files with one, that the publisher's must be among. ``decode``: about how many images to
     decode, None for all. ``rescore``, ``replay``: how many outputs to score or to draw again from their originals;

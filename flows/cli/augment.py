@@ -32,7 +32,7 @@ def augment(
 ) -> None:  # fmt: skip
     """Make training pictures, not anonymised.
 
-    Draws local samples of each record, with its label. They stay with whoever owns the originals, and no release
+    Draws local samples of each record, with its label. They stay with the owner of the originals, and no release
     takes them.
 
     \b
@@ -70,7 +70,7 @@ def augment(
             },
         )
         console.print_cautions(
-            ["these are for training, and not anonymised: they stay with whoever owns the originals"]
+            ["these are for training, and not anonymised: they stay with the owner of the originals"]
         )
     if not summary["kept"]:
         raise AnonymizerError("augment: no sample was kept: see the reasons in summary.json")

@@ -1,4 +1,4 @@
-"""The command that enlarges pictures, which invents detail and anonymises nobody: enhance."""
+"""The command that enlarges pictures, which invents detail and does not anonymise: enhance."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]
 def verify(
     path: str, trust: tuple[str, ...], decode: int | None, rescore: int | None, replay: int, as_json: bool
 ) -> None:
-    """Check a release, or its public half alone.
+    """Check a release, or only its public half.
 
     \b
     anonymizer verify releases/2026-11/public --trust publisher.pub
@@ -191,7 +191,7 @@ def erase(release: str, records: Path, output: str, as_json: bool, quiet: bool) 
 @click.command()
 @click.argument("file")
 @click.option("--identity", required=True, help="File with an age private key, or an environment variable with one.")
-@click.option("--output", required=True, help="A new file, for you alone.")
+@click.option("--output", required=True, help="A new file, which only you can read.")
 def unseal(file: str, identity: str, output: str) -> None:
     """Decrypt a file of the restricted half.
 

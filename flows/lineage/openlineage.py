@@ -68,7 +68,7 @@ class AnonymizationRunFacet(RunFacet):
 
 @attr.define
 class RiskDatasetFacet(DatasetFacet):
-    """What may be said in public of how far the release can be attacked; see docs/lineage.md."""
+    """The public summary of how far the release can be attacked; see docs/lineage.md."""
 
     result: str
     pictures_attacked: int | None = None
@@ -84,7 +84,7 @@ class RiskDatasetFacet(DatasetFacet):
 
 @dataclass(frozen=True)
 class Facets:
-    """What an event says of the run, of its output, and of what was written there, beyond that it happened."""
+    """Facets of the run, of its output dataset, and of what was written there."""
 
     run: dict[str, RunFacet] = field(default_factory=dict)
     output: dict[str, DatasetFacet] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""One shard at a time on a GPU, where a global concurrency limit of Prefect says so."""
+"""One shard at a time on a GPU, where a global concurrency limit of Prefect is defined."""
 
 from __future__ import annotations
 

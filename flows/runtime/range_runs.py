@@ -97,7 +97,7 @@ def cancel_orphans(client: SyncPrefectClient, config: RunConfig) -> None:
 
 
 def _output_uri(run: FlowRun) -> object:
-    """Return where a range's release goes; None for a run that somebody started by hand with other parameters."""
+    """Return where a range's release goes; None for a run started by hand with other parameters."""
     try:
         return run.parameters["config"]["output"]["uri"]
     except (KeyError, TypeError):

@@ -54,7 +54,7 @@ def ray_runner(config: RunConfig) -> Iterator[TaskRunner[Any]]:
 
     # What a worker prints stays with it.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "namespace": "prefect"}
-    if not os.environ.get("RAY_ADDRESS"):  # "local", so not a cluster that somebody else has started here
+    if not os.environ.get("RAY_ADDRESS"):  # "local", so not a cluster that is already running here
         options |= {"address": "local", "num_cpus": config.run.workers, "include_dashboard": False}
     # It makes a token that keeps others on this machine out, and would say so in the middle of the progress bar.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
