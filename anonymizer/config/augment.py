@@ -63,7 +63,8 @@ class AugmentConfig(Section):
         tuple[Float, Float],
         BeforeValidator(_parse_range),
         ensure(
-            lambda levels: 0 < levels[0] <= levels[1] <= 1, "must be two numbers in (0, 1], the lowest first, got {}"
+            lambda levels: 0 < levels[0] <= levels[1] <= 1,
+            "must be two numbers in (0, 1], the lowest first, got {1[0]:g} and {1[1]:g}",
         ),
     ] = Field((0.1, 0.4), description="lowest and highest level; each sample draws one of 16 from there to there")
     samples: Int = Field(2, ge=0, description="samples of each record; 0 with balance: only smaller classes get any")
