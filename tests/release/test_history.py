@@ -35,6 +35,7 @@ from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import audit as audit_job
+from flows.jobs import models
 from flows.jobs import release as release_job
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.interruptions import POINTS, Stop, stop_at
@@ -517,7 +518,8 @@ def test_the_difference_counts_every_picture_once(tmp_path: Path, source: Path, 
 def cli(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
+    for module in (models, release_job):
+        monkeypatch.setattr(module, "backbone_of", lambda model: IdealGaussian())
     monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: PlainScorer())
     sets = ["boomerang.level=0.4", "boomerang.steps=2", "run.shard_size=2", "run.batch_size=2"]
     options = [word for one in sets for word in ("--set", one)]
@@ -579,7 +581,8 @@ def test_what_was_published_is_looked_up_once_for_all_shards(
     config = follow(january, source, tmp_path / "february")
     begin(config)
     monkeypatch.setenv("ANONYMIZER_KEY", HEX)
-    monkeypatch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
+    for module in (models, release_job):
+        monkeypatch.setattr(module, "backbone_of", lambda model: IdealGaussian())
     monkeypatch.setattr(release_job, "scorer_of", lambda metrics, device: PlainScorer())
     release_job.load_previous.cache_clear()
     loads: list[Release] = []
