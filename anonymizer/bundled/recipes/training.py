@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
@@ -128,16 +128,11 @@ def held_out_loss(unet: UNet2DModel, scheduler: DDPMScheduler, patch: int, data:
 
 def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, names: tuple[str, ...], folder: Path) -> None:
     """Write a pipeline folder, fp16; the names of the classes lie where DiT's pipelines have theirs."""
-    deepcopy(unet).half().save_pretrained(folder / "unet", safe_serialization=True)
-    scheduler.save_pretrained(folder / "scheduler")
-    index: dict[str, Any] = {
-        "_class_name": "DDPMPipeline",
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-    }
+    DDPMPipeline(deepcopy(unet).half(), scheduler).save_pretrained(folder)
     if names:
-        index["id2label"] = dict(enumerate(names))
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        path = folder / "model_index.json"
+        index = json.loads(path.read_text()) | {"id2label": dict(enumerate(names))}
+        path.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def make_parser(about: str | None, *, batch: int, rate: float) -> argparse.ArgumentParser:
