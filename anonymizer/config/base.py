@@ -25,13 +25,17 @@ CREDENTIALS_PATTERN = re.compile(r"(?<!\bgithub)(?<!\bgit)://[^/:@]*:(?!\d+(?:/|
 
 
 def ensure(is_valid: Callable[[Any], object], message: str) -> AfterValidator:
-    """Return a validator that raises ValueError unless ``is_valid(value)``; ``{}`` in the message is the value."""
+    """Return a validator that raises ValueError unless ``is_valid(value)``.
+
+    In the message, ``{}`` or ``{0}`` is the value, a tuple with commas; ``{1}`` is the value itself.
+    """
 
     def check(value: Any) -> Any:
         if not is_valid(value):
+            text = value
             if isinstance(value, tuple):
-                value = ", ".join(x if isinstance(x, str) else f"{x:g}" for x in value) or "none"
-            raise ValueError(message.format(value))
+                text = ", ".join(x if isinstance(x, str) else f"{x:g}" for x in value) or "none"
+            raise ValueError(message.format(text, value))
         return value
 
     return AfterValidator(check)

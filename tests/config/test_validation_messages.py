@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from anonymizer.config import AugmentConfig, CalibrationConfig, EnhanceConfig, Section, validate
+from anonymizer.errors import ConfigError
 from tests.support.configs import LEAST, config_error
 
 
@@ -77,3 +81,19 @@ def test_two_problems_are_still_one_line() -> None:
     line = config_error(LEAST, "boomerang.level=0", "run.treads=2")
     assert "boomerang.level must be" in line
     assert "run.treads: unknown key: did you mean 'run.threads'?" in line or "did you mean 'threads'" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "line"),
+    [
+        (AugmentConfig, {"levels": ".4:.1"}, "levels must be two numbers in (0, 1], the lowest first, got 0.4 and 0.1"),
+        (CalibrationConfig, {"attacks": ["leaks"]}, "attacks must name attacks on pictures: leaks are looked for in a"),
+        (CalibrationConfig, {"levels": "0,.5"}, "levels must be different numbers in (0, 1], got 0, 0.5"),
+        (EnhanceConfig, {"levels": [0.5, 2]}, "levels must be numbers in (0, 1], got 0.5, 2"),
+    ],
+)
+def test_a_wrong_list_is_repeated_in_full(kind: type[Section], settings: dict[str, Any], line: str) -> None:
+    least = {"run": LEAST} if kind is CalibrationConfig else LEAST
+    with pytest.raises(ConfigError) as caught:
+        validate(kind, least | settings)
+    assert str(caught.value).startswith(line)
