@@ -20,7 +20,7 @@ from anonymizer.config import RunConfig
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
-from tests.end_to_end.test_leaks import ADDRESS, MARK, PUBLISHER, as_folder, forbidden, spellings
+from tests.support.planted_leaks import ADDRESS, MARK, PUBLISHER, as_folder, forbidden, spellings
 from tests.support.prefect_site import ROOT, Site, receive_alerts, running, wait
 from tests.support.releases import HEX, people, public_images, rows, settings
 

@@ -34,8 +34,8 @@ from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.jobs import erase as erase_job
 from flows.jobs.erase import ErasureSummary
-from tests.end_to_end.test_leaks import seen_in
 from tests.support.interruptions import Stop, named, stop_at
+from tests.support.planted_leaks import seen_in
 from tests.support.prefect_database import cells, wait_for
 from tests.support.releases import (
     GARBAGE,
