@@ -44,7 +44,7 @@ class OpenedRelease:
 
     @cached_property
     def ledger(self) -> pd.DataFrame:
-        """One row for each record that was read, in the order of the source. Restricted: it names originals."""
+        """One row for each record that was read, shard by shard, in no order within one. It names originals."""
         folder = self._restricted_half.ledger
         tables = [parquet.read(folder / name) for name in folder.list_files()]
         ledger: pd.DataFrame = pa.concat_tables(tables).to_pandas()
