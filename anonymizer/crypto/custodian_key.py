@@ -69,7 +69,10 @@ class CustodianKey:
 
 
 def load_key(name: str) -> CustodianKey:
-    """Return the key in an environment variable (hex, 32 digits or more), or else this process's own fresh key."""
+    """Return the key in an environment variable (hex, 32 digits or more), or else this process's own fresh key.
+
+    Raises CustodianKeyError, without the value, for anything else, and for a key that is a pattern.
+    """
     text = os.environ.get(name, "").strip()
     if not text:
         return _fresh_key()
@@ -77,11 +80,22 @@ def load_key(name: str) -> CustodianKey:
         secret = bytes.fromhex(text)
     except ValueError:
         secret = b""
-    if len(secret) < 16 or len(set(secret)) < 4:  # the value is not repeated
+    if len(secret) < 16 or is_pattern(secret):  # the value is not repeated
         raise CustodianKeyError(
             f"{name}: not a key: give 32 or more random hex digits, for example from `openssl rand -hex 32`"
         )
     return CustodianKey(secret)
+
+
+def is_pattern(secret: bytes) -> bool:
+    """Return whether a secret repeats a shorter one, or has at most half as many different bytes as it could have.
+
+    Fewer than one in 10^9 random secrets of 16 bytes or more do. One that passes may still be poor: only its maker knows
+    whether it was drawn at random.
+    """
+    if len(set(secret)) <= min(len(secret), 32) // 2:
+        return True
+    return any(secret[period:] == secret[:-period] for period in range(1, len(secret) // 2 + 1))
 
 
 @cache

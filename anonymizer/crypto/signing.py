@@ -11,10 +11,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
+from anonymizer.crypto.custodian_key import is_pattern
 from anonymizer.errors import SigningKeyError
 
 PUBLIC_KEY_PREFIX = "ed25519:"
 KEY_HINT = "make one with `anonymizer keys NAME`"
+
+# RFC 8032: the field's prime, and the y of the eight points of small order. With such a public key anybody can make
+# signatures that hold, without any private key, and OpenSSL accepts them.
+FIELD_PRIME = 2**255 - 19
+ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+SMALL_ORDER_Y = {0, 1, FIELD_PRIME - 1, ORDER_8_Y, FIELD_PRIME - ORDER_8_Y}
 
 
 def generate_key_pair() -> CryptoSigner:
@@ -28,8 +35,11 @@ def format_public_key(key: SSlibKey) -> str:
 
 
 def parse_public_key(text: str) -> SSlibKey:
-    """Return the key that ``format_public_key`` wrote. ValueError for anything else."""
+    """Return the key that ``format_public_key`` wrote. ValueError for anything else, and for a key of small order."""
     raw = base64.b64decode(text.removeprefix(PUBLIC_KEY_PREFIX), validate=True)
+    y = int.from_bytes(raw, "little") % 2**255  # without the sign of x
+    if y >= FIELD_PRIME or y in SMALL_ORDER_Y:
+        raise ValueError("a public key that anybody can sign for")
     key: SSlibKey = SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(raw))
     if format_public_key(key) != text:
         raise ValueError("not a public key in its one spelling")
@@ -65,4 +75,6 @@ def _parse_pem(pem: bytes, name: str) -> CryptoSigner:
         key = None  # type: ignore[assignment]
     if not isinstance(key, Ed25519PrivateKey):
         raise SigningKeyError(f"{name}: holds no Ed25519 private key without a password (PEM): {KEY_HINT}")
+    if is_pattern(key.private_bytes_raw()):
+        raise SigningKeyError(f"{name}: repeats itself, so that it can be guessed: {KEY_HINT}")
     return CryptoSigner(key)

@@ -112,6 +112,10 @@ def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
         "output.size original: width and height of each original are published with its output": (
             config.output.size == "original"
         ),
+        "previous: none is named: other releases of the same originals under this key and these settings have the same "
+        "ids and pictures, and whoever holds two of them can join their columns (docs/privacy.md)": (
+            config.previous is None and plan.key_check is not None
+        ),
     }
     return [text for text, applies in cautions.items() if applies]
 

@@ -6,13 +6,14 @@ import hashlib
 import hmac
 from itertools import combinations
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anonymizer.crypto import custodian_key
-from anonymizer.crypto.custodian_key import CustodianKey, load_key
+from anonymizer.crypto.custodian_key import CustodianKey, is_pattern, load_key
 from anonymizer.errors import CustodianKeyError
 from tests.support.releases import HEX, KEY, manifest, people, picture, public_images, released, rows, run, settings
 
@@ -20,7 +21,22 @@ NAME = "ANONYMIZER_TEST_KEY"
 
 
 @pytest.mark.parametrize(
-    "value", ["0123456789", "ab" * 15, "ab" * 16, "xy" * 16, "ab" * 16 + "a", "ключ" * 16, "0x" + "ab" * 16, "00" * 32]
+    "value",
+    [
+        "0123456789",
+        "ab" * 15,
+        "ab" * 16,
+        "xy" * 16,
+        "ab" * 16 + "a",
+        "ключ" * 16,
+        "0x" + "ab" * 16,
+        "00" * 32,
+        "deadbeef" * 8,
+        "deadbeef" * 4 + "de",
+        "0123456789abcdef" * 2,
+        "0123456789abcdef" * 4,
+        "deadbeef" * 7 + "deadbee0",
+    ],
 )
 def test_a_malformed_key_is_refused_without_repeating_it(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(NAME, value)
@@ -30,6 +46,25 @@ def test_a_malformed_key_is_refused_without_repeating_it(monkeypatch: pytest.Mon
     assert value not in str(caught.value)
     assert value not in repr(caught.value)
     assert caught.value.__context__ is None or value not in str(caught.value.__context__)
+
+
+@given(st.binary(min_size=1, max_size=40), st.integers(16, 80))
+def test_a_key_that_repeats_a_shorter_one_is_refused(part: bytes, size: int) -> None:
+    secret = (part * size)[: max(size, 2 * len(part))]
+    assert is_pattern(secret)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CustodianKeyError, match="not a key"):
+        patch.setenv(NAME, secret.hex())
+        load_key(NAME)
+
+
+@given(st.sets(st.integers(0, 255), min_size=1, max_size=8), st.randoms(use_true_random=False), st.integers(16, 80))
+def test_a_key_of_few_different_bytes_is_refused(values: set[int], random: Random, size: int) -> None:
+    assert is_pattern(bytes(random.choices(sorted(values), k=size)))
+
+
+@given(st.integers(16, 80), st.integers(0, 2**32))
+def test_a_key_that_was_drawn_at_random_is_taken(size: int, seed: int) -> None:
+    assert not is_pattern(Random(seed).randbytes(size))
 
 
 def test_a_key_is_read_from_its_variable_and_its_repr_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:

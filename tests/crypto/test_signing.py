@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anonymizer.crypto import signing
 from anonymizer.errors import SigningKeyError
@@ -44,6 +47,36 @@ def test_a_public_key_in_any_other_spelling_is_refused(change: Any) -> None:
     signing.parse_public_key(text)
     with pytest.raises(ValueError):
         signing.parse_public_key(change(text))
+
+
+def small_order_keys() -> list[bytes]:
+    """All 14 encodings of points of small order that OpenSSL reads (RFC 8032, section 5.1.3)."""
+    p, y8 = signing.FIELD_PRIME, signing.ORDER_8_Y
+    encodings = [y | sign << 255 for y in (0, 1, p - 1, p, p + 1, y8, p - y8) for sign in (0, 1)]
+    return [encoding.to_bytes(32, "little") for encoding in encodings]
+
+
+@pytest.mark.parametrize("raw", small_order_keys(), ids=bytes.hex)
+def test_a_public_key_that_anybody_can_sign_for_is_refused(raw: bytes) -> None:
+    forged = 0
+    for i in range(20):  # the attack works: points of small order as R, and S = 0
+        for point in small_order_keys():
+            try:
+                ed25519.Ed25519PublicKey.from_public_bytes(raw).verify(point + bytes(32), b"%d" % i)
+                forged += 1
+            except InvalidSignature:
+                pass
+    assert forged
+    with pytest.raises(ValueError, match="anybody can sign for"):
+        signing.parse_public_key("ed25519:" + base64.b64encode(raw).decode())
+
+
+@given(st.binary(min_size=1, max_size=16))
+def test_a_private_key_that_repeats_itself_is_refused(part: bytes) -> None:
+    key = ed25519.Ed25519PrivateKey.from_private_bytes((part * 32)[:32])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SigningKeyError, match=rf"^{VARIABLE}: repeats itself"):
+        patch.setenv(VARIABLE, private_pem(key, serialization.NoEncryption()))
+        signing.signer_from_env(VARIABLE)
 
 
 def test_a_variable_holds_a_private_key_or_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,11 +99,24 @@ def test_settings_that_give_more_away_are_named(tmp_path: Path, source: Path) ->
             line.split(":")[0] for line in plan.list_cautions(config, plan.build_plan(config, IdealGaussian(), KEY, 5))
         ]
 
-    assert cautions() == []
-    assert cautions("boomerang.level=0.2") == ["log-SNR +0.66"]
-    assert cautions("boomerang.sampler=ddim") == ["boomerang.sampler ddim"]
-    more = ["output.public_scores exact", "output.size original"]
+    assert cautions() == ["previous"]
+    assert cautions("boomerang.level=0.2") == ["log-SNR +0.66", "previous"]
+    assert cautions("boomerang.sampler=ddim") == ["boomerang.sampler ddim", "previous"]
+    more = ["output.public_scores exact", "output.size original", "previous"]
     assert cautions("output.public_scores=exact", "output.size=original") == more
+
+
+def test_recipients_can_join_releases_only_of_one_key_that_do_not_follow_each_other(
+    tmp_path: Path, source: Path
+) -> None:
+    def is_cautioned(key: CustodianKey, *overrides: str) -> bool:
+        config = settings(source, tmp_path / "out", *overrides)
+        lines = plan.list_cautions(config, plan.build_plan(config, IdealGaussian(), key, 5))
+        return any("join their columns" in line for line in lines)
+
+    assert is_cautioned(KEY)
+    assert not is_cautioned(KEY, f"previous={tmp_path / 'before'}")
+    assert not is_cautioned(CustodianKey(KEY.secret, is_persistent=False))
 
 
 # -- source and output ------------------------------------------------------------------------------------------------
