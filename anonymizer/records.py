@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -48,6 +49,19 @@ class Reason(StrEnum):
     TOO_FAR = "too_far", "Farther from its original than the policy allows; the output was quarantined."
     UNCLASSIFIED = "unclassified", "It has a column that the configuration neither carries, drops nor restricts."
     WITHDRAWN = "withdrawn", "Erased from an earlier release."
+
+
+def normalize_subject(name: str) -> str:
+    """Return the one spelling under which a person is compared: canonical caseless (NFC), without outer space.
+
+    This is Unicode's canonical caseless matching (definition D145). Inner space and accents count.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold()).strip()
+
+
+def normalize_record_id(record_id: str) -> str:
+    """Return the one spelling under which a record's id is compared: NFC; file systems differ in it."""
+    return unicodedata.normalize("NFC", record_id)
 
 
 @dataclass(frozen=True)

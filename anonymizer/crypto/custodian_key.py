@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from anonymizer.errors import CustodianKeyError
+from anonymizer.records import normalize_record_id, normalize_subject
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,24 @@ class CustodianKey:
         return self.derive("source", hashlib.sha256(data).digest()).hex()
 
     def subject_hmac(self, subject: str) -> str:
-        """Return a keyed digest (64 hex digits) of a person's name in the source."""
-        return self.derive("subject", subject.encode()).hex()
+        """Return a keyed digest (64 hex digits) of a person's name in the source, in its one spelling."""
+        return self.derive("subject", normalize_subject(subject).encode()).hex()
+
+    def record_hmac(self, record_id: str) -> str:
+        """Return a keyed digest (64 hex digits) of a record's id, in its one spelling."""
+        return self.derive("record", normalize_record_id(record_id).encode()).hex()
+
+    def erasure_digests(self, record_id: str, source_hmac: str | None, subject: str | None) -> set[str]:
+        """Return the keyed digests under which a record may have been erased: of its id, its bytes and its person.
+
+        Earlier versions listed people as the source spelled them; those lists hold as well.
+        """
+        digests = {self.record_hmac(record_id)}
+        if source_hmac is not None:
+            digests.add(source_hmac)
+        if subject is not None:
+            digests |= {self.subject_hmac(subject), self.derive("subject", subject.encode()).hex()}
+        return digests
 
     def materials_hmac(self, data_hmacs: Iterable[str]) -> str:
         """Return one keyed digest (64 hex digits) of all originals of a release, given sorted."""

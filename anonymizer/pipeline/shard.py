@@ -109,8 +109,8 @@ class ReleaseJob(BoomerangJob[ReleaseItem]):
         item = ReleaseItem(replace(record, data=b""))
         with self.watch.stage("hash"):
             item.source_hmac = None if record.problem else self.key.source_hmac(record.data)
-        subject = None if record.subject is None else self.key.subject_hmac(record.subject)
-        if self.previous.is_erased(item.source_hmac, subject):
+        digests = self.key.erasure_digests(record.entry.record_id, item.source_hmac, record.subject)
+        if self.previous.is_erased(digests):
             item.record = Record(record.entry)  # and nothing more of the person
             item.fail(Reason.WITHDRAWN)
         elif item.source_hmac is None:

@@ -8,7 +8,7 @@ their holders to delete them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from anonymizer.attest import dsse, revocation
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import IntegrityError, OutputError, UsageError
-from anonymizer.records import Status
+from anonymizer.records import Status, normalize_record_id, normalize_subject
 from anonymizer.release import event_log, history, plan, retention
 from anonymizer.release.ledger import Ledger
 from anonymizer.storage import parquet
@@ -36,25 +36,34 @@ DESTROYED_EVENT = "predecessor destroyed"  # the last event of an erasure, in th
 
 @dataclass(frozen=True)
 class ErasureRequest:
-    """Records, by id, and people, as the source names them, that are to be erased, each with its line number."""
+    """Records, by id, and people that are to be erased, in their one spelling, each with its line number."""
 
     records: Mapping[str, int]
     subjects: Mapping[str, int]
 
     @classmethod
     def read(cls, file: Path) -> ErasureRequest:
-        """Read one record id, or ``subject:`` and a name, from each line. Raises UsageError where there is none."""
+        """Read one record id, or ``subject:`` and a name, from each line. Raises UsageError where there is none.
+
+        Outer space does not count, except in an id or name that is written as a JSON string.
+        """
         try:
             lines = file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, ValueError):
             raise UsageError(
                 f"--records {str(file)!r}: cannot be read: name a text file with one record id a line"
             ) from None
-        numbered = {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
-        if not numbered:
+        records, subjects = dict[str, int](), dict[str, int]()
+        for number, line in enumerate(map(str.strip, lines), start=1):
+            if line.startswith(SUBJECT_PREFIX):
+                name = normalize_subject(_unquote(line.removeprefix(SUBJECT_PREFIX).strip(), number))
+                if not name:
+                    raise UsageError(f"--records: line {number}: subject: without a name: write subject:NAME")
+                subjects[name] = number
+            elif line:
+                records[normalize_record_id(_unquote(line, number))] = number
+        if not records and not subjects:
             raise UsageError(f"--records {str(file)!r}: names nobody: write one record id, or subject:NAME, on a line")
-        records = {name: n for name, n in numbered.items() if not name.startswith(SUBJECT_PREFIX)}
-        subjects = {name.removeprefix(SUBJECT_PREFIX).strip(): n for name, n in numbered.items() if name not in records}
         return cls(records, subjects)
 
     def format_lines(self, records: Iterable[str], subjects: Iterable[str]) -> str:
@@ -64,16 +73,22 @@ class ErasureRequest:
 
     def mask(self, table: pa.Table) -> pa.ChunkedArray:
         """Return which rows are named: by record or by person."""
-        return pc.or_(_is_in(table["record_id"], self.records), _is_in(table["subject"], self.subjects))
+        records = _spellings(table["record_id"], normalize_record_id, self.records)
+        subjects = _spellings(table["subject"], normalize_subject, self.subjects)
+        return pc.or_(_is_in(table["record_id"], records), _is_in(table["subject"], subjects))
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What of a request is in a release: ``count`` rows, of which the keyed digests of the originals."""
+    """What of a request is in a release: ``count`` rows, the keyed digests of their originals, and the ids of others.
+
+    ``unread``: ids of rows without such a digest, as their originals could not be read.
+    """
 
     records: set[str]
     subjects: set[str]
     originals: frozenset[str]
+    unread: frozenset[str]
     count: int
 
 
@@ -92,6 +107,7 @@ class ErasurePartition:
 
     request: ErasureRequest
     originals: frozenset[str]  # keyed digests
+    unread: frozenset[str]  # ids of records that have none
     revoked: Mapping[str, str]  # output id -> SHA-256 of the published images
     counts: ErasureCounts
 
@@ -155,10 +171,7 @@ def write_successor(
     event_log.record(new, BEGUN_EVENT, **asdict(parted.counts), kept_since=kept_since)
     records = _write_remaining(old, new, parted)
     history.carry_forward(settings, new)
-    digests = dict.fromkeys(parted.originals, "original")
-    if key.check_value is not None:
-        digests |= {key.subject_hmac(subject): "subject" for subject in request.subjects}
-    history.add_erased(new, digests)
+    history.add_erased(new, _list_digests(parted, key))
     if parted.revoked:
         earlier = new.revocations.read() if new.revocations.exists() else b""
         new.revocations.write(earlier + dsse.dumps([revocation.build(parted.revoked, signer)]))
@@ -208,7 +221,7 @@ def partition(old: Release, request: ErasureRequest) -> ErasurePartition:
             f"--records: {lines}: no such record or subject in the release: see record_id and subject in its ledger; "
             "subjects need source.subject"
         )
-    parted = ErasurePartition(request, matches.originals, {}, ErasureCounts(matches.count, 0, 0))
+    parted = ErasurePartition(request, matches.originals, matches.unread, {}, ErasureCounts(matches.count, 0, 0))
     erased, revoked = 0, dict[str, str]()
     for _, table in Ledger.open(old).scan((*IDENTITY_COLUMNS, "status", "output_id", "sha256")):
         _, rows = parted.split(table)
@@ -220,14 +233,46 @@ def partition(old: Release, request: ErasureRequest) -> ErasurePartition:
 
 
 def _match(release: Release, request: ErasureRequest) -> Matches:
-    records, subjects, originals, count = set[str](), set[str](), set[str](), 0
+    records, subjects, originals, unread, count = set[str](), set[str](), set[str](), set[str](), 0
     for _, table in Ledger.open(release).scan(IDENTITY_COLUMNS):
         rows = table.filter(request.mask(table))
         count += len(rows)
-        records |= request.records.keys() & rows["record_id"].to_pylist()
-        subjects |= request.subjects.keys() & rows["subject"].to_pylist()
+        records |= request.records.keys() & map(normalize_record_id, rows["record_id"].to_pylist())
+        subjects |= request.subjects.keys() & map(normalize_subject, rows["subject"].drop_null().to_pylist())
         originals.update(rows["source_hmac"].drop_null().to_pylist())
-    return Matches(records, subjects, frozenset(originals), count)
+        unread.update(rows.filter(rows["source_hmac"].is_null())["record_id"].to_pylist())
+    return Matches(records, subjects, frozenset(originals), frozenset(unread), count)
+
+
+def _list_digests(parted: ErasurePartition, key: CustodianKey) -> dict[str, str]:
+    """Return the keyed digests (digest -> kind) by which the erased are known again.
+
+    Ids: those that the request names, and of its people those whose originals could not be read.
+    """
+    digests = dict.fromkeys(parted.originals, "original")
+    if key.check_value is not None:  # else nobody can compare with them
+        digests |= {key.subject_hmac(subject): "subject" for subject in parted.request.subjects}
+        digests |= {key.record_hmac(name): "record" for name in {*parted.request.records, *parted.unread}}
+    return digests
+
+
+def _unquote(text: str, line: int) -> str:
+    """Return a text as it is, or the content of a JSON string. Raises UsageError for a damaged one."""
+    if len(text) < 2 or not text[0] == text[-1] == '"':
+        return text
+    try:
+        name = str(json.loads(text))
+        name.encode()  # raises on half a surrogate pair, which JSON can spell
+    except ValueError:
+        raise UsageError(
+            f"--records: line {line}: is quoted, and no JSON string: put a backslash before each quote and backslash in it"
+        ) from None
+    return name
+
+
+def _spellings(column: pa.ChunkedArray, normalize: Callable[[str], str], names: Container[str]) -> list[str]:
+    """Return the values of a column that are one of ``names`` when normalised."""
+    return [value for value in pc.unique(column).drop_null().to_pylist() if normalize(value) in names]
 
 
 def _is_in(column: pa.ChunkedArray, names: Iterable[str]) -> pa.ChunkedArray:

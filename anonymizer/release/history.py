@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import REVOCATIONS, Release
 from anonymizer.storage.path import StoragePath
 
-ERASED_SCHEMA = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject
+ERASED_SCHEMA = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject, record
 PREDECESSORS_FILE = "before.json"  # in the restricted half: URIs of all releases before this one, the latest first
 
 # Columns whose values a reused output keeps from the release that it was made for.
@@ -69,9 +69,9 @@ class PublishedHistory:
                 return row
         return None
 
-    def is_erased(self, source_hmac: str | None, subject_hmac: str | None) -> bool:
-        """Return whether the original, or the person on it, was erased from an earlier release."""
-        return source_hmac in self.erased or subject_hmac in self.erased
+    def is_erased(self, digests: Set[str]) -> bool:
+        """Return whether one of a record's keyed digests (original, person, id) was erased from an earlier release."""
+        return not self.erased.isdisjoint(digests)
 
 
 EMPTY_HISTORY = PublishedHistory()
@@ -251,7 +251,7 @@ def _released_digests(rows: pa.Table) -> list[str]:
 
 
 def add_erased(release: Release, digests: Mapping[str, str]) -> None:
-    """Add keyed digests (digest -> original or subject) to the list of what must not come back."""
+    """Add keyed digests (digest -> original, subject or record) to the list of what must not come back."""
     rows = parquet.read(release.erased).to_pylist() if release.erased.exists() else []
     kinds = {row["hmac"]: row["kind"] for row in rows} | dict(digests)
     rows = [{"kind": kind, "hmac": hmac} for hmac, kind in sorted(kinds.items())]
