@@ -30,7 +30,7 @@ from anonymizer.storage.path import StoragePath
 
 SUBJECT_PREFIX = "subject:"  # before the name of a person, in a list of what is to be erased
 IDENTITY_COLUMNS = ("record_id", "subject", "source_hmac")
-BEGUN_EVENT = "erasing"  # the first event of a successor
+BEGUN_EVENT = event_log.ERASURE_BEGUN  # the first event of a successor
 DESTROYED_EVENT = "predecessor destroyed"  # the last event of an erasure, in the successor's log
 
 

@@ -26,6 +26,7 @@ from anonymizer.storage.path import translate_storage_errors
 
 GENESIS_HASH = "0" * 64  # the hash before the first line
 ACTOR_VARIABLE = "ANONYMIZER_ACTOR"
+ERASURE_BEGUN = "erasing"  # first event of a release that replaces one from which people are erased
 TAIL_BYTES = 2**16  # longer than any line
 MAX_ATTEMPTS = 100  # conditional writes to an object store, where other writers may be first
 

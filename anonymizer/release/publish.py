@@ -81,7 +81,7 @@ def decide_and_publish(
     """Publish an assembled release, as far as the policy and the approvals allow.
 
     ``write_documents`` writes card, report and metadata into the candidate (``anonymizer.report.write_public``). Raises
-    GateError, after the decision is recorded, where the policy rejects the release.
+    GateError, after the decision is recorded, where the policy rejects the release or nothing was released.
     """
     if release.is_published:
         release.candidate.remove()  # left by a copy that was interrupted at its end
@@ -92,6 +92,7 @@ def decide_and_publish(
     evaluation = _evaluate_policy(release, config, ledger.summary, publisher)
     _record_decision(release, config, evaluation, signer)
     _refuse_rejected(evaluation)
+    _refuse_empty(release, evaluation.summary)
     history.refuse_erased(config)
     if not _is_statement_current(release, config, evaluation):
         _sign_candidate(release, config, evaluation, key, signer, ledger, write_documents)
@@ -184,11 +185,27 @@ def _refuse_stale(release: Release, signed: SignedStatement) -> None:
     config, summary = resolve_config(release), Ledger.open(release).summarize()
     evaluation = _evaluate_policy(release, config, summary, signed.predicate["publisher"])
     _refuse_rejected(evaluation)
+    _refuse_empty(release, evaluation.summary)
     history.refuse_erased(config)
     if not _is_statement_current(release, config, evaluation):
         raise GateError(
             "policy: what it decided on has changed since the release was signed: run the same `anonymizer run` again"
         )
+
+
+def _refuse_empty(release: Release, summary: Summary) -> None:
+    """Raise GateError, with what became of the records, where no image was released.
+
+    The successor of an erasure may be empty: it carries the revocations.
+    """
+    if summary.released or any(event["event"] == event_log.ERASURE_BEGUN for event in event_log.read(release)[:1]):
+        return
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.reasons.items())
+    raise GateError(
+        f"release: nothing is published, since no picture could be released: of {summary.read:,} records "
+        f"{summary.quarantined:,} were quarantined and {summary.failed:,} failed ({reasons}): see the reasons in "
+        "restricted/report.html, then mend the source or the settings, or `anonymizer retry --failed`"
+    )
 
 
 def _refuse_rejected(evaluation: PolicyEvaluation) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
-from anonymizer.errors import IntegrityError, OutputError
+from anonymizer.errors import GateError, IntegrityError, OutputError
 from anonymizer.records import Scores
 from anonymizer.release import plan
 from anonymizer.storage.layout import Release
@@ -164,11 +164,14 @@ def test_images_that_do_not_match_the_ledger_are_not_published(
 
 
 @pytest.mark.parametrize("form", ["folder", "webdataset", "parquet"])
-def test_a_release_of_nothing_is_whole(tmp_path: Path, form: str) -> None:
+def test_a_candidate_of_nothing_is_whole_and_never_published(tmp_path: Path, form: str) -> None:
     folder_of(tmp_path / "in", {"bad.png": GARBAGE})
     source = listing(tmp_path / "in", [{"image": "bad.png", "age": 3}])
-    release = finish(settings(source, tmp_path / "out", source={"carry": ["age"]}, output={"format": form}))
-    assert len(manifest(release)) == 0
+    config = settings(source, tmp_path / "out", source={"carry": ["age"]}, output={"format": form})
+    release = Release.at(config.output.uri)
+    with pytest.raises(GateError, match=r"1 records 0 were quarantined and 1 failed \(1 not_an_image\)"):
+        finish(config)
+    assert len(manifest(release)) == 0 and not release.public.exists() and not release.statement.exists()
     assert [row["reason"] for row in rows(release)] == ["not_an_image"]
 
 

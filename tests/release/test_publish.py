@@ -12,12 +12,18 @@ from click.testing import CliRunner
 from anonymizer.attest import dsse, statement
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, GateError, IntegrityError, SigningKeyError
+from anonymizer.records import Scores
 from anonymizer.release import publish
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from tests.support.releases import (
+    GARBAGE,
     KEY,
+    Unscored,
+    folder_of,
     people,
+    picture,
+    plain,
     released,
     run,
     settings,
@@ -54,6 +60,35 @@ def test_a_release_that_breaks_the_policy_is_not_published_and_the_decision_is_s
         "fail",
         "pass",
     ]
+
+
+EMPTY = {  # what stands in the way -> files, settings, and what the error says of it
+    "nothing can be read": ({"a.png": GARBAGE, "b.png": b""}, {}, "2 failed (1 empty, 1 not_an_image)"),
+    "nothing can be scored": ({"a.png": plain(0)}, {}, "1 were quarantined and 0 failed (1 not_scored)"),
+    "the gate holds back all": (
+        {"a.png": picture(1), "b.png": picture(2)},
+        {"scores": {"lpips": {"min": 0.99}}},
+        "2 were quarantined and 0 failed (2 too_close)",
+    ),
+}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("why", EMPTY)
+def test_a_release_without_a_picture_is_not_published_whatever_the_policy_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, signed: bool
+) -> None:
+    files, policy, says = EMPTY[why]
+    if not signed:
+        monkeypatch.delenv("ANONYMIZER_SIGNING_KEY")
+    source = folder_of(tmp_path / "in", files)
+    config = settings(source, tmp_path / "out", policy=policy | {"min_released": 0, "max_quarantined": 1.0})
+    release = Release.at(config.output.uri)
+    for _ in range(2):  # and not by the same command again
+        with pytest.raises(GateError, match=r"^release: nothing is published, since no picture could be") as caught:
+            run(config, scorer=Unscored(Scores()))
+        assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not release.public.exists() and not release.statement.exists()
 
 
 def test_a_policy_without_a_key_to_sign_with_stops_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,16 @@ from PIL import Image
 from anonymizer.data import released_images
 from anonymizer.schema import MANIFEST_MEANINGS
 from anonymizer.storage.layout import Release
-from tests.support.releases import GARBAGE, folder_of, listing, manifest, people, picture, run, settings
+from tests.support.releases import (
+    folder_of,
+    listing,
+    manifest,
+    people,
+    picture,
+    release_without_images,
+    run,
+    settings,
+)
 
 LAYOUTS = ("folder", "webdataset", "parquet")
 # https://docs.mlcommons.org/croissant/docs/croissant-rai-spec.html
@@ -160,9 +169,10 @@ def test_columns_of_any_name_and_empty_values_come_through(tmp_path: Path, mlc: 
     assert [field["name"] for field in croissant(release)["recordSet"][0]["field"]] == [*rows[0], "image"]
 
 
-def test_a_release_without_pictures_is_described_and_has_no_records(tmp_path: Path, mlc: Any) -> None:
-    source = folder_of(tmp_path / "in", {"broken.png": GARBAGE})
-    release = run(settings(source, tmp_path / "out"))
+def test_a_release_without_pictures_is_described_and_has_no_records(
+    tmp_path: Path, mlc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = release_without_images(tmp_path, monkeypatch)
     assert len(manifest(release)) == 0
     assert records(mlc, release) == []
     document = croissant(release)

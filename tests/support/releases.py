@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 
@@ -18,6 +19,7 @@ from anonymizer import report
 from anonymizer.attest.verify import check_public
 from anonymizer.backbones import Denoised
 from anonymizer.config import RunConfig
+from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import released_images
 from anonymizer.pipeline.batch_sampling import Scorer
@@ -32,6 +34,7 @@ from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.report.ledger_summary import LedgerSummary
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
+from flows.jobs import erase as erase_job
 from tests.support.ideal_gaussian import IdealGaussian
 
 KEY = CustodianKey(bytes(range(32)))
@@ -165,6 +168,16 @@ def run(config: RunConfig, backbone: Any = None, scorer: Scorer | None = None, k
         assemble.assemble(release, config, finished)
         publish.decide_and_publish(release, config, key, finished, report.write_public)
     return release
+
+
+def release_without_images(folder: Path, patch: pytest.MonkeyPatch) -> Release:
+    """A release that everybody was erased from: it carries the revocations, and is the only empty one there can be."""
+    patch.setenv("ANONYMIZER_KEY", HEX)
+    patch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
+    run(settings(folder_of(folder / "in", {"a.png": picture(0)}), folder / "old"))
+    (folder / "names.txt").write_text("a.png\n")
+    erase_job.run(str(folder / "old"), folder / "names.txt", str(folder / "out"))
+    return Release.at(str(folder / "out"))
 
 
 def finished_ledger(release: Release, config: RunConfig) -> FinishedLedger:

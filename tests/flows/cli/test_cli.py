@@ -109,8 +109,9 @@ def test_a_run_that_releases_nothing_fails(tmp_path: Path, cli: Cli, tiny_model:
     source = folder_of(tmp_path / "in", {"a.jpg": GARBAGE, "b.jpg": b""})
     done = cli("run", "--source", source, "--output", tmp_path / "out", *options(tiny_model), "--json")
     assert done.exit_code == 1
-    assert json.loads(done.stdout)["reasons"] == {"empty": 1, "not_an_image": 1}
-    assert done.stderr.startswith("error: release: no picture could be released")
+    assert done.stdout == "" and not (tmp_path / "out/public").exists()
+    assert done.stderr.startswith("error: release: nothing is published, since no picture could be released: of 2 ")
+    assert "2 failed (1 empty, 1 not_an_image)" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
