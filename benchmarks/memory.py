@@ -41,7 +41,9 @@ def measure_peak(source: str, output: Path) -> float:
         "boomerang.steps=1",
         "--quiet",
     ]
-    done = subprocess.run([sys.executable, "-c", CHILD_SCRIPT, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", CHILD_SCRIPT, *arguments], check=True, capture_output=True, text=True
+    )
     return int(done.stdout.rsplit("peak", 1)[1]) / 1024
 
 

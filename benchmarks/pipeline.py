@@ -40,6 +40,7 @@ from flows import api
 from flows.jobs import models
 from flows.jobs import release as release_job
 from flows.jobs.progress import report_progress_to
+from flows.runtime import working_directory
 
 T = TypeVar("T")
 
@@ -236,6 +237,7 @@ def _read_encoded(source: str) -> list[bytes]:
 
 def _in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in a fresh process."""
+    working_directory.distrust()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

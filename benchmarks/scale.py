@@ -92,7 +92,16 @@ def _measure_size(args: argparse.Namespace, work: Path, records: int) -> dict[st
         if step in measured and step not in args.again:
             continue
         own = ["--one", step, "--records", str(records), "--format", args.format, "--work", str(work)]
-        command = [sys.executable, __file__, *own, "--shard-size", str(args.shard_size), "--workers", str(args.workers)]
+        command = [
+            sys.executable,
+            "-P",
+            __file__,
+            *own,
+            "--shard-size",
+            str(args.shard_size),
+            "--workers",
+            str(args.workers),
+        ]
         parts = range(args.workers if step == "shards" else 1)
         running = [
             subprocess.Popen([*command, "--part", str(part)], stdout=subprocess.PIPE, text=True) for part in parts

@@ -28,6 +28,7 @@ from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
 from flows.jobs import models
 from flows.jobs import release as release_job
+from flows.runtime import working_directory
 
 LOAD_TIMEOUT = 600.0  # seconds that loading may take
 
@@ -47,6 +48,7 @@ def worker(tree: dict[str, Any], first: int, every: int, ready: Any) -> None:
 def measure_rate(config: RunConfig, workers: int) -> float:
     """Return records per second, from the moment when all workers are ready to the last commit."""
     the_plan = release_job.prepare(config)
+    working_directory.distrust()
     context = get_context("spawn")
     ready = context.Barrier(workers + 1)
     tree = config.model_dump(mode="json")

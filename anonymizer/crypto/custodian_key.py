@@ -107,8 +107,8 @@ def load_key(name: str) -> CustodianKey:
 def is_pattern(secret: bytes) -> bool:
     """Return whether a secret repeats a shorter one, or has at most half as many different bytes as it could have.
 
-    Fewer than one in 10^9 random secrets of 16 bytes or more do. One that passes may still be poor: only its maker knows
-    whether it was drawn at random.
+    Fewer than one in 10^9 random secrets of 16 bytes or more do. One that passes may still be poor: only its maker
+    knows whether it was drawn at random.
     """
     if len(set(secret)) <= min(len(secret), 32) // 2:
         return True

@@ -20,11 +20,14 @@ LINE_STYLES = ("-", "--")  # choosing and confirming half; a measure and its ref
 
 def write_curves(folder: StoragePath, calibration: Calibration) -> None:
     """Write ``risk`` and ``utility`` as SVG and as PNG."""
-    for name, figure in (("risk", _plot_risk(calibration)), ("utility", _plot_utility(calibration))):
-        for kind, date in (("svg", {"Date": None}), ("png", {"Software": None})):
-            file = io.BytesIO()
-            figure.savefig(file, format=kind, dpi=150, metadata=date)
-            (folder / f"{name}.{kind}").write(file.getvalue())
+    from matplotlib import style
+
+    with style.context("default"):  # not as a matplotlibrc in the working directory has it, which may run LaTeX
+        for name, figure in (("risk", _plot_risk(calibration)), ("utility", _plot_utility(calibration))):
+            for kind, date in (("svg", {"Date": None}), ("png", {"Software": None})):
+                file = io.BytesIO()
+                figure.savefig(file, format=kind, dpi=150, metadata=date)
+                (folder / f"{name}.{kind}").write(file.getvalue())
 
 
 def _plot_risk(calibration: Calibration) -> Figure:

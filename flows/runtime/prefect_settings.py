@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from flows.runtime import proxies, working_directory
+
 TEMPORARY_SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
@@ -28,7 +30,12 @@ DEFAULTS = {
 
 
 def apply_defaults() -> None:
-    """Set what holds with any server, where the user has not set it; call before Prefect is imported."""
+    """Set what holds with any server, where the user has not set it; call before Prefect is imported.
+
+    Raises ConfigError where Prefect would read settings from the working directory, and for an unusable proxy.
+    """
+    working_directory.distrust()
+    proxies.bypass_for_loopback()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 

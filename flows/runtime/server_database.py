@@ -38,6 +38,14 @@ class Database:
                 scratch.replace(self.template)
 
 
+def absolute_url(url: str) -> str:
+    """Return the same address of a database, for a process with another working directory."""
+    scheme, separator, path = url.partition(":///")
+    if not scheme.startswith("sqlite") or not path or path.startswith(("/", "file:", ":memory:")):
+        return url
+    return f"{scheme}{separator}{Path(path).absolute()}"
+
+
 @contextmanager
 def temporary_database() -> Iterator[Database]:
     """Yield a database for one server, removed with its folder."""

@@ -51,9 +51,12 @@ def ray_runner(config: RunConfig) -> Iterator[TaskRunner[Any]]:
     import ray
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
+    from ray.job_config import JobConfig
 
     # What a worker prints stays with it.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "namespace": "prefect"}
+    # Ray puts the working directory first on its workers' path, unless the job says that it comes from Ray's client.
+    options["job_config"] = JobConfig(_client_job=True)
     if not os.environ.get("RAY_ADDRESS"):  # "local", so not a cluster that is already running here
         options |= {"address": "local", "num_cpus": config.run.workers, "include_dashboard": False}
     # It makes a token that keeps others on this machine out, and would say so in the middle of the progress bar.

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO
 
 import httpx
@@ -98,24 +98,27 @@ def _server_process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     environment = {name: value for name, value in os.environ.items() if name not in secrets}
     environment |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    environment |= {server_database.URL_SETTING: database.url} if database else {}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER_SCRIPT, *([str(database.path.parent)] if database else [])],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        start_new_session=True,  # Ctrl-C is for us: the server is needed to write down how the run ended
-    )
-    with process:  # closes the pipes and waits
-        try:
-            yield process
-        finally:
-            process.terminate()
+    url = database.url if database else server_database.absolute_url(environment.get(server_database.URL_SETTING, ""))
+    environment |= {server_database.URL_SETTING: url} if url else {}
+    with TemporaryDirectory(prefix="anonymizer-prefect-", ignore_cleanup_errors=True) as empty:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", SERVER_SCRIPT, empty, *([str(database.path.parent)] if database else [])],
+            env=environment,
+            cwd=empty,  # Prefect's migrations put the working directory first on the path
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for us: the server is needed to write down how the run ended
+        )
+        with process:  # closes the pipes and waits
             try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                yield process
+            finally:
+                process.terminate()
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:

@@ -194,6 +194,23 @@ def test_a_database_that_the_user_names_is_used(tmp_path: Path, monkeypatch: pyt
         assert process.stdout.read() == b"sqlite+aiosqlite:////mine.db\n"
 
 
+@pytest.mark.parametrize(
+    ("url", "moves"),
+    [
+        ("sqlite+aiosqlite:///mine.db", True),
+        ("sqlite+aiosqlite:///./mine.db?timeout=5", True),
+        ("sqlite+aiosqlite:////mine.db", False),
+        ("sqlite+aiosqlite:///file::memory:?cache=shared", False),
+        ("sqlite+aiosqlite:///:memory:", False),
+        ("postgresql+asyncpg:///prefect", False),
+        ("", False),
+    ],
+)
+def test_a_database_is_the_same_one_from_the_servers_own_folder(url: str, moves: bool) -> None:
+    expected = f"sqlite+aiosqlite:///{Path.cwd()}/mine.db" if moves else url
+    assert server_database.absolute_url(url).partition("?timeout")[0] == expected
+
+
 def test_a_home_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").touch()
     one = server_database.Database(tmp_path / "prefect.db", tmp_path / "no/such/folder/empty.db")
