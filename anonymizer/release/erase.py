@@ -265,7 +265,7 @@ def _unquote(text: str, line: int) -> str:
         name.encode()  # raises on half a surrogate pair, which JSON can spell
     except ValueError:
         raise UsageError(
-            f"--records: line {line}: is quoted, and no JSON string: put a backslash before each quote and backslash in it"
+            f"--records: line {line}: is quoted, and no JSON string: put a backslash before quotes and backslashes"
         ) from None
     return name
 
