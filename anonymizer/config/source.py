@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from anonymizer.config.base import Int, Section, Uri, ensure, is_words
 from anonymizer.config.model import ModelConfig
+from anonymizer.storage.address import is_network, parse_address
 
 PictureKind = Annotated[
     str, ensure(is_words, "must say in a few words what is on the pictures, got {!r}"), AfterValidator(str.strip)
@@ -39,6 +40,22 @@ class SourceConfig(Section):
     subject: str | None = Field(
         None,
         description="'folder', or the column that identifies a person, stored in the ledger for erasure",
+    )
+    allow: tuple[
+        Annotated[
+            Uri,
+            ensure(
+                lambda entry: is_network(entry) or parse_address(entry),
+                "must be the absolute path or URI of a folder, the address of a web host, or an IP address or network, "
+                "got {!r}",
+            ),
+        ],
+        ...,
+    ] = Field(
+        (),
+        description="what rows may name besides files in the table's own folder: absolute folders, prefixes "
+        "(s3://bucket/pictures), web hosts (https://host); and private addresses (10.1.0.0/16) to which names of web "
+        "hosts may lead",
     )
     where: dict[str, str] = Field({}, description="keep only rows whose column has this value (Parquet, listing)")
     fit: Literal["crop", "pad", "tiles"] = Field(

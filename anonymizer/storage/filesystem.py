@@ -6,12 +6,15 @@ A store's own messages may hold keys, paths and ids, so that only error codes an
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from anonymizer.storage.web_client import RefusedAddressError, open_client
 
 T = TypeVar("T")
 
@@ -21,8 +24,10 @@ MAX_ATTEMPTS = 4
 # Keys of fsspec's info() that change when a file does, in order of preference.
 VERSION_FIELDS = ["ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified"]
 VERSION_FIELDS += ["modified", "created"]
-EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> the extra of this package that installs its file system
+# protocol -> the extra of this package that installs its file system
+EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 LOCAL_PROTOCOLS = (None, "file", "local", "memory")
+WEB_PROTOCOLS = ("http", "https")
 CLIENT_LIBRARIES = {"botocore", "aiobotocore", "boto3", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure"}
 CLIENT_LIBRARIES |= {"urllib3"}
 
@@ -50,10 +55,16 @@ EXPLANATIONS = {
 }
 
 
-def open_fs(uri: str) -> tuple[Any, str]:
-    """Return the file system and the path of a URI; listings are never cached. Raises what fsspec raises."""
+def open_fs(uri: str, networks: Sequence[str] | None = None) -> tuple[Any, str]:
+    """Return the file system and the path of a URI; listings are never cached. Raises what fsspec raises.
+
+    With ``networks``, a web server is reached by a client that follows no redirect to another host and connects to
+    public addresses and these networks only.
+    """
     protocol, _ = fsspec.core.split_protocol(uri)
-    options = {} if protocol in LOCAL_PROTOCOLS else {"use_listings_cache": False}
+    options: dict[str, Any] = {} if protocol in LOCAL_PROTOCOLS else {"use_listings_cache": False}
+    if networks is not None and protocol in WEB_PROTOCOLS:
+        options["get_client"] = partial(open_client, tuple(networks))
     try:
         return fsspec.core.url_to_fs(uri, **options)  # type: ignore[no-any-return]
     except ImportError as error:
@@ -71,6 +82,11 @@ def has_buckets(fs: Any) -> bool:
     """Return whether the first part of a path is a bucket or container instead of a folder."""
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     return not {"s3", "gs", "gcs", "az", "abfs"}.isdisjoint(protocols)
+
+
+def is_web(fs: Any) -> bool:
+    """Return whether a file system reads from web servers, whose paths are whole URLs."""
+    return "https" in fs.protocol
 
 
 def is_s3(fs: Any) -> bool:
@@ -124,6 +140,11 @@ def is_not_found(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError) and error_code(error) != "NoSuchBucket"
 
 
+def is_refused_address(error: BaseException) -> bool:
+    """Return whether a redirect or an address was not followed."""
+    return any(isinstance(cause, RefusedAddressError) for cause in _causes(error))
+
+
 def is_precondition_failed(error: BaseException) -> bool:
     """Return whether the condition of a conditional put was not met."""
     return isinstance(error, FileExistsError) or error_code(error) in ("PreconditionFailed", "412")
@@ -132,6 +153,8 @@ def is_precondition_failed(error: BaseException) -> bool:
 def explain(error: BaseException) -> str:
     """Return the problem and the next step, without anything from the store's message."""
     code, names = error_code(error), _class_names(error)
+    if is_refused_address(error):
+        return "redirects to another host, or leads to an address that is not public: name that in source.allow"
     if names & NO_CREDENTIALS:
         return "no credentials were found: put them into the environment, or name a profile that has them (AWS_PROFILE)"
     if code in EXPLANATIONS:

@@ -17,6 +17,7 @@ from anonymizer.data.sources.parquet import ParquetSource
 from anonymizer.data.sources.webdataset import WebDatasetSource
 from anonymizer.errors import SourceError
 from anonymizer.records import Entry, Record
+from anonymizer.storage.address import is_network
 
 __all__ = ["Field", "Source", "detect_format", "open_source", "sample_metadata"]
 
@@ -58,7 +59,7 @@ FORMATS: dict[str, Callable[[SourceConfig, Location], Source]] = {
 def open_source(config: SourceConfig) -> Source:
     """Open the configured source; cheap, and repeated for each shard. SourceError if it is missing."""
     check_carry(config)
-    location = locate(config.uri)
+    location = locate(config.uri, [entry for entry in config.allow if is_network(entry)])
     return FORMATS[detect_format(location) if config.format == "auto" else config.format](config, location)
 
 

@@ -181,8 +181,9 @@ def read_file(
     with ExitStack() as stack:
         try:
             file = open_file(stack)
-        except Exception:  # storage libraries raise errors of their own
-            yield from (failed_record(entry, Reason.UNREADABLE) for entry in entries)
+        except Exception as error:  # storage libraries raise errors of their own
+            problem = error.reason if isinstance(error, RecordError) else Reason.UNREADABLE
+            yield from (failed_record(entry, problem) for entry in entries)
             return
         yield from read_each(entries, lambda entry: read(file, entry), concurrency)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ from urllib.parse import quote
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Reason
 from anonymizer.storage import filesystem
+from anonymizer.storage.address import parse_address
 
 # Left behind by operating systems and tools. These, and files that begin with "._" (macOS), are never records; every
 # other file is one, and fails if it is no image.
@@ -23,6 +24,7 @@ IGNORED_NAMES = frozenset(
 IGNORED_FOLDERS = frozenset([".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trashes", ".Spotlight-V100"])
 PAGE_KEYS = 1000  # keys in one page of an S3 listing
 BLOCK_BYTES = 4 * 2**20  # read at once from a file on a store
+URL_SAFE = "%/:?&=+,;@~!$'()*[]"  # characters of a URL that stay as they are; others are percent-encoded
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 # Endings of files that may accompany tar and Parquet files without being data.
@@ -64,6 +66,14 @@ class Location:
         return filesystem.is_local(self.fs)
 
     @property
+    def root(self) -> str:
+        """The folder that the source is, or that its file lies in; nothing outside of it is read."""
+        if not self.is_file:
+            return self.path.rstrip("/")
+        path = self.path.partition("?")[0] if filesystem.is_web(self.fs) else self.path
+        return path.rpartition("/")[0]
+
+    @property
     def concurrent_reads(self) -> int:
         return 0 if self.is_local else 8
 
@@ -93,7 +103,8 @@ class Location:
         return f"{remote.get('size')} {filesystem.version_of(remote)}"
 
     def open(self, path: str) -> Any:
-        """Open a seekable binary file. SourceError if a store refuses it."""
+        """Open a seekable binary file. SourceError if a store refuses it, RecordError if it lies outside the source."""
+        self._check_inside(path)
         if self.is_local:
             return open(path, "rb")
         with self._source_errors():
@@ -113,21 +124,37 @@ class Location:
         """Return all bytes of a file. RecordError if it is too large, or not of the ``size`` that was listed."""
         if size is not None and size > max_bytes:
             raise RecordError(Reason.TOO_MANY_BYTES)
+        self._check_inside(path)
+        return read_local(path, max_bytes, size) if self.is_local else read_remote(self.fs, path, max_bytes, size)
+
+    def contains(self, path: str) -> bool:
+        """Return whether a path is the source's own file or lies below its folder; on a disk links are followed."""
         if self.is_local:
-            root = os.path.dirname(self.path) if self.is_file else self.path
-            return _read_local(path, max_bytes, size, os.path.realpath(root))
-        return _read_remote(self.fs, path, max_bytes, size)
+            return is_inside(os.path.realpath(path), os.path.realpath(self.root or "/")) or path == self.path
+        if filesystem.is_web(self.fs):
+            address, root = (parse_address(quote(url, safe=URL_SAFE)) for url in (path, self.root))
+            return path == self.path or (address is not None and root is not None and address.is_inside(root))
+        return path == self.path or path.startswith(f"{self.root}/")
+
+    def _check_inside(self, path: str) -> None:
+        if not self.contains(path):
+            raise RecordError(Reason.OUTSIDE_SOURCE)
 
 
-def locate(uri: str) -> Location:
-    """Return the location of a URI. SourceError if nothing is there or its file system cannot be used."""
+def locate(uri: str, networks: Sequence[str] = ()) -> Location:
+    """Return the location of a URI. SourceError if nothing is there or its file system cannot be used.
+
+    ``networks``: addresses that names of web servers may lead to, besides public ones.
+    """
     try:
-        fs, path = filesystem.open_fs(uri)
+        fs, path = filesystem.open_fs(uri, networks)
         return Location(uri, fs, path, is_file=_is_file(fs, path))
     except ImportError as error:
         reason = f"{error}, or name a local folder"
     except Exception as error:  # each file system has errors of its own
-        if filesystem.is_not_found(error):
+        if filesystem.is_refused_address(error):
+            reason = filesystem.explain(error)
+        elif filesystem.is_not_found(error):
             reason = "no such file or folder: check the path"
         elif filesystem.is_storage_error(error) and "://" in uri:
             reason = filesystem.explain(error)
@@ -186,7 +213,7 @@ def _walk_local(root: str, uri: str) -> Iterator[SourceFile]:
         try:
             if os.path.islink(path):
                 real = os.path.realpath(path)
-                if not _is_inside(real, real_root):
+                if not is_inside(real, real_root):
                     yield SourceFile(path, relative, problem=Reason.OUTSIDE_SOURCE)
                     continue
             info = os.stat(path)
@@ -237,21 +264,13 @@ def _walk_s3(fs: Any, root: str) -> Iterator[SourceFile]:
         request["ContinuationToken"] = token
 
 
-def read_uri(uri: str, max_bytes: int) -> bytes:
-    """Return all bytes of the file at a URI or an absolute path. RecordError as ``Location.read``."""
-    fs, path = filesystem.open_fs(uri)
-    if filesystem.is_local(fs):
-        return _read_local(path, max_bytes, None, "/")
-    return _read_remote(fs, path, max_bytes, None)
-
-
-def _is_inside(path: str, root: str) -> bool:
+def is_inside(path: str, root: str) -> bool:
+    """Return whether a real path is a real folder, or lies below it."""
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
-def _read_local(path: str, max_bytes: int, size: int | None, root: str) -> bytes:
-    if not _is_inside(os.path.realpath(path), root):
-        raise RecordError(Reason.OUTSIDE_SOURCE)
+def read_local(path: str, max_bytes: int, size: int | None = None) -> bytes:
+    """Return all bytes of a file on a disk. RecordError if it is too large, not of that ``size``, or no file."""
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
@@ -266,8 +285,15 @@ def _read_local(path: str, max_bytes: int, size: int | None, root: str) -> bytes
     return data
 
 
-def _read_remote(fs: Any, path: str, max_bytes: int, size: int | None) -> bytes:
-    data = filesystem.with_retries(lambda: _read_bounded(fs, path, max_bytes, size))
+def read_remote(fs: Any, path: str, max_bytes: int, size: int | None = None) -> bytes:
+    """Return all bytes of a file on a store. RecordError as ``read_local``, and where its address is refused."""
+    read = _read_stream if filesystem.is_web(fs) else _read_bounded
+    try:
+        data = filesystem.with_retries(lambda: read(fs, path, max_bytes, size))
+    except Exception as error:  # each file system has errors of its own
+        if filesystem.is_refused_address(error):
+            raise RecordError(Reason.OUTSIDE_SOURCE) from None
+        raise
     if size is not None and len(data) != size:
         raise RecordError(Reason.CHANGED)
     if len(data) > max_bytes:
@@ -287,6 +313,15 @@ def _read_bounded(fs: Any, path: str, max_bytes: int, size: int | None) -> bytes
     if size == 0:  # an empty range is an error to some stores
         return b"" if fs.size(path) == 0 else b"?"
     return bytes(fs.cat_file(path, end=size + 1))
+
+
+def _read_stream(fs: Any, path: str, max_bytes: int, size: int | None) -> bytes:
+    """Return a web server's answer, or one byte more than ``max_bytes`` where it is larger, whatever it announces."""
+    data = bytearray()
+    with fs.open(path, "rb", block_size=0, size=1) as file:  # a size, so that none is asked for
+        while len(data) <= max_bytes and (block := file.read(min(2**20, max_bytes + 1 - len(data)))):
+            data += block
+    return bytes(data)
 
 
 def to_printable(text: str, safe: str = "") -> str:

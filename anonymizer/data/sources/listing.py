@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import posixpath
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,19 +13,16 @@ from typing import Any
 from anonymizer.config import SourceConfig
 from anonymizer.data.sources.building import RowEntries, build_record, read_file, row_digest, to_text_or_none
 from anonymizer.data.sources.column_policy import FILE_ATTRIBUTES, ColumnPolicy, Field, check_columns
-from anonymizer.data.sources.files import Location, read_uri, to_printable
+from anonymizer.data.sources.files import Location, to_printable
+from anonymizer.data.sources.row_files import RowFiles
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
-
-# File systems that a row may name; others (archives, caches, references) could lead anywhere.
-PROTOCOLS = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "http", "https"}
 
 
 class ListingSource:
     """One row, one record; its id is listing and row, or the column ``source.id``.
 
-    A relative path starts from the listing's folder and must stay inside it; an absolute path or a URI may lead
-    anywhere.
+    A relative path starts from the listing's folder. No path or URI may lead out of it, but to ``source.allow``.
     """
 
     def __init__(self, config: SourceConfig, location: Location) -> None:
@@ -34,8 +30,8 @@ class ListingSource:
             raise SourceError(f"source.uri {location.uri!r}: a folder: name the CSV or JSONL file in it")
         self.config, self.location = config, location
         self.policy = ColumnPolicy.from_config(config)
-        self.folder, _, name = location.path.rpartition("/")
-        self.name = to_printable(name)
+        self.files = RowFiles(location, config.allow)
+        self.name = to_printable(location.path.rpartition("/")[2])
         self.is_json = not location.path.lower().endswith((".csv", ".tsv"))
         self._header: list[str] = []
         self._lock = Lock()  # rows are read by one thread at a time, their images concurrently
@@ -47,7 +43,7 @@ class ListingSource:
             for row, (offset, values) in enumerate(self._rows(file)):
                 columns.update(dict.fromkeys(values))
                 image = to_text_or_none(values.get(self.config.image))
-                uri, problem = self._resolve(image or "")
+                uri, problem = self.files.resolve(image or "")
                 problem = problem if image else Reason.EMPTY
                 if entry := rows.build(self.name, row, offset, values, uri, row_digest(values), problem):
                     yield entry
@@ -68,7 +64,14 @@ class ListingSource:
     def fields(self) -> list[Field]:
         names = list(dict.fromkeys(self._column_names()))
         self.policy.check(names)
-        return [FILE_ATTRIBUTES, *self.policy.describe(names, "column")]
+        columns = self.policy.describe(names, "column")
+        return [FILE_ATTRIBUTES, *columns, *self.files.describe(self._image_names())]
+
+    def _image_names(self) -> Iterator[str]:
+        with self.location.open(self.location.path) as file:
+            for _, values in self._rows(file):
+                if name := to_text_or_none(values.get(self.config.image)):
+                    yield name
 
     def _column_names(self) -> Iterator[str]:
         """Yield the columns of the header, or the keys of every row."""
@@ -79,11 +82,10 @@ class ListingSource:
                     return
 
     def _read_record(self, file: Any, entry: Entry) -> Record:
-        record = build_record(self.config, entry, b"", self._planned_row(file, entry).get)
-        max_bytes = self.config.limits.max_bytes
-        if entry.uri.startswith(self.location.to_uri(self.folder).rstrip("/") + "/"):
-            return replace(record, data=self.location.read(self.location.to_path(entry.uri), max_bytes))
-        return replace(record, data=read_uri(entry.uri, max_bytes))
+        row = self._planned_row(file, entry)
+        record = build_record(self.config, entry, b"", row.get)
+        name = to_text_or_none(row.get(self.config.image)) or ""  # of the row, not of the plan
+        return replace(record, data=self.files.read(name, self.config.limits.max_bytes))
 
     def _planned_row(self, file: Any, entry: Entry) -> dict[str, Any]:
         """Return the row of an entry. RecordError CHANGED if it is another one now."""
@@ -95,16 +97,6 @@ class ListingSource:
         if values is None or row_digest(values) != entry.mark:
             raise RecordError(Reason.CHANGED)
         return values
-
-    def _resolve(self, image: str) -> tuple[str, Reason | None]:
-        """Return the URI of a row's image, and the problem if it may not be read."""
-        protocol, separator, _ = image.partition("://")
-        if separator:
-            is_allowed = protocol.lower() in PROTOCOLS and "::" not in image
-            return image, None if is_allowed else Reason.OUTSIDE_SOURCE
-        path = posixpath.normpath(posixpath.join(self.folder, image))
-        is_inside = posixpath.isabs(image) or path.startswith(self.folder.rstrip("/") + "/")
-        return self.location.to_uri(path), None if is_inside and "\0" not in image else Reason.OUTSIDE_SOURCE
 
     def _rows(self, file: Any, offset: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (offset, values) of each row, from the first or from that at ``offset``. SourceError if malformed."""

@@ -131,6 +131,8 @@ class ParquetSource:
                         yield read_or_fail(entry, partial(self._build, values=values, labels=labels))
         except SourceError:
             problem = Reason.UNREADABLE
+        except RecordError as error:  # of the whole file
+            problem = error.reason
         yield from (failed_record(entry, problem) for entry in entries[done:])
 
     def _build(self, entry: Entry, values: dict[str, Any] | None, labels: Sequence[str] | None) -> Record:

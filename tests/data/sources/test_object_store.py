@@ -43,11 +43,16 @@ def test_archives_and_tables_are_read_as_from_a_disk(bucket: str, tmp_path: Path
 def test_a_listing_refers_to_objects_and_only_missing_ones_fail(bucket: str, tmp_path: Path) -> None:
     uri = upload(people(tmp_path / "in"), f"{bucket}/in")
     names = ["a/person 0.png", f"{uri}/b/person 1.png", f"{uri}/none.png", f"s3://{BUCKET}-none/x.png"]
+    names += [f"s3://{BUCKET}-other/x.png", f"{uri}-beside/x.png", f"{uri}/../x.png"]  # with these credentials
     upload(listing(tmp_path / "list", [{"image": name} for name in names]).parent, uri)
-    source = open_source(settings(f"{uri}/list.jsonl", "out").source)
+    source = open_source(
+        settings(
+            f"{uri}/list.jsonl", "out", source={"uri": f"{uri}/list.jsonl", "allow": [f"s3://{BUCKET}-none"]}
+        ).source
+    )
     found = list(source.read(list(source.entries())))
-    assert [record.data for record in found] == [picture(0), picture(1), b"", b""]
-    assert [record.problem for record in found[2:]] == [Reason.UNREADABLE] * 2
+    assert [record.data for record in found] == [picture(0), picture(1), b"", b"", b"", b"", b""]
+    assert [record.problem for record in found[2:]] == [Reason.UNREADABLE] * 2 + [Reason.OUTSIDE_SOURCE] * 3
 
 
 def test_a_table_is_read_one_row_group_at_a_time(bucket: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
