@@ -218,6 +218,9 @@ def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
     from anonymizer.release import plan as planning
 
     cautions = [*planning.list_cautions(config, plan), *preflight.list_cautions(config)]
+    if config.policy.weaker_than_previous is not None and Release.at(config.previous or "").is_published:
+        weaker = "; ".join(history.list_weaker_rules(config))
+        cautions.append(f"policy: is weaker than that of the previous release, and says so in public: {weaker}")
     if missing := history.count_missing(config):
         cautions.append(
             f"previous: {missing} earlier releases are not at hand: who was only there gets a second output"

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 class SignedStatement:
     """A statement about files (name -> SHA-256) in its envelope, whose signatures have not been checked."""
 
+    predicate_type: str
     digests: Mapping[str, str]
     predicate: Mapping[str, Any]
     envelope: Envelope
@@ -60,7 +61,7 @@ def build(
 ) -> SignedStatement:
     """Return a statement about files (name -> SHA-256), without a signature if there is no signer."""
     envelope = Envelope(_dump_payload(predicate_type, digests, predicate), PAYLOAD_TYPE, {})
-    unsigned = SignedStatement(digests, predicate, envelope)
+    unsigned = SignedStatement(predicate_type, digests, predicate, envelope)
     return unsigned.with_signature(signer) if signer else unsigned
 
 
@@ -69,16 +70,19 @@ def dumps(statements: Iterable[SignedStatement]) -> bytes:
     return b"".join(_dump_line(statement.envelope) + b"\n" for statement in statements)
 
 
-def loads(data: bytes, predicate_type: str) -> list[SignedStatement]:
-    """Return the statements that ``dumps`` wrote. Raises ValueError for anything else, another spelling included."""
+def loads(data: bytes, *predicate_types: str) -> list[SignedStatement]:
+    """Return the statements of these types that ``dumps`` wrote. Raises ValueError for anything else.
+
+    That includes another spelling.
+    """
     if not data:
         return []
     if not data.endswith(b"\n"):
         raise ValueError("is cut off: its last line has no end")
-    return [_load_line(line, predicate_type) for line in data[:-1].split(b"\n")]
+    return [_load_line(line, predicate_types) for line in data[:-1].split(b"\n")]
 
 
-def _load_line(line: bytes, predicate_type: str) -> SignedStatement:
+def _load_line(line: bytes, predicate_types: Sequence[str]) -> SignedStatement:
     digests: dict[str, str] = {}
     try:
         envelope = Envelope.from_dict(json.loads(line))
@@ -89,16 +93,16 @@ def _load_line(line: bytes, predicate_type: str) -> SignedStatement:
             if not SHA256_HEX.fullmatch(digest):
                 raise ValueError
             digests[name] = digest
-        types = (envelope.payload_type, statement["_type"], statement["predicateType"])
-        payload = _dump_payload(statement["predicateType"], digests, statement["predicate"])
+        types, predicate_type = (envelope.payload_type, statement["_type"]), statement["predicateType"]
+        payload = _dump_payload(predicate_type, digests, statement["predicate"])
         is_canonical = (_dump_line(envelope), payload) == (line, envelope.payload)
     except Exception:  # hostile bytes can raise any error
         raise ValueError("is damaged, or no statement in a DSSE envelope") from None
-    if types != (PAYLOAD_TYPE, STATEMENT_TYPE, predicate_type):
-        raise ValueError(f"is another kind of statement than {predicate_type}")
+    if types != (PAYLOAD_TYPE, STATEMENT_TYPE) or predicate_type not in predicate_types:
+        raise ValueError(f"is another kind of statement than {' or '.join(predicate_types)}")
     if not is_canonical:
         raise ValueError("is not spelled as it was written")
-    return SignedStatement(digests, statement["predicate"], envelope)
+    return SignedStatement(predicate_type, digests, statement["predicate"], envelope)
 
 
 def _dump_payload(predicate_type: str, digests: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes:

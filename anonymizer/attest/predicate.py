@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from anonymizer.config.policy import Waiver
+from anonymizer.config.policy import PolicyConfig, Waiver
 from anonymizer.crypto import signing
 
 
@@ -87,6 +87,7 @@ class Gate(StrictModel):
     result: Literal["pass", "fail"]
     rules: tuple[Rule, ...]
     waivers: tuple[Waiver, ...]
+    weaker: tuple[str, ...] = ()  # rules of the previous release that are dropped or loosened, one line each
 
 
 class Approvals(StrictModel):
@@ -102,9 +103,9 @@ class Events(StrictModel):
 
 
 class ReleasePredicate(StrictModel):
-    """The whole predicate; ``audit`` is the content of ``audit.json``."""
+    """The whole predicate; ``audit`` is the content of ``audit.json``. Version 1 has no ``policy``."""
 
-    version: Literal[1]
+    version: Literal[1, 2]
     created: str
     manifest: Manifest
     materials: Materials
@@ -113,10 +114,17 @@ class ReleasePredicate(StrictModel):
     code: Code
     counts: Counts
     gate: Gate
+    policy: PolicyConfig | None = None
     audit: dict[str, Any] | None
     publisher: PublicKey | None
     approvals: Approvals
     events: Events
+
+    @model_validator(mode="after")
+    def _check_version(self) -> ReleasePredicate:
+        if (self.policy is None) != (self.version == 1) or (self.policy is None and self.gate.weaker):
+            raise ValueError("version 2 holds the policy, and version 1 does not")
+        return self
 
 
 T = TypeVar("T", bound=StrictModel)

@@ -7,7 +7,7 @@ original, and of an audit only its public summary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +26,8 @@ from anonymizer.storage.layout import IMAGES, STATEMENT
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
 
-PREDICATE_TYPE = "urn:anonymizer:predicate:release:v1"
+PREDICATE_TYPES = {n: f"urn:anonymizer:predicate:release:v{n}" for n in (1, 2)}  # by the predicate's version
+PREDICATE_TYPE = PREDICATE_TYPES[2]  # of what is written
 LIBRARIES = (
     *("torch", "diffusers", "numpy", "pillow", "pyarrow"),
     *("open_clip_torch", "lpips", "stlpips-pytorch", "prefect", "securesystemslib"),
@@ -42,7 +43,7 @@ def build_predicate(
         with suppress(PackageNotFoundError):
             libraries[name] = version(name)
     return {
-        "version": 1,
+        "version": 2,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "manifest": {
             "rows": len(manifest),
@@ -63,15 +64,25 @@ def build_predicate(
 
 
 def build_decision(
-    policy: PolicyConfig, verdict: Verdict, audit: Mapping[str, Any] | None, publisher: str | None
+    policy: PolicyConfig,
+    verdict: Verdict,
+    audit: Mapping[str, Any] | None,
+    publisher: str | None,
+    weaker: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the fields about why a release was let out: ``audit`` is a public summary, ``publisher`` a public key."""
+    """Return the fields about why a release was let out.
+
+    ``audit`` is a public summary, ``publisher`` a public key; ``weaker`` has a line for each rule of the previous
+    release that is dropped or loosened.
+    """
     return {
         "gate": {
             "result": verdict.result,
             "rules": [{"rule": r.rule, "bound": r.bound, "result": r.result} for r in verdict.rule_results],
             "waivers": [w.model_dump(mode="json") for w in policy.waivers if w.rule in verdict.waived_rules],
+            "weaker": list(weaker),
         },
+        "policy": policy.model_dump(mode="json"),
         "audit": audit,
         "publisher": publisher,
         "approvals": {"required": policy.approvals, "approvers": dict(sorted(policy.approvers.items()))},
@@ -96,7 +107,7 @@ def read(folder: StoragePath) -> SignedStatement:
 
     Raises OSError, or ValueError if the file holds no statement with a complete predicate, or more than one.
     """
-    statements = dsse.loads((folder / STATEMENT).read(), PREDICATE_TYPE)
+    statements = dsse.loads((folder / STATEMENT).read(), *PREDICATE_TYPES.values())
     if len(statements) != 1:
         raise ValueError(f"holds {len(statements)} statements and must hold one")
     parse_predicate(statements[0])
@@ -105,7 +116,10 @@ def read(folder: StoragePath) -> SignedStatement:
 
 def parse_predicate(statement: SignedStatement) -> ReleasePredicate:
     """Return the predicate of a release. Raises ValueError if it is not a complete one."""
-    return parse(ReleasePredicate, statement.predicate)
+    predicate = parse(ReleasePredicate, statement.predicate)
+    if PREDICATE_TYPES[predicate.version] != statement.predicate_type:
+        raise ValueError(f"version: is {predicate.version}, and the statement is of type {statement.predicate_type}")
+    return predicate
 
 
 def valid_approvers(statement: SignedStatement) -> tuple[str, ...]:

@@ -122,6 +122,9 @@ class PolicyConfig(Section):
         {}, description="name -> public key of each who may approve; both are published"
     )
     waivers: tuple[Waiver, ...] = Field((), description="rules set aside: {rule, who, why, until}; published")
+    weaker_than_previous: Words | None = Field(
+        None, description="why rules of the `previous` release are dropped or loosened here; signed and published"
+    )
 
     @property
     def required_attacks(self) -> tuple[str, ...]:

@@ -203,6 +203,12 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_weaker_policy(self) -> RunConfig:
+        if self.policy.weaker_than_previous is not None and self.previous is None:
+            raise ValueError("policy.weaker_than_previous: there is no previous release: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _check_condition(self) -> RunConfig:
         check_condition_columns(self.model, self.source)
         return self

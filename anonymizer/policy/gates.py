@@ -114,6 +114,12 @@ def evaluate_release(
     return Verdict([_apply_waiver(policy, result, now.astimezone(UTC).date()) for result in results])
 
 
+def rule_names(policy: PolicyConfig) -> list[str]:
+    """Return the names of the rules that a policy sets for a release, as a verdict has them."""
+    nothing = Summary(0, 0, 0, 0, 0, 0.0, {})
+    return [rule.rule for rule in evaluate_release(policy, nothing, "", None, datetime.now(UTC)).rule_results]
+
+
 def _evaluate_counts(policy: PolicyConfig, counts: Summary) -> Iterator[RuleResult]:
     if minimum := policy.min_released:
         measured, passes = f"{counts.released} released", counts.released >= minimum

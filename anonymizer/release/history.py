@@ -20,11 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer.attest import revocation
-from anonymizer.config import RunConfig
+from anonymizer.attest import revocation, statement
+from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.data import released_images
-from anonymizer.errors import ConfigError, OutputError
+from anonymizer.errors import ConfigError, IntegrityError, OutputError
+from anonymizer.policy import comparison
 from anonymizer.records import Scores, Status
+from anonymizer.release import plan
 from anonymizer.release.ledger import Ledger
 from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage import parquet
@@ -99,6 +101,31 @@ def refuse_erased(config: RunConfig) -> None:
             f"previous {config.previous!r}: was erased meanwhile: make this release anew, in another output, with the "
             "release that took its place as previous"
         )
+
+
+def list_weaker_rules(config: RunConfig) -> list[str]:
+    """Return a line for each rule of the previous release that the policy of ``config`` drops or loosens.
+
+    Raises ConfigError where there are some and ``policy.weaker_than_previous`` gives no reason.
+    """
+    if config.previous is None:
+        return []
+    lines = comparison.weaker_rules(read_policy(Release.at(config.previous)), config.policy)
+    if lines and config.policy.weaker_than_previous is None:
+        raise ConfigError(
+            f"policy: is weaker than that of previous {config.previous!r} ({'; '.join(lines)}): keep its rules, or "
+            "give the reason as policy.weaker_than_previous, which is published"
+        )
+    return lines
+
+
+def read_policy(release: Release) -> PolicyConfig:
+    """Return the policy that a published release was let out by: the signed one, or that of its settings before."""
+    try:
+        signed = statement.parse_predicate(statement.read(release.public)).policy
+    except (ValueError, OSError) as error:
+        raise IntegrityError(f"release {str(release.root)!r}: its statement: {error}: restore it") from None
+    return plan.read_config(release).policy if signed is None else signed
 
 
 def absolute_uri(uri: str) -> str:

@@ -17,7 +17,7 @@ from anonymizer.data.sources import open_source
 from anonymizer.data.sources.files import IGNORED_NAMES
 from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
 from anonymizer.release import event_log, plan
-from anonymizer.release.history import predecessors
+from anonymizer.release.history import list_weaker_rules, predecessors
 from anonymizer.release.ledger import Ledger
 from anonymizer.schema import read_metric_models
 from anonymizer.storage import filesystem
@@ -90,6 +90,8 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
                 raise ConfigError(
                     f"metrics: {name} has {score} by {models[score]}, not {metric_models[score]}: use that"
                 )
+    if not list_weaker_rules(config) and config.policy.weaker_than_previous is not None:
+        raise ConfigError(f"policy.weaker_than_previous: nothing is weaker than in {name}: leave it out")
 
 
 def _unusable(config: RunConfig, before: Release) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -86,6 +86,7 @@ def decide_and_publish(
     if release.is_published:
         release.candidate.remove()  # left by a copy that was interrupted at its end
         return PublicationStatus(True, valid_approvers(read_statement(release)), config.policy.approvals)
+    history.refuse_erased(config)
     release.config.write(configuration.dump(config).encode())
     signer = signing.signer_from_env(config.signing_key_env)
     publisher = signing.format_public_key(signer.public_key) if signer else None
@@ -93,7 +94,6 @@ def decide_and_publish(
     _record_decision(release, config, evaluation, signer)
     _refuse_rejected(evaluation)
     _refuse_empty(release, evaluation.summary)
-    history.refuse_erased(config)
     if not _is_statement_current(release, config, evaluation):
         _sign_candidate(release, config, evaluation, key, signer, ledger, write_documents)
     return _publish_if_approved(release, read_statement(release))
@@ -163,6 +163,7 @@ class PolicyEvaluation:
     audit: Mapping[str, Any] | None
     publisher: str | None  # public key
     verdict: Verdict
+    weaker: Sequence[str] = ()  # a line for each rule of the previous release that is dropped or loosened
 
 
 # Writes card, report and metadata into a candidate.
@@ -177,16 +178,16 @@ def _evaluate_policy(release: Release, config: RunConfig, summary: Summary, publ
         if not audit.manifest_sha256 == public_audit["manifest_sha256"] == manifest:
             audit = public_audit = None  # of another version of this release
     verdict = evaluate_release(config.policy, summary, manifest, audit, datetime.now(UTC))
-    return PolicyEvaluation(summary, manifest, public_audit, publisher, verdict)
+    return PolicyEvaluation(summary, manifest, public_audit, publisher, verdict, history.list_weaker_rules(config))
 
 
 def _refuse_stale(release: Release, signed: SignedStatement) -> None:
     """Raise GateError where the policy would decide otherwise than when the statement was signed."""
     config, summary = resolve_config(release), Ledger.open(release).summarize()
+    history.refuse_erased(config)
     evaluation = _evaluate_policy(release, config, summary, signed.predicate["publisher"])
     _refuse_rejected(evaluation)
     _refuse_empty(release, evaluation.summary)
-    history.refuse_erased(config)
     if not _is_statement_current(release, config, evaluation):
         raise GateError(
             "policy: what it decided on has changed since the release was signed: run the same `anonymizer run` again"
@@ -243,8 +244,13 @@ def _is_statement_current(release: Release, config: RunConfig, evaluation: Polic
     if not release.statement.exists():
         return False
     predicate = read_statement(release).predicate
-    decision = statement.build_decision(config.policy, evaluation.verdict, evaluation.audit, evaluation.publisher)
+    decision = _build_decision(config, evaluation)
     return {name: predicate.get(name) for name in decision} == decision
+
+
+def _build_decision(config: RunConfig, evaluation: PolicyEvaluation) -> dict[str, Any]:
+    audit, publisher = evaluation.audit, evaluation.publisher
+    return statement.build_decision(config.policy, evaluation.verdict, audit, publisher, evaluation.weaker)
 
 
 def _sign_candidate(
@@ -274,7 +280,7 @@ def _sign_candidate(
     )
     predicate = {
         **statement.build_predicate(ledger.plan, ledger.summary, manifest, config.output.public_scores, materials),
-        **statement.build_decision(config.policy, evaluation.verdict, audit, evaluation.publisher),
+        **_build_decision(config, evaluation),
         "events": asdict(head),
     }
     signed = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder), predicate, signer)

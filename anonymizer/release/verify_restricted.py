@@ -90,6 +90,8 @@ def _check_decision(release: Release, config: RunConfig, predicate: ReleasePredi
         problems.append("the last decision does not let this release out")
     if decision.predicate["policy"] != config.policy.model_dump(mode="json"):
         problems.append("the policy in restricted/config.yaml is not the one that decided")
+    if predicate.policy not in (None, config.policy):
+        problems.append("the policy in restricted/config.yaml is not the one that was signed")
     yield from pass_or_fail("decision", problems, f"the policy passed it on {str(decision.predicate['when'])[:10]}")
 
 

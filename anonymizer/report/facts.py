@@ -72,6 +72,8 @@ class PublicFacts:
     audit: Mapping[str, Any] | None  # its public summary
     is_signed: bool
     approvals: int
+    weaker: Sequence[str]  # rules of the previous release that are dropped or loosened
+    weaker_reason: str | None
 
     @property
     def risks(self) -> list[tuple[str, str]]:
@@ -135,6 +137,8 @@ def collect_facts(
         audit=evaluation.audit,
         is_signed=evaluation.publisher is not None,
         approvals=config.policy.approvals,
+        weaker=evaluation.weaker,
+        weaker_reason=config.policy.weaker_than_previous,
     )
 
 

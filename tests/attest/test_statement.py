@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -15,11 +18,14 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
 
-from anonymizer.attest import statement
+from anonymizer.attest import dsse, statement
 from anonymizer.attest.predicate import ReleasePredicate, parse
 from anonymizer.release import publish
-from anonymizer.storage.layout import Release
+from anonymizer.release.plan import read_config
+from anonymizer.storage.layout import STATEMENT, Release
+from anonymizer.storage.path import StoragePath
 from tests.support.releases import people, run, settings
+from tests.support.signed_release import failed_checks, read_predicate, sign_again
 from tests.support.signing_keys import ADA, EVE, PUBLISHER, VARIABLE, pem, public_key
 
 
@@ -89,3 +95,56 @@ def test_decisions_are_statements_too(release: Release) -> None:
 def test_the_predicate_model_knows_every_field(release: Release) -> None:
     found = statement.read(release.public)
     assert parse(ReleasePredicate, found.predicate).model_dump(mode="json") == found.predicate
+
+
+def test_the_whole_policy_is_signed(release: Release) -> None:
+    signed = publish.read_statement(release)
+    assert signed.predicate["policy"] == read_config(release).policy.model_dump(mode="json")
+    assert statement.parse_predicate(signed).policy == read_config(release).policy
+    assert signed.predicate["gate"]["weaker"] == []
+
+
+def version_1(predicate: dict[str, Any]) -> None:
+    """Make a predicate what versions before this one wrote."""
+    predicate["version"] = 1
+    del predicate["policy"], predicate["gate"]["weaker"]
+
+
+def test_a_statement_of_the_first_version_verifies(release: Release, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(release.public.path, tmp_path / "public"))
+    predicate = read_predicate(folder)
+    version_1(predicate)
+    path = StoragePath.from_uri(str(folder))
+    subjects = statement.subject_digests(path)
+    made = dsse.build(statement.PREDICATE_TYPES[1], subjects, predicate, PUBLISHER).with_signature(ADA)
+    (folder / STATEMENT).write_bytes(dsse.dumps([made]))
+    assert failed_checks(folder) == set()
+    assert statement.parse_predicate(statement.read(path)).policy is None
+
+
+CHANGES = {  # of a predicate that is signed again -> the check that fails
+    "another version than its type": (lambda p: p.update(version=1), "statement"),
+    "a first version by another name": (version_1, "statement"),
+    "no policy": (lambda p: p.pop("policy"), "statement"),
+    "a policy with an unknown rule": (lambda p: p["policy"].update(kindness=1), "statement"),
+    "another number of approvals": (lambda p: p["policy"].update(approvals=0), "gate"),
+    "other approvers": (lambda p: p["policy"].update(approvers={"ada": public_key(EVE)}), "gate"),
+    "a rule that was not asked": (lambda p: p["policy"].update(max_failed=0.1), "gate"),
+    "a rule that is not in the policy": (
+        lambda p: p["gate"]["rules"].append({"rule": "max_failed", "bound": "none", "result": "pass"}),
+        "gate",
+    ),
+    "a waiver that is not in the policy": (
+        lambda p: p["gate"]["waivers"].append({"rule": "x", "who": "y", "why": "z", "until": "2999-01-01"}),
+        "gate",
+    ),
+    "weaker without a reason": (lambda p: p["gate"]["weaker"].append("approvals: 2 before, 1 now"), "gate"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_statement_that_contradicts_its_policy_fails(release: Release, tmp_path: Path, change: str) -> None:
+    folder = Path(shutil.copytree(release.public.path, tmp_path / "public"))
+    do, check = CHANGES[change]
+    sign_again(folder, do, by=[PUBLISHER, ADA])
+    assert failed_checks(folder) == {check}

@@ -225,7 +225,8 @@ def test_what_breaks_the_policy_of_today_is_held_back_and_not_drawn_again(
     assert tree(february.quarantine.path) == {f"{row['output_id']}.png": outputs(january)[who][1]}
     assert outputs(february) == {name: one for name, one in outputs(january).items() if name != who}
 
-    march = run(follow(february, source, tmp_path / "march", **OTHER), model)  # a milder policy, and other settings
+    milder = {"policy": {"weaker_than_previous": "more pictures are needed"}}
+    march = run(follow(february, source, tmp_path / "march", **OTHER, **milder), model)  # and other settings
     assert outputs(march) == outputs(january) and model.calls == []
 
 

@@ -170,11 +170,11 @@ def run(config: RunConfig, backbone: Any = None, scorer: Scorer | None = None, k
     return release
 
 
-def release_without_images(folder: Path, patch: pytest.MonkeyPatch) -> Release:
+def release_without_images(folder: Path, patch: pytest.MonkeyPatch, layout: str = "folder") -> Release:
     """A release that everybody was erased from: it carries the revocations, and is the only empty one there can be."""
     patch.setenv("ANONYMIZER_KEY", HEX)
     patch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
-    run(settings(folder_of(folder / "in", {"a.png": picture(0)}), folder / "old"))
+    run(settings(folder_of(folder / "in", {"a.png": picture(0)}), folder / "old", output={"format": layout}))
     (folder / "names.txt").write_text("a.png\n")
     erase_job.run(str(folder / "old"), folder / "names.txt", str(folder / "out"))
     return Release.at(str(folder / "out"))

@@ -16,6 +16,7 @@ from anonymizer.attest.verify.files import check_documents, check_files
 from anonymizer.attest.verify.findings import Finding, failed, noted, pass_or_fail, passed
 from anonymizer.attest.verify.inventory import Inventory, take_inventory
 from anonymizer.crypto import signing
+from anonymizer.policy.gates import rule_names
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, REVOCATIONS, STATEMENT
 from anonymizer.storage.parquet import TableLike
@@ -110,6 +111,7 @@ def _check_gate(predicate: ReleasePredicate) -> Iterator[Finding]:
     waived = {waiver.rule for waiver in gate.waivers}
     problems = [f"{r.rule} ({r.bound}) failed" for r in gate.rules if r.result == "fail"]
     problems += [f"{r.rule} was waived by nobody" for r in gate.rules if r.result == "waived" and r.rule not in waived]
+    problems += _policy_errors(predicate)
     expired = [waiver for waiver in gate.waivers if waiver.until.isoformat() < predicate.created[:10]]
     problems += [f"{waiver.rule} was waived until {waiver.until}, before this was signed" for waiver in expired]
     if gate.result != "pass":
@@ -117,8 +119,26 @@ def _check_gate(predicate: ReleasePredicate) -> Iterator[Finding]:
     count = sum(rule.result == "pass" for rule in gate.rules)
     summary = f"{count} rule{'s' * (count != 1)} kept" + (f", {len(gate.waivers)} waived" if gate.waivers else "")
     yield from pass_or_fail("gate", problems, summary if gate.rules else "no rules were set")
+    if gate.weaker and predicate.policy is not None:
+        reason = predicate.policy.weaker_than_previous
+        yield noted("policy", f"weaker than that of the release before: {'; '.join(gate.weaker)}: {reason}")
     for waiver in gate.waivers:
         yield noted("gate", f"{waiver.rule} was waived by {waiver.who} until {waiver.until}: {waiver.why}")
+
+
+def _policy_errors(predicate: ReleasePredicate) -> Iterator[str]:
+    """Yield a line on each part of the statement that is not as the policy in it says; version 1 holds no policy."""
+    policy, gate, approvals = predicate.policy, predicate.gate, predicate.approvals
+    if policy is None:
+        return
+    if (approvals.required, approvals.approvers) != (policy.approvals, policy.approvers):
+        yield "the approvals are not those that the policy asks for"
+    if {rule.rule for rule in gate.rules} != set(rule_names(policy)):
+        yield "the rules are not those that the policy sets"
+    if not set(gate.waivers) <= set(policy.waivers):
+        yield "a waiver is none of the policy's"
+    if gate.weaker and policy.weaker_than_previous is None:
+        yield "the policy is weaker than that of the release before, and gives no reason"
 
 
 def _check_revocations(folder: StoragePath, predicate: ReleasePredicate, manifest: TableLike) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from anonymizer.storage.path import StoragePath
 from tests.support.releases import (
     folder_of,
     picture,
+    release_without_images,
     run,
     settings,
 )
@@ -63,9 +64,7 @@ def test_every_kind_of_picture_passes(tmp_path: Path, image: str, layout: str, m
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_empty_release_passes(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", PUBLISHER.private_bytes.decode())
-    source = folder_of(tmp_path / "in", {"bad.png": b"no picture"})
-    run(settings(source, tmp_path / "out", output={"format": layout}))
+    release_without_images(tmp_path, monkeypatch, layout)
     assert failed_checks(tmp_path / "out" / "public") == set()
 
 

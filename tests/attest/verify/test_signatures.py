@@ -114,7 +114,7 @@ def test_any_other_spelling_of_a_signed_payload_is_found(folder_half: Path, how:
         "one more": document.replace('"predicateType"', '"note":"x","predicateType"'),
         "another order": reverse_keys(document).decode(),
     }[how]
-    made = dsse.SignedStatement({}, {}, Envelope(other.encode(), dsse.PAYLOAD_TYPE, {}))
+    made = dsse.SignedStatement(statement.PREDICATE_TYPE, {}, {}, Envelope(other.encode(), dsse.PAYLOAD_TYPE, {}))
     for signer in ALL:
         made = made.with_signature(signer)
     (folder_half / STATEMENT).write_bytes(dsse.dumps([made]))
