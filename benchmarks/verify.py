@@ -29,7 +29,7 @@ from PIL import Image
 
 from anonymizer.attest import dsse, merkle, statement
 from anonymizer.attest.verify import check_public
-from anonymizer.config import OutputConfig
+from anonymizer.config import OutputConfig, PolicyConfig
 from anonymizer.crypto import signing
 from anonymizer.data.sinks import ReleasedImage, open_sink
 from anonymizer.storage import parquet
@@ -106,7 +106,7 @@ def make_predicate(manifest: pa.Table, publisher: str) -> dict[str, Any]:
     zeros, rows = "0" * 64, len(manifest)
     root = merkle.root(merkle.encode_rows(manifest)).hex()
     return {
-        "version": 1,
+        "version": 2,
         "created": "2026-11-25T12:00:00+00:00",
         "manifest": {"rows": rows, "columns": manifest.column_names, "merkle_root": root, "public_scores": "none"},
         "materials": {"originals": rows, "hmac_sha256": zeros, "previous": None},
@@ -118,6 +118,7 @@ def make_predicate(manifest: pa.Table, publisher: str) -> dict[str, Any]:
         "code": {"anonymizer": "0", "libraries": {}},
         "counts": {"read": rows, "released": rows, "quarantined": 0, "failed": 0},
         "gate": {"result": "pass", "rules": [], "waivers": []},
+        "policy": PolicyConfig().model_dump(mode="json"),
         "audit": None,
         "publisher": publisher,
         "approvals": {"required": 0, "approvers": {}},

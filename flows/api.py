@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anonymizer.config import AuditConfig, AugmentConfig, EnhanceConfig, RunConfig
-from anonymizer.errors import AnonymizerError, GateError, SigningKeyError
+from anonymizer.errors import AnonymizerError, GateError
 from anonymizer.policy.calibration import build_resolved
 from anonymizer.storage.layout import STATEMENT, Release
 from anonymizer.storage.path import StoragePath
@@ -169,15 +168,7 @@ def read_public_keys(texts: Sequence[str]) -> list[str]:
     """Return public keys as given, or from their files; what is neither may be a private one, and is not repeated."""
     from anonymizer.crypto import signing
 
-    keys = []
-    for text in texts:
-        try:
-            key = text if text.startswith(signing.PUBLIC_KEY_PREFIX) else Path(text).read_text(encoding="utf-8").strip()
-            signing.parse_public_key(key)
-        except (ValueError, OSError):
-            raise SigningKeyError("--trust: no public key, and no file of one: see `anonymizer keys`") from None
-        keys.append(key)
-    return keys
+    return signing.read_public_keys(texts, "--trust")
 
 
 def _verify_whole(release: Release, is_candidate: bool, rescore: int | None, replay: int) -> Iterator[Finding]:

@@ -171,6 +171,9 @@ class RunConfig(Section):
     previous: Uri | None = Field(
         None, description="the release before this one: unchanged originals keep the output that was published"
     )
+    trust: tuple[str, ...] = Field(
+        (), description="public keys, or files with one, of other publishers whose releases may be `previous`"
+    )
     model: ModelConfig = ModelConfig()
     boomerang: BoomerangConfig = BoomerangConfig()
     metrics: MetricsConfig = MetricsConfig()

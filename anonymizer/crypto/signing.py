@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -44,6 +45,22 @@ def parse_public_key(text: str) -> SSlibKey:
     if format_public_key(key) != text:
         raise ValueError("not a public key in its one spelling")
     return key
+
+
+def read_public_keys(texts: Sequence[str], name: str) -> list[str]:
+    """Return public keys as given, or from their files. Raises SigningKeyError for anything else.
+
+    ``name`` is that of the setting in the message. What is no public key may be a private one, and is not repeated.
+    """
+    keys = []
+    for text in texts:
+        try:
+            key = text if text.startswith(PUBLIC_KEY_PREFIX) else Path(text).read_text(encoding="utf-8").strip()
+            parse_public_key(key)
+        except (ValueError, OSError):
+            raise SigningKeyError(f"{name}: no public key, and no file of one: see `anonymizer keys`") from None
+        keys.append(key)
+    return keys
 
 
 def signer_from_env(variable: str) -> CryptoSigner | None:

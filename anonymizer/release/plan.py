@@ -214,7 +214,7 @@ def read_entries(release: Release, shard: int) -> list[Entry]:
 # waivers, which are the only way past a policy; the model's weights are in the fingerprint.
 CHANGEABLE_SETTINGS = (
     *("output.uri", "source.uri", "model.id", "model.revision", "model.device", "model.allow_pickle", "key_env"),
-    *("signing_key_env", "run.", "restricted.", "lineage.", "policy.waivers", "policy.weaker_than_previous"),
+    *("signing_key_env", "run.", "restricted.", "lineage.", "trust", "policy.waivers", "policy.weaker_than_previous"),
 )
 
 

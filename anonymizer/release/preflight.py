@@ -8,17 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from anonymizer import config as configuration
-from anonymizer.attest import statement
-from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.data.sources.files import IGNORED_NAMES
 from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
-from anonymizer.release import event_log, plan
+from anonymizer.release import plan
 from anonymizer.release.history import list_weaker_rules, predecessors
 from anonymizer.release.ledger import Ledger
+from anonymizer.release.trust import refuse_untrusted
 from anonymizer.schema import read_metric_models
 from anonymizer.storage import filesystem
 from anonymizer.storage.layout import Release
@@ -72,6 +71,7 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
         )
+    refuse_untrusted(before, config, key, name)
     earlier = plan.read_config(before)
     for setting in SHARED_SETTINGS:
         value, now = configuration.get_setting(earlier, setting), configuration.get_setting(config, setting)
@@ -82,8 +82,10 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
             f"model.safety_checker: {name} was made without it, and its pictures would be kept unchecked: set it to "
             "false, or begin anew without previous"
         )
-    for older in (before, *predecessors(before)):
-        _refuse_unverified(older, name if older is before else "previous: a release before it")
+    older_releases = predecessors(before)
+    for older in older_releases:
+        refuse_untrusted(older, config, key, "previous: a release before it")
+    for older in (before, *older_releases):
         models = next((read_metric_models(table.schema) for _, table in Ledger.open(older).scan(("status",))), {})
         for score in sorted(models.keys() & metric_models.keys()):
             if models[score] != metric_models[score]:
@@ -117,17 +119,6 @@ def _unusable(config: RunConfig, before: Release) -> Iterator[str]:
             "its pictures would go on to show what the model was told of a record then: leave out model.condition and "
             "columns in model.prompt, or begin anew without previous"
         )
-
-
-def _refuse_unverified(before: Release, name: str) -> None:
-    """Raise ConfigError where a release is no longer what was signed: it would be reused, and signed again."""
-    failed = [f.check for f in check_public(before.public, decode=0) if f.result == "fail" and f.check != "signature"]
-    if not failed:
-        head = statement.parse_predicate(statement.read(before.public)).events
-        if not event_log.has_signed_ledger(before, head.count, Ledger.open(before).digest()):
-            failed = ["ledger"]
-    if failed:
-        raise ConfigError(f"{name}: does not verify ({failed[0]}): see `anonymizer verify`, and restore it")
 
 
 def check_private_folder(key: str, uri: str, source: str) -> None:

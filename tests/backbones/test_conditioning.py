@@ -31,6 +31,7 @@ from tests.support.releases import (
     run,
     settings,
 )
+from tests.support.signing_keys import PUBLISHER, VARIABLE, pem
 
 GREY = {"dark": -0.5, "light": 0.5}
 
@@ -191,7 +192,10 @@ def test_a_carried_picture_would_show_its_earlier_condition(tmp_path: Path) -> N
         run(again, ClassConditional())
 
 
-def test_pictures_without_a_safety_check_are_not_carried_to_a_run_that_checks(tmp_path: Path) -> None:
+def test_pictures_without_a_safety_check_are_not_carried_to_a_run_that_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
     source = people(tmp_path / "in", 2)
     run(settings(source, tmp_path / "first", model={"safety_checker": False}))
     again = settings(source, tmp_path / "second").model_copy(update={"previous": str(tmp_path / "first")})

@@ -59,7 +59,7 @@ NOT_PIXELS = {
     "metrics.clip": "none", "metrics.lpips": "none", "run.shard_size": 1,
     "run.batch_size": 1, "run.threads": 1, "run.retries": 0, "run.compile": "always", "key_env": "OTHER",
     "source.kind": "x",
-    "source.drop": ("x",), "source.restricted": ("x",), "source.subject": "x", "previous": "x",
+    "source.drop": ("x",), "source.restricted": ("x",), "source.subject": "x", "previous": "x", "trust": ("x.pub",),
     "metrics.identity": "dlib", "policy.scores": {"lpips": {"min": 0.1}}, "policy.escalate": (0.9,),
     "policy.risk": {"max_linkage": {"upper": 0.1}}, "policy.audits": ("linkage",), "policy.audit_days": 1,
     "policy.max_quarantined": 0.1, "policy.max_failed": 0.1, "policy.min_released": 1,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,14 @@ class Half(PlainScorer):
 def row_of(release: Release, record_id: str) -> dict[str, Any]:
     (row,) = (row for row in rows(release) if row["record_id"] == record_id)
     return row
+
+
+@pytest.fixture(scope="module", autouse=True)
+def publisher() -> Iterator[None]:
+    """Only a signed release can be followed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
+        yield
 
 
 @pytest.fixture
@@ -449,10 +457,9 @@ def test_a_picture_that_was_put_into_an_earlier_release_is_not_signed_with_a_lat
 
 
 def test_a_release_whose_predecessor_was_erased_meanwhile_is_not_published(
-    tmp_path: Path, source: Path, january: Release, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Path, january: Release
 ) -> None:
     """What was taken back may be among what it keeps."""
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
     ada = signing.generate_key_pair()
     policy = {"approvals": 1, "approvers": {"ada": signing.format_public_key(ada.public_key)}}
     february = run(follow(january, source, tmp_path / "february", policy=policy))
@@ -564,10 +571,7 @@ def test_the_report_shows_the_difference_and_the_public_half_does_not(
     assert "Against the previous release" not in january.report.read().decode()
 
 
-def test_a_release_with_reused_images_verifies(
-    tmp_path: Path, source: Path, january: Release, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ANONYMIZER_SIGNING_KEY", signing.generate_key_pair().private_bytes.decode())
+def test_a_release_with_reused_images_verifies(tmp_path: Path, source: Path, january: Release) -> None:
     _, bound = closest(january)
     config = follow(january, source, tmp_path / "february", policy={"scores": {"lpips": {"min": bound}}}, **OTHER)
     february = run(config)

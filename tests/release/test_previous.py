@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from anonymizer.attest.verify import check_public
-from anonymizer.errors import ConfigError
+from anonymizer.config import RunConfig
+from anonymizer.errors import ConfigError, UsageError
+from anonymizer.policy.calibration import build_resolved
 from anonymizer.release import publish
-from tests.support.releases import follow, people, run, settings
-from tests.support.signing_keys import ADA, PUBLISHER, VARIABLE, pem, public_key
+from tests.support.releases import follow, outputs, people, run, settings
+from tests.support.signing_keys import ADA, BOB, EVE, PUBLISHER, VARIABLE, pem, public_key
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +24,64 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return people(tmp_path / "in", 5)
+
+
+# -- whose signature ---------------------------------------------------------------------------------------------------
+
+
+def refusal(config: RunConfig) -> str:
+    """The one line that a run is refused with, before anything of it is written."""
+    with pytest.raises(UsageError) as caught:
+        run(config)
+    assert "\n" not in str(caught.value) and not Path(config.output.uri).exists()
+    return str(caught.value)
+
+
+def elsewhere(config: RunConfig, output: Path) -> RunConfig:
+    return config.model_copy(update={"output": config.output.model_copy(update={"uri": str(output)})})
+
+
+@pytest.mark.parametrize("how", ["not signed", "by another key"])
+def test_a_release_that_this_publisher_did_not_sign_is_not_followed(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, "" if how == "not signed" else pem(EVE))
+    january = run(settings(source, tmp_path / "january"))
+    monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
+    line = refusal(follow(january, source, tmp_path / "february"))
+    assert "is not signed by this run's own key or one in trust" in line
+
+
+@pytest.mark.parametrize("spelling", ["key", "file"])
+def test_a_release_of_another_publisher_is_followed_if_the_key_is_pinned(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    january = run(settings(source, tmp_path / "january"))
+    monkeypatch.setenv(VARIABLE, pem(ADA))
+    file = tmp_path / "publisher.pub"
+    file.write_text(public_key(PUBLISHER) + "\n")
+    pinned = {"trust": [public_key(PUBLISHER) if spelling == "key" else str(file)]}
+    config = build_resolved(RunConfig, follow(january, source, tmp_path / "february").model_dump() | pinned)
+    february = run(config)
+    assert outputs(february) == outputs(january)
+    assert publish.read_statement(february).predicate["publisher"] == public_key(ADA)
+    wrong = build_resolved(RunConfig, config.model_dump() | {"trust": [public_key(BOB)]})
+    assert "is not signed by" in refusal(elsewhere(wrong, tmp_path / "march"))
+
+
+def test_without_any_key_to_compare_with_nothing_is_followed(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    january = run(settings(source, tmp_path / "january"))
+    monkeypatch.delenv(VARIABLE)
+    line = refusal(follow(january, source, tmp_path / "february"))
+    assert line.startswith("ANONYMIZER_SIGNING_KEY: not set, and trust names no key")
+
+
+def test_a_pinned_key_that_is_none_is_one_line_without_it(tmp_path: Path, source: Path) -> None:
+    january = run(settings(source, tmp_path / "january"))
+    config = follow(january, source, tmp_path / "february", f"trust=['{'ab' * 16}']")
+    assert refusal(config) == "trust: no public key, and no file of one: see `anonymizer keys`"
 
 
 # -- a policy that is weaker than the one before ----------------------------------------------------------------------

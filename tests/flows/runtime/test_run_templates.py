@@ -17,9 +17,15 @@ from anonymizer.storage.layout import Release
 from flows.runtime import run_templates
 from tests.support import ROOT
 from tests.support.releases import KEY, PlainScorer, people, run, settings
+from tests.support.signing_keys import PUBLISHER, VARIABLE, pem
 
 EXAMPLES = ROOT / "deployments/examples/deployed"
 WHEN = datetime(2026, 12, 1, 3, 0, 7, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def publisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
 
 
 @pytest.mark.parametrize(
