@@ -38,7 +38,11 @@ class Reason(StrEnum):
     CHANGED = "changed", "Its bytes have changed since the run was planned."
     OUTSIDE_SOURCE = "outside_source", "A link or path that leads out of the source."
     DUPLICATE_ID = "duplicate_id", "A second record with the same id."
-    BAD_METADATA = "bad_metadata", "A label, caption or carried column cannot be read."
+    BAD_METADATA = (
+        "bad_metadata",
+        "A label, caption or carried column cannot be read, or the file that holds it is missing.",
+    )
+    NO_SUBJECT = "no_subject", "source.subject is set, and nothing says who it is: it could not be erased by person."
     NO_CONDITION = "no_condition", "Its class or prompt is missing, or unknown to the model."
     NOT_FINITE = "not_finite", "The model returned NaN or infinity."
     OUT_OF_MEMORY = "out_of_memory", "Too large for the model's device, even in a batch of one."

@@ -14,7 +14,7 @@ from typing import Any
 from anonymizer.config import SourceConfig
 from anonymizer.data.sources.files import to_printable
 from anonymizer.errors import RecordError, SourceError
-from anonymizer.records import Entry, Reason, Record
+from anonymizer.records import Entry, Reason, Record, normalize_subject
 from anonymizer.storage.prefetch import prefetch_map
 
 
@@ -103,8 +103,7 @@ class RowEntries:
         record_id, duplicate = self.ids.claim(to_printable(own_id) if own_id else default_id)
         value = class_label(values.get(config.subject), class_names) if config.subject else None
         subject = to_text_or_none(value)
-        # A record that cannot be erased by its subject is not taken.
-        bad = Reason.BAD_METADATA if subject is None and value is not None else None
+        bad = Reason.BAD_METADATA if subject is None and value is not None else find_subject_problem(config, subject)
         problem = (None if own_id else Reason.BAD_METADATA) or problem or duplicate or bad
         return Entry(record_id, uri, str(row), offset, problem=problem, mark=mark, subject=subject)
 
@@ -118,6 +117,11 @@ class RowEntries:
 def class_label(value: Any, class_names: Sequence[str] | None) -> Any:
     """Return the name of a class by its number, where there are names."""
     return class_names[value] if class_names and isinstance(value, int) and 0 <= value < len(class_names) else value
+
+
+def find_subject_problem(config: SourceConfig, subject: str | None) -> Reason | None:
+    """Return NO_SUBJECT for a record that could not be erased by person, where ``source.subject`` asks for one."""
+    return Reason.NO_SUBJECT if config.subject is not None and not normalize_subject(subject or "") else None
 
 
 def folder_values(config: SourceConfig, path: str) -> tuple[str | None, str | None]:

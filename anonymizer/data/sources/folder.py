@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.building import RecordIds, folder_values, read_each
+from anonymizer.data.sources.building import RecordIds, find_subject_problem, folder_values, read_each
 from anonymizer.data.sources.column_policy import ALL_OTHERS, FILE_ATTRIBUTES, Field, describe_folder
 from anonymizer.data.sources.files import Location, to_printable
 from anonymizer.errors import SourceError
@@ -30,8 +30,9 @@ class FolderSource:
         ids = RecordIds()
         for file in self.location.files():
             record_id, duplicate = ids.claim(to_printable(file.relative))
-            uri, problem = self.location.to_uri(file.path), file.problem or duplicate
             label, subject = folder_values(self.config, file.relative)
+            problem = file.problem or duplicate or find_subject_problem(self.config, subject)
+            uri = self.location.to_uri(file.path)
             yield Entry(record_id, uri, size=file.size, label=label, problem=problem, subject=subject)
         if not len(ids):
             raise SourceError(f"source.uri {self.location.uri!r}: no files in it: name the folder of the pictures")

@@ -87,13 +87,14 @@ class Archive(tarfile.TarFile):
                 return member
 
 
-def iter_members(file: Any) -> Iterator[tarfile.TarInfo | Reason]:
-    """Yield the members of an archive, and TRUNCATED for each stretch that is neither a header nor padding.
+def iter_members(file: Any, start: int = 0) -> Iterator[tarfile.TarInfo | Reason]:
+    """Yield the members of an archive from an offset on, and TRUNCATED for each stretch that is no header or padding.
 
     Damage is skipped block by block up to the next header; so are the end marks inside concatenated archives.
     """
-    expected = 0  # offset of the next header
+    expected = start  # offset of the next header
     try:
+        file.seek(start)
         archive = Archive(file, ignore_zeros=True)
         for member in archive:
             if member.offset > expected and not _is_zero(file, expected, member.offset):

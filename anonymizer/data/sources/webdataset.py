@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby, islice, takewhile
+from itertools import chain, groupby, islice
 from typing import Any
 
 from anonymizer.config import SourceConfig
 from anonymizer.data.sources.building import (
     RecordIds,
     build_record,
+    find_subject_problem,
     folder_values,
     read_file,
     requested_columns,
@@ -42,8 +43,9 @@ from anonymizer.records import Entry, Reason, Record
 IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"]
 )
-MAX_SIDE_BYTES = 2**20  # of a label, caption or json member; a larger one counts as empty
+MAX_SIDE_BYTES = 2**20  # of a label, caption or json member; a larger one fails its record
 EXTENSION_ALIASES = {"label": "cls", "caption": "txt"}  # WebDataset's own names for them
+FILES_OF_THEIR_OWN = frozenset(EXTENSION_ALIASES.values())  # a json without such a key is no reason to lack the file
 PROBED_SAMPLES = 1000  # first samples whose extensions and json keys are read before any work begins
 MEMBER_ATTRIBUTES = Field("owner, time and attributes", DROPPED, "each member")
 
@@ -77,6 +79,30 @@ class Member:
         return tuple(values) if isinstance(values, dict) else ()
 
 
+class KeyRuns:
+    """Notices that the files of one key do not stand together in an archive, as WebDataset asks."""
+
+    def __init__(self, archive: str) -> None:
+        self.archive = archive
+        self._has_image: dict[str, bool] = {}
+        self._last: str | None = None
+        self._interrupted: str | None = None
+
+    def interrupt(self) -> None:
+        """Note a damaged stretch, behind which the key before it may go on."""
+        self._interrupted = self._last
+
+    def add(self, key: str, has_image: bool) -> None:
+        """Note files of a key. SourceError if others of it stand elsewhere; a second image is a duplicate instead."""
+        if self._has_image.get(key, has_image) != has_image and key != self._interrupted:
+            raise SourceError(
+                f"source.uri: {self.archive!r}: files of one sample stand apart, so that labels and people would be "
+                "lost: write it anew, sorted by name (tar --sort=name -cf)"
+            )
+        self._has_image.setdefault(key, has_image)
+        self._last, self._interrupted = key, None
+
+
 class WebDatasetSource:
     """Files below a folder that end in .tar, .tar.gz or .tgz, or one archive; a record's id is archive and key.
 
@@ -107,7 +133,8 @@ class WebDatasetSource:
         drops_rest = ALL_OTHERS in config.drop
         self.member_policy = ColumnPolicy([*named, *aliases, *image, ("drop", "json"), ("drop", "")], drops_rest)
         self.key_policy = ColumnPolicy(named, drops_rest or "json" in config.drop)
-        self.needs_sides = bool(requested_columns(config)) or config.subject is not None
+        subject = [self.columns.subject] if self.columns.subject else []
+        self.side_columns = [*requested_columns(self.columns), *subject]  # of which each record must have a member
 
     def entries(self) -> Iterator[Entry]:
         if ALL_OTHERS not in self.config.drop:
@@ -118,17 +145,19 @@ class WebDatasetSource:
         is_archive = False
         for file in list_data_files(self.location, TAR_SUFFIXES):
             uri, name = self.location.to_uri(file.path), to_printable(file.relative)
+            runs = KeyRuns(name)
             for sample in self._samples(file.path) if file.problem is None else [file.problem]:
                 if isinstance(sample, Reason):
                     record_id = f"{name}/(damaged)" if file.problem is None else name
                     held.append(Entry(ids.claim(record_id)[0], uri, problem=sample))
+                    runs.interrupt()
                 else:
                     is_archive = True
                 if is_archive:
                     yield from held
                     held.clear()
                 if not isinstance(sample, Reason):
-                    yield from self._entries(sample, uri, ids, name, unclassified)
+                    yield from self._entries(sample, uri, ids, runs, unclassified)
         refuse_unclassified(unclassified)
         if not is_archive:
             raise SourceError(
@@ -136,7 +165,7 @@ class WebDatasetSource:
             )
 
     def _entries(
-        self, sample: Iterator[Member], uri: str, ids: RecordIds, archive: str, unclassified: dict[str, None]
+        self, sample: Iterator[Member], uri: str, ids: RecordIds, runs: KeyRuns, unclassified: dict[str, None]
     ) -> Iterator[Entry]:
         """Yield an entry for each image of a key; add the extensions without a setting to ``unclassified``."""
         first = next(sample)
@@ -146,11 +175,14 @@ class WebDatasetSource:
                 images.append((member.name, member.info.size, member_problem(member.info)))
             elif self._is_column(member.extension):
                 unclassified.update(dict.fromkeys(self.member_policy.find_unclassified([member.extension])))
+        runs.add(first.key, bool(images))
         label, subject = folder_values(self.config, first.key)
+        no_subject = find_subject_problem(self.config, subject) if self.config.subject == "folder" else None
         key = to_printable(first.key)
         for name, size, problem in images or [(key, None, Reason.NOT_AN_IMAGE)]:
-            record_id, duplicate = ids.claim(f"{archive}/{key}")
-            yield Entry(record_id, uri, name, first.info.offset, size, label, problem or duplicate, subject=subject)
+            record_id, duplicate = ids.claim(f"{runs.archive}/{key}")
+            problem = problem or duplicate or no_subject
+            yield Entry(record_id, uri, name, first.info.offset, size, label, problem, subject=subject)
 
     def fields(self) -> list[Field]:
         extensions, keys = self._probe_columns()
@@ -176,11 +208,9 @@ class WebDatasetSource:
         """Read the members of one key from its first one on, as far as they are needed."""
         if entry.size is not None and entry.size > self.config.limits.max_bytes:
             raise RecordError(Reason.TOO_MANY_BYTES)
-        file.seek(entry.offset)
         data: bytes | None = None
         sides: dict[str, bytes | None] = {}
-        key = _split_name(entry.member or "")[0]
-        for member in takewhile(lambda member: member.key == key, (Member.of(file, info) for info in Archive(file))):
+        for member in self._members(file, entry):
             info, extension = member.info, member.extension
             if member.name == entry.member and data is None:
                 if not info.isreg() or info.size != entry.size:
@@ -189,17 +219,48 @@ class WebDatasetSource:
             elif self._is_column(extension):
                 if self.member_policy.treatment(extension) is None:
                     raise RecordError(Reason.UNCLASSIFIED)
-                if info.isreg() and (self.needs_sides or (extension == "json" and not self.key_policy.drops_rest)):
-                    sides[extension] = read_member(file, info) if info.size <= MAX_SIDE_BYTES else None
-            if data is not None and not self.needs_sides and self.key_policy.drops_rest:
+                if self.side_columns or (extension == "json" and not self.key_policy.drops_rest):
+                    is_readable = info.isreg() and info.size <= MAX_SIDE_BYTES and extension not in sides
+                    sides[extension] = read_member(file, info) if is_readable else None
+            if data is not None and not self.side_columns and self.key_policy.drops_rest:
                 break
         if data is None:
             raise RecordError(Reason.CHANGED)
         values = _Values(sides, self.aliases)
         if self.key_policy.find_unclassified(values.json):
             raise RecordError(Reason.UNCLASSIFIED)
+        return self._build(entry, data, values)
+
+    def _build(self, entry: Entry, data: bytes, values: _Values) -> Record:
         record = build_record(self.columns, entry, data, values.get)
-        return replace(record, subject=to_text(values.get(self.columns.subject))) if self.columns.subject else record
+        if self.columns.subject:
+            record = replace(record, subject=to_text(values.get(self.columns.subject)))
+            if problem := find_subject_problem(self.config, record.subject):
+                raise RecordError(problem)
+        if not all(map(values.has_member, self.side_columns)):
+            raise RecordError(Reason.BAD_METADATA)
+        return record
+
+    def _members(self, file: Any, entry: Entry) -> Iterator[Member]:
+        """Yield the members of an entry's key.
+
+        RecordError TRUNCATED, where columns are asked for, if some may be lost: behind damage, or behind an end mark.
+        """
+        key, end = _split_name(entry.member or "")[0], entry.offset or 0
+        file.seek(end)
+        archive = Archive(file)
+        for info in archive:
+            if _is_skipped(info):
+                end = archive.offset
+                continue
+            member = Member.of(file, info)
+            if member.key != key:
+                return
+            end = archive.offset
+            yield member
+        following = next(iter_members(file, end), None) if self.side_columns else None
+        if isinstance(following, Reason) or (following and Member.of(file, following).key == key):
+            raise RecordError(Reason.TRUNCATED)
 
     def _samples(self, path: str) -> Iterator[Iterator[Member] | Reason]:
         """Yield the members of each key of one archive in order, and a reason for each stretch that is damaged."""
@@ -236,7 +297,7 @@ class WebDatasetSource:
                 if isinstance(member, Reason):
                     yield member
                     continue
-                if not member.isdir() and not is_ignored(member.name.rpartition("/")[2]):
+                if not _is_skipped(member):
                     yield Member.of(file, member)
 
     def _is_image(self, extension: str) -> bool:
@@ -260,17 +321,37 @@ class _Values:
                 values = json.loads(sides["json"] or b"")
             except (ValueError, RecursionError):
                 raise RecordError(Reason.BAD_METADATA) from None
-            self.json = values if isinstance(values, dict) else {}
+            if not isinstance(values, dict):
+                raise RecordError(Reason.BAD_METADATA)
+            self.json = values
 
     def get(self, name: str) -> object:
         """Return the value, None if there is none. RecordError BAD_METADATA if it is not valid text."""
         if name in self.json:
             return self.json[name]
-        data = self.sides.get(name if name in self.sides else self.aliases.get(name, name))
+        member = self._member(name)
+        if member not in self.sides:
+            return None
+        data = self.sides[member]
         try:
-            return None if data is None else data.decode().strip()
+            if data is not None:
+                return data.decode().strip()
         except UnicodeDecodeError:
-            raise RecordError(Reason.BAD_METADATA) from None
+            pass
+        raise RecordError(Reason.BAD_METADATA)
+
+    def has_member(self, name: str) -> bool:
+        """Return whether there is a member that may hold a value: its own, or the json, whose keys may be left out."""
+        member = self._member(name)
+        return name in self.json or member in self.sides or ("json" in self.sides and member not in FILES_OF_THEIR_OWN)
+
+    def _member(self, name: str) -> str:
+        return name if name in self.sides else self.aliases.get(name, name)
+
+
+def _is_skipped(info: tarfile.TarInfo) -> bool:
+    """Return whether a member is a folder, or a file that tools leave behind; it parts no record in two."""
+    return info.isdir() or is_ignored(info.name.rpartition("/")[2])
 
 
 def _split_name(name: str) -> tuple[str, str]:

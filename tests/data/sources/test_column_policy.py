@@ -257,7 +257,7 @@ def test_a_subject_that_cannot_be_read_fails_its_record(tmp_path: Path) -> None:
     items = [{"image": "a.png", "who": who} for who in ("Ada", ["Bo"], "\ud800", 7, None)]
     found = [(r.problem, r.subject) for r in read_records(listing(tmp_path, items), subject="who")]
     bad = Reason.BAD_METADATA
-    assert found == [(None, "Ada"), (bad, None), (bad, None), (None, "7"), (None, None)]
+    assert found == [(None, "Ada"), (bad, None), (bad, None), (None, "7"), (Reason.NO_SUBJECT, None)]
 
 
 def test_a_subject_that_is_a_class_has_its_name(tmp_path: Path) -> None:
@@ -304,9 +304,17 @@ def test_other_members_of_a_key_are_columns(tmp_path: Path) -> None:
 
 
 def test_a_dropped_member_is_no_label(tmp_path: Path) -> None:
-    path = tar(tmp_path / "a.tar", ("1.png", b"x"), ("1.cls", b"Ada"), ("2.png", b"x"), ("2.json", side(label="ok")))
+    path = tar(
+        tmp_path / "a.tar",
+        ("1.png", b"x"),
+        ("1.cls", b"Ada"),
+        ("2.png", b"x"),
+        ("2.cls", b"Bo"),
+        ("2.json", side(label="ok")),
+    )
     for options in ({"drop": ["cls"]}, {"restricted": ["cls"]}):
-        assert [record.label for record in read_records(path, label="label", **options)] == [None, "ok"]
+        one, two = read_records(path, label="label", **options)
+        assert (one.label, one.problem, two.label) == (None, Reason.BAD_METADATA, "ok")  # nothing else holds a label
 
 
 def test_keys_of_json_members_are_columns_by_any_name(tmp_path: Path) -> None:

@@ -32,11 +32,12 @@ SAMPLES = [
 def test_members_of_one_key_are_one_record(tmp_path: Path, form: int, packed: bool) -> None:
     path = tmp_path / ("s.tar.gz" if packed else "s.tar")
     path.write_bytes(gzip.compress(tar(*SAMPLES, form=form)) if packed else tar(*SAMPLES, form=form))
-    one, two = read_all(path, label="label", caption="caption", carry=["age"], drop=["sex"]).values()
+    one, two = read_all(path, label="label", carry=["age"], drop=["sex", "txt"]).values()
     assert one.entry.record_id == f"{path.name}/a/001"
-    assert (one.data, one.label, one.caption, one.columns) == (b"one", "7", "a man", {"age": 5})
-    assert (two.data, two.label, two.caption, two.columns) == (b"two", "x", None, {"age": None})
-    assert [record.label for record in read_all(path, label="cls", **DROP_REST).values()] == ["7", None]
+    assert (one.data, one.label, one.columns) == (b"one", "7", {"age": 5})
+    assert (two.data, two.label, two.columns) == (b"two", "x", {"age": None})
+    one, two = read_all(path, label="cls", caption="caption", **DROP_REST).values()
+    assert (one.label, one.caption, two.problem) == ("7", "a man", Reason.BAD_METADATA)
     assert [record.label for record in read_all(path, label="sex", **DROP_REST).values()] == ["m", None]
     assert [record.label for record in read_all(path, label="folder", **DROP_REST).values()] == ["a", "b"]
     one, two = read_all(path, **DROP_REST).values()
