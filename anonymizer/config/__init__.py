@@ -7,14 +7,14 @@ from anonymizer.config.calibration_scope import CalibrationScope, ChosenLevel, L
 from anonymizer.config.enhance import EnhanceConfig
 from anonymizer.config.loading import build, dump, merge, parse, read_tree, validate
 from anonymizer.config.model import ModelConfig
-from anonymizer.config.policy import Bound, PolicyConfig, parse_risk_rule
+from anonymizer.config.policy import Bound, LeastAttackers, PolicyConfig, parse_risk_rule
 from anonymizer.config.run import MetricsConfig, OutputConfig, RestrictedConfig, RunConfig
 from anonymizer.config.source import Limits, SourceConfig
 from anonymizer.config.validation_messages import known_keys
 
 __all__ = [
     "AttackerConfig", "AuditConfig", "AugmentConfig", "Bound", "CalibrationConfig", "CalibrationScope", "ChosenLevel",
-    "EnhanceConfig", "FilterConfig", "LevelRule", "Limits", "MetricsConfig", "ModelConfig", "OutputConfig",
-    "PolicyConfig", "RestrictedConfig", "RunConfig", "Section", "SourceConfig", "build", "dump", "get_setting",
-    "known_keys", "merge", "parse", "parse_risk_rule", "read_tree", "validate",
+    "EnhanceConfig", "FilterConfig", "LeastAttackers", "LevelRule", "Limits", "MetricsConfig", "ModelConfig",
+    "OutputConfig", "PolicyConfig", "RestrictedConfig", "RunConfig", "Section", "SourceConfig", "build", "dump",
+    "get_setting", "known_keys", "merge", "parse", "parse_risk_rule", "read_tree", "validate",
 ]  # fmt: skip

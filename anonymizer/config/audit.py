@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from anonymizer.config.base import Attack, Float, Section, Uri, are_levels, ensure
+from anonymizer.config.base import (
+    AUDIT_AVERAGED,
+    AUDIT_FEATURES,
+    AUDIT_OUTPUTS,
+    AUDIT_PAIRS,
+    AUDIT_SAMPLE,
+    Attack,
+    Float,
+    Section,
+    Uri,
+    are_levels,
+    ensure,
+)
 from anonymizer.config.run import RunConfig
 from anonymizer.config.source import SourceConfig
 
@@ -14,7 +26,7 @@ Baseline = Literal["round-trip", "blur", "pixelation", "global", "unrelated"]
 
 
 class AttackerConfig(Section):
-    """The attackers' resources and effort; nothing of it is published."""
+    """The attackers' resources and effort; what a policy bounds is published with the figures, and no address."""
 
     identity: str | None = Field(
         None, description="'folder' or the column that identifies a person in the source; none: each record is a person"
@@ -24,13 +36,13 @@ class AttackerConfig(Section):
     outsiders: SourceConfig | None = Field(None, description="photos of people who are not in the release")
     training: SourceConfig | None = Field(None, description="pictures that the diffusion model was trained on")
     features: tuple[str, ...] = Field(
-        ("pixels", "lpips", "clip", "imagenet", "dlib"),
+        AUDIT_FEATURES,
         description="features that pictures are compared by: these, or arcface:FILE.onnx",
     )
-    sample: int = Field(300, ge=1, description="records that are attacked, drawn by chance; figures say how many")
-    pairs: int = Field(256, ge=20, description="training pairs that learning attackers make")
-    outputs: int = Field(8, ge=2, le=16, description="outputs of one original that an attacker may see")
-    averaged: int = Field(40, ge=1, description="originals of which the attacker sees that many outputs")
+    sample: int = Field(AUDIT_SAMPLE, ge=1, description="records that are attacked, drawn by chance")
+    pairs: int = Field(AUDIT_PAIRS, ge=20, description="training pairs that learning attackers make")
+    outputs: int = Field(AUDIT_OUTPUTS, ge=2, le=16, description="outputs of one original that an attacker may see")
+    averaged: int = Field(AUDIT_AVERAGED, ge=1, description="originals of which the attacker sees that many outputs")
     device: str = "auto"
 
 

@@ -11,6 +11,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
+# Of an audit, and the least that a policy asks of one, unless it is told otherwise.
+AUDIT_FEATURES = ("pixels", "lpips", "clip", "imagenet", "dlib")
+AUDIT_SAMPLE, AUDIT_PAIRS, AUDIT_OUTPUTS, AUDIT_AVERAGED = 300, 256, 8, 40
+
 KEY_ENV_MESSAGE = "must be the name of an environment variable: put the key into that variable, not here"
 
 

@@ -8,7 +8,20 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from anonymizer.config.base import Attack, Float, Int, Section, are_levels, ensure, is_words
+from anonymizer.config.base import (
+    AUDIT_AVERAGED,
+    AUDIT_FEATURES,
+    AUDIT_OUTPUTS,
+    AUDIT_PAIRS,
+    AUDIT_SAMPLE,
+    Attack,
+    Float,
+    Int,
+    Section,
+    are_levels,
+    ensure,
+    is_words,
+)
 
 Score = Literal["clip_similarity", "lpips", "identity_distance", "faces"]
 
@@ -57,6 +70,31 @@ class RiskBound(Section):
     """The highest upper end of a figure's 95 % interval."""
 
     upper: Float = Field(ge=0, le=1)
+
+
+Feature = Annotated[
+    str,
+    ensure(
+        lambda name: name.partition(":")[0] in (*AUDIT_FEATURES, "arcface"),
+        f"must be a feature of an audit ({', '.join(AUDIT_FEATURES)}, arcface:FILE.onnx), got {{!r}}",
+    ),
+]
+
+
+class LeastAttackers(Section):
+    """The least that the attackers of an audit must have had, whoever ran it, for its figures to hold a bound."""
+
+    attacks: tuple[Attack, ...] = Field((), description="attacks to try besides those that a rule names")
+    features: tuple[Feature, ...] = Field(
+        AUDIT_FEATURES, description="features that pictures must be compared by, spelled as in the audit's settings"
+    )
+    sample: Int = Field(AUDIT_SAMPLE, ge=1, description="records to attack, or all where fewer were released")
+    pairs: Int = Field(AUDIT_PAIRS, ge=0, description="training pairs of learning attackers")
+    outputs: Int = Field(AUDIT_OUTPUTS, ge=0, description="outputs of one original that an attacker sees")
+    averaged: Int = Field(AUDIT_AVERAGED, ge=0, description="originals of which an attacker sees so many, or all")
+    identity: str | None = Field(
+        None, description="'folder' or the column that must tell people apart; null: whatever the audit takes"
+    )
 
 
 class Waiver(Section):
@@ -113,6 +151,7 @@ class PolicyConfig(Section):
         {}, description="bounds on the audit's figures: {max_linkage_rank1: {upper: 0.05}}, or max_linkage above chance"
     )
     audits: tuple[Attack, ...] = Field((), description="attacks that must have been tried on this very release")
+    attackers: LeastAttackers = LeastAttackers()
     audit_days: Int | None = Field(None, ge=0, description="how many days old the audit may be")
     max_quarantined: Float | None = Field(None, ge=0, le=1, description="largest share of quarantined records")
     max_failed: Float | None = Field(None, ge=0, le=1, description="largest share of failed records")
@@ -129,11 +168,12 @@ class PolicyConfig(Section):
     @property
     def required_attacks(self) -> tuple[str, ...]:
         """The attacks that a rule needs, for themselves or for a bound on their figures."""
-        return tuple(sorted({*self.audits, *(parse_risk_rule(rule)[0] for rule in self.risk)}))
+        return tuple(sorted({*self.audits, *self.attackers.attacks, *(parse_risk_rule(rule)[0] for rule in self.risk)}))
 
     @model_validator(mode="after")
     def _check_waivers(self) -> PolicyConfig:
         rules = ["min_released", *self.risk, *(f"audits.{attack}" for attack in self.required_attacks)]
+        rules += ["attackers"] if self.required_attacks else []
         rules += [name for name in ("max_quarantined", "max_failed", "audit_days") if getattr(self, name) is not None]
         for waiver in self.waivers:
             if waiver.rule not in rules:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from anonymizer.config import PolicyConfig
+from anonymizer.config import LeastAttackers, PolicyConfig
 
 # Settings that allow nothing by themselves: a stronger level for an output that would be held back, and exceptions,
 # each with a name and a reason of its own.
@@ -42,10 +42,23 @@ def _compare(rule: str, earlier: float, later: float | None, sign: int) -> str |
 
 
 def _weaker_evidence(earlier: PolicyConfig, later: PolicyConfig) -> Iterator[str]:
-    """Yield a line for each attack that need not be tried any more, and each key that could not approve before."""
+    """Yield a line for each attack that need not be tried as it had to be, and each key that could not approve."""
     for attack in set(earlier.required_attacks) - set(later.required_attacks):
         yield f"audits.{attack}: asked for before, not now"
+    if earlier.required_attacks and later.required_attacks:
+        yield from _weaker_attackers(earlier.attackers, later.attackers)
     if earlier.approvals:
         for name in sorted(later.approvers):
             if later.approvers[name] not in earlier.approvers.values():
                 yield f"approvers.{name}: may approve now, and could not before"
+
+
+def _weaker_attackers(earlier: LeastAttackers, later: LeastAttackers) -> Iterator[str]:
+    """Yield a line for each thing that the attackers of an audit need not have any more."""
+    for feature in set(earlier.features) - set(later.features):
+        yield f"attackers.features.{feature}: asked for before, not now"
+    for name in ("sample", "pairs", "outputs", "averaged"):
+        if line := _compare(f"attackers.{name}", getattr(earlier, name), getattr(later, name), -1):
+            yield line
+    if earlier.identity not in (None, later.identity):
+        yield f"attackers.identity: {earlier.identity} before, {later.identity or 'any'} now"

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 from anonymizer.config import Bound, PolicyConfig, RunConfig, parse_risk_rule
+from anonymizer.policy.attackers import Attackers, describe_least, find_shortfalls
 from anonymizer.policy.risk_figures import TRAINING_SET, FigureRow, risk_above_chance, select_headlines
 from anonymizer.records import Decision, Reason, Scores, Status, Summary
 
@@ -54,11 +55,12 @@ def _finite_score(scores: Scores, name: str) -> float | None:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """An audit of a release: its time, the SHA-256 of the manifest, the figures, and the limits of its attackers."""
+    """An audit of a release: its time, the SHA-256 of the manifest, the figures, its attackers and their limits."""
 
     when: datetime
     manifest_sha256: str
     figures: Sequence[FigureRow]
+    attackers: Attackers
     attacker_limits: str | None = None
 
 
@@ -138,6 +140,10 @@ def _evaluate_audit(policy: PolicyConfig, audit: AuditResult | None, now: dateti
         unmeasured = "not tried, or nothing could be measured" if audit else missing
         measured = "measured" if is_measured else unmeasured
         yield _rule_result(f"audits.{attack}", "must have been tried", measured, is_measured)
+    if policy.required_attacks:
+        lacking = list(find_shortfalls(policy.attackers, audit.attackers)) if audit else [missing]
+        measured = "; ".join(lacking) or "all of it"
+        yield _rule_result("attackers", f"at least {describe_least(policy.attackers)}", measured, not lacking)
     limits = audit.attacker_limits if audit else None  # figures of limited attackers are no upper bounds
     for rule, bound in policy.risk.items():
         high = _highest_upper_bound(figures, *parse_risk_rule(rule))

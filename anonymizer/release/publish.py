@@ -20,6 +20,7 @@ from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError, SigningKeyError
+from anonymizer.policy.attackers import Attackers
 from anonymizer.policy.gates import COUNT_RULES, AuditResult, Verdict, evaluate_release
 from anonymizer.records import Summary
 from anonymizer.release import event_log, history
@@ -150,8 +151,16 @@ def read_audit(release: Release) -> AuditResult | None:
     audit = json.loads(path.read())
     if audit.get("union"):
         return None
+    if "attackers" not in audit:  # by an earlier version, which did not say who attacked
+        return None
     figures = [row for row in parquet.read(release.audit / "figures.parquet").to_pylist() if row["baseline"] is None]
-    return AuditResult(datetime.fromisoformat(audit["when"]), audit.get("manifest", ""), figures, audit.get("lacking"))
+    return AuditResult(
+        when=datetime.fromisoformat(audit["when"]),
+        manifest_sha256=audit["manifest"],
+        figures=figures,
+        attackers=Attackers(**audit["attackers"]),
+        attacker_limits=audit["lacking"],
+    )
 
 
 @dataclass(frozen=True)

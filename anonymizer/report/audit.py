@@ -23,6 +23,8 @@ from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 
 MAX_EXPOSED = 12  # records on the page
+EFFORT = ("pairs", "outputs", "averaged")
+EVIDENCE = ("identity", "attributes", "others", "outsiders", "training")  # settings of what attackers may hold
 PUBLIC_STEP = 0.05  # public bounds are rounded up to a multiple of it
 
 
@@ -101,7 +103,10 @@ def write_audit(release: Release, config: RunConfig, plan: Plan, attackers: Mapp
 
 
 def build_public_summary(plan: Plan, audit: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return rounded upper bounds per question from ``audit.json``: no feature, threshold, record or subgroup."""
+    """Return rounded upper bounds per question from ``audit.json``, and by whose attacks.
+
+    Which feature or threshold did best is left out, and so are records and subgroups.
+    """
 
     def bound(answer: Answer) -> dict[str, Any]:
         if not answer.strongest:
@@ -120,12 +125,19 @@ def build_public_summary(plan: Plan, audit: Mapping[str, Any], answers: Sequence
         "level": plan.level,
         "pictures_attacked": audit["audited"],
         "confidence": 0.95,
+        "attackers": _public_attackers(audit),
         "answers": {answer.question.title: bound(answer) for answer in answers},
         "formal_guarantee": "No formal guarantee",  # a bound for the sample is none for the whole release
         "reading": f"Bounds hold for the attacks that were tried, on a sample of {scope}. Other attackers may do "
         "better. A bound of 1 means that the attack cannot be ruled out for any picture."
         + (f" Here {audit['lacking']}." if audit.get("lacking") else ""),
     }
+
+
+def _public_attackers(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return who attacked: attacks, models of features, effort, and what they held besides; no address or column."""
+    effort = {name: audit["attackers"][name] for name in ("attacks", "sample", "released", *EFFORT)}
+    return effort | {"features": audit["features"], "held": [name for name in EVIDENCE if audit["config"][name]]}
 
 
 def _compare_methods(rows: Sequence[FigureRow], plan: Plan, distances: Mapping[str, float]) -> list[MethodComparison]:

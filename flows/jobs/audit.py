@@ -21,6 +21,7 @@ from anonymizer.data.metadata import find_metadata
 from anonymizer.data.sources import open_source
 from anonymizer.errors import ModelError, OutputError
 from anonymizer.policy import public_scores
+from anonymizer.policy.attackers import Attackers
 from anonymizer.records import Plan
 from anonymizer.release import audit_sample, event_log, plan
 from anonymizer.release.audit_sample import AuditSample
@@ -209,6 +210,8 @@ def write_audit(inputs: AuditInputs, findings: Findings, results: BaselineResult
         "union": len(config.union),  # releases besides this one, whose images are counted here too
         "unread": sample.unread,
         "config": config.model_dump(mode="json"),
+        "attackers": asdict(_describe_attackers(inputs)),
+        "features": [embedder.versioned_name for embedder in inputs.bench.embedders],
         "certificate": asdict(inputs.bound),
         "distances": results.distances,
         "note": "; ".join(filter(None, notes)) or None,
@@ -223,6 +226,11 @@ def write_audit(inputs: AuditInputs, findings: Findings, results: BaselineResult
         figures=len(figures),
         not_run=sum(figure.measure == "not run" and figure.baseline is None for figure in figures),
     )
+
+
+def _describe_attackers(inputs: AuditInputs) -> Attackers:
+    effort = {name: getattr(inputs.config, name) for name in ("features", "pairs", "outputs", "averaged", "identity")}
+    return Attackers(attacks=inputs.attacks, sample=len(inputs.sample), released=inputs.sample.released, **effort)
 
 
 def _open_union(config: AuditConfig, the_plan: Plan) -> list[Release]:

@@ -16,6 +16,7 @@ FULL: dict[str, Any] = {
     "scores": {"lpips": {"min": 0.1, "max": 0.5}, "faces": {"min": 1}},
     "risk": {"max_linkage": {"upper": 0.2}},
     "audits": ["leaks"],
+    "attackers": {"attacks": ["membership"], "features": ["pixels", "clip"], "sample": 100, "identity": "folder"},
     "audit_days": 30,
     "max_quarantined": 0.2,
     "max_failed": 0.1,
@@ -28,6 +29,13 @@ LOOSER = {  # a change -> what is said of it
         "scores.lpips.max: 0.5 before, 0.51 now", "scores.lpips.min: 0.1 before, 0.09 now"]),
     "risk": ({"max_linkage": {"upper": 0.3}}, ["risk.max_linkage: 0.2 before, 0.3 now"]),
     "audits": ([], ["audits.leaks: asked for before, not now"]),
+    "attackers": (
+        {"features": ["pixels"], "sample": 99, "pairs": 20, "outputs": 2, "averaged": 1, "identity": "file"},
+        ["attackers.averaged: 40 before, 1 now", "attackers.features.clip: asked for before, not now",
+        "attackers.identity: folder before, file now", "attackers.outputs: 8 before, 2 now",
+        "attackers.pairs: 256 before, 20 now", "attackers.sample: 100 before, 99 now",
+        "audits.membership: asked for before, not now"],
+    ),
     "audit_days": (31, ["audit_days: 30 before, 31 now"]),
     "max_quarantined": (None, ["max_quarantined: 0.2 before, none now"]),
     "max_failed": (1.0, ["max_failed: 0.1 before, 1 now"]),
@@ -65,7 +73,7 @@ def test_a_bound_on_risk_asks_for_its_attack_too() -> None:
 
 
 def test_a_policy_that_is_dropped_as_a_whole_is_named_rule_by_rule() -> None:
-    assert len(weaker_rules(policy(), PolicyConfig())) == 11
+    assert len(weaker_rules(policy(), PolicyConfig())) == 12
 
 
 SHARES = st.none() | st.floats(0, 1)

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anonymizer.config import PolicyConfig, build
+from anonymizer.config import AuditConfig, PolicyConfig, build
+from anonymizer.config.base import AUDIT_FEATURES
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, GateError, OutputError
+from anonymizer.policy.attackers import Attackers
 from anonymizer.policy.gates import AuditResult, evaluate_release, gate
 from anonymizer.records import Reason, Scores, Status, Summary
+from metrics.features import LOADERS
 from tests.support.releases import (
     people,
     run,
@@ -118,8 +121,15 @@ def figure(attack: str, measure: str, high: float, **rest: Any) -> dict[str, Any
     return blank | {"attack": attack, "measure": measure, "high": high, "risk_high": None, "subgroup": None} | rest
 
 
-def audit(*figures: dict[str, Any], manifest: str = "m", days: float = 0) -> AuditResult:
-    return AuditResult(NOW - timedelta(days=days), manifest, figures)
+# As an audit is without further settings.
+ATTACKERS = Attackers(
+    attacks=["linkage"], features=AuditConfig.model_fields["features"].default, sample=300, released=900,
+    pairs=256, outputs=8, averaged=40, identity=None,
+)  # fmt: skip
+
+
+def audit(*figures: dict[str, Any], manifest: str = "m", days: float = 0, **attackers: Any) -> AuditResult:
+    return AuditResult(NOW - timedelta(days=days), manifest, figures, replace(ATTACKERS, **attackers))
 
 
 def failed_rules(policy: dict[str, Any], found: AuditResult | None = None, of: Summary | None = None) -> list[str]:
@@ -163,12 +173,60 @@ LOW, HIGH = figure("linkage", "rank-1", 0.04), figure("linkage", "rank-1", 0.06)
         (audit(LOW, figure("linkage", "not run", 0.0, value=None)), ["max_linkage_rank1"]),  # one failed
         (audit(LOW, figure("linkage", "rank-1", float("nan"))), ["max_linkage_rank1"]),
         (audit(LOW, figure("linkage", "rank-1", 1.0, control=1)), ["max_linkage_rank1"]),  # tells nothing
-        (audit(LOW, manifest="another"), ["audits.linkage", "max_linkage_rank1"]),
-        (None, ["audits.linkage", "max_linkage_rank1"]),
+        (audit(LOW, manifest="another"), ["audits.linkage", "attackers", "max_linkage_rank1"]),
+        (None, ["audits.linkage", "attackers", "max_linkage_rank1"]),
     ],
 )
 def test_a_figure_of_the_audit_is_held_against_its_bound(found: AuditResult | None, expected: list[str]) -> None:
     assert failed_rules({"risk": {"max_linkage_rank1": {"upper": 0.05}}}, found) == expected
+
+
+@pytest.mark.parametrize(
+    ("attackers", "least", "lacking"),
+    [
+        ({}, {}, None),  # an audit without further settings is enough for a policy without further settings
+        ({"features": ("dlib",)}, {}, "features pixels, lpips, clip, imagenet were not compared by"),
+        ({"features": ("dlib",)}, {"features": ["dlib"]}, None),
+        ({"features": ("lpips:alex:weights.pth", "pixels")}, {"features": ["lpips"]}, "features lpips were not"),
+        ({"sample": 299}, {}, "299 of 900 records were attacked"),
+        ({"sample": 12, "released": 12}, {}, None),  # all there are
+        ({"sample": 12, "released": 13}, {}, "12 of 13 records"),
+        ({"sample": 20}, {"sample": 20}, None),
+        ({"pairs": 20}, {}, "pairs: 20"),
+        ({"outputs": 2}, {}, "outputs: 2"),
+        ({"averaged": 1}, {}, "averaged: 1"),
+        ({"identity": "file"}, {"identity": "folder"}, "identity: file"),
+        ({}, {"identity": "folder"}, "identity: none"),
+        ({}, {"attacks": ["linkage"]}, None),
+    ],
+)
+def test_an_audit_by_weaker_attackers_than_the_policy_names_is_refused(
+    attackers: dict[str, Any], least: dict[str, Any], lacking: str | None
+) -> None:
+    """Whoever audits may choose attackers who find nothing: the bound alone would let that pass."""
+    policy = {"risk": {"max_linkage_rank1": {"upper": 0.05}}, "attackers": least}
+    verdict = evaluate_release(PolicyConfig.model_validate(policy), counts(), "m", audit(LOW, **attackers), NOW)
+    assert [r.rule for r in verdict.failed_rules] == ([] if lacking is None else ["attackers"])
+    (rule,) = [r for r in verdict.rule_results if r.rule == "attackers"]
+    assert (lacking or "all of it") in rule.measured
+
+
+def test_an_attack_among_the_least_must_have_been_tried() -> None:
+    policy = {"attackers": {"attacks": ["parrot"]}}
+    assert failed_rules(policy, audit(LOW)) == ["audits.parrot"]
+    assert failed_rules({"attackers": {"sample": 5}}) == [], "no rule needs an audit"
+
+
+def test_attackers_of_whom_less_is_asked_are_a_setting_or_a_waiver() -> None:
+    waiver = {"rule": "attackers", "who": "Ada", "why": "no faces", "until": NOW.date()}
+    policy = {"audits": ["linkage"], "waivers": [waiver]}
+    assert failed_rules(policy, audit(LOW, features=("pixels",))) == []
+    with pytest.raises(ConfigError, match=r"policy\.attackers\.features.* must be a feature of an audit.*'pixel'"):
+        settings("in", "out", policy={"attackers": {"features": ["pixel"]}})
+
+
+def test_the_features_that_a_policy_may_name_are_those_of_an_audit() -> None:
+    assert {*AUDIT_FEATURES, "arcface"} == set(LOADERS)
 
 
 def test_figures_of_limited_attackers_hold_no_bound() -> None:
@@ -189,7 +247,7 @@ def test_without_a_measure_the_bound_is_on_risk_above_chance() -> None:
 
 def test_audits_that_are_required_must_be_there_and_young_enough() -> None:
     policy = {"audits": ["linkage", "parrot"], "audit_days": 30}
-    assert failed_rules(policy) == ["audits.linkage", "audits.parrot", "audit_days"]
+    assert failed_rules(policy) == ["audits.linkage", "audits.parrot", "attackers", "audit_days"]
     both = [LOW, figure("parrot", "rank-1", 0.5)]
     assert failed_rules(policy, audit(LOW, days=30)) == ["audits.parrot"]
     assert failed_rules(policy, audit(*both, days=30)) == []

@@ -13,7 +13,7 @@ import torch
 from anonymizer.config import AuditConfig
 from anonymizer.errors import ConfigError, IntegrityError, ModelError, OutputError, SourceError
 from anonymizer.policy.calibration import build_resolved
-from anonymizer.release import plan
+from anonymizer.release import plan, publish
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows.jobs import audit as audit_job
@@ -80,11 +80,24 @@ def test_the_public_summary_names_nobody_and_helps_no_attacker(release: Release)
     for row in rows(release):
         for name in ("record_id", "output_id", "source_hmac"):
             assert str(row[name]) not in document
-    for word in ("Wanda", "pixels", "side", "p3", "threshold", "anonymous", "epsilon"):
-        assert word not in document
+    for word in ("Wanda", "side", "who", "p3", "threshold", "anonymous", "epsilon"):
+        assert word not in document.replace("outsiders", "").replace("whole", "")
     for answer in json.loads(document)["answers"].values():
         bound = answer.get("risk_above_chance_at_most")
         assert bound is None or round(bound * 20, 6) % 1 == 0
+
+
+def test_the_attackers_are_published_with_the_figures(release: Release) -> None:
+    """They are signed with the statement: a figure says nothing without whose it is."""
+    audit_job.run(settings_of(release, identity="who", attacks=["linkage"], sample=25))
+    assert json.loads(release.audit_summary.read())["attackers"] == {
+        "attacks": ["linkage"], "features": ["pixels"], "sample": 25, "released": 30,
+        "pairs": 24, "outputs": 2, "averaged": 20, "held": ["identity"],
+    }  # fmt: skip
+    audit = publish.read_audit(release)
+    assert audit is not None and audit.attackers.identity == "who" and audit.attackers.sample == 25
+    page = release.audit_page.read().decode()
+    assert "25 of 30 records, compared by pixels; 24 training pairs" in page
 
 
 class Listens(IdealGaussian):
