@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import date, datetime, time
 from decimal import Decimal
 from hashlib import blake2b
+from math import isfinite
 from typing import Any
 
 from anonymizer.config import SourceConfig
@@ -17,9 +18,16 @@ from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record, normalize_subject
 from anonymizer.storage.prefetch import prefetch_map
 
+NO_CLASS = -1  # of Hugging Face's ClassLabel
+
 
 def to_json_value(value: object) -> str | int | float | bool | None:
-    """Return the value as JSON has it, dates and decimals as text. RecordError BAD_METADATA for any other type."""
+    """Return the value as JSON has it, dates and decimals as text, NaN as null.
+
+    RecordError BAD_METADATA for any other type.
+    """
+    if isinstance(value, float | Decimal) and value != value:  # NaN: how tables of numbers spell a missing value
+        return None
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -41,6 +49,19 @@ def to_text(value: object) -> str | None:
     """Return the value as text, true and false as JSON spells them. RecordError as ``to_json_value``."""
     value = to_json_value(value)
     return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def to_number(value: object) -> object:
+    """Return the number that a text spells, where text and number stand for one another; else the value itself.
+
+    ``007``, ``1.50`` and ``1e5`` stay text. For formats that have no numbers, such as CSV.
+    """
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                if str(number := kind(value)) == value and isfinite(number) and -(2**63) <= number < 2**63:
+                    return number
+    return value
 
 
 def to_text_or_none(value: object) -> str | None:
@@ -101,9 +122,11 @@ class RowEntries:
         default_id = f"{file}/{row}"
         own_id = to_text_or_none(values.get(config.id)) if config.id else default_id
         record_id, duplicate = self.ids.claim(to_printable(own_id) if own_id else default_id)
-        value = class_label(values.get(config.subject), class_names) if config.subject else None
-        subject = to_text_or_none(value)
-        bad = Reason.BAD_METADATA if subject is None and value is not None else find_subject_problem(config, subject)
+        try:
+            subject = to_text(class_label(values.get(config.subject), class_names)) if config.subject else None
+            bad = find_subject_problem(config, subject)
+        except RecordError as error:
+            subject, bad = None, error.reason
         problem = (None if own_id else Reason.BAD_METADATA) or problem or duplicate or bad
         return Entry(record_id, uri, str(row), offset, problem=problem, mark=mark, subject=subject)
 
@@ -115,8 +138,15 @@ class RowEntries:
 
 
 def class_label(value: Any, class_names: Sequence[str] | None) -> Any:
-    """Return the name of a class by its number, where there are names."""
-    return class_names[value] if class_names and isinstance(value, int) and 0 <= value < len(class_names) else value
+    """Return the name of a class by its number, where there are names; None for -1, which stands for no class.
+
+    RecordError BAD_METADATA for any other number without a name.
+    """
+    if not class_names or not isinstance(value, int) or value == NO_CLASS:
+        return None if class_names and value == NO_CLASS else value
+    if not 0 <= value < len(class_names):
+        raise RecordError(Reason.BAD_METADATA)
+    return class_names[value]
 
 
 def find_subject_problem(config: SourceConfig, subject: str | None) -> Reason | None:

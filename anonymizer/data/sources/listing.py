@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.building import RowEntries, build_record, read_file, row_digest, to_text_or_none
+from anonymizer.data.sources.building import RowEntries, build_record, read_file, row_digest, to_number, to_text_or_none
 from anonymizer.data.sources.column_policy import FILE_ATTRIBUTES, ColumnPolicy, Field, check_columns
 from anonymizer.data.sources.files import Location, to_printable
 from anonymizer.data.sources.row_files import RowFiles
@@ -84,6 +84,8 @@ class ListingSource:
     def _read_record(self, file: Any, entry: Entry) -> Record:
         row = self._planned_row(file, entry)
         record = build_record(self.config, entry, b"", row.get)
+        if not self.is_json:
+            record = replace(record, columns={column: to_number(value) for column, value in record.columns.items()})
         name = to_text_or_none(row.get(self.config.image)) or ""  # of the row, not of the plan
         return replace(record, data=self.files.read(name, self.config.limits.max_bytes))
 

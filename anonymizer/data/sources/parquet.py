@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from anonymizer.config import SourceConfig
 from anonymizer.data.sources.building import (
+    NO_CLASS,
     RowEntries,
     build_record,
     failed_record,
@@ -23,6 +24,7 @@ from anonymizer.data.sources.building import (
 )
 from anonymizer.data.sources.column_policy import DROPPED, FILE_ATTRIBUTES, PICTURE, ColumnPolicy, Field, check_columns
 from anonymizer.data.sources.files import PARQUET_SUFFIXES, Location, SourceFile, list_data_files, to_printable
+from anonymizer.data.sources.row_files import RowFiles
 from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
 
@@ -39,6 +41,7 @@ class ParquetSource:
     def __init__(self, config: SourceConfig, location: Location) -> None:
         self.config, self.location = config, location
         self.policy = ColumnPolicy.from_config(config)
+        self.files = RowFiles(location, config.allow)
         self.key_columns = list(
             dict.fromkeys(key for key in (config.id, config.subject, *config.where) if key is not None)
         )
@@ -64,6 +67,7 @@ class ParquetSource:
 
     def fields(self) -> list[Field]:
         names, metadata, parts = dict[str, None](), dict[str, None](), dict[str, None]()
+        paths = list(self.files.describe(self._paths()))
         image = self.config.image
         for schema in self._schemas():
             names.update(dict.fromkeys(schema.names))
@@ -77,7 +81,18 @@ class ParquetSource:
             *self.policy.describe(names, "column"),
             *(Field.for_column(part, DROPPED, f"beside {PICTURE}") for part in parts),
             *(Field.for_column(key, DROPPED, "metadata of the files") for key in metadata),
+            *paths,
         ]
+
+    def _paths(self) -> Iterator[str]:
+        """Yield the paths in row groups of which some pictures, by their statistics, are no bytes."""
+        for file, name in self._files():
+            if file.problem is None:
+                with self._open(file.path, name) as parquet:
+                    self._check(parquet.schema_arrow, name)
+                    for group in _groups_without_bytes(parquet, self.config.image):
+                        table = parquet.read_row_group(group, columns=[f"{self.config.image}.path"])
+                        yield from filter(None, (row["path"] for row in table[self.config.image].to_pylist() if row))
 
     def _files(self) -> Iterator[tuple[SourceFile, str]]:
         """Yield each file and its name; its problem can only be that it is no Parquet file."""
@@ -125,34 +140,39 @@ class ParquetSource:
                 schema = parquet.schema_arrow
                 is_planned = self.config.id is not None or self.location.version(path) == entries[0].mark
                 if is_planned and self._is_usable(schema):
-                    labels = _class_names(schema, self.config.label)
+                    classes = {c: names for c in requested_columns(self.config) if (names := _class_names(schema, c))}
                     for entry, values in _read_rows(parquet, entries, self._columns(schema)):
                         done += 1
-                        yield read_or_fail(entry, partial(self._build, values=values, labels=labels))
+                        yield read_or_fail(entry, partial(self._build, values=values, classes=classes))
         except SourceError:
             problem = Reason.UNREADABLE
         except RecordError as error:  # of the whole file
             problem = error.reason
         yield from (failed_record(entry, problem) for entry in entries[done:])
 
-    def _build(self, entry: Entry, values: dict[str, Any] | None, labels: Sequence[str] | None) -> Record:
+    def _build(self, entry: Entry, values: dict[str, Any] | None, classes: Mapping[str, Sequence[str]]) -> Record:
         if values is None:
             raise RecordError(Reason.UNREADABLE)
         if self.config.id and row_digest({key: values[key] for key in self.key_columns}) != entry.mark:
             raise RecordError(Reason.CHANGED)
-        data = values[self.config.image]
-        data = data["bytes"] if isinstance(data, dict) else data
+        max_bytes, data = self.config.limits.max_bytes, values[self.config.image]
+        if isinstance(data, dict):  # {bytes, path}: the path counts where there are no bytes
+            path, data = data.get("path"), data["bytes"]
+            data = self.files.read(path, max_bytes) if data is None and path else data
         if not data:
             raise RecordError(Reason.EMPTY)
-        if len(data) > self.config.limits.max_bytes:
+        if len(data) > max_bytes:
             raise RecordError(Reason.TOO_MANY_BYTES)
-        return build_record(self.config, entry, data, values.__getitem__, labels)
+        values |= {column: None for column in classes if values[column] == NO_CLASS}
+        return build_record(self.config, entry, data, values.__getitem__, classes.get(self.config.label or ""))
 
     def _columns(self, schema: pa.Schema) -> list[str]:
-        is_struct = pa.types.is_struct(schema.field(self.config.image).type)
-        image = f"{self.config.image}.bytes" if is_struct else self.config.image
+        image, kind = self.config.image, schema.field(self.config.image).type
+        images = [image]
+        if pa.types.is_struct(kind):
+            images = [f"{image}.{name}" for name in ("bytes", "path") if _is_part(kind, name)]
         return list(
-            dict.fromkeys([image, *requested_columns(self.config), *(self.key_columns if self.config.id else [])])
+            dict.fromkeys([*images, *requested_columns(self.config), *(self.key_columns if self.config.id else [])])
         )
 
     def _is_usable(self, schema: pa.Schema) -> bool:
@@ -181,6 +201,28 @@ class ParquetSource:
     def _open(self, path: str, name: str) -> Iterator[pq.ParquetFile]:
         with _arrow_errors(name), self.location.open(path) as file:
             yield pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+
+
+def _is_part(kind: pa.DataType, name: str) -> bool:
+    """Return whether a struct has bytes, or a path as text."""
+    index = kind.get_field_index(name)
+    return index >= 0 and (name == "bytes" or _is_text(kind.field(index).type))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _groups_without_bytes(parquet: pq.ParquetFile, image: str) -> Iterator[int]:
+    """Yield the row groups in which bytes are missing where a path could stand in for them."""
+    kind = parquet.schema_arrow.field(image).type
+    if not pa.types.is_struct(kind) or not _is_part(kind, "path"):
+        return
+    for group in range(parquet.metadata.num_row_groups):
+        row_group = parquet.metadata.row_group(group)
+        columns = (row_group.column(index) for index in range(row_group.num_columns))
+        if any(c.path_in_schema == f"{image}.bytes" and c.statistics and c.statistics.null_count for c in columns):
+            yield group
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -26,9 +26,9 @@ def test_rows_of_a_csv_name_images_in_its_folder(pictures: Path) -> None:
     )
     one, two = read_all(pictures / "list.csv", label="sex", caption="words", carry=["age"]).values()
     assert (one.entry.record_id, two.entry.record_id) == ("list.csv/0", "list.csv/1")
-    assert (one.data, one.label, one.columns) == (b"a-picture", "f", {"age": "5"})
+    assert (one.data, one.label, one.columns) == (b"a-picture", "f", {"age": 5})
     assert one.caption == 'two\nlines, and "quotes"'
-    assert (two.data, two.label, two.caption, two.columns) == (b"b-picture", "m", None, {"age": "6"})
+    assert (two.data, two.label, two.caption, two.columns) == (b"b-picture", "m", None, {"age": 6})
     assert [r.data for r in read_all(pictures / "list.csv", where={"sex": "m"}, **DROP_REST).values()] == [b"b-picture"]
 
 
@@ -43,7 +43,7 @@ def test_rows_of_jsonl_and_tsv_work_alike(pictures: Path, memory: Any) -> None:
     memory.pipe_file("/set/x.png", b"x")
     memory.pipe_file("/elsewhere/y.png", b"y")
     records = read_all("memory://set/list.csv", carry=["k"], allow=["memory://elsewhere"])
-    assert [(record.data, record.columns["k"]) for record in records.values()] == [(b"x", "1"), (b"y", "2")]
+    assert [(record.data, record.columns["k"]) for record in records.values()] == [(b"x", 1), (b"y", 2)]
 
 
 def test_any_rows_of_a_listing_can_be_read_in_any_order(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anonymizer.records import Reason
-from tests.support.sources import DROP_REST, ROW_CHANGES, open_uri, problems, read_all, source_error
+from tests.support.sources import DROP_REST, ROW_CHANGES, open_uri, problems, read_all, source_error, tar, write_files
 
 TABLE: dict[str, Any] = {
     "image": [b"one", b"two", None, b"", b"five"],
@@ -186,3 +186,94 @@ def test_memory_stays_flat_while_parquet_is_read(tmp_path: Path) -> None:
         return most
 
     assert peak(1000) < 1.1 * peak(200)
+
+
+def paths_table(paths: list[str | None], data: list[bytes | None]) -> pa.Table:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": one, "path": path} for one, path in zip(data, paths, strict=True)]
+    return pa.table({"image": pa.array(rows, kind)})
+
+
+def test_a_path_counts_where_a_row_has_no_bytes(tmp_path: Path) -> None:
+    """As ``datasets`` writes pictures that it did not embed; the path is read inside the source's folder only."""
+    write_files(tmp_path / "in", **{"a.png": b"a", "sub__b.png": b"b"})
+    secret = write_files(tmp_path / "out", c=b"secret") / "c"
+    (tmp_path / "in" / "link.png").symlink_to(secret)
+    paths = ["a.png", "sub/b.png", "a.png", None, "none.png", "../out/c", str(secret), f"file://{secret}", "link.png"]
+    paths += ["https://one.example/x.png", ""]
+    data = [None, None, b"embedded", None, None, None, None, None, None, None, None]
+    path = tmp_path / "in" / "t.parquet"
+    pq.write_table(paths_table(paths, data), path, row_group_size=3)
+    out = Reason.OUTSIDE_SOURCE
+    expected = [b"a", b"b", b"embedded", Reason.EMPTY, Reason.UNREADABLE, out, out, out, out, out, Reason.EMPTY]
+    assert [record.problem or record.data for record in read_all(path).values()] == expected
+    expected[6:8] = [b"secret"] * 2
+    found = [record.problem or record.data for record in read_all(path, allow=[str(tmp_path / "out")]).values()]
+    assert found == expected
+    places = {field.name: field.location for field in open_uri(path).fields() if "source.allow" in field.treatment}
+    assert places == {
+        "relative paths out of the folder": "1 rows",
+        "other folders of this machine": "2 rows",
+        "https://one.example": "1 rows",
+    }
+    assert problems(read_all(path, limits={"max_bytes": 1}))["t.parquet/2"] is Reason.TOO_MANY_BYTES
+
+
+def test_an_embedded_picture_is_read_whatever_its_path(tmp_path: Path) -> None:
+    pq.write_table(paths_table(["/etc/passwd", None], [b"one", b"two"]), tmp_path / "t.parquet")
+    assert [record.data for record in read_all(tmp_path).values()] == [b"one", b"two"]
+    assert not any("source.allow" in field.treatment for field in open_uri(tmp_path).fields())
+
+
+def class_table(numbers: list[int | None]) -> pa.Table:
+    features = {"who": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    table = pa.table({"image": [b"x"] * len(numbers), "who": pa.array(numbers, pa.int64())})
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+@pytest.mark.parametrize("column", ["label", "caption", "carry", "restricted", "subject"])
+def test_minus_one_is_no_class(tmp_path: Path, column: str) -> None:
+    pq.write_table(class_table([1, -1, None]), tmp_path / "t.parquet")
+    value = ["who"] if column in ("carry", "restricted") else "who"
+    records = list(read_all(tmp_path, **{column: value}).values())
+    name = {"carry": "columns"}.get(column, column)
+    found = [one["who"] if isinstance(one, dict) else one for one in (getattr(record, name) for record in records)]
+    assert found[0] in ("dog", "1", 1) and found[1:] == [None, None]
+    assert [record.problem for record in records[1:]] == [Reason.NO_SUBJECT if column == "subject" else None] * 2
+
+
+def test_a_number_without_a_class_fails_its_record(tmp_path: Path) -> None:
+    pq.write_table(class_table([0, 2, -2]), tmp_path / "t.parquet")
+    for column in ("label", "subject"):
+        found = [record.problem for record in read_all(tmp_path, **{column: "who"}).values()]
+        assert found == [None, Reason.BAD_METADATA, Reason.BAD_METADATA]
+
+
+def test_minus_one_without_class_names_is_a_number(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"x"], "who": [-1]}), tmp_path / "t.parquet")
+    assert [record.label for record in read_all(tmp_path, label="who").values()] == ["-1"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "tar"])
+def test_nan_is_null_in_every_format(tmp_path: Path, form: str) -> None:
+    """As tables of numbers spell a value that is missing."""
+    names = ("label", "caption", "dose", "note", "who")
+    rows = [dict.fromkeys(names, 1.5), dict.fromkeys(names, float("nan"))]
+    write_files(tmp_path, **{"a.png": b"x"})
+    path = tmp_path / f"t.{form}"
+    if form == "parquet":
+        pq.write_table(pa.table({"image": [b"x", b"x"], **{n: [row[n] for row in rows] for n in names}}), path)
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps({"image": "a.png"} | row) + "\n" for row in rows))
+    else:
+        path.write_bytes(tar(*(m for n, row in enumerate(rows) for m in (
+            (f"{n}.png", b"x"), (f"{n}.json", json.dumps(row).encode())))))  # fmt: skip
+    options: dict[str, Any] = {"label": "label", "caption": "caption", "carry": ["dose"], "restricted": ["note"]}
+    one, two = read_all(path, **options, drop=["who"]).values()
+    assert (one.label, one.caption, one.columns, one.restricted) == ("1.5", "1.5", {"dose": 1.5}, {"note": 1.5})
+    assert (two.label, two.caption, two.columns, two.restricted) == (None, None, {"dose": None}, {"note": None})
+    assert two.problem is None
+    assert [record.problem for record in read_all(path, subject="who", **DROP_REST).values()] == [
+        None,
+        Reason.NO_SUBJECT,
+    ]
