@@ -31,6 +31,8 @@ def erase(release: str, records: str, output: str) -> dict[str, Any]:
         stage(erase_job.write_successor, erasure)
         status = stage(erase_job.publish_successor, erasure)
         summary = stage(erase_job.destroy_predecessor, erasure, status)
-    text = f"## Erasure\n\n{summary.erased} records erased, {summary.released} pictures released."
-    create_markdown_artifact(text, key="erasure-summary", description="counts of one erasure")
+    text = f"{summary.erased} records erased, {summary.released} pictures released."
+    if not summary.published:
+        text = f"Nothing is erased yet: {summary.pending} records wait for the new release ({summary.standing})."
+    create_markdown_artifact(f"## Erasure\n\n{text}", key="erasure-summary", description="counts of one erasure")
     return asdict(summary)

@@ -20,18 +20,15 @@ from anonymizer import config as configuration
 from anonymizer.attest import dsse, revocation
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
-from anonymizer.errors import IntegrityError, OutputError, UsageError
+from anonymizer.errors import OutputError, UsageError
 from anonymizer.records import Status, normalize_record_id, normalize_subject
-from anonymizer.release import event_log, history, plan, retention
+from anonymizer.release import event_log, history, plan, retention, succession
 from anonymizer.release.ledger import Ledger
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import StoragePath
 
 SUBJECT_PREFIX = "subject:"  # before the name of a person, in a list of what is to be erased
 IDENTITY_COLUMNS = ("record_id", "subject", "source_hmac")
-BEGUN_EVENT = event_log.ERASURE_BEGUN  # the first event of a successor
-DESTROYED_EVENT = "predecessor destroyed"  # the last event of an erasure, in the successor's log
 
 
 @dataclass(frozen=True)
@@ -128,12 +125,17 @@ def check(old: Release, new: Release, request: ErasureRequest) -> None:
         raise OutputError(f"{name}: is not published: remove its folder, nothing was handed out")
     if not old.ledger.exists():
         raise OutputError(f"{name}: its records were purged: nobody can be found in it any more")
+    if (successor := succession.pending_successor(old)) not in (None, history.absolute_uri(str(new.root))):
+        raise OutputError(
+            f"{name}: an erasure from it is not finished: finish that one, then erase the others from {successor!r}, "
+            "or cancel it (`anonymizer erase --cancel`)"
+        )
     partition(old, request)
 
 
 def is_begun(old: Release, new: Release) -> bool:
     """Return whether ``new`` is the successor that an erasure from ``old`` has begun to write, or has written."""
-    if not new.config.exists() or [event["event"] for event in event_log.read(new)][:1] != [BEGUN_EVENT]:
+    if not new.config.exists() or not succession.is_successor(new):
         return False
     return plan.read_config(new).previous == history.absolute_uri(str(old.root))
 
@@ -151,7 +153,7 @@ def check_same_request(new: Release, request: ErasureRequest) -> None:
 
 def read_counts(new: Release) -> ErasureCounts:
     """Return what the erasure that made ``new`` removed."""
-    details = [event["details"] for event in event_log.read(new) if event["event"] == BEGUN_EVENT][-1]
+    details = [event["details"] for event in event_log.read(new) if event["event"] == event_log.ERASURE_BEGUN][-1]
     return ErasureCounts(details["records"], details["copies"], details["pictures"])
 
 
@@ -163,12 +165,13 @@ def write_successor(
     Starts over where it was interrupted.
     """
     old_plan, parted = plan.read(old), partition(old, request)
+    succession.announce(old, new)
     new.restricted.make_private_folder()
-    _remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
+    succession.remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
     new.config.write(configuration.dump(settings).encode())
     start = retention.retention_start(old)
     kept_since = start.isoformat() if start else None
-    event_log.record(new, BEGUN_EVENT, **asdict(parted.counts), kept_since=kept_since)
+    event_log.record(new, event_log.ERASURE_BEGUN, **asdict(parted.counts), kept_since=kept_since)
     records = _write_remaining(old, new, parted)
     history.carry_forward(settings, new)
     history.add_erased(new, _list_digests(parted, key))
@@ -178,34 +181,6 @@ def write_successor(
     new_plan = replace(old_plan, output=settings.output.uri, records=records)
     new.plan.write(json.dumps(asdict(new_plan), indent=2).encode())  # last: the plan is valid once this file exists
     event_log.record(new, "planned", records=records, shards=new_plan.shards, fingerprint=new_plan.fingerprint)
-
-
-def destroy(old: Release, new: Release, successor: str) -> None:
-    """Remove a release except for its event log; that log and the successor's say what was removed.
-
-    ``successor``: SHA-256 of the successor's statement. Does nothing where it was done before.
-    """
-    if any(event["event"] == DESTROYED_EVENT for event in event_log.read(new)):
-        return
-    files = _remaining_files(old)
-    size = sum(int(old.root.fs.size(f"{old.root.path}/{name}") or 0) for name in files)
-    if files:
-        event_log.record(old, "erased", files=len(files), bytes=size, successor=successor)
-    old.public.remove()
-    _remove_except(old.restricted, {old.event_log.name})
-    if remaining := _remaining_files(old):
-        raise IntegrityError(
-            f"erase: {len(remaining)} files of the old release could not be removed: remove them by hand"
-        )
-    head = event_log.record(old, "destroyed", successor=successor)
-    old.event_log_lock.remove()
-    event_log.record(new, DESTROYED_EVENT, files=len(files), bytes=size, events=asdict(head))
-
-
-def is_unfinished(new: Release) -> bool:
-    """Return whether a release replaces another one that has not been destroyed yet."""
-    events = {event["event"] for event in event_log.read(new)}
-    return BEGUN_EVENT in events and DESTROYED_EVENT not in events
 
 
 def partition(old: Release, request: ErasureRequest) -> ErasurePartition:
@@ -265,7 +240,7 @@ def _unquote(text: str, line: int) -> str:
         name.encode()  # raises on half a surrogate pair, which JSON can spell
     except ValueError:
         raise UsageError(
-            f"--records: line {line}: is quoted, and no JSON string: put a backslash before quotes and backslashes"
+            f"--records: line {line}: is quoted, and no JSON string: put a backslash before a quote or backslash in it"
         ) from None
     return name
 
@@ -303,17 +278,3 @@ def _write_remaining(old: Release, new: Release, parted: ErasurePartition) -> in
     if old.purged.exists():
         new.purged.write(old.purged.read())
     return records
-
-
-def _remove_except(folder: StoragePath, names: set[str]) -> None:
-    """Remove everything in a folder except for some names."""
-    for path in list(folder.children()):
-        if path.name not in names:
-            path.remove()
-
-
-def _remaining_files(release: Release) -> list[str]:
-    """Return the files of both halves, except for the event log."""
-    halves = [half for half in (release.public, release.restricted) if half.exists()]
-    names = [f"{half.name}/{name}" for half in halves for name in half.list_files()]
-    return [name for name in names if name != f"{release.restricted.name}/{release.event_log.name}"]

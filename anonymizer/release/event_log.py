@@ -27,6 +27,7 @@ from anonymizer.storage.path import translate_storage_errors
 GENESIS_HASH = "0" * 64  # the hash before the first line
 ACTOR_VARIABLE = "ANONYMIZER_ACTOR"
 ERASURE_BEGUN = "erasing"  # first event of a release that replaces one from which people are erased
+DESTROYED = "destroyed"  # last event of a release from which people were erased: nothing else is left of it
 TAIL_BYTES = 2**16  # longer than any line
 MAX_ATTEMPTS = 100  # conditional writes to an object store, where other writers may be first
 
@@ -80,6 +81,11 @@ def _append_in_store(release: Release, fields: Mapping[str, Any]) -> ChainHead:
 def read(release: Release) -> list[Mapping[str, Any]]:
     """Return all events in order. Raises IntegrityError with the line number if the hash chain is broken."""
     return list(_verify_chain(release.event_log.read())) if release.event_log.exists() else []
+
+
+def is_erased(release: Release) -> bool:
+    """Return whether a release has ended: people were erased from it, and another one took its place."""
+    return any(event["event"] == DESTROYED for event in read(release))
 
 
 def contains_head(release: Release, head: ChainHead) -> bool:

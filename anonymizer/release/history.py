@@ -134,6 +134,15 @@ def absolute_uri(uri: str) -> str:
     return path.path if path.is_local else uri
 
 
+def statement_digest_at(uri: str) -> str | None:
+    """Return the SHA-256 of the statement of the published release at an address; None where there is none."""
+    release = Release.at(uri)
+    try:
+        return statement.read(release.public).digest if release.is_published else None
+    except (ValueError, OSError):
+        return None
+
+
 def carry_forward(config: RunConfig, release: Release) -> None:
     """Copy what every later release needs: the erased digests, the revocation list and the list of predecessors."""
     if config.previous is None:

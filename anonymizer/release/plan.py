@@ -170,7 +170,8 @@ def read(release: Release) -> Plan:
     """Return the plan of a release. Raises OutputError if there is none, IntegrityError if it is damaged."""
     name = f"release {str(release.root)!r}"
     if not release.plan.exists():
-        reason = "it was erased" if release.event_log.exists() else "it is not a release, or only its public half"
+        is_erased = event_log.is_erased(release)
+        reason = "it was erased" if is_erased else "it is not a release, or only its public half"
         raise OutputError(f"{name}: no restricted/plan.json: {reason}")
     try:
         fields = json.loads(release.plan.read())

@@ -14,7 +14,7 @@ from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.data.sources.files import IGNORED_NAMES
 from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
-from anonymizer.release import plan
+from anonymizer.release import event_log, plan, succession
 from anonymizer.release.history import list_weaker_rules, predecessors
 from anonymizer.release.ledger import Ledger
 from anonymizer.release.trust import refuse_untrusted
@@ -67,6 +67,7 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
     before, name = Release.at(config.previous), f"previous {config.previous!r}"
     for problem in _unusable(config, before):
         raise ConfigError(f"{name}: {problem}")
+    succession.refuse_pending(config.previous, config.output.uri)
     if key.check_value is None or key.check_value != plan.read(before).key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
@@ -101,10 +102,9 @@ def _unusable(config: RunConfig, before: Release) -> Iterator[str]:
     if StoragePath.from_uri(config.output.uri).is_inside(before.root):
         yield "is the output itself, or holds it: each release has a place of its own"
     if not before.plan.exists():
-        was_erased = before.event_log.exists()
         yield (
             "was erased: name the release that took its place"
-            if was_erased
+            if event_log.is_erased(before)
             else "has no restricted half: name the release with both halves"
         )
     if not before.is_published:

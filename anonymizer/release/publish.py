@@ -15,7 +15,7 @@ from anonymizer.attest import dsse, statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.predicate import Materials
 from anonymizer.attest.statement import valid_approvers
-from anonymizer.attest.verify import check_public
+from anonymizer.attest.verify import Finding, check_public
 from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
@@ -23,11 +23,9 @@ from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputErro
 from anonymizer.policy.attackers import Attackers
 from anonymizer.policy.gates import COUNT_RULES, AuditResult, Verdict, evaluate_release
 from anonymizer.records import Summary
-from anonymizer.release import event_log, history
+from anonymizer.release import approval, event_log, history, succession
 from anonymizer.release.assemble import remove_incomplete
 from anonymizer.release.finished_ledger import FinishedLedger
-from anonymizer.release.ledger import Ledger
-from anonymizer.release.plan import resolve_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, Release
 from anonymizer.storage.path import StoragePath
@@ -86,8 +84,11 @@ def decide_and_publish(
     """
     if release.is_published:
         release.candidate.remove()  # left by a copy that was interrupted at its end
+        if replaced := _replaced(release, config):
+            succession.finish(release, replaced)
         return PublicationStatus(True, valid_approvers(read_statement(release)), config.policy.approvals)
     history.refuse_erased(config)
+    succession.refuse_pending(config.previous, str(release.root))
     release.config.write(configuration.dump(config).encode())
     signer = signing.signer_from_env(config.signing_key_env)
     publisher = signing.format_public_key(signer.public_key) if signer else None
@@ -97,19 +98,27 @@ def decide_and_publish(
     _refuse_empty(release, evaluation.summary)
     if not _is_statement_current(release, config, evaluation):
         _sign_candidate(release, config, evaluation, key, signer, ledger, write_documents)
-    return _publish_if_approved(release, read_statement(release))
+    return _publish_if_approved(release, read_statement(release), _replaced(release, config))
 
 
-def approve(release: Release, signer: CryptoSigner) -> PublicationStatus:
+def approve(
+    release: Release,
+    signer: CryptoSigner,
+    trusted: Sequence[str] = (),
+    report: Callable[[Sequence[Finding]], None] = lambda findings: None,
+) -> PublicationStatus:
     """Add an approver's signature to the statement, and publish the release when there are enough.
 
-    Raises SigningKeyError where the key is not that of an approver, GateError where the policy would reject the release
-    by now.
+    Needs no key but the signer's: all that counts was signed by the publisher, one of the ``trusted`` public keys where
+    there are any. ``report`` is called with the findings of the candidate before it is signed. Raises SigningKeyError
+    where the key is not that of an approver, IntegrityError where something is not as signed, GateError where the
+    policy would reject the release by now.
     """
     if release.is_published:
         raise IntegrityError("release: is published already: approvals come before that")
     if not release.statement.exists():
         raise IntegrityError("release: nothing to approve: run the same `anonymizer run` again, which asks the policy")
+    findings = approval.check_candidate(release, trusted)
     signed, own_key = read_statement(release), signing.format_public_key(signer.public_key)
     if own_key == signed.predicate["publisher"]:
         raise SigningKeyError("--key: is the publisher's own: somebody else must approve")
@@ -117,12 +126,14 @@ def approve(release: Release, signer: CryptoSigner) -> PublicationStatus:
     name = next((name for name, public_key in approvers.items() if public_key == own_key), None)
     if name is None:
         raise SigningKeyError("--key: its public key is not among policy.approvers: ask for it to be named there")
-    _refuse_stale(release, signed)
+    decision = approval.check_decision(release, signed, read_last_decision(release), datetime.now(UTC))
+    succession.refuse_pending(decision.previous, str(release.root))
+    report(findings)
     if name not in valid_approvers(signed):
         signed = signed.with_signature(signer)
         release.statement.write(dsse.dumps([signed]))
         event_log.record(release, "approved", actor=name, key=own_key)
-    return _publish_if_approved(release, signed)
+    return _publish_if_approved(release, signed, decision.previous if decision.replaces else None)
 
 
 def read_statement(release: Release) -> SignedStatement:
@@ -173,6 +184,7 @@ class PolicyEvaluation:
     publisher: str | None  # public key
     verdict: Verdict
     weaker: Sequence[str] = ()  # a line for each rule of the previous release that is dropped or loosened
+    audited: datetime | None = None  # the time of the audit
 
 
 # Writes card, report and metadata into a candidate.
@@ -187,20 +199,9 @@ def _evaluate_policy(release: Release, config: RunConfig, summary: Summary, publ
         if not audit.manifest_sha256 == public_audit["manifest_sha256"] == manifest:
             audit = public_audit = None  # of another version of this release
     verdict = evaluate_release(config.policy, summary, manifest, audit, datetime.now(UTC))
-    return PolicyEvaluation(summary, manifest, public_audit, publisher, verdict, history.list_weaker_rules(config))
-
-
-def _refuse_stale(release: Release, signed: SignedStatement) -> None:
-    """Raise GateError where the policy would decide otherwise than when the statement was signed."""
-    config, summary = resolve_config(release), Ledger.open(release).summarize()
-    history.refuse_erased(config)
-    evaluation = _evaluate_policy(release, config, summary, signed.predicate["publisher"])
-    _refuse_rejected(evaluation)
-    _refuse_empty(release, evaluation.summary)
-    if not _is_statement_current(release, config, evaluation):
-        raise GateError(
-            "policy: what it decided on has changed since the release was signed: run the same `anonymizer run` again"
-        )
+    audited = audit.when if audit else None
+    weaker = history.list_weaker_rules(config)
+    return PolicyEvaluation(summary, manifest, public_audit, publisher, verdict, weaker, audited)
 
 
 def _refuse_empty(release: Release, summary: Summary) -> None:
@@ -208,7 +209,7 @@ def _refuse_empty(release: Release, summary: Summary) -> None:
 
     The successor of an erasure may be empty: it carries the revocations.
     """
-    if summary.released or any(event["event"] == event_log.ERASURE_BEGUN for event in event_log.read(release)[:1]):
+    if summary.released or succession.is_successor(release):
         return
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.reasons.items())
     raise GateError(
@@ -240,6 +241,9 @@ def _record_decision(
         "result": verdict.result,
         "rules": [result.to_json() for result in verdict.rule_results],
         "policy": config.policy.model_dump(mode="json"),
+        "audited": None if evaluation.audited is None else evaluation.audited.isoformat(),
+        "previous": None if config.previous is None else history.absolute_uri(config.previous),
+        "replaces": succession.is_successor(release),
     }
     decision = dsse.build(DECISION_PREDICATE, {MANIFEST: evaluation.manifest_digest}, predicate, signer)
     earlier = release.decision_log.read() if release.decision_log.exists() else b""
@@ -296,8 +300,13 @@ def _sign_candidate(
     release.statement.write(dsse.dumps([signed]))
 
 
-def _publish_if_approved(release: Release, signed: SignedStatement) -> PublicationStatus:
-    """Make the signed candidate public in one move, if enough approvers have signed it."""
+def _replaced(release: Release, config: RunConfig) -> str | None:
+    """Return the address of the release that this one takes the place of; None where it takes that of no other."""
+    return config.previous if succession.is_successor(release) else None
+
+
+def _publish_if_approved(release: Release, signed: SignedStatement, replaced: str | None) -> PublicationStatus:
+    """Make the signed candidate public in one move, if enough approvers have signed it; destroy what it replaces."""
     approvers = valid_approvers(signed)
     required = signed.predicate["approvals"]["required"]
     if len(approvers) < required:
@@ -312,6 +321,8 @@ def _publish_if_approved(release: Release, signed: SignedStatement) -> Publicati
     except OutputError:
         if not release.is_published:  # else another process was first
             raise
+    if replaced is not None:
+        succession.finish(release, replaced)
     return PublicationStatus(True, approvers, required)
 
 

@@ -6,9 +6,10 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +21,9 @@ from flows.cli import console
 from flows.cli.options import as_json, quiet
 from flows.lineage.emit import emit_run_events
 from flows.start import run_flow
+
+if TYPE_CHECKING:
+    from anonymizer.attest.verify import Finding
 
 trust_option = click.option(
     "--trust", multiple=True, help="A public key, or its file, that the publisher's must be; repeatable."
@@ -69,48 +73,48 @@ def keys(name: str, folder: Path, kind: str) -> None:
 @click.option(
     "--key-env", default="ANONYMIZER_SIGNING_KEY", show_default=True, help="Variable with it, where no file is given."
 )
-@trust_option
+@click.option(
+    "--trust", required=True, multiple=True, help="The publisher's public key, or its file; repeatable."
+)  # fmt: skip
 def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]) -> None:
     """Sign a release that waits for approval.
 
     It is checked first, and published by the last approval that it waits for.
 
     \b
-    anonymizer approve releases/2026-11 --key keys/alice.key
+    anonymizer approve releases/2026-11 --key keys/alice.key --trust publisher.pub
     """
-    from anonymizer.attest.verify import check_public
     from anonymizer.crypto import signing
-    from anonymizer.release import erase, publish
+    from anonymizer.release import publish, succession
     from flows.api import read_public_keys
 
-    opened = Release.at(release)
+    opened, trusted = Release.at(release), read_public_keys(trust)
     signer = signing.signer_from_file(key) if key else signing.signer_from_env(key_env)
     if signer is None:
         raise SigningKeyError(f"--key: none given, and {key_env} is not set: name the file of your private key")
     if not opened.statement.exists():
         raise SourceError(f"release {release!r}: nothing to approve yet: see `anonymizer status {release}`")
-    findings = list(check_public(opened.public_or_candidate, read_public_keys(trust)))
-    if bad := [finding for finding in findings if finding.result == "fail" and finding.check != "approvals"]:
-        raise SigningKeyError(
-            f"release {release!r}: is not what its publisher signed ({bad[0].message}): do not approve it"
-        )
-    approved = [finding for finding in findings if finding.check in ("signature", "gate", "counts")]
-    console.print_findings("What is approved", approved)
+    before = publish.read_status(opened)
     with run_lock.exclusive_run(release):
-        status = publish.approve(opened, signer)
+        status = publish.approve(opened, signer, trusted, _print_approved)
     names = ", ".join(status.approved_by)
+    is_new = before is None or before.approved_by != status.approved_by
+    title = "Approved" if is_new else "Already approved with this key: nothing was added"
+    replaced = "destroyed, but for its event log" if status.is_published and succession.is_successor(opened) else None
     console.print_facts(
-        "Approved and published" if status.is_published else "Approved",
+        f"{title}; published" if status.is_published else title,
         {
             "approvals": f"{len(status.approved_by)} of {status.required_approvals} ({names})",
             "state": status,
             "handed out" if status.is_published else "waits in": opened.public_or_candidate,
+            "the release before it": replaced,
         },
     )
-    if status.is_published and erase.is_unfinished(opened):
-        console.print_cautions(
-            ["the release that this one replaces still stands: run the same `anonymizer erase` again"]
-        )
+
+
+def _print_approved(findings: Sequence[Finding]) -> None:
+    shown = [finding for finding in findings if finding.check in ("signature", "gate", "counts")]
+    console.print_findings("What is approved", shown)
 
 
 @click.command()
@@ -141,51 +145,73 @@ def verify(
 @click.command()
 @click.argument("release")
 @click.option(
-    "--records", required=True, type=click.Path(dir_okay=False, path_type=Path),
+    "--records", type=click.Path(dir_okay=False, path_type=Path),
     help="File with a record id, or subject:NAME, on each line.",
 )  # fmt: skip
-@click.option("--output", required=True, help="Where the new release goes; any fsspec URI.")
+@click.option("--output", help="Where the new release goes; any fsspec URI.")
+@click.option("--cancel", metavar="WHY", help="Give up an erasure that is not finished, and log why.")
 @as_json
 @quiet
-def erase(release: str, records: Path, output: str, as_json: bool, quiet: bool) -> None:
+def erase(
+    release: str, records: Path | None, output: str | None, cancel: str | None, as_json: bool, quiet: bool
+) -> None:
     """Take people out of a release.
 
-    Writes a new release without them and a signed list of what is revoked, and destroys the old release.
+    Writes a new release without them and a signed list of what is revoked. When the new release is published, the old
+    one is destroyed; nothing is erased before that.
 
     \b
     anonymizer erase releases/2026-11 --records withdrawn.txt --output releases/2026-11b
     """
-    from anonymizer.release import history
     from flows.jobs import erase as erase_job
 
+    if cancel is not None:
+        _cancel_erasure(release, cancel)
+        return
+    if records is None or output is None:
+        raise UsageError("--records, --output: name the file of who is to be erased, and where the new release goes")
     settings = erase_job.check(release, records, output)
     with console.progress_bar(quiet or as_json), emit_run_events(settings, "erase", output) as outcome:
         secrets = (settings.key_env, settings.signing_key_env)
         summary = run_flow("erase", release, str(records), output, secrets=secrets)
-    old, new = Release.at(release), Release.at(output)
+    cautions = [*_list_erasure_cautions(Release.at(release), Release.at(output)), *outcome.problems]
+    if as_json:
+        click.echo(json.dumps(summary | {"cautions": cautions}))
+    else:
+        _print_erasure(summary, Release.at(release), Release.at(output))
+        console.print_cautions(cautions)
+
+
+def _cancel_erasure(release: str, reason: str) -> None:
+    from anonymizer.release import succession
+
+    successor = succession.cancel(Release.at(release), reason)
+    console.print_line(f"Cancelled: {release} stays as it is. Remove {successor}, which will not be published.")
+
+
+def _list_erasure_cautions(old: Release, new: Release) -> list[str]:
+    from anonymizer.release import history
+
     earlier = [repr(str(one.root)) for one in history.predecessors(new) if str(one.root) != str(old.root)]
     known = f" ({', '.join(earlier)} came before)" if earlier else ""
-    cautions = [
+    return [
         "copies that were handed out before cannot be called back: hand out revocations.intoto.jsonl",
         f"releases before and after it may hold the same people{known}: erase them there too",
         "the originals are where they were: delete them there, and in backups",
-        *outcome.problems,
     ]
-    if as_json:
-        click.echo(json.dumps(summary | {"cautions": cautions}))
-        return
-    console.print_facts(
-        f"Erased {summary['erased']} records; {summary['released']} pictures remain",
-        {
-            "state": summary["standing"],
-            "revoked": f"{summary['revoked']} pictures",
-            "the old release": f"destroyed, but for {old.event_log}" if summary["published"] else "still there",
-            "new release": new.root,
-        },
-    )
+
+
+def _print_erasure(summary: Mapping[str, Any], old: Release, new: Release) -> None:
+    if summary["published"]:
+        title = f"Erased {summary['erased']} records; {summary['released']} pictures remain"
+        revoked, standing = f"{summary['revoked']} pictures", f"destroyed, but for {old.event_log}"
+    else:
+        title = f"Nothing is erased yet: {summary['pending']} records wait until the new release is published"
+        revoked, standing = None, "still there, with all of them"
+    facts = {"state": summary["standing"], "revoked": revoked, "the old release": standing, "new release": new.root}
+    console.print_facts(title, facts)
     if not summary["published"]:
-        console.print_line("The old release is destroyed by this same command once the new one is published.")
-    console.print_cautions(cautions)
+        console.print_line("The last approval, or this same command, publishes the new one and destroys the old one.")
 
 
 @click.command()

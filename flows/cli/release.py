@@ -121,7 +121,7 @@ def retry(release: str, failed: bool, reasons: tuple[str, ...], as_json: bool, q
 def status(release: str, profile: bool, as_json: bool) -> None:
     """Show a release's status."""
     from anonymizer.release import plan as planning
-    from anonymizer.release import publish, retention
+    from anonymizer.release import publish, retention, succession
     from anonymizer.release.ledger import Ledger
     from anonymizer.release.plan import resolve_config
     from anonymizer.release.profiling import Profile
@@ -131,7 +131,8 @@ def status(release: str, profile: bool, as_json: bool) -> None:
     counts = Ledger.open(opened).summarize()
     terms = retention.list_terms(opened, resolve_config(opened).restricted)
     now, purged, decision = datetime.now(UTC), retention.read_purged(opened), publish.read_last_decision(opened)
-    state = _describe_state(opened, all_committed=counts.shards == plan.shards)
+    erasure = succession.describe(opened)
+    state = _describe_state(opened, all_committed=counts.shards == plan.shards, is_replaced=erasure is not None)
     total = Profile.merge(Ledger(opened, plan).read_profiles()) if profile else None
     if as_json:
         document = asdict(counts) | {
@@ -139,6 +140,7 @@ def status(release: str, profile: bool, as_json: bool) -> None:
             "planned_shards": plan.shards,
             "public": opened.is_published,
             "state": state,
+            "erasure": erasure,
             "policy": decision.predicate if decision else None,
             "retention": {
                 term.kind: {"until": term.until.isoformat(), "left": term.remaining, "due": term.is_due(now)}
@@ -151,7 +153,7 @@ def status(release: str, profile: bool, as_json: bool) -> None:
         return
     due = ": due, see `anonymizer purge`"
     console.print_facts(
-        f"Release {release}",
+        f"Release {release}: {erasure}" if erasure else f"Release {release}",
         {
             "state": state,
             "records": f"{counts.read} of {plan.records} done",
@@ -219,11 +221,13 @@ def _count_facts(counts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: counts[name] for name in ("released", "quarantined", "failed")} | {"why": reasons}
 
 
-def _describe_state(release: Release, *, all_committed: bool) -> str:
+def _describe_state(release: Release, *, all_committed: bool, is_replaced: bool) -> str:
     from anonymizer.release import publish
 
     if run_lock.is_running(release):
         return "a run is working on it"
+    if release.is_published and is_replaced:
+        return "published; an erasure is not finished"
     if release.is_published:
         return "complete" if release.ledger.exists() else "complete; its records were purged, and are not counted here"
     if release.is_assembled:

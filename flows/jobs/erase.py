@@ -11,12 +11,11 @@ from pathlib import Path
 
 from securesystemslib.signer import CryptoSigner
 
-from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
-from anonymizer.errors import CustodianKeyError, GateError, IntegrityError, SigningKeyError
-from anonymizer.release import erase, history, plan, preflight, publish
+from anonymizer.errors import CustodianKeyError, GateError, SigningKeyError
+from anonymizer.release import erase, history, plan, preflight, publish, succession
 from anonymizer.release.erase import ErasureRequest
 from anonymizer.release.ledger import Ledger
 from anonymizer.release.plan import resolve_config
@@ -42,11 +41,13 @@ class Erasure:
 class ErasureSummary:
     """Counts only: safe to hand to a scheduler. Once the new release is published, the old one is gone.
 
-    ``erased`` counts records, with further ones of the same originals; ``revoked`` those that were public.
+    ``erased`` counts records, with further ones of the same originals, and ``revoked`` those that were public; until
+    the new release is published both are 0, and the records are ``pending``.
     """
 
     released: int
     erased: int
+    pending: int
     revoked: int
     published: bool
     standing: str
@@ -106,15 +107,17 @@ def publish_successor(erasure: Erasure) -> PublicationStatus:
 
 def destroy_predecessor(erasure: Erasure, status: PublicationStatus) -> ErasureSummary:
     """Destroy the old release if the new one is published. Raises IntegrityError where that does not verify."""
-    new = erasure.new
-    if status.is_published:
-        _destroy_verified(erasure.old, new)
+    new, is_done = erasure.new, status.is_published
+    if is_done:
+        succession.finish(new, str(erasure.old.root))
     counts = erase.read_counts(new)
+    records = counts.records + counts.copies
     return ErasureSummary(
         released=Ledger.open(new).summarize().released,
-        erased=counts.records + counts.copies,
-        revoked=counts.pictures,
-        published=status.is_published,
+        erased=records if is_done else 0,
+        pending=0 if is_done else records,
+        revoked=counts.pictures if is_done else 0,
+        published=is_done,
         standing=str(status),
     )
 
@@ -127,11 +130,3 @@ def _successor_settings(old: Release, output: str) -> RunConfig:
         "previous": history.absolute_uri(str(old.root)),
     }
     return settings.model_copy(update=changes)
-
-
-def _destroy_verified(old: Release, new: Release) -> None:
-    failures = [finding for finding in check_public(new.public) if finding.result == "fail"]
-    if failures:
-        check = failures[0].check
-        raise IntegrityError(f"erase: the new release does not verify ({check}): the old one was left as it is")
-    erase.destroy(old, new, publish.read_statement(new).digest)

@@ -86,7 +86,8 @@ def test_nothing_of_an_original_is_found_outside_restricted(
     assert (counts["read"], counts["released"], counts["failed"]) == (9, 7, 2)
 
     release = Release.at(str(tmp_path / "out"))
-    approved = CliRunner().invoke(main, ["approve", str(tmp_path / "out"), "--key", str(key_file)])
+    trust = ["--trust", signing.format_public_key(PUBLISHER.public_key)]
+    approved = CliRunner().invoke(main, ["approve", str(tmp_path / "out"), "--key", str(key_file), *trust])
     assert approved.exit_code == 0, approved.stderr
     checked = CliRunner().invoke(main, ["verify", str(tmp_path / "out"), "--rescore", "0", "--json"])
     assert checked.exit_code == 0, checked.stdout

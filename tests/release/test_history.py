@@ -27,7 +27,7 @@ from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import AnonymizerError, ConfigError, CustodianKeyError, OutputError, UsageError
 from anonymizer.records import Scores
-from anonymizer.release import audit_sample, history, preflight, publish, retention
+from anonymizer.release import audit_sample, event_log, history, preflight, publish, retention
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.history import Difference
 from anonymizer.release.verify_restricted import check_restricted
@@ -362,6 +362,8 @@ def test_a_release_that_was_purged_or_erased_is_refused(tmp_path: Path, source: 
     retention.purge(january, RestrictedConfig(record_days=0), since)
     assert "records were purged" in refusal(follow(january, source, tmp_path / "february"))
     january.plan.remove()
+    assert "has no restricted half" in refusal(follow(january, source, tmp_path / "february"))
+    event_log.record(january, event_log.DESTROYED)
     assert "was erased: name the release that took its place" in refusal(follow(january, source, tmp_path / "february"))
 
 

@@ -63,9 +63,9 @@ def test_the_key_of_an_approver_is_never_printed_or_stored(tmp_path: Path, monke
     waiting = run(settings(people(tmp_path / "in", 2), tmp_path / "out", policy=policy))
     for name, signer in (("eve", EVE), ("ada", ADA)):
         (tmp_path / f"{name}.key").write_text(pem(signer))
-    printed = ""
+    printed, trust = "", ("--trust", public_key(PUBLISHER))
     for key, code in ((tmp_path / "eve.key", 2), (tmp_path / "missing.key", 2), (tmp_path / "ada.key", 0)):
-        done = CliRunner().invoke(main, ["approve", str(tmp_path / "out"), "--key", str(key)])
+        done = CliRunner().invoke(main, ["approve", str(tmp_path / "out"), "--key", str(key), *trust])
         assert done.exit_code == code, done.output
         printed += done.stdout + done.stderr
     assert waiting.is_published

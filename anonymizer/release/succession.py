@@ -1,0 +1,168 @@
+"""A release that takes the place of another one, from which people are erased: what is under way, and its end.
+
+Both halves of the old release stay until the new one is public. Then all of the old one is destroyed but for its event
+log, its plan last: a release is erased if it has none, and its log says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from anonymizer.attest import statement
+from anonymizer.attest.dsse import SignedStatement
+from anonymizer.attest.verify import check_public
+from anonymizer.errors import ConfigError, IntegrityError, OutputError, UsageError
+from anonymizer.release import event_log, history, plan
+from anonymizer.storage.layout import STATEMENT, Release
+from anonymizer.storage.path import StoragePath
+
+# In the log of the old release, and the last one in that of the new release, whose first is ``ERASURE_BEGUN``.
+ANNOUNCED_EVENT, CANCELLED_EVENT = "erasure begun", "erasure cancelled"
+DESTROYING_EVENT = "destroying"
+PREDECESSOR_DESTROYED_EVENT = "predecessor destroyed"
+AGAIN = "run the same `anonymizer erase` again"
+
+
+def announce(old: Release, new: Release) -> None:
+    """Log in the old release that a new one is to take its place."""
+    successor = history.absolute_uri(str(new.root))
+    if pending_successor(old) != successor:
+        event_log.record(old, ANNOUNCED_EVENT, successor=successor)
+
+
+def cancel(old: Release, reason: str) -> str:
+    """Log that an erasure will not be finished; return where its release lies. UsageError where none can be cancelled.
+
+    Nothing of the old release was touched by it.
+    """
+    successor = pending_successor(old)
+    if successor is None or _has_begun(old):
+        problem = "is being destroyed already" if successor else "no erasure from it is under way"
+        raise UsageError(f"release {str(old.root)!r}: {problem}: there is nothing to cancel")
+    if Release.at(successor).is_published:
+        raise UsageError(f"release {str(old.root)!r}: {successor!r} took its place already: {AGAIN}")
+    event_log.record(old, CANCELLED_EVENT, successor=successor, reason=reason)
+    return successor
+
+
+def pending_successor(old: Release) -> str | None:
+    """Return the address of the release that is to take the place of this one; None if no erasure is under way."""
+    successor: str | None = None
+    for event in event_log.read(old):
+        if event["event"] in (ANNOUNCED_EVENT, CANCELLED_EVENT):
+            successor = event["details"]["successor"] if event["event"] == ANNOUNCED_EVENT else None
+    return successor if _is_standing(old) else None
+
+
+def refuse_pending(previous: str | None, output: str) -> None:
+    """Raise ConfigError where an erasure from the previous release is under way, unless by that at ``output``."""
+    successor = None if previous is None else pending_successor(Release.at(previous))
+    if successor not in (None, history.absolute_uri(output)):
+        raise ConfigError(
+            f"previous {previous!r}: an erasure from it is not finished: finish that one, and name what takes its "
+            f"place, {successor!r}, or cancel it (`anonymizer erase --cancel`)"
+        )
+
+
+def is_successor(new: Release) -> bool:
+    """Return whether a release takes the place of its previous one."""
+    return [event["event"] for event in event_log.read(new)[:1]] == [event_log.ERASURE_BEGUN]
+
+
+def describe(release: Release) -> str | None:
+    """Return what is left to do of an erasure from this release, or of the one that makes it; None where nothing is."""
+    if (successor := pending_successor(release)) is not None:
+        if _has_begun(release):
+            return f"an erasure is not finished: {successor} took its place, and a part of it still stands: {AGAIN}"
+        return f"an erasure is not finished: nothing is erased before {successor} is published"
+    if is_successor(release) and _is_standing(old := Release.at(str(plan.read_config(release).previous))):
+        return f"an erasure is not finished: {old.root} still stands, with all that is to be erased"
+    return None
+
+
+def finish(new: Release, previous: str) -> None:
+    """Destroy the old release, at ``previous``, once the new one is public; does nothing where it is destroyed.
+
+    Only the release goes whose statement the new one's names as ``materials.previous``. Raises IntegrityError or
+    OutputError where the old release is another one, or the new one does not verify.
+    """
+    old = Release.at(previous)
+    if _is_logged(new, PREDECESSOR_DESTROYED_EVENT) and not _is_standing(old):
+        return
+    try:
+        if failures := [finding.check for finding in check_public(new.public, decode=0) if finding.result == "fail"]:
+            raise IntegrityError(
+                f"erase: the new release does not verify ({failures[0]}): the old one was left as it is"
+            )
+        signed = statement.read(new.public)
+        _refuse_other(old, signed)
+        _destroy(old, new, signed.digest)
+    except (IntegrityError, OutputError) as problem:
+        raise type(problem)(f"{problem}; the new release is published, and the old one not gone: {AGAIN}") from None
+
+
+def _refuse_other(old: Release, successor: SignedStatement) -> None:
+    """Raise IntegrityError unless this is the release that the successor was signed to take the place of."""
+    path = old.public / STATEMENT
+    try:
+        if path.exists():
+            is_same = statement.read(old.public).digest == successor.predicate["materials"]["previous"]
+        else:
+            is_same = _is_logged(old, DESTROYING_EVENT, successor.digest)
+    except ValueError:
+        is_same = False
+    if not is_same:
+        raise IntegrityError(
+            "erase: what lies at the address of the old release is not what the new one takes the place of: it was "
+            "left as it is"
+        )
+
+
+def _destroy(old: Release, new: Release, successor: str) -> None:
+    """Remove a release except for its event log; that log and the successor's say what was removed.
+
+    ``successor``: SHA-256 of the successor's statement.
+    """
+    files = _remaining_files(old)
+    size = sum(int(old.root.fs.size(f"{old.root.path}/{name}") or 0) for name in files)
+    if files and not _is_logged(old, DESTROYING_EVENT, successor):
+        event_log.record(old, DESTROYING_EVENT, files=len(files), bytes=size, successor=successor)
+    old.public.remove()
+    remove_except(old.restricted, {old.event_log.name, old.config.name, old.plan.name})
+    old.config.remove()
+    if remaining := [name for name in _remaining_files(old) if name != f"{old.restricted.name}/{old.plan.name}"]:
+        raise IntegrityError(f"erase: {len(remaining)} files of the old release could not be removed: remove them")
+    old.plan.remove()
+    head = event_log.record(old, event_log.DESTROYED, successor=successor)
+    old.event_log_lock.remove()
+    event_log.record(new, PREDECESSOR_DESTROYED_EVENT, files=len(files), bytes=size, events=asdict(head))
+
+
+def remove_except(folder: StoragePath, names: set[str]) -> None:
+    """Remove everything in a folder except for some names."""
+    for path in list(folder.children()):
+        if path.name not in names:
+            path.remove()
+
+
+def _is_standing(old: Release) -> bool:
+    return old.plan.exists() or old.public.exists()
+
+
+def _has_begun(old: Release) -> bool:
+    """Return whether the destruction of a release was begun."""
+    return _is_logged(old, DESTROYING_EVENT)
+
+
+def _is_logged(release: Release, name: str, successor: str | None = None) -> bool:
+    """Return whether an event is in the log, of a certain successor or any."""
+    events = [event["details"] for event in event_log.read(release) if event["event"] == name]
+    return any(successor in (None, details.get("successor")) for details in events)
+
+
+def _remaining_files(release: Release) -> list[str]:
+    """Return the files of both halves, except for the event log."""
+    halves = [half for half in (release.public, release.restricted) if half.exists()]
+    names = [f"{half.name}/{name}" for half in halves for name in half.list_files()]
+    kept = {f"{release.restricted.name}/{path.name}" for path in (release.event_log, release.event_log_lock)}
+    return [name for name in names if name not in kept]
