@@ -113,8 +113,8 @@ def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]
 
 
 def _print_approved(findings: Sequence[Finding]) -> None:
-    shown = [finding for finding in findings if finding.check in ("signature", "gate", "counts")]
-    console.print_findings("What is approved", shown)
+    main_findings = [finding for finding in findings if finding.check in ("signature", "gate", "counts")]
+    console.print_findings("What is approved", main_findings)
 
 
 @click.command()
