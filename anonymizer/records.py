@@ -143,6 +143,7 @@ class Plan:
     key_check: str | None
     threads: int | None = None  # of the model on a CPU, on which rounding depends; None in plans of earlier versions
     id: str | None = None  # unique to this plan
+    inherited: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of each file that was taken over, by name
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ class Job:
                 "key_env": KEY, "signing_key_env": SIGNING_KEY,
             }
         )  # fmt: skip
-        self.release, self.key = Release.at(self.config.output.uri), load_key(KEY)
+        self.release, self.key = Release.at(self.config.output.uri, load_key(KEY)), load_key(KEY)
         self.rng = np.random.default_rng(0)
 
     def steps(self) -> dict[str, Callable[[], object]]:
@@ -277,13 +277,14 @@ class Job:
     def shards(self) -> None:
         from anonymizer.pipeline.shard import anonymize_shard
         from anonymizer.release import plan
-        from anonymizer.release.ledger import ShardWriter
+        from anonymizer.release.ledger import Ledger, ShardWriter
 
-        for shard in range(self.part, plan.read(self.release).shards, self.workers):
+        ledger = Ledger.open(self.release)
+        for shard in range(self.part, ledger.plan.shards, self.workers):
             if self.release.shard_ledger(shard).exists():
                 continue
-            writer = ShardWriter(self.release, shard, self.scorer.names)
-            entries = plan.read_entries(self.release, shard)
+            writer = ShardWriter(ledger, shard, self.scorer.names)
+            entries = plan.read_entries(self.release, ledger.plan, shard)
             anonymize_shard(shard, entries, self.config, self.backbone, self.scorer, self.key, writer)
 
     def log(self) -> None:
@@ -313,12 +314,13 @@ class Job:
         assert len(sample) == min(300, sample.released)
 
     def previous(self) -> None:
-        from anonymizer.release import history, ledger, plan
+        from anonymizer.release import history
+        from anonymizer.release.ledger import Ledger
         from anonymizer.storage.layout import Release
 
-        following = Release.at(str(self.work / "following"))
-        (following.restricted / history.PREDECESSORS_FILE).write(json.dumps([str(self.release.root)]).encode())
-        sample, table = history.load(following), ledger.read_shard(self.release, plan.read(self.release).shards - 1)
+        following, ledger = Release.at(str(self.work / "following"), self.key), Ledger.open(self.release)
+        following.predecessors.write(json.dumps([str(self.release.root)]).encode())
+        sample, table = history.load(following), ledger.read_shard(ledger.plan.shards - 1)
         assert table is not None
         known = [row for row in table.to_pylist() if row["status"] == "released"]
         for row in known:

@@ -51,8 +51,8 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
 
     config = read_config(RunConfig, config)
     check(config)
-    opened = Release.at(config.output.uri)
     backbone, key = models.backbone_of(config.model), load_key(config.key_env)
+    opened = Release.at(config.output.uri, key)
     preflight.check_previous(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
     if opened.plan.exists():
         plan = planning.write_or_resume(config, backbone, key, opened)

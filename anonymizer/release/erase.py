@@ -8,6 +8,7 @@ their holders to delete them.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,15 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from securesystemslib.signer import CryptoSigner
 
-from anonymizer import config as configuration
 from anonymizer.attest import dsse, revocation
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import OutputError, UsageError
-from anonymizer.records import Status, normalize_record_id, normalize_subject
+from anonymizer.records import Plan, Status, normalize_record_id, normalize_subject
 from anonymizer.release import event_log, history, plan, retention, succession
 from anonymizer.release.ledger import Ledger
-from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 
 SUBJECT_PREFIX = "subject:"  # before the name of a person, in a list of what is to be erased
@@ -164,23 +163,23 @@ def write_successor(
 
     Starts over where it was interrupted.
     """
+    old, new = replace(old, key=key), replace(new, key=key)
     old_plan, parted = plan.read(old), partition(old, request)
+    new_plan = replace(old_plan, output=settings.output.uri, id=secrets.token_hex(8))
     succession.announce(old, new)
     new.restricted.make_private_folder()
     succession.remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
-    new.config.write(configuration.dump(settings).encode())
+    plan.write_config(new, settings)
     start = retention.retention_start(old)
     kept_since = start.isoformat() if start else None
     event_log.record(new, event_log.ERASURE_BEGUN, **asdict(parted.counts), kept_since=kept_since)
-    records = _write_remaining(old, new, parted)
+    records = _write_remaining(old, new, new_plan, parted)
     history.carry_forward(settings, new)
     history.add_erased(new, _list_digests(parted, key))
     if parted.revoked:
         earlier = new.revocations.read() if new.revocations.exists() else b""
         new.revocations.write(earlier + dsse.dumps([revocation.build(parted.revoked, signer)]))
-    new_plan = replace(old_plan, output=settings.output.uri, records=records)
-    new.plan.write(json.dumps(asdict(new_plan), indent=2).encode())  # last: the plan is valid once this file exists
-    event_log.record(new, "planned", records=records, shards=new_plan.shards, fingerprint=new_plan.fingerprint)
+    plan.write(new, replace(new_plan, records=records))
 
 
 def partition(old: Release, request: ErasureRequest) -> ErasurePartition:
@@ -254,13 +253,14 @@ def _is_in(column: pa.ChunkedArray, names: Iterable[str]) -> pa.ChunkedArray:
     return pc.fill_null(pc.is_in(column, value_set=pa.array(sorted(names), pa.string())), False)
 
 
-def _write_remaining(old: Release, new: Release, parted: ErasurePartition) -> int:
+def _write_remaining(old: Release, new: Release, new_plan: Plan, parted: ErasurePartition) -> int:
     """Write plan, ledger and quarantine of the records that remain, and return how many these are.
 
     Released records are marked as ``kept``, so that their published images are reused.
     """
     records, quarantined = 0, set[str]()
-    for shard, table in Ledger.open(old).scan():
+    ledger, new_ledger = Ledger.open(old), Ledger(new, new_plan)
+    for shard, table in ledger.scan():
         rows, _ = parted.split(table)
         records += len(rows)
         kept = pc.or_(rows["kept"], pc.equal(rows["status"], Status.RELEASED.value))
@@ -269,9 +269,9 @@ def _write_remaining(old: Release, new: Release, parted: ErasurePartition) -> in
         held_back = pc.equal(rows["status"], Status.QUARANTINED.value)
         quarantined |= set(rows.filter(held_back)["output_id"].to_pylist())
         record_ids = set(rows["record_id"].to_pylist())
-        entries = [entry for entry in plan.read_entries(old, shard) if entry.record_id in record_ids]
-        plan.write_entries(new, shard, entries)
-        new.shard_ledger(shard).write(parquet.to_bytes(rows))
+        entries = [entry for entry in plan.read_entries(old, ledger.plan, shard) if entry.record_id in record_ids]
+        plan.write_entries(new, new_plan.id, shard, entries)
+        new.shard_ledger(shard).write(new_ledger.to_bytes(shard, rows))
     for path in old.quarantine.children():
         if path.name.partition(".")[0] in quarantined:
             (new.quarantine / path.name).write_uncommitted(path.read())

@@ -1,13 +1,16 @@
 """The event log of a release: a hash chain of JSON lines in ``restricted/events.jsonl``.
 
 Events hold counts, shard numbers and names of actors, never a record. A line that is changed, moved or removed breaks
-the chain; truncation at the end is detected by the chain head in the signed statement.
+the chain; truncation at the end is detected by the chain head in the signed statement. The custodian's key puts a keyed
+digest on each line, so that a chain cannot be made anew without it; approvers and auditors, who have no key, can add
+those events only that nothing but their own work follows from.
 """
 
 from __future__ import annotations
 
 import getpass
 import hashlib
+import hmac
 import json
 import os
 import random
@@ -20,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import translate_storage_errors
@@ -29,6 +33,8 @@ ACTOR_VARIABLE = "ANONYMIZER_ACTOR"
 ERASURE_BEGUN = "erasing"  # first event of a release that replaces one from which people are erased
 DESTROYED = "destroyed"  # last event of a release from which people were erased: nothing else is left of it
 TAIL_BYTES = 2**16  # longer than any line
+ADOPTED_EVENT = "adopted"  # of a release of an earlier version: its holder has verified all that stands before
+KEYLESS_EVENTS = {"approved", "published", "verified", "destroyed", "predecessor destroyed", "erased"}
 MAX_ATTEMPTS = 100  # conditional writes to an object store, where other writers may be first
 
 
@@ -57,7 +63,7 @@ def _append_to_file(release: Release, fields: Mapping[str, Any]) -> ChainHead:
         file.seek(max(0, size - TAIL_BYTES))
         tail = file.read()
         complete = _complete_lines(tail)
-        head, line = _next_line(complete, fields)
+        head, line = _next_line(complete, fields, release.key)
         file.seek(size - len(tail) + len(complete))
         file.truncate()
         file.write(line)
@@ -71,7 +77,7 @@ def _append_in_store(release: Release, fields: Mapping[str, Any]) -> ChainHead:
     for _ in range(MAX_ATTEMPTS):
         data, version = release.event_log.read_with_version()
         complete = _complete_lines(data)
-        head, line = _next_line(complete, fields)
+        head, line = _next_line(complete, fields, release.key)
         if release.event_log.compare_and_swap(complete + line, version):
             return head
         sleep(random.uniform(0, 0.2))
@@ -79,8 +85,11 @@ def _append_in_store(release: Release, fields: Mapping[str, Any]) -> ChainHead:
 
 
 def read(release: Release) -> list[Mapping[str, Any]]:
-    """Return all events in order. Raises IntegrityError with the line number if the hash chain is broken."""
-    return list(_verify_chain(release.event_log.read())) if release.event_log.exists() else []
+    """Return all events in order.
+
+    Raises IntegrityError with the line number if the hash chain is broken, or, with the key, if a line is not by it.
+    """
+    return list(_verify_chain(release.event_log.read(), release.key)) if release.event_log.exists() else []
 
 
 def is_erased(release: Release) -> bool:
@@ -113,12 +122,16 @@ def current_actor() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _verify_chain(data: bytes) -> Iterator[Mapping[str, Any]]:
-    previous = GENESIS_HASH
-    for number, line in enumerate(data.splitlines(), start=1):
-        event = _decode(line)
+def _verify_chain(data: bytes, key: CustodianKey | None) -> Iterator[Mapping[str, Any]]:
+    lines, previous = [_decode(line) for line in data.splitlines()], GENESIS_HASH
+    adopted = max((i for i, event in enumerate(lines) if event and _is_adoption(event, key)), default=-1)
+    for number, (event, line) in enumerate(zip(lines, data.splitlines(), strict=True), start=1):
         if event is None or (event["n"], event["previous"]) != (number, previous):
             raise IntegrityError(f"events: line {number} does not follow from the one before it: restore events.jsonl")
+        if number > adopted and not _is_keyed(event, key):
+            raise IntegrityError(
+                f"events: line {number} was not written with the custodian's key: restore restricted/events.jsonl"
+            )
         previous = _hash(line)
         yield event
     if data and not data.endswith(b"\n"):
@@ -130,7 +143,7 @@ def _complete_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _next_line(lines: bytes, fields: Mapping[str, Any]) -> tuple[ChainHead, bytes]:
+def _next_line(lines: bytes, fields: Mapping[str, Any], key: CustodianKey | None) -> tuple[ChainHead, bytes]:
     """Return the line that extends a log, of which ``lines`` are the last, and the head that it makes."""
     count, previous = 0, GENESIS_HASH
     if lines:
@@ -139,8 +152,28 @@ def _next_line(lines: bytes, fields: Mapping[str, Any]) -> tuple[ChainHead, byte
             raise IntegrityError("events: the last line is damaged: restore restricted/events.jsonl")
         count, previous = event["n"], _hash(last)
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = _encode({"n": count + 1, "time": time, "previous": previous, **fields})
+    event = {"n": count + 1, "time": time, "previous": previous, **fields}
+    event["hmac"] = _keyed_digest(event, key) if key is not None and key.is_persistent else None
+    line = _encode(event)
     return ChainHead(count + 1, _hash(line)), line + b"\n"
+
+
+def _is_keyed(event: Mapping[str, Any], key: CustodianKey | None) -> bool:
+    """Return whether a line is what the holder of the key wrote, or one that others may write."""
+    if key is None or not key.is_persistent:
+        return True
+    if event.get("hmac") is None:
+        return event["event"] in KEYLESS_EVENTS
+    return hmac.compare_digest(str(event["hmac"]), _keyed_digest(event, key))
+
+
+def _is_adoption(event: Mapping[str, Any], key: CustodianKey | None) -> bool:
+    return event["event"] == ADOPTED_EVENT and _is_keyed(event, key)
+
+
+def _keyed_digest(event: Mapping[str, Any], key: CustodianKey) -> str:
+    fields = {name: value for name, value in event.items() if name not in ("hmac", "sha256")}
+    return key.derive("event", json.dumps(fields, sort_keys=True).encode()).hex()
 
 
 def _encode(event: Mapping[str, Any]) -> bytes:

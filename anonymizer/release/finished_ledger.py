@@ -114,7 +114,7 @@ class FinishedLedger(AbstractContextManager["FinishedLedger"]):
         shard, accounted = counts.shard, counts.released + counts.quarantined + counts.failed
         if counts.read != accounted:
             raise IntegrityError(f"shard {shard}: read {counts.read}, accounted for {accounted}: nothing is published")
-        planned = {entry.record_id for entry in read_entries(self.release, shard)}
+        planned = {entry.record_id for entry in read_entries(self.release, self.plan, shard)}
         if counts.read != len(planned) or set(table["record_id"].to_pylist()) != planned:
             raise IntegrityError(
                 f"shard {shard}: planned {len(planned)} records, the ledger has {counts.read}, and they are not the "

@@ -36,7 +36,6 @@ from anonymizer.storage.layout import REVOCATIONS, Release
 from anonymizer.storage.path import StoragePath
 
 ERASED_SCHEMA = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject, record
-PREDECESSORS_FILE = "before.json"  # in the restricted half: URIs of all releases before this one, the latest first
 
 # Columns whose values a reused output keeps from the release that it was made for.
 REUSED_COLUMNS = (
@@ -147,7 +146,7 @@ def carry_forward(config: RunConfig, release: Release) -> None:
     """Copy what every later release needs: the erased digests, the revocation list and the list of predecessors."""
     if config.previous is None:
         return
-    before = Release.at(config.previous)
+    before = Release.at(config.previous, release.key)
     if revocation.read(before.public) and not before.erased.exists():
         raise OutputError(
             f"previous {config.previous!r}: restricted/erased.parquet is missing: restore it, or people come back"
@@ -156,12 +155,12 @@ def carry_forward(config: RunConfig, release: Release) -> None:
         if old.exists() and not new.exists():
             new.write(old.read())
     uris = [absolute_uri(config.previous), *_predecessor_uris(before)]
-    (release.restricted / PREDECESSORS_FILE).write(json.dumps(uris).encode())
+    release.predecessors.write(json.dumps(uris).encode())
 
 
 def predecessors(release: Release) -> list[Release]:
     """Return the releases before this one that still have their records, the latest first."""
-    releases = map(Release.at, _predecessor_uris(release))
+    releases = (Release.at(uri, release.key) for uri in _predecessor_uris(release))
     return [before for before in releases if before.is_published and _has_records(before)]
 
 
@@ -179,12 +178,12 @@ def _has_records(release: Release) -> bool:
 
 
 def _predecessor_uris(release: Release) -> list[str]:
-    path = release.restricted / PREDECESSORS_FILE
+    path = release.predecessors
     try:
         return list(json.loads(path.read())) if path.exists() else []
     except ValueError:
         raise OutputError(
-            f"release: restricted/{PREDECESSORS_FILE} is damaged: restore it, or people get a second output"
+            f"release: restricted/{path.name} is damaged: restore it, or people get a second output"
         ) from None
 
 

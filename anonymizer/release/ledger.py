@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer.errors import IntegrityError
+from anonymizer.crypto import seal
+from anonymizer.errors import CustodianKeyError, IntegrityError
 from anonymizer.records import Entry, Plan, ShardSummary, Status, Summary
 from anonymizer.release.plan import read as read_plan
 from anonymizer.release.profiling import METADATA_KEY, Profile
@@ -27,6 +28,8 @@ from anonymizer.storage.path import StoragePath
 from anonymizer.storage.prefetch import prefetch_map
 
 REQUIRED_METADATA = {b"metric_models", b"staging"}
+SEAL_KEY = "anonymizer.seal"  # in the metadata of a shard's file
+LEDGER_ROLE, REOPENED_ROLE = "ledger", "reopened"
 PREFETCH_FILES = 16  # files requested at a time from an object store
 ORIGINAL_COLUMNS = ("source_hmac", "status")
 
@@ -40,9 +43,9 @@ class ShardWriter:
     assembling removes it. Of a reopened shard only the pending records are processed (``is_pending``).
     """
 
-    def __init__(self, release: Release, shard: int, metric_models: Mapping[str, str]) -> None:
-        self.release, self.shard, self.metric_models = release, shard, metric_models
-        self.reopened_rows = _read_table(_reopened_path(release, shard), shard)
+    def __init__(self, ledger: Ledger, shard: int, metric_models: Mapping[str, str]) -> None:
+        self.ledger, self.release, self.shard, self.metric_models = ledger, ledger.release, shard, metric_models
+        self.reopened_rows = ledger.read_reopened(shard)
         self.finished_ids = frozenset[str]()
         self.staging_folder = f"shard-{shard:05d}-{secrets.token_hex(6)}"
         if self.reopened_rows is not None:
@@ -77,21 +80,21 @@ class ShardWriter:
         if self.reopened_rows is not None:
             table = pa.concat_tables([self.reopened_rows.replace_schema_metadata(metadata), table])
         is_late = self.release.is_assembled  # by a process that had all shards
-        if is_late or not self.release.shard_ledger(self.shard).create(parquet.to_bytes(table)):
+        if is_late or not self.release.shard_ledger(self.shard).create(self.ledger.to_bytes(self.shard, table)):
             if is_late:
                 self.release.staging.remove()
             elif self.reopened_rows is None:  # otherwise the committed rows refer to the same folder
                 (self.release.staging / self.staging_folder).remove()
-            if (committed := read_shard(self.release, self.shard)) is not None:
+            if (committed := self.ledger.read_shard(self.shard)) is not None:
                 return summarize_shard(self.shard, committed)
             raise IntegrityError(f"shard {self.shard}: was committed by another attempt, whose ledger is gone")
-        _reopened_path(self.release, self.shard).remove()
+        self.ledger.reopened_path(self.shard).remove()
         return replace(summarize_shard(self.shard, table), seconds=seconds)
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The committed shards of a release."""
+    """The committed shards of a release. Every file that is read has its seal checked, if the release has its key."""
 
     release: Release
     plan: Plan
@@ -112,7 +115,7 @@ class Ledger:
         shards = [shard for shard in range(self.plan.shards) if shard not in missing]
 
         def read(shard: int) -> tuple[int, bytes | None]:
-            return shard, _read_bytes(self.release.shard_ledger(shard), shard)
+            return shard, self._read_bytes(self.release.shard_ledger(shard), shard, LEDGER_ROLE)
 
         if self.release.root.is_local:
             yield from ((shard, data) for shard, data in map(read, shards) if data is not None)
@@ -135,6 +138,42 @@ class Ledger:
             if status is not None:
                 table = table.filter(pc.equal(table["status"], status.value))
             yield shard, table if columns is None else table.select(columns)
+
+    def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """Return the rows of a shard, or some of their columns; None if it is not committed."""
+        data = self._read_bytes(self.release.shard_ledger(shard), shard, LEDGER_ROLE)
+        return None if data is None else parse_shard(shard, data, columns)
+
+    def read_reopened(self, shard: int) -> pa.Table | None:
+        """Return the rows that remain of a shard whose commit was taken back; None for any other."""
+        data = self._read_bytes(self.reopened_path(shard), shard, REOPENED_ROLE)
+        return None if data is None else parse_shard(shard, data)
+
+    def reopen_shard(self, shard: int, remaining_rows: pa.Table) -> None:
+        """Take back the commit of a shard; ``remaining_rows`` are committed again with the rest of it."""
+        self.reopened_path(shard).write(self.to_bytes(shard, remaining_rows, REOPENED_ROLE))
+        self.release.shard_ledger(shard).remove()
+
+    def reopened_path(self, shard: int) -> StoragePath:
+        return self.release.reopened / self.release.shard_ledger(shard).name
+
+    def to_bytes(self, shard: int, rows: pa.Table, role: str = LEDGER_ROLE) -> bytes:
+        """Return the file of a shard's rows, sealed for its place here. Raises CustodianKeyError without the key."""
+        if self.plan.key_check is not None and (self.release.key is None or not self.release.key.is_persistent):
+            raise CustodianKeyError("ledger: is sealed with the custodian's key, which is not set: set it")
+        data = parquet.to_bytes(rows, {SEAL_KEY: seal.PLACEHOLDER})
+        return seal.apply(data, self.release.key, f"{self.plan.id}/{role}/{shard}")
+
+    def _read_bytes(self, path: StoragePath, shard: int, role: str) -> bytes | None:
+        try:
+            data = path.read()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            raise IntegrityError(f"ledger of shard {shard}: damaged: {redo_hint(shard)}") from None
+        context, name = f"{self.plan.id}/{role}/{shard}", f"ledger of shard {shard}"
+        seal.check(data, self.release.key, context, name, redo_hint(shard))
+        return data
 
     def summarize(self) -> Summary:
         """Return the counts of what is committed so far."""
@@ -168,11 +207,6 @@ class Ledger:
                 yield Profile.from_json(profile)
 
 
-def read_shard(release: Release, shard: int, columns: Sequence[str] | None = None) -> pa.Table | None:
-    """Return the rows of a shard, or some of their columns; None if it is not committed."""
-    return _read_table(release.shard_ledger(shard), shard, columns)
-
-
 def parse_shard(shard: int, data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the rows of a shard's file, its schema checked. Raises IntegrityError if it is damaged."""
     try:
@@ -181,15 +215,11 @@ def parse_shard(shard: int, data: bytes, columns: Sequence[str] | None = None) -
             raise IntegrityError(
                 f"ledger of shard {shard}: another schema than this version writes: nothing is published"
             )
-        return (table if columns is None else table.select(columns)).read()
+        rows = (table if columns is None else table.select(columns)).read()
+        metadata = {name: value for name, value in rows.schema.metadata.items() if name != SEAL_KEY.encode()}
+        return rows.replace_schema_metadata(metadata)
     except (pa.ArrowException, OSError):
         raise IntegrityError(f"ledger of shard {shard}: damaged: {redo_hint(shard)}") from None
-
-
-def reopen_shard(release: Release, shard: int, remaining_rows: pa.Table) -> None:
-    """Take back the commit of a shard; ``remaining_rows`` are committed again with the rest of it."""
-    _reopened_path(release, shard).write(parquet.to_bytes(remaining_rows))
-    release.shard_ledger(shard).remove()
 
 
 def redo_hint(shard: int) -> str:
@@ -221,21 +251,3 @@ def combine_summaries(shards: Sequence[ShardSummary], reasons: Mapping[str, int]
     names = ("read", "released", "quarantined", "failed", "seconds")
     totals: dict[str, Any] = {name: sum(getattr(shard, name) for shard in shards) for name in names}
     return Summary(**totals, shards=len(shards), reasons=dict(sorted(reasons.items())))
-
-
-def _reopened_path(release: Release, shard: int) -> StoragePath:
-    return release.reopened / release.shard_ledger(shard).name
-
-
-def _read_table(path: StoragePath, shard: int, columns: Sequence[str] | None = None) -> pa.Table | None:
-    data = _read_bytes(path, shard)
-    return None if data is None else parse_shard(shard, data, columns)
-
-
-def _read_bytes(path: StoragePath, shard: int) -> bytes | None:
-    try:
-        return path.read()
-    except FileNotFoundError:
-        return None
-    except OSError:
-        raise IntegrityError(f"ledger of shard {shard}: damaged: {redo_hint(shard)}") from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from anonymizer.backbones import Backbone
 from anonymizer.backbones.conditioning import encode_conditions, placeholder_condition, refuse_unused_guidance
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
-from anonymizer.crypto.custodian_key import CustodianKey
+from anonymizer.crypto import seal
+from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.errors import ConfigError, CustodianKeyError, IntegrityError, OutputError
@@ -141,53 +143,115 @@ def _list_entries(config: RunConfig) -> Iterator[Entry]:
     return usage_marker.refuse_marked_entries("source.uri", open_source(config.source).entries())
 
 
-def write_or_resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
+def write_or_resume(
+    config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release,
+    take_over: Callable[[RunConfig, Release], None] = lambda config, release: None,
+) -> Plan:  # fmt: skip
     """List the source into ``restricted/plan/`` and write the plan, or return that of an unfinished run.
+
+    ``take_over`` writes what comes from earlier releases, which the plan then names (``history.carry_forward``).
 
     Raises OutputError or CustodianKeyError where a run was begun with other settings or another key.
     """
+    release = replace(release, key=key)
     if release.plan.exists():
         return _resume(config, backbone, key, release)
     if release.public.exists():
         raise OutputError(
             f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output"
         )
-    build_plan(config, backbone, key, 0)  # raises what it raises before anything is written
+    plan_id = build_plan(config, backbone, key, 0).id  # raises what it raises before anything is written
     release.restricted.make_private_folder()
     release.shard_plans.remove()  # of a run that was interrupted while planning
     records = 0
     for shard, entries in enumerate(chunked(_list_entries(config), config.run.shard_size)):
-        write_entries(release, shard, entries)
+        write_entries(release, plan_id, shard, entries)
         records += len(entries)
-    plan = build_plan(config, backbone, key, records)
-    release.config.write(configuration.dump(config).encode())
-    release.plan.write(json.dumps(asdict(plan), indent=2).encode())  # last: the plan is valid once this file exists
-    event_log.record(release, "planned", records=records, shards=plan.shards, fingerprint=plan.fingerprint)
+    plan = replace(build_plan(config, backbone, key, records), id=plan_id)
+    write_config(release, config)
+    take_over(config, release)
+    write(release, plan)
     return plan
 
 
+def write(release: Release, plan: Plan) -> None:
+    """Write the plan, with the digests of what was taken over from earlier releases; valid once its file exists."""
+    plan = replace(plan, inherited={path.name: _file_digest(path) for path in release.inherited if path.exists()})
+    text = json.dumps(asdict(plan) | {"hmac": seal.PLACEHOLDER}, indent=2)
+    release.plan.write(seal.apply(text.encode(), release.key, "plan"))
+    event_log.record(
+        release, "planned", records=plan.records, shards=plan.shards, fingerprint=plan.fingerprint, plan=plan.id
+    )
+
+
 def read(release: Release) -> Plan:
-    """Return the plan of a release. Raises OutputError if there is none, IntegrityError if it is damaged."""
+    """Return the plan of a release.
+
+    Raises OutputError if there is none, IntegrityError if it is damaged, or if what it says was taken over from
+    earlier releases is there no more, CustodianKeyError if the release was made with another key.
+    """
     name = f"release {str(release.root)!r}"
     if not release.plan.exists():
         is_erased = event_log.is_erased(release)
         reason = "it was erased" if is_erased else "it is not a release, or only its public half"
         raise OutputError(f"{name}: no restricted/plan.json: {reason}")
+    data = release.plan.read()
     try:
-        fields = json.loads(release.plan.read())
-        return Plan(**fields | {"escalated": tuple(fields["escalated"])})
-    except (ValueError, TypeError, KeyError):
+        fields = json.loads(data)
+        fields.pop("hmac", None)
+        plan = Plan(**fields | {"escalated": tuple(fields["escalated"])})
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise IntegrityError(f"{name}: restricted/plan.json is damaged, or of another version: restore it") from None
+    if release.key is not None and release.key.is_persistent:
+        if plan.key_check != release.key.check_value:
+            raise CustodianKeyError(f"{name}: was not made with the custodian's key that is set: set that one")
+        hint = "restore it; a release of an earlier version is sealed by `anonymizer verify --seal`"
+        seal.check(data, release.key, "plan", "restricted/plan.json", hint)
+        _check_inherited(release, plan)
+    return plan
+
+
+def open_with_key(uri: str) -> Release:
+    """Return a release with the key that its settings name; without one where it was made without.
+
+    Raises CustodianKeyError if that key is not set, or is another one.
+    """
+    release = Release.at(uri)
+    if (key_check := read(release).key_check) is None:
+        return release
+    name = read_config(release).key_env
+    key = load_key(name)
+    if key.check_value != key_check:
+        raise CustodianKeyError(f"{name}: not the key that {uri!r} was made with: set that one")
+    return Release(release.root, key)
+
+
+def _check_inherited(release: Release, plan: Plan) -> None:
+    for path in release.inherited:
+        if (_file_digest(path) if path.exists() else None) != plan.inherited.get(path.name):
+            raise IntegrityError(f"restricted/{path.name}: is not what was there when the plan was made: restore it")
+
+
+def _file_digest(path: StoragePath) -> str:
+    return hashlib.sha256(path.read()).hexdigest()
+
+
+def write_config(release: Release, config: RunConfig) -> None:
+    """Write the settings of a release, sealed by a comment at the end."""
+    text = f"{configuration.dump(config)}# {seal.PLACEHOLDER}\n"
+    release.config.write(seal.apply(text.encode(), release.key, "config"))
 
 
 def read_config(release: Release) -> RunConfig:
     """Return the settings in ``restricted/config.yaml``, as they are written there."""
     try:
-        text = release.config.read().decode()
+        data = release.config.read()
+        text = data.decode()
     except (OSError, UnicodeDecodeError):
         raise IntegrityError(
             f"release {str(release.root)!r}: restricted/config.yaml is missing or damaged: restore it"
         ) from None
+    seal.check(data, release.key, "config", "restricted/config.yaml")
     return configuration.build(configuration.parse(text, "restricted/config.yaml"))
 
 
@@ -199,15 +263,24 @@ def resolve_config(release: Release) -> RunConfig:
     return config.model_copy(update={"source": config.source.model_copy(update={"uri": plan.source})})
 
 
-def write_entries(release: Release, shard: int, entries: Sequence[Entry]) -> None:
+def write_entries(release: Release, plan_id: str | None, shard: int, entries: Sequence[Entry]) -> None:
     """Write the planned records of a shard."""
     items = [{name: value for name, value in asdict(entry).items() if value is not None} for entry in entries]
-    release.shard_plan(shard).write_uncommitted(json.dumps(items).encode())
+    data = json.dumps({"entries": items, "hmac": seal.PLACEHOLDER}).encode()
+    release.shard_plan(shard).write_uncommitted(seal.apply(data, release.key, f"{plan_id}/plan/{shard}"))
 
 
-def read_entries(release: Release, shard: int) -> list[Entry]:
-    """Return the planned records of a shard."""
-    items = json.loads(release.shard_plan(shard).read())
+def read_entries(release: Release, plan: Plan, shard: int) -> list[Entry]:
+    """Return the planned records of a shard. Raises IntegrityError if they are not what was planned."""
+    path = release.shard_plan(shard)
+    name = f"restricted/plan/{path.name}"
+    try:
+        data = path.read()
+        seal.check(data, release.key, f"{plan.id}/plan/{shard}", name)
+        document = json.loads(data)
+        items = document if isinstance(document, list) else document["entries"]  # a list in earlier versions
+    except (OSError, ValueError, KeyError, TypeError):
+        raise IntegrityError(f"{name}: missing or damaged: restore it, or choose another output") from None
     return [Entry(**item | ({"problem": Reason(item["problem"])} if "problem" in item else {})) for item in items]
 
 
@@ -220,12 +293,13 @@ CHANGEABLE_SETTINGS = (
 
 
 def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
-    plan, begun = read(release), read_config(release)
-    new_plan, output = build_plan(config, backbone, key, plan.records), f"output.uri {config.output.uri!r}"
-    if new_plan.key_check != plan.key_check:
+    output = f"output.uri {config.output.uri!r}"
+    if read(Release(release.root)).key_check != key.check_value:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {output} was begun with: set that one, or choose another output"
         )
+    plan, begun = read(release), read_config(release)
+    new_plan = build_plan(config, backbone, key, plan.records)
     for name in configuration.known_keys():
         before, now = configuration.get_setting(begun, name), configuration.get_setting(config, name)
         if before != now and not name.startswith(CHANGEABLE_SETTINGS):

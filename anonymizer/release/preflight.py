@@ -20,12 +20,13 @@ from anonymizer.release.ledger import Ledger
 from anonymizer.release.trust import refuse_untrusted
 from anonymizer.schema import read_metric_models
 from anonymizer.storage import filesystem
-from anonymizer.storage.layout import Release
+from anonymizer.storage.layout import REVOCATIONS, Release
 from anonymizer.storage.path import StoragePath
 
 SHARED_SETTINGS = ("output.image", "output.quality", "output.size")  # the same for all files of a release
 RELEASE_MARKERS = ("restricted/plan.json", "release.intoto.jsonl")  # in a release, and in a public half by itself
-PLANNING_FILES = {".lock", "plan", "errors", "config.yaml"}  # left in restricted/ by a run interrupted while planning
+# Left in restricted/ by a run that was interrupted while planning.
+PLANNING_FILES = {".lock", "plan", "errors", "config.yaml", "erased.parquet", "before.json", REVOCATIONS}
 
 
 def check(config: RunConfig) -> None:
@@ -72,6 +73,7 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
         )
+    before = Release(before.root, key)
     refuse_untrusted(before, config, key, name)
     earlier = plan.read_config(before)
     for setting in SHARED_SETTINGS:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 
-from anonymizer import config as configuration
 from anonymizer.attest import dsse, statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.predicate import Materials
@@ -26,6 +25,7 @@ from anonymizer.records import Summary
 from anonymizer.release import approval, event_log, history, succession
 from anonymizer.release.assemble import remove_incomplete
 from anonymizer.release.finished_ledger import FinishedLedger
+from anonymizer.release.plan import write_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, Release
 from anonymizer.storage.path import StoragePath
@@ -82,6 +82,7 @@ def decide_and_publish(
     ``write_documents`` writes card, report and metadata into the candidate (``anonymizer.report.write_public``). Raises
     GateError, after the decision is recorded, where the policy rejects the release or nothing was released.
     """
+    release = replace(release, key=key)
     if release.is_published:
         release.candidate.remove()  # left by a copy that was interrupted at its end
         if replaced := _replaced(release, config):
@@ -89,7 +90,7 @@ def decide_and_publish(
         return PublicationStatus(True, valid_approvers(read_statement(release)), config.policy.approvals)
     history.refuse_erased(config)
     succession.refuse_pending(config.previous, str(release.root))
-    release.config.write(configuration.dump(config).encode())
+    write_config(release, config)
     signer = signing.signer_from_env(config.signing_key_env)
     publisher = signing.format_public_key(signer.public_key) if signer else None
     evaluation = _evaluate_policy(release, config, ledger.summary, publisher)

@@ -12,7 +12,7 @@ from anonymizer.data import image_codec, released_images
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.records import Reason, Status
 from anonymizer.release import event_log
-from anonymizer.release.ledger import Ledger, reopen_shard, staging_folder
+from anonymizer.release.ledger import Ledger, staging_folder
 from anonymizer.release.plan import read_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
@@ -37,7 +37,7 @@ def reopen_failed(release: Release, reasons: Collection[Reason] = ()) -> int:
         _disassemble(release, ledger)
     for shard, table in ledger.scan():
         if shard in counts:
-            reopen_shard(release, shard, table.filter(pc.invert(_failed_mask(table, reasons))))
+            ledger.reopen_shard(shard, table.filter(pc.invert(_failed_mask(table, reasons))))
     records: int = sum(counts.values())
     event_log.record(release, "reopened", records=records, shards=len(counts))
     return records

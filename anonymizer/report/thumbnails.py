@@ -108,10 +108,11 @@ def original_thumbnails(
     by_id = {row["record_id"]: row for row in rows}
     thumbnails: dict[str, Thumbnail | str] = {}
     try:
+        the_plan = plan.read(release)
         entries = [
             entry
             for shard in sorted({row["shard"] for row in rows})
-            for entry in plan.read_entries(release, shard)
+            for entry in plan.read_entries(release, the_plan, shard)
             if entry.record_id in by_id
         ]
         for record in open_source(config.source).read(entries):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from anonymizer.storage.path import StoragePath
+
+if TYPE_CHECKING:
+    from anonymizer.crypto.custodian_key import CustodianKey
 
 # Files of the public half.
 MANIFEST, STATEMENT = "manifest.parquet", "release.intoto.jsonl"
@@ -26,9 +30,14 @@ class RestrictedPath:
 
 @dataclass(frozen=True)
 class Release:
-    """The paths of a release below ``root``."""
+    """The paths of a release below ``root``.
+
+    With the custodian's key, files of the restricted half are sealed as they are written and checked as they are read
+    (``crypto.seal``). Without it they are read for display, and nothing of them may be signed or published.
+    """
 
     root: StoragePath
+    key: CustodianKey | None = field(default=None, repr=False)
 
     plan = RestrictedPath("plan.json")
     shard_plans = RestrictedPath("plan")
@@ -48,12 +57,18 @@ class Release:
     event_log_lock = RestrictedPath(".events.lock")
     decision_log = RestrictedPath("decisions.intoto.jsonl")  # signed; the last decision counts
     erased = RestrictedPath("erased.parquet")  # keyed digests of what was erased here or in earlier releases
+    predecessors = RestrictedPath("before.json")  # URIs of all releases before this one, the latest first
     purged = RestrictedPath("purged.json")  # what was deleted at the end of its retention period, and when
     revocations = RestrictedPath(REVOCATIONS)  # here and in earlier releases, as in the public half later
 
     @classmethod
-    def at(cls, uri: str) -> Release:
-        return cls(StoragePath.from_uri(uri))
+    def at(cls, uri: str, key: CustodianKey | None = None) -> Release:
+        return cls(StoragePath.from_uri(uri), key)
+
+    @property
+    def inherited(self) -> tuple[StoragePath, ...]:
+        """Files of the restricted half that come from earlier releases, and do not change once the plan is written."""
+        return self.erased, self.predecessors, self.revocations
 
     @property
     def public(self) -> StoragePath:

@@ -83,10 +83,12 @@ def read_metadata(path: StoragePath) -> Mapping[bytes, bytes]:
     return pq.read_schema(pa.BufferReader(path.read())).metadata or {}
 
 
-def to_bytes(table: pa.Table) -> bytes:
-    """Return the table as a Parquet file."""
+def to_bytes(table: pa.Table, file_metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the table as a Parquet file; ``file_metadata`` stands at its end and is no part of the schema."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(dict(file_metadata or {}))
     return bytes(buffer.getvalue())
 
 

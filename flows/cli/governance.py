@@ -237,9 +237,9 @@ def purge(release: str, as_json: bool) -> None:
     See restricted.picture_days and restricted.record_days; `status` says what is due.
     """
     from anonymizer.release import retention
-    from anonymizer.release.plan import resolve_config
+    from anonymizer.release.plan import open_with_key, resolve_config
 
-    opened = Release.at(release)
+    opened = open_with_key(release)
     terms = retention.purge(opened, resolve_config(opened).restricted, datetime.now(UTC))
     if as_json:
         click.echo(json.dumps({"purged": {term.kind: term.remaining for term in terms}}))

@@ -100,10 +100,10 @@ def retry(release: str, failed: bool, reasons: tuple[str, ...], as_json: bool, q
 
     All that did not fail stands. Then the release is finished as `run` would finish it, with its own settings.
     """
-    from anonymizer.release.plan import resolve_config
+    from anonymizer.release.plan import open_with_key, resolve_config
     from anonymizer.release.retry import reopen_failed
 
-    opened, chosen = Release.at(release), _parse_reasons(reasons)
+    opened, chosen = open_with_key(release), _parse_reasons(reasons)
     config = resolve_config(opened)
     config = config.model_copy(update={"output": config.output.model_copy(update={"uri": release})})  # it may be moved
     with run_lock.exclusive_run(release):

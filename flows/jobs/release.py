@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,12 @@ from anonymizer.errors import CustodianKeyError, IntegrityError, ModelError, Sha
 from anonymizer.pipeline import batch_size_tuning
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.records import Plan, ShardSummary, Summary
-from anonymizer.release import assemble, event_log, history, ledger, preflight, publish
+from anonymizer.release import assemble, event_log, history, preflight, publish
 from anonymizer.release import plan as planning
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.history import PublishedHistory
 from anonymizer.release.ledger import Ledger, ShardWriter
+from anonymizer.release.ledger import summarize_shard as summarize_rows
 from anonymizer.release.publish import PublicationStatus
 from anonymizer.report.ledger_summary import LedgerSummary
 from anonymizer.storage.layout import Release
@@ -50,9 +52,9 @@ def load_checked_scorer(metrics: MetricsConfig, backbone: Backbone) -> ReleaseSc
 
 
 @lru_cache(maxsize=1)
-def load_previous(output: str, plan: Plan) -> PublishedHistory:
+def load_previous(output: str, plan_id: str | None, key: CustodianKey) -> PublishedHistory:
     """Return what the releases before this one published, loaded once for each process and plan."""
-    return in_fresh_thread(lambda: history.load(Release.at(output)))
+    return in_fresh_thread(lambda: history.load(Release.at(output, key)))
 
 
 def check(config: RunConfig) -> None:
@@ -65,11 +67,9 @@ def prepare(config: RunConfig) -> Plan:
     """Check all that can go wrong before the work (key, source, output, model, scorer), and write the plan."""
     check(config)
     publish.check_signing_key(config)
-    key, backbone, release = load_key(config.key_env), backbone_of(config.model), Release.at(config.output.uri)
+    key, backbone = load_key(config.key_env), backbone_of(config.model)
     preflight.check_previous(config, key, load_checked_scorer(config.metrics, backbone).names)
-    plan = planning.write_or_resume(config, backbone, key, release)
-    history.carry_forward(config, release)
-    return plan
+    return planning.write_or_resume(config, backbone, key, open_release(config), history.carry_forward)
 
 
 def prepare_for_scheduler(config: RunConfig) -> Plan:
@@ -87,24 +87,24 @@ def run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) ->
 def finish(config: RunConfig) -> Summary:
     """Assemble, report and publish a release whose shards are all committed."""
     error = StepError("assemble: failed, run again to finish")
-    release = Release.at(config.output.uri)
+    release = open_release(config)
     return redact_errors(release.restricted, "assemble", error, lambda: finish_release(release, config)[0])
 
 
 def log_event(config: RunConfig, event: str, **details: Any) -> None:
     """Add an event to the release's log; counts only."""
-    event_log.record(Release.at(config.output.uri), event, **details)
+    event_log.record(open_release(config), event, **details)
 
 
 def read_logged_shards(config: RunConfig) -> set[int]:
     """Return the shards whose commit is in the log already."""
-    events = event_log.read(Release.at(config.output.uri))
+    events = event_log.read(open_release(config))
     return {event["details"]["shard"] for event in events if event["event"] == "shard committed"}
 
 
 def list_uncommitted(config: RunConfig) -> list[int]:
     """Return the shards that are planned and not committed, from one look at the ledger's folder."""
-    release, error = Release.at(config.output.uri), StepError("ledger: cannot be looked at")
+    release, error = open_release(config), StepError("ledger: cannot be looked at")
     return redact_errors(release.restricted, "ledger", error, lambda: Ledger.open(release).missing_shards())
 
 
@@ -112,9 +112,9 @@ def summarize_shard(config: RunConfig, shard: int) -> ShardSummary:
     """Return the counts of a committed shard. IntegrityError if it is not committed."""
 
     def summarize() -> ShardSummary:
-        if (table := ledger.read_shard(Release.at(config.output.uri), shard)) is None:
+        if (table := Ledger.open(open_release(config)).read_shard(shard)) is None:
             raise IntegrityError(f"shard {shard}: its ledger is gone: run the same command again")
-        return ledger.summarize_shard(shard, table)
+        return summarize_rows(shard, table)
 
     error = ShardError(f"shard {shard}: its ledger cannot be read")
     return redact_errors(_restricted(config), f"shard-{shard:05d}", error, summarize)
@@ -122,30 +122,38 @@ def summarize_shard(config: RunConfig, shard: int) -> ShardSummary:
 
 def count_records(config: RunConfig, shards: Sequence[int]) -> int:
     """Return how many records these shards have together."""
-    release, error = Release.at(config.output.uri), StepError("plan: cannot be looked at")
+    release, error = open_release(config), StepError("plan: cannot be looked at")
     plan = redact_errors(release.restricted, "plan", error, lambda: planning.read(release))
     return sum(min(plan.shard_size, plan.records - shard * plan.shard_size) for shard in shards)
 
 
 def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:
-    release = Release.at(config.output.uri)
-    if (table := ledger.read_shard(release, shard)) is not None:
-        return ledger.summarize_shard(shard, table)
-    key, backbone, plan = load_key(config.key_env), backbone_of(config.model), planning.read(release)
-    _check_as_planned(config, plan, key, backbone)
+    release, backbone = open_release(config), backbone_of(config.model)
+    _check_key(config, planning.read(Release(release.root)))
+    ledger = Ledger.open(release)
+    if (table := ledger.read_shard(shard)) is not None:
+        return summarize_rows(shard, table)
+    key, plan = load_key(config.key_env), ledger.plan
+    _check_model(config, plan, backbone)
     if backbone.device.type == "cpu" and plan.threads:  # Ray and Dask would have one
         torch.set_num_threads(plan.threads)
     scorer = scorer_of(config.metrics, str(backbone.device))
     config = batch_size_tuning.resolve_batch_size(config, backbone, scorer)
     compile_if_worthwhile(config, backbone, plan)
-    writer = ShardWriter(release, shard, scorer.names)
-    entries = [entry for entry in planning.read_entries(release, shard) if writer.is_pending(entry)]
-    previous = load_previous(config.output.uri, plan)
+    writer = ShardWriter(ledger, shard, scorer.names)
+    entries = [entry for entry in planning.read_entries(release, plan, shard) if writer.is_pending(entry)]
+    previous = load_previous(config.output.uri, plan.id, key)
     return anonymize_shard(shard, entries, config, backbone, scorer, key, writer, progress, previous)
 
 
-def _check_as_planned(config: RunConfig, plan: Plan, key: CustodianKey, backbone: Backbone) -> None:
-    """Refuse another key or model than those of the plan: another process may have planned."""
+def open_release(config: RunConfig) -> Release:
+    """Return the release that a run makes, with the custodian's key, so that what is read of it is checked."""
+    return Release.at(config.output.uri, load_key(config.key_env))
+
+
+def _check_key(config: RunConfig, plan: Plan) -> None:
+    """Refuse another key than that of the plan: another process may have planned."""
+    key = load_key(config.key_env)
     if key.check_value != plan.key_check and not key.is_persistent:
         raise CustodianKeyError(
             f"{config.key_env}: not set where shards are done: set the one that the release was planned with"
@@ -154,6 +162,9 @@ def _check_as_planned(config: RunConfig, plan: Plan, key: CustodianKey, backbone
         raise CustodianKeyError(
             f"{config.key_env}: not the key that the release was planned with: set that one where shards are done"
         )
+
+
+def _check_model(config: RunConfig, plan: Plan, backbone: Backbone) -> None:
     if config.fingerprint(backbone.digest) != plan.fingerprint:
         raise ModelError(
             f"model.id {config.model.id!r}: other weights or settings than the release was planned with: place the "
@@ -180,7 +191,9 @@ def _count_operations(model: ModelConfig) -> int:
 
 def finish_release(release: Release, config: RunConfig) -> tuple[Summary, PublicationStatus]:
     """Assemble, report and publish a release whose shards are all committed, in one pass over its ledger."""
-    plan, key = planning.read(release), load_key(config.key_env)
+    key = load_key(config.key_env)
+    release = replace(release, key=key)
+    plan = planning.read(release)
     rows = LedgerSummary(plan)
     with FinishedLedger(release, plan, config.source.carry, rows.add) as finished:
         assemble.assemble(release, config, finished)

@@ -13,7 +13,8 @@ import pytest
 
 from anonymizer.config import RunConfig
 from anonymizer.errors import OutputError, ShardError, StepError
-from anonymizer.release import assemble, ledger, plan
+from anonymizer.release import assemble, plan
+from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.jobs import release as release_job
@@ -157,7 +158,7 @@ def test_other_shards_go_on_when_one_fails_and_a_second_run_finishes(tmp_path: P
         "run again to finish them"
     )
     release = Release.at(config.output.uri)
-    assert [ledger.read_shard(release, shard) is not None for shard in range(3)] == [True, False, True]
+    assert [Ledger.open(release).read_shard(shard) is not None for shard in range(3)] == [True, False, True]
     assert not release.public.exists()
     first = IdealGaussian()
     assert flow(config, first)["released"] == 6

@@ -10,7 +10,6 @@ import torch
 from anonymizer.backbones import Denoised
 from anonymizer.errors import ModelError
 from anonymizer.records import Scores
-from anonymizer.release import ledger
 from anonymizer.release.ledger import Ledger
 from anonymizer.release.profiling import Profile
 from anonymizer.storage.layout import Release
@@ -92,7 +91,7 @@ def test_where_not_even_one_picture_fits_the_shard_fails_with_one_line(tmp_path:
         ModelError, match=r"^model.id: one picture of 8 x 8 is more than cpu has memory for: set [^\n]+$"
     ):
         one_shard(config, 0, Small(ONE - 1))
-    assert ledger.read_shard(release, 0) is None
+    assert Ledger.open(release).read_shard(0) is None
     run(config)  # on a device with more memory
     assert len(released(release)) == 4
 

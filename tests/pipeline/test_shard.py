@@ -19,8 +19,7 @@ from anonymizer.data import image_codec
 from anonymizer.data.metadata import find_metadata
 from anonymizer.noise import KeyedNoise
 from anonymizer.records import Scores
-from anonymizer.release import ledger
-from anonymizer.release.ledger import ShardWriter
+from anonymizer.release.ledger import Ledger, ShardWriter
 from anonymizer.storage.layout import Release
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
@@ -225,7 +224,7 @@ def test_a_scorer_that_miscounts_is_an_error_and_not_a_row(tmp_path: Path, chang
     release = begin(config)
     with pytest.raises(ValueError, match="it must give one for each"):
         one_shard(config, 0, scorer=Miscounting(change))
-    assert ledger.read_shard(release, 0) is None
+    assert Ledger.open(release).read_shard(0) is None
 
 
 def test_a_broken_model_leaves_the_shard_uncommitted_and_a_second_run_finishes_it(tmp_path: Path) -> None:
@@ -235,7 +234,7 @@ def test_a_broken_model_leaves_the_shard_uncommitted_and_a_second_run_finishes_i
     release = begin(config)
     with pytest.raises(RuntimeError, match="out of memory"):
         one_shard(config, 0, Broken(after=3))  # in its second batch
-    assert ledger.read_shard(release, 0) is None
+    assert Ledger.open(release).read_shard(0) is None
     assert not release.public.exists()
     undisturbed = run(settings(source, tmp_path / "undisturbed", run=whole))
     assert public_images(run(config))[0] == public_images(undisturbed)[0]

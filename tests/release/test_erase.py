@@ -105,7 +105,7 @@ def released(source: Path | str, output: Path | str, /, *overrides: str, **secti
 
 @pytest.fixture
 def old(tmp_path: Path, made: Path) -> Release:
-    return Release.at(str(shutil.copytree(made / "old", tmp_path / "old")))
+    return Release.at(str(shutil.copytree(made / "old", tmp_path / "old")), KEY)
 
 
 def names(tmp_path: Path, *lines: str) -> Path:

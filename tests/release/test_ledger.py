@@ -44,8 +44,9 @@ ROW: LedgerRow = dict.fromkeys(LEDGER_SCHEMA.names) | LedgerRow(
 
 
 @pytest.fixture
-def release(tmp_path: Path) -> Release:
-    return Release.at(str(tmp_path / "out"))
+def opened(tmp_path: Path) -> Ledger:
+    """The ledger of a run of which nothing is committed."""
+    return Ledger.open(begin(settings(people(tmp_path / "in", 5), tmp_path / "out")))
 
 
 def committed_run(tmp_path: Path) -> tuple[Release, Any]:
@@ -58,9 +59,12 @@ def committed_run(tmp_path: Path) -> tuple[Release, Any]:
 
 
 def rewrite(release: Release, shard: int, change: Any) -> None:
-    path = release.shard_ledger(shard).path
-    table = pq.read_table(path)
-    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+    """As the holder of the key might by mistake; what is written without the key is refused for its seal."""
+    ledger = Ledger.open(release)
+    table = ledger.read_shard(shard)
+    assert table is not None
+    changed = change(table).replace_schema_metadata(table.schema.metadata)
+    release.shard_ledger(shard).write(ledger.to_bytes(shard, changed))
 
 
 def assert_nothing_is_published(release: Release, config: Any, match: str) -> None:
@@ -89,13 +93,13 @@ def test_the_docs_name_every_column() -> None:
     assert not [column for column in COLUMNS if f"| `{column.name}` | {column.type} | {column.meaning} |" not in text]
 
 
-def test_rows_come_back_as_they_were_written(release: Release) -> None:
+def test_rows_come_back_as_they_were_written(opened: Ledger) -> None:
     extra = ROW | LedgerRow(
         record_id="ä\U0001f600", status=Status.RELEASED, reason=None, output_id="o", lpips=0.25, bytes=2**40
     )
-    summary = ShardWriter(release, 3, {"lpips": "model"}).commit([ROW, extra], 2, 1.5)
+    summary = ShardWriter(opened, 3, {"lpips": "model"}).commit([ROW, extra], 2, 1.5)
     assert (summary.shard, summary.read, summary.released, summary.quarantined, summary.failed) == (3, 2, 1, 0, 1)
-    table = ledger.read_shard(release, 3)
+    table = opened.read_shard(3)
     assert table is not None
     assert table.to_pylist()[1] == extra
     assert table.schema.metadata[b"metric_models"] == b'{"lpips": "model"}'
@@ -104,17 +108,17 @@ def test_rows_come_back_as_they_were_written(release: Release) -> None:
 @pytest.mark.parametrize(
     "result", [[], [ROW], [ROW, ROW], [ROW, ROW | LedgerRow(record_id="s"), ROW | LedgerRow(record_id="t")]]
 )
-def test_rows_that_do_not_account_for_every_record_are_not_committed(release: Release, result: list[LedgerRow]) -> None:
+def test_rows_that_do_not_account_for_every_record_are_not_committed(opened: Ledger, result: list[LedgerRow]) -> None:
     with pytest.raises(IntegrityError, match=f"{len(result)} rows for 2 records"):
-        ShardWriter(release, 0, {}).commit(result, 2, 1.0)
-    assert ledger.read_shard(release, 0) is None
+        ShardWriter(opened, 0, {}).commit(result, 2, 1.0)
+    assert opened.read_shard(0) is None
 
 
 @pytest.mark.parametrize("purged", [False, True])
 def test_who_comes_after_a_release_is_finished_changes_nothing(tmp_path: Path, purged: bool) -> None:
     config = settings(people(tmp_path / "in", 2), tmp_path / "out")
     release = begin(config)
-    late = ledger.ShardWriter(release, 0, {})
+    late = ShardWriter(Ledger.open(release), 0, {})
     run(config)
     before = tree(tmp_path / "out")
     late.put("late", ".png", b"x")
@@ -189,6 +193,22 @@ def test_a_row_that_moves_to_another_shard_publishes_nothing(tmp_path: Path) -> 
     rewrite(release, 0, lambda t: t.slice(1))
     rewrite(release, 1, lambda t: pa.concat_tables([t.replace_schema_metadata(), moved]))
     assert_nothing_is_published(release, config, "planned 2 records")
+
+
+def test_a_ledger_that_was_written_without_the_key_publishes_nothing(tmp_path: Path) -> None:
+    """Not even the rows that were there: moved to another shard, or taken from another release with the same key."""
+    release, config = committed_run(tmp_path)
+    path, own = Path(release.shard_ledger(1).path), Path(release.shard_ledger(1).path).read_bytes()
+    other = begin(settings(people(tmp_path / "in", 5), tmp_path / "other"))
+    one_shard(settings(people(tmp_path / "in", 5), tmp_path / "other"), 1)
+    forged = pq.read_table(path)
+    pq.write_table(forged, path)
+    assert_nothing_is_published(release, config, "ledger of shard 1: has no seal by the custodian's key")
+    for data in (Path(other.shard_ledger(1).path).read_bytes(), Path(release.shard_ledger(0).path).read_bytes()):
+        path.write_bytes(data)
+        assert_nothing_is_published(release, config, "ledger of shard 1: is not what was written with the custodian's")
+    path.write_bytes(own)
+    assert len(rows(run(config))) == 5
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"garbage" * 100])

@@ -55,7 +55,7 @@ def test_a_plan_that_was_written_is_read_again(tmp_path: Path, source: Path) -> 
     release = begin(config)
     result = plan.read(release)
     assert result == replace(plan.build_plan(config, IdealGaussian(), KEY, 5), id=result.id)
-    ids = [entry.record_id for shard in range(3) for entry in plan.read_entries(release, shard)]
+    ids = [entry.record_id for shard in range(3) for entry in plan.read_entries(release, plan.read(release), shard)]
     assert ids == ["a/person 0.png", "a/person 2.png", "a/person 4.png", "b/person 1.png", "b/person 3.png"]
 
 

@@ -22,6 +22,7 @@ from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
     GARBAGE,
     HEX,
+    KEY,
     NotFinite,
     begin,
     folder_of,
@@ -48,7 +49,7 @@ def unwell(config: Any) -> Release:
     """A run whose model fails for white pictures, which its policy does not let out."""
     with pytest.raises(GateError):
         run(config, NotFinite())
-    release = Release.at(config.output.uri)
+    release = Release.at(config.output.uri, KEY)
     assert [row["reason"] for row in rows(release)].count("not_finite") == 2
     assert not release.is_published
     return release
@@ -202,7 +203,7 @@ def test_two_at_one_opened_shard_leave_what_the_first_committed(tmp_path: Path, 
     config = settings(source, tmp_path / "out", policy=STRICT, run={"shard_size": 10})
     release = unwell(config)
     reopen_failed(release)
-    late = ledger.ShardWriter(release, 0, {})
+    late = ledger.ShardWriter(Ledger.open(release), 0, {})
     one_shard(config, 0)
     (release.staging / late.staging_folder / "late.png").write_uncommitted(b"x")
     late.commit([], 0, 0.0)

@@ -26,7 +26,7 @@ from anonymizer.pipeline.batch_sampling import Scorer
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.policy.calibration import build_resolved
 from anonymizer.records import Scores, ShardSummary, Summary
-from anonymizer.release import assemble, history, ledger, plan, preflight, publish
+from anonymizer.release import assemble, history, plan, preflight, publish
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.ledger import Ledger, ShardWriter
 from anonymizer.release.plan import resolve_config
@@ -136,10 +136,9 @@ def settings(source: Path | str, output: Path | str, /, *overrides: str, **secti
 
 def begin(config: RunConfig, backbone: Any = None, key: CustodianKey = KEY) -> Release:
     """Write, or take up, the plan of a run."""
-    release = Release.at(config.output.uri)
+    release = Release.at(config.output.uri, key)
     preflight.check_previous(config, key, PlainScorer.names)
-    plan.write_or_resume(config, backbone or IdealGaussian(), key, release)
-    history.carry_forward(config, release)
+    plan.write_or_resume(config, backbone or IdealGaussian(), key, release, history.carry_forward)
     return release
 
 
@@ -151,9 +150,10 @@ def one_shard(
     key: CustodianKey = KEY,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ShardSummary:
-    release, scorer = Release.at(config.output.uri), scorer or PlainScorer()
-    writer = ShardWriter(release, shard, scorer.names)
-    entries = [entry for entry in plan.read_entries(release, shard) if writer.is_pending(entry)]
+    release, scorer = Release.at(config.output.uri, key), scorer or PlainScorer()
+    ledger = Ledger.open(release)
+    writer = ShardWriter(ledger, shard, scorer.names)
+    entries = [entry for entry in plan.read_entries(release, ledger.plan, shard) if writer.is_pending(entry)]
     before = history.load(release)
     return anonymize_shard(shard, entries, config, backbone or IdealGaussian(), scorer, key, writer, progress, before)
 
@@ -162,7 +162,7 @@ def run(config: RunConfig, backbone: Any = None, scorer: Scorer | None = None, k
     """A whole run, or what is left of one."""
     release = begin(config, backbone, key)
     for shard in range(plan.read(release).shards):
-        if ledger.read_shard(release, shard) is None:
+        if Ledger.open(release).read_shard(shard) is None:
             one_shard(config, shard, backbone, scorer, key)
     with finished_ledger(release, config) as finished:
         assemble.assemble(release, config, finished)

@@ -63,8 +63,8 @@ def release_of(tmp_path: Path, ideal: Any, good: int = 6, **settings: Any) -> tu
     release, key = Release.at(run.output.uri), custodian_key.load_key("NO_SUCH_VARIABLE")
     the_plan = plan.write_or_resume(run, ideal, key, release)
     for shard in range(the_plan.shards):
-        writer = ledger.ShardWriter(release, shard, ToyScorer.names)
-        anonymize_shard(shard, plan.read_entries(release, shard), run, ideal, ToyScorer(), key, writer)
+        writer = ledger.ShardWriter(ledger.Ledger(release, the_plan), shard, ToyScorer.names)
+        anonymize_shard(shard, plan.read_entries(release, the_plan, shard), run, ideal, ToyScorer(), key, writer)
     assemble_candidate(release, run)
     write_restricted_report(release, run)
     with finished_ledger(release, run) as finished:

@@ -9,7 +9,7 @@ import pytest
 
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import CustodianKeyError, ModelError
-from anonymizer.release import ledger
+from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
 from flows.jobs import (
     release as release_job,  # nothing that imports Prefect: its server's settings are set by a fixture
@@ -55,5 +55,5 @@ def test_another_key_or_model_than_was_planned_with_does_no_shard(
     with monkeypatch.context() as patch, pytest.raises(ModelError, match="other weights or settings than"):
         patch.setattr(release_job, "backbone_of", lambda model: IdealGaussian())
         release_job.run_shard(config, 0, lambda done: None)
-    assert ledger.read_shard(Release.at(config.output.uri), 0) is None
+    assert Ledger.open(Release.at(config.output.uri)).read_shard(0) is None
     assert json.loads(Release.at(config.output.uri).plan.read())["shards"] == 1

@@ -1,0 +1,45 @@
+"""Seals: a keyed digest inside a file, by which the holder of the custodian's key knows what was written with it.
+
+Whoever can write to the restricted half, but has no key, can make no file that is believed. A seal is bound to a
+context, the place and the role of its file, so that a file that is moved, or taken from another release, has none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from anonymizer.crypto.custodian_key import CustodianKey
+from anonymizer.errors import IntegrityError
+
+PREFIX = "hmac-sha256:"
+PLACEHOLDER = PREFIX + "0" * 64  # stands where the seal will be; the last of its kind in a file counts
+SEAL = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
+
+
+def apply(data: bytes, key: CustodianKey | None, context: str) -> bytes:
+    """Return a file with its last ``PLACEHOLDER`` filled in; unchanged without a key that others will have later."""
+    if key is None or not key.is_persistent:
+        return data
+    begin = data.rindex(PLACEHOLDER.encode())
+    return data[:begin] + _compute(data, key, context) + data[begin + len(PLACEHOLDER) :]
+
+
+def check(data: bytes, key: CustodianKey | None, context: str, name: str, hint: str = "restore it") -> None:
+    """Raise IntegrityError unless a file was sealed with this key for this context; the error names it as ``name``.
+
+    Without a key nothing is checked: what is read then is for display only. The same for a fresh key, with which
+    nothing was sealed.
+    """
+    if key is None or not key.is_persistent:
+        return
+    matches = list(SEAL.finditer(data))
+    if not matches or matches[-1].group() == PLACEHOLDER.encode():
+        raise IntegrityError(f"{name}: has no seal by the custodian's key: {hint}")
+    begin, end = matches[-1].span()
+    blank = data[:begin] + PLACEHOLDER.encode() + data[end:]
+    if data[begin:end] != _compute(blank, key, context):
+        raise IntegrityError(f"{name}: is not what was written with the custodian's key: {hint}")
+
+
+def _compute(blank: bytes, key: CustodianKey, context: str) -> bytes:
+    return PREFIX.encode() + key.derive("seal", context.encode(), blank).hex().encode()
