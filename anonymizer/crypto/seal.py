@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 
-from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import IntegrityError
+from anonymizer.storage.layout import SealKey
 
 PREFIX = "hmac-sha256:"
 PLACEHOLDER = PREFIX + "0" * 64  # stands where the seal will be; the last of its kind in a file counts
 SEAL = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
 
 
-def apply(data: bytes, key: CustodianKey | None, context: str) -> bytes:
+def apply(data: bytes, key: SealKey | None, context: str) -> bytes:
     """Return a file with its last ``PLACEHOLDER`` filled in; unchanged without a key that others will have later."""
     if key is None or not key.is_persistent:
         return data
@@ -24,7 +24,7 @@ def apply(data: bytes, key: CustodianKey | None, context: str) -> bytes:
     return data[:begin] + _compute(data, key, context) + data[begin + len(PLACEHOLDER) :]
 
 
-def check(data: bytes, key: CustodianKey | None, context: str, name: str, hint: str = "restore it") -> None:
+def check(data: bytes, key: SealKey | None, context: str, name: str, hint: str = "restore it") -> None:
     """Raise IntegrityError unless a file was sealed with this key for this context; the error names it as ``name``.
 
     Without a key nothing is checked: what is read then is for display only. The same for a fresh key, with which
@@ -41,5 +41,5 @@ def check(data: bytes, key: CustodianKey | None, context: str, name: str, hint: 
         raise IntegrityError(f"{name}: is not what was written with the custodian's key: {hint}")
 
 
-def _compute(blank: bytes, key: CustodianKey, context: str) -> bytes:
+def _compute(blank: bytes, key: SealKey, context: str) -> bytes:
     return PREFIX.encode() + key.derive("seal", context.encode(), blank).hex().encode()

@@ -23,9 +23,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import IntegrityError, OutputError
-from anonymizer.storage.layout import Release
+from anonymizer.storage.layout import Release, SealKey
 from anonymizer.storage.path import translate_storage_errors
 
 GENESIS_HASH = "0" * 64  # the hash before the first line
@@ -122,7 +121,7 @@ def current_actor() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _verify_chain(data: bytes, key: CustodianKey | None) -> Iterator[Mapping[str, Any]]:
+def _verify_chain(data: bytes, key: SealKey | None) -> Iterator[Mapping[str, Any]]:
     lines, previous = [_decode(line) for line in data.splitlines()], GENESIS_HASH
     adopted = max((i for i, event in enumerate(lines) if event and _is_adoption(event, key)), default=-1)
     for number, (event, line) in enumerate(zip(lines, data.splitlines(), strict=True), start=1):
@@ -143,7 +142,7 @@ def _complete_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _next_line(lines: bytes, fields: Mapping[str, Any], key: CustodianKey | None) -> tuple[ChainHead, bytes]:
+def _next_line(lines: bytes, fields: Mapping[str, Any], key: SealKey | None) -> tuple[ChainHead, bytes]:
     """Return the line that extends a log, of which ``lines`` are the last, and the head that it makes."""
     count, previous = 0, GENESIS_HASH
     if lines:
@@ -158,7 +157,7 @@ def _next_line(lines: bytes, fields: Mapping[str, Any], key: CustodianKey | None
     return ChainHead(count + 1, _hash(line)), line + b"\n"
 
 
-def _is_keyed(event: Mapping[str, Any], key: CustodianKey | None) -> bool:
+def _is_keyed(event: Mapping[str, Any], key: SealKey | None) -> bool:
     """Return whether a line is what the holder of the key wrote, or one that others may write."""
     if key is None or not key.is_persistent:
         return True
@@ -167,11 +166,11 @@ def _is_keyed(event: Mapping[str, Any], key: CustodianKey | None) -> bool:
     return hmac.compare_digest(str(event["hmac"]), _keyed_digest(event, key))
 
 
-def _is_adoption(event: Mapping[str, Any], key: CustodianKey | None) -> bool:
+def _is_adoption(event: Mapping[str, Any], key: SealKey | None) -> bool:
     return event["event"] == ADOPTED_EVENT and _is_keyed(event, key)
 
 
-def _keyed_digest(event: Mapping[str, Any], key: CustodianKey) -> str:
+def _keyed_digest(event: Mapping[str, Any], key: SealKey) -> str:
     fields = {name: value for name, value in event.items() if name not in ("hmac", "sha256")}
     return key.derive("event", json.dumps(fields, sort_keys=True).encode()).hex()
 

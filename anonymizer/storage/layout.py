@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from anonymizer.storage.path import StoragePath
-
-if TYPE_CHECKING:
-    from anonymizer.crypto.custodian_key import CustodianKey
 
 # Files of the public half.
 MANIFEST, STATEMENT = "manifest.parquet", "release.intoto.jsonl"
@@ -16,6 +13,16 @@ REVOCATIONS, AUDIT = "revocations.intoto.jsonl", "audit.json"
 IMAGES = "images"  # the folder of images that are files of their own
 
 ENCRYPTED_SUFFIX = ".age"  # follows the name of a file that is encrypted to recipients
+
+
+class SealKey(Protocol):
+    """The custodian's key, as far as seals need it: ``crypto.custodian_key.CustodianKey``."""
+
+    @property
+    def is_persistent(self) -> bool: ...
+    @property
+    def check_value(self) -> str | None: ...
+    def derive(self, purpose: str, *parts: bytes) -> bytes: ...
 
 
 class RestrictedPath:
@@ -37,7 +44,7 @@ class Release:
     """
 
     root: StoragePath
-    key: CustodianKey | None = field(default=None, repr=False)
+    key: SealKey | None = field(default=None, repr=False)
 
     plan = RestrictedPath("plan.json")
     shard_plans = RestrictedPath("plan")
@@ -62,7 +69,7 @@ class Release:
     revocations = RestrictedPath(REVOCATIONS)  # here and in earlier releases, as in the public half later
 
     @classmethod
-    def at(cls, uri: str, key: CustodianKey | None = None) -> Release:
+    def at(cls, uri: str, key: SealKey | None = None) -> Release:
         return cls(StoragePath.from_uri(uri), key)
 
     @property
