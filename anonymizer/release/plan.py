@@ -145,11 +145,11 @@ def _list_entries(config: RunConfig) -> Iterator[Entry]:
 
 def write_or_resume(
     config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release,
-    take_over: Callable[[RunConfig, Release], None] = lambda config, release: None,
+    inherit: Callable[[RunConfig, Release], None] = lambda config, release: None,
 ) -> Plan:  # fmt: skip
     """List the source into ``restricted/plan/`` and write the plan, or return that of an unfinished run.
 
-    ``take_over`` writes what comes from earlier releases, which the plan then names (``history.carry_forward``).
+    ``inherit`` writes what comes from earlier releases, which the plan then names (``history.carry_forward``).
 
     Raises OutputError or CustodianKeyError where a run was begun with other settings or another key.
     """
@@ -169,7 +169,7 @@ def write_or_resume(
         records += len(entries)
     plan = replace(build_plan(config, backbone, key, records), id=plan_id)
     write_config(release, config)
-    take_over(config, release)
+    inherit(config, release)
     write(release, plan)
     return plan
 
