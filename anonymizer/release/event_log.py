@@ -33,7 +33,7 @@ ERASURE_BEGUN = "erasing"  # first event of a release that replaces one from whi
 DESTROYED = "destroyed"  # last event of a release from which people were erased: nothing else is left of it
 TAIL_BYTES = 2**16  # longer than any line
 ADOPTED_EVENT = "adopted"  # of a release of an earlier version: its holder has verified all that stands before
-KEYLESS_EVENTS = {"approved", "published", "verified", "destroyed", "predecessor destroyed", "erased"}
+KEYLESS_EVENTS = {"approved", "published", "verified", "destroying", "destroyed", "predecessor destroyed"}
 MAX_ATTEMPTS = 100  # conditional writes to an object store, where other writers may be first
 
 
