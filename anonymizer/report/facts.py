@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
+from anonymizer.data.sinks.folder import metadata_columns
 from anonymizer.records import Plan
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.publish import PolicyEvaluation
@@ -65,6 +66,7 @@ class PublicFacts:
     manifest_bytes: int
     manifest_sha256: str
     passthrough: Sequence[str]
+    metadata: Sequence[str]  # columns that are repeated for ImageFolder
     settings: Sequence[Setting]
     columns: Sequence[Column]
     scores: Sequence[tuple[Score, histograms.Histogram]]
@@ -120,6 +122,7 @@ def collect_facts(
         passthrough=[
             name for name in ("label", "caption", *config.source.carry) if manifest[name].null_count < len(manifest)
         ],
+        metadata=metadata_columns(manifest),
         settings=describe_settings(
             ledger.plan,
             config,

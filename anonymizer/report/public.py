@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
+from anonymizer.data.sinks.folder import metadata_columns, metadata_lines
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.publish import PolicyEvaluation
 from anonymizer.report import thumbnails
@@ -14,9 +15,9 @@ from anonymizer.report.croissant import KEYWORDS, build_croissant
 from anonymizer.report.facts import LIMITS, PROCESSING, PublicFacts, collect_facts
 from anonymizer.report.rendering import render
 from anonymizer.storage import parquet
-from anonymizer.storage.layout import MANIFEST
+from anonymizer.storage.layout import IMAGE_METADATA, MANIFEST
 from anonymizer.storage.parquet import TableLike
-from anonymizer.storage.path import StoragePath
+from anonymizer.storage.path import StoragePath, translate_storage_errors
 
 SHEET_SIZE = 48  # images on the contact sheet
 SIZE_CATEGORIES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "n>1T")
@@ -24,7 +25,10 @@ DATA_FILES = {"folder": "images/**", "webdataset": "data/*.tar", "parquet": "dat
 
 
 def write_public(folder: StoragePath, config: RunConfig, ledger: FinishedLedger, evaluation: PolicyEvaluation) -> None:
-    """Write the report, the card and ``croissant.json`` beside the manifest: nothing about an individual original."""
+    """Write the report, the card, ``croissant.json`` and the metadata of an image folder beside the manifest.
+
+    They hold nothing about an individual original but what the manifest has.
+    """
     manifest = parquet.open_table(folder / MANIFEST)
     facts = collect_facts(config, ledger, evaluation, manifest, len((folder / MANIFEST).read()))
     columns = manifest.select(thumbnails.IMAGE_COLUMNS)
@@ -34,6 +38,16 @@ def write_public(folder: StoragePath, config: RunConfig, ledger: FinishedLedger,
     (folder / "report.html").write_uncommitted(render("public.html.j2", sheet=sheet, **context))
     (folder / "README.md").write_uncommitted(render("card.md.j2", front=_front_matter(facts, manifest), **context))
     (folder / "croissant.json").write_uncommitted(build_croissant(facts))
+    write_metadata(folder, manifest)
+
+
+def write_metadata(folder: StoragePath, manifest: TableLike) -> None:
+    """Write the columns of an image folder for ImageFolder; remove a file that lies there, if it needs none."""
+    path = folder / IMAGE_METADATA
+    path.remove()
+    if metadata_columns(manifest):
+        with translate_storage_errors(path.fs), path.fs.open(path.path, "wb") as file:
+            file.writelines(metadata_lines(manifest))
 
 
 def _front_matter(facts: PublicFacts, manifest: TableLike) -> str:
@@ -48,7 +62,7 @@ def _front_matter(facts: PublicFacts, manifest: TableLike) -> str:
             "description": f"SHA-256 of {MANIFEST}: {facts.manifest_sha256}",
             "data_files": [{"split": "train", "path": _data_files(facts, manifest)}],
         }
-        if facts.layout == "folder":  # folders are labels only where every image has one
+        if facts.layout == "folder" and not facts.metadata:  # folders are labels only where every image has one
             part["drop_labels"] = not pc.all(pc.fill_null(pc.not_equal(manifest["label"], ""), False)).as_py()
         configs.append(part)
     category = SIZE_CATEGORIES[min(max(len(str(facts.released)) - 3, 0), len(SIZE_CATEGORIES) - 1)]
@@ -65,4 +79,5 @@ def _data_files(facts: PublicFacts, manifest: TableLike) -> str | list[str]:
         batches = manifest.select(["file"]).to_batches(max_chunksize=parquet.BATCH_ROWS)
         labels = {file.split("/")[1] for batch in batches for file in batch["file"].to_pylist()}
         patterns += [f"images/{prefix}*/**" for prefix in ("__", ".") if any(x.startswith(prefix) for x in labels)]
+        patterns += [IMAGE_METADATA] if facts.metadata else []
     return patterns if len(patterns) > 1 else patterns[0]

@@ -11,6 +11,7 @@ from anonymizer.storage.path import StoragePath
 MANIFEST, STATEMENT = "manifest.parquet", "release.intoto.jsonl"
 REVOCATIONS, AUDIT = "revocations.intoto.jsonl", "audit.json"
 IMAGES = "images"  # the folder of images that are files of their own
+IMAGE_METADATA = "metadata.jsonl"  # of images in folders, for readers that know no manifest
 
 ENCRYPTED_SUFFIX = ".age"  # follows the name of a file that is encrypted to recipients
 

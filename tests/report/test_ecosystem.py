@@ -20,9 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from anonymizer.attest.verify.files import check_metadata
 from anonymizer.data import released_images
+from anonymizer.report import public
 from anonymizer.schema import MANIFEST_MEANINGS
 from anonymizer.storage.layout import Release
+from anonymizer.storage.path import StoragePath
 from tests.support.releases import (
     folder_of,
     listing,
@@ -32,6 +35,7 @@ from tests.support.releases import (
     release_without_images,
     run,
     settings,
+    verification_failures,
 )
 
 LAYOUTS = ("folder", "webdataset", "parquet")
@@ -282,3 +286,75 @@ def test_the_code_on_the_card_loads_the_release(
     loaded = list(found["records"])
     assert len(loaded) == 5
     assert ("pictures/image" in loaded[0]) == (layout != "webdataset") == ("with their pictures" in card)
+
+
+CARRIED: list[dict[str, Any]] = [
+    {"who": "a", "about": 'one, "quoted"\nline', "age": 31, "dose": 0.5, "ok": True, "zip": "01234", "note": None},
+    {"who": "b", "about": None, "age": None, "dose": 2.0, "ok": False, "zip": "12345", "note": "ü"},
+    {"who": None, "about": "three", "age": -7, "dose": None, "ok": None, "zip": "00000", "note": "x"},
+]
+NAMES = ["age", "dose", "ok", "zip", "note"]
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet"])
+def test_datasets_reads_carried_columns_with_their_types(tmp_path: Path, datasets: Any, layout: str) -> None:
+    folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(len(CARRIED))})
+    rows = [{"file": f"{i}.png", **item} for i, item in enumerate(CARRIED)]
+    source = {"uri": str(listing(tmp_path / "in", rows)), "image": "file", "label": "who", "caption": "about"}
+    config = settings(tmp_path / "in", tmp_path / "out", f"output.format={layout}", source=source | {"carry": NAMES})
+    release = run(config)
+    rows = manifest(release).to_pylist()
+    dataset = datasets.load_dataset(release.public.path, split="train")
+    found = {one["label"]: one for one in dataset}
+    for row in rows:
+        one = found[row["label"]]
+        assert {key: one[key] for key in [*NAMES, "label", "caption"]} == {
+            key: row[key] for key in [*NAMES, "label", "caption"]
+        }
+        assert pixels(one["image"]) == read_images(release)[row["output_id"]]
+    kinds = {key: dataset.features[key].dtype for key in NAMES}
+    assert kinds == {"age": "int64", "dose": "float64", "ok": "bool", "zip": "string", "note": "string"}
+    assert [text for text in verification_failures(release) if "not signed" not in text] == []
+    text = (release.public / "README.md").read().decode()
+    assert ("in `metadata.jsonl`, which repeats these columns" in text) == (layout == "folder")
+
+
+def test_numbers_of_a_csv_are_numbers_for_datasets(tmp_path: Path, datasets: Any) -> None:
+    folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(2)})
+    (tmp_path / "in" / "l.csv").write_text("file,age,zip\n0.png,31,01234\n1.png,,12345\n")
+    source = {"uri": str(tmp_path / "in" / "l.csv"), "image": "file", "carry": ["age", "zip"]}
+    release = run(settings(tmp_path / "in", tmp_path / "out", source=source))
+    found = datasets.load_dataset(release.public.path, split="train")
+    assert sorted(found["zip"]) == ["01234", "12345"] and {*found["age"]} == {31, None}
+    assert found.features["age"].dtype == "int64"
+
+
+def test_metadata_is_left_out_where_folders_say_all_and_never_names_files(tmp_path: Path, datasets: Any) -> None:
+    labelled = release_of(tmp_path / "one", "folder", labelled=True)
+    assert not (labelled.public / "metadata.jsonl").exists()
+    items = [{"x_file_name": "/etc/passwd", "file_name": "../x", "file_names": "y", "age": i} for i in range(2)]
+    release = release_from_listing(tmp_path / "two", items, carry=["x_file_name", "file_name", "file_names", "age"])
+    found = datasets.load_dataset(release.public.path, split="train")
+    assert found.column_names == ["image", "age"] and sorted(found["age"]) == [0, 1]
+
+
+def test_a_planted_metadata_file_is_not_published(tmp_path: Path) -> None:
+    """Somebody who can write to the candidate puts one there, for a layout that has none."""
+    release = release_of(tmp_path, "parquet")
+    planted = StoragePath.from_uri(str(tmp_path / "planted"))
+    (planted / "metadata.jsonl").write(b'{"file_name": "secret"}\n')
+    public.write_metadata(planted, manifest(release))
+    assert not (planted / "metadata.jsonl").exists()
+
+
+@pytest.mark.parametrize("change", [b'{"file_name": "x", "age": 1}\n', b"", None])
+def test_metadata_that_does_not_repeat_the_manifest_is_found(tmp_path: Path, change: bytes | None) -> None:
+    release = release_from_listing(tmp_path, [{"age": i} for i in range(3)], carry=["age"])
+    path = release.public / "metadata.jsonl"
+    lines = path.read().splitlines(keepends=True)
+    assert [json.loads(line)["age"] for line in lines] == manifest(release)["age"].to_pylist()
+    data = b"".join(reversed(lines)) if change is None else change
+    digests = {"metadata.jsonl": hashlib.sha256(data).hexdigest()}
+    assert [one.result for one in check_metadata(manifest(release), digests)] == ["fail"]
+    path.write(data)
+    assert any("metadata.jsonl" in text for text in verification_failures(release))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +20,14 @@ from anonymizer.attest.verify.image import IMAGE_COLUMNS, ManifestRow, find_prob
 from anonymizer.attest.verify.inventory import Inventory, open_file
 from anonymizer.attest.verify.manifest import PART_PATTERN, passthrough_types
 from anonymizer.data.pillow_warnings import suppress_pillow_warnings
+from anonymizer.data.sinks.folder import metadata_lines
 from anonymizer.storage import parquet
-from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, STATEMENT
+from anonymizer.storage.layout import AUDIT, IMAGE_METADATA, MANIFEST, REVOCATIONS, STATEMENT
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
 from anonymizer.storage.prefetch import chunked, prefetch_map
 
-DOCUMENTS = {MANIFEST, REVOCATIONS, AUDIT, "README.md", "report.html", "croissant.json"}
+DOCUMENTS = {MANIFEST, REVOCATIONS, AUDIT, IMAGE_METADATA, "README.md", "report.html", "croissant.json"}
 CHUNK_SIZE = 32  # images that a thread checks in one go
 
 
@@ -53,6 +55,17 @@ def _digest_problem(folder: StoragePath, inventory: Inventory, name: str, sha256
         return None if statement.file_digest(folder / name) == sha256 else "is not what was signed"
     except OSError:
         return "cannot be read"
+
+
+def check_metadata(manifest: TableLike, digests: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that the metadata of an image folder, where there is some, says what the manifest says."""
+    if IMAGE_METADATA in digests:
+        digest = hashlib.sha256()
+        for line in metadata_lines(manifest):
+            digest.update(line)
+        is_same = digest.hexdigest() == digests[IMAGE_METADATA]
+        problems = [] if is_same else [f"{IMAGE_METADATA}: does not repeat the manifest"]
+        yield from pass_or_fail("metadata", problems, "repeats the manifest")
 
 
 def check_files(

@@ -12,7 +12,7 @@ from anonymizer.attest import merkle, revocation, statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.predicate import ReleasePredicate
 from anonymizer.attest.verify import manifest as manifest_checks
-from anonymizer.attest.verify.files import check_documents, check_files
+from anonymizer.attest.verify.files import check_documents, check_files, check_metadata
 from anonymizer.attest.verify.findings import Finding, failed, noted, pass_or_fail, passed
 from anonymizer.attest.verify.inventory import Inventory, take_inventory
 from anonymizer.crypto import signing
@@ -75,6 +75,7 @@ def _check_contents(
     errors = [] if root == predicate.manifest.merkle_root else ["the rows have another Merkle root than was signed"]
     yield from pass_or_fail("merkle", errors, f"root {root[:16]}… over all rows")
     yield from _check_revocations(folder, predicate, manifest)
+    yield from check_metadata(manifest, signed.digests)
     yield from check_files(folder, inventory, manifest, signed.digests, decode)
 
 

@@ -1,17 +1,27 @@
-"""An image folder: ``images/LABEL/ID.png``, or the first two letters of the id where there is no label."""
+"""An image folder: ``images/LABEL/ID.png``, or the first two letters of the id where there is no label.
+
+Captions and carried columns are repeated in a file that Hugging Face's ImageFolder reads.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import isfinite
 from typing import Any
 from urllib.parse import quote
 
 from anonymizer.data.sinks.base import ImageLocation, ReleasedImage, make_folder
+from anonymizer.schema import MANIFEST_TYPES, SCORE_TYPES
 from anonymizer.storage import filesystem
+from anonymizer.storage.parquet import BATCH_ROWS, TableLike
 from anonymizer.storage.path import translate_storage_errors
 from anonymizer.storage.prefetch import prefetch_map
+
+FILE_COLUMN = re.compile(r"(^|_)file_names?$")  # ImageFolder takes such a column for the names of files
 
 
 class FolderSink:
@@ -35,6 +45,29 @@ class FolderSink:
             return
         with ThreadPoolExecutor(filesystem.MAX_PARALLEL_REQUESTS, "sink") as pool:  # one request for each image
             yield from prefetch_map(put, images, pool, 2 * filesystem.MAX_PARALLEL_REQUESTS)
+
+
+def metadata_columns(manifest: TableLike) -> list[str]:
+    """Return the columns that the metadata of an image folder repeats; none where the folders say all that is carried.
+
+    Columns whose names ImageFolder would take for those of files are left out.
+    """
+    if manifest["member"].null_count < len(manifest):
+        return []
+    own = MANIFEST_TYPES | SCORE_TYPES
+    carried = [name for name in manifest.column_names if name not in own and not FILE_COLUMN.search(name)]
+    texts = [name for name in ("label", "caption") if manifest[name].null_count < len(manifest)]
+    return [*texts, *carried] if carried or "caption" in texts else []
+
+
+def metadata_lines(manifest: TableLike) -> Iterator[bytes]:
+    """Yield a JSON line for each image: the path of its file as ``file_name``, and its columns; nothing without any."""
+    if columns := metadata_columns(manifest):
+        for batch in manifest.select(["file", *columns]).to_batches(max_chunksize=BATCH_ROWS):
+            for row in batch.to_pylist():
+                finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+                line = {"file_name": finite.pop("file"), **finite}
+                yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 def label_folder(label: str) -> str:
