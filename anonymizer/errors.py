@@ -3,6 +3,7 @@
     AnonymizerError
     ├── UsageError            wrong input, reported before any work starts; the command line exits with 2
     │   ├── ConfigError       a key or a value of the configuration
+    │   │   └── LevelError    no level keeps the risk that the configuration promises
     │   ├── SourceError       the dataset to read
     │   ├── OutputError       the output to write
     │   ├── ModelError        a diffusion or scoring model, its device, its dtype
@@ -41,6 +42,14 @@ class UsageError(AnonymizerError):
 
 class ConfigError(UsageError, ReportableError):
     """A key or a value of the configuration is wrong."""
+
+
+class LevelError(ConfigError):
+    """No level keeps a promised risk. ``figures``, the risks measured, are no part of the text, which may be logged."""
+
+    def __init__(self, message: str, figures: str = "") -> None:
+        super().__init__(message)
+        self.figures = figures
 
 
 class SourceError(UsageError):

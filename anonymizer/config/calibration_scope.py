@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from anonymizer.config.base import Float, Section, Uri
 
@@ -36,18 +39,27 @@ class CalibrationScope(Section):
 SCOPE_KEYS = {name: field.description for name, field in CalibrationScope.model_fields.items() if field.description}
 
 
+EARLIER_FIGURES = frozenset(["choosing_high", "confirming_value", "confirming_high"])
+
+
 class ChosenLevel(Section):
-    """How ``boomerang.level`` was chosen from a calibration; recorded by the program, and no setting."""
+    """How ``boomerang.level`` was chosen from a calibration; recorded by the program, and no setting.
+
+    It holds the promise, and no risk that was measured: that is in the calibration's file, and stays there.
+    """
 
     level: float
     identified: bool = Field(False, description="whether people were told apart when the sample was halved")
     calibration: str = Field(description="SHA-256 of the calibration's file, whose address is not stored")
     max_risk: float = Field(description="highest risk above chance that the level had to keep")
     attacks: tuple[str, ...] = Field(description="attacks that this applies to")
-    choosing_high: float = Field(description="highest upper bound of these attacks, in the half that chose")
-    confirming_value: float = Field(description="highest risk of these attacks, in the half that confirmed")
-    confirming_high: float = Field(description="highest upper bound of these attacks, in the half that confirmed")
     belongs_to: CalibrationScope
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_figures(cls, value: Any) -> Any:
+        """Drop the measured risks that settings of earlier versions hold: settings reach a scheduler."""
+        return {k: v for k, v in value.items() if k not in EARLIER_FIGURES} if isinstance(value, Mapping) else value
 
     def __str__(self) -> str:
         return f"chosen from a calibration for a risk of at most {self.max_risk:g} ({', '.join(self.attacks)})"

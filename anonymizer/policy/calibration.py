@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal, TypeVar
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from anonymizer import config as configuration
 from anonymizer.config import CalibrationScope, ChosenLevel, LevelRule, RunConfig, Section
-from anonymizer.errors import ConfigError, OutputError
+from anonymizer.errors import ConfigError, LevelError, OutputError
 from anonymizer.storage.path import StoragePath
 
 C = TypeVar("C", bound=BaseModel)
@@ -190,7 +190,7 @@ def choose_level(calibration: Calibration, max_risk: float, attacks: Sequence[st
     The confirming half, people who had no part in the choice, must then agree: its measured risks at this level must
     not exceed ``max_risk`` either. If they do, no other level is tried, since that would be choosing by this half.
 
-    An attack that could not be measured counts as too high. Raises ConfigError, with the curve, if no level holds.
+    An attack that could not be measured counts as too high. Raises LevelError, with the curve, if no level holds.
     """
     if not 0 < max_risk < 1:
         raise ConfigError(
@@ -203,18 +203,19 @@ def choose_level(calibration: Calibration, max_risk: float, attacks: Sequence[st
     if not passing:
         ascending = reversed(descending)
         curve = ", ".join(f"{level.level:g}: {_describe_risk(level.choosing, names, 'high')}" for level in ascending)
-        raise ConfigError(
-            f"boomerang.level: no level, taken from the strongest down, keeps the risk at or below {max_risk:g}; upper "
-            f"bounds are {curve}: raise max_risk, calibrate with more people, or name the attacks that the promise is "
-            "about"
+        raise LevelError(
+            f"boomerang.level: no level, taken from the strongest down, keeps the risk at or below {max_risk:g}: raise "
+            "max_risk, calibrate with more people, or name the attacks that the promise is about",
+            figures=f"upper bounds are {curve}",
         )
     choice = passing[-1]
     confirming_value = _highest_risk(choice.confirming, names, "value")[0]
     if confirming_value > max_risk:
-        raise ConfigError(
+        raise LevelError(
             f"boomerang.level: {choice.level:g} was chosen for a risk of at most {max_risk:g}, and the people who were "
-            f"to confirm it show {_describe_risk(choice.confirming, names, 'value')} (upper bound "
-            f"{_describe_risk(choice.confirming, names, 'high')}): raise max_risk, or calibrate with more people"
+            "to confirm it show more: raise max_risk, or calibrate with more people",
+            figures=f"they show {_describe_risk(choice.confirming, names, 'value')}, upper bound "
+            f"{_describe_risk(choice.confirming, names, 'high')}",
         )
     return LevelChoice(
         level=choice.level,
@@ -285,7 +286,9 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("; ".join(problems))
     choice = choose_level(calibration, rule.max_risk, rule.attacks)
     chosen = ChosenLevel(
-        **asdict(choice),
+        level=choice.level,
+        max_risk=choice.max_risk,
+        attacks=choice.attacks,
         identified=calibration.identified,
         calibration=hashlib.sha256(data).hexdigest(),
         belongs_to=calibration.belongs_to,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from anonymizer.errors import AnonymizerError, UsageError
+from anonymizer.errors import AnonymizerError, LevelError, UsageError
 from flows.cli import audit, augment, demo, enhance, governance, inspect, release
 
 # What Ctrl-C leaves behind, where it is not a release that the same command finishes.
@@ -44,6 +44,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except AnonymizerError as error:
             click.echo(f"error: {error}", err=True)
+            if isinstance(error, LevelError):
+                click.echo(f"measured: {error.figures}", err=True)
             for note in getattr(error, "__notes__", ()):
                 click.echo(f"caution: {note}", err=True)
             sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from anonymizer.backbones import load_backbone
 from anonymizer.config import CalibrationScope, ChosenLevel, ModelConfig, RunConfig, dump, read_tree
 from anonymizer.config import parse as parse_yaml
-from anonymizer.errors import ConfigError, OutputError
+from anonymizer.errors import ConfigError, LevelError, OutputError
 from anonymizer.policy.calibration import (
-    FORMAT,
     AttackRisk,
     CalibratedLevel,
     Calibration,
@@ -38,6 +37,7 @@ from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
 from tests.support import ROOT
+from tests.support.calibrations import IDEAL, KIND, SETTINGS, Highs, build, calibration, level, risk
 from tests.support.configs import PIXELS
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
@@ -53,60 +53,7 @@ from tests.support.releases import (
     write_restricted_report,
 )
 
-build = partial(build_resolved, RunConfig)
-KIND = "faces of adults"
-IDEAL = IdealGaussian().digest
 RULE = {"calibration": "c.json", "max_risk": 0.05}
-SETTINGS: dict[str, Any] = {
-    "source": {"uri": "in", "kind": KIND},
-    "output": {"uri": "out"},
-    "boomerang": {"level": 0.6, "steps": 2},
-}
-
-
-def risk(attack: str, high: float | None, value: float | None = None) -> AttackRisk:
-    middle = None if high is None else high / 2 if value is None else value
-    return AttackRisk(
-        attack=attack, attacker="aware", measure="rank-1", feature="pixels", n=100, subjects=50,
-        value=middle, low=None if high is None else 0.0, high=high, note="too few" if high is None else None,
-    )  # fmt: skip
-
-
-Highs = Mapping[str, float | None]
-
-
-def level(share: float, highs: Highs | float | None, confirming: Highs | float | None = 0.0) -> CalibratedLevel:
-    """Return a level with upper bounds in the choosing half and values in the confirming one (bounds: twice)."""
-
-    def by_attack(numbers: Highs | float | None) -> Highs:
-        return numbers if isinstance(numbers, Mapping) else {"linkage": numbers}
-
-    return CalibratedLevel(
-        level=share,
-        t_boom=round(1000 * share),
-        log_snr=1 - 10 * share,
-        choosing=tuple(risk(name, high) for name, high in by_attack(highs).items()),
-        confirming=tuple(
-            risk(name, None if v is None else 2 * v, v)
-            for name, v in (
-                {**by_attack(highs), **dict.fromkeys(by_attack(highs), 0.0)} | by_attack(confirming)
-            ).items()
-        ),
-        utility={"accuracy": Utility(value=1 - share, low=0.1, high=0.9)},
-    )
-
-
-def calibration(*levels: CalibratedLevel, config: RunConfig | None = None, digest: str = IDEAL) -> Calibration:
-    return Calibration(
-        format=FORMAT,
-        belongs_to=(config or build(SETTINGS)).calibration_scope(digest),
-        made="2026-11-01T12:00:00+00:00",
-        code_version="0.1.0",
-        choosing=SampleHalf(pictures=100, people=50),
-        confirming=SampleHalf(pictures=98, people=49),
-        levels=levels,
-    )
-
 
 CURVE = calibration(level(0.2, 1.0), level(0.4, 0.3), level(0.6, 0.05), level(0.8, 0.01))
 
@@ -116,6 +63,14 @@ def error_of(work: Callable[[], Any]) -> str:
         work()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def figures_of(work: Callable[[], Any]) -> str:
+    """Return what a LevelError shows the custodian; its text, which a scheduler may store, holds no risk."""
+    with pytest.raises(LevelError) as caught:
+        work()
+    assert "\n" not in str(caught.value) and not re.search(r"0\.\d{3} |not measured", str(caught.value))
+    return caught.value.figures
 
 
 @pytest.fixture
@@ -156,7 +111,7 @@ def test_levels_may_stand_in_any_order() -> None:
 
 def test_the_upper_bound_counts_and_not_the_value() -> None:
     one = level(0.9, 0.3).model_copy(update={"choosing": (risk("linkage", 0.3, value=0.01),)})
-    assert "0.9: 0.300 linkage" in error_of(lambda: choose_level(calibration(one), 0.1))
+    assert "0.9: 0.300 linkage" in figures_of(lambda: choose_level(calibration(one), 0.1))
 
 
 def test_every_attack_must_hold() -> None:
@@ -171,7 +126,7 @@ def test_a_promise_may_be_about_some_attacks_only() -> None:
         level(0.8, {"linkage": 0.9, "leaks": 0.01}, {"linkage": 0.9, "leaks": 0.01}),
     )
     assert choose_level(curve, 0.05, ["leaks"]) == LevelChoice(0.4, 0.05, ("leaks",), 0.02, 0.01, 0.02)
-    assert "0.4: 0.900 linkage, 0.8: 0.900 linkage" in error_of(lambda: choose_level(curve, 0.05))
+    assert "0.4: 0.900 linkage, 0.8: 0.900 linkage" in figures_of(lambda: choose_level(curve, 0.05))
 
 
 @pytest.mark.parametrize("unmeasured", [{"linkage": 0.01, "leaks": None}, {"linkage": 0.01}])
@@ -179,15 +134,16 @@ def test_an_unmeasured_risk_counts_as_too_high(unmeasured: Highs) -> None:
     """Whether the attack is listed without a number, or not listed at all."""
     full = {"linkage": 0.01, "leaks": 0.01}
     assert choose_level(calibration(level(0.4, unmeasured), level(0.8, full)), 0.05).level == 0.8
-    line = error_of(lambda: choose_level(calibration(level(0.4, full), level(0.8, unmeasured)), 0.05))
-    assert "upper bounds are 0.4: 0.010 linkage, 0.8: leaks not measured: raise max_risk" in line
+    figures = figures_of(lambda: choose_level(calibration(level(0.4, full), level(0.8, unmeasured)), 0.05))
+    assert figures == "upper bounds are 0.4: 0.010 linkage, 0.8: leaks not measured"
 
 
 def test_other_people_must_confirm_the_choice() -> None:
     curve = calibration(level(0.4, 0.04, 0.08), level(0.8, 0.01, 0.01))
     line = error_of(lambda: choose_level(curve, 0.05))
     assert "boomerang.level: 0.4 was chosen for a risk of at most 0.05, and the people who were to confirm" in line
-    assert "show 0.080 linkage (upper bound 0.160 linkage): raise max_risk, or calibrate with more people" in line
+    assert line.endswith("to confirm it show more: raise max_risk, or calibrate with more people")
+    assert figures_of(lambda: choose_level(curve, 0.05)) == "they show 0.080 linkage, upper bound 0.160 linkage"
     assert choose_level(curve, 0.03) == LevelChoice(0.8, 0.03, ("linkage",), 0.01, 0.01, 0.02)
 
 
@@ -198,14 +154,15 @@ def test_the_value_confirms_and_the_error_gives_its_bound() -> None:
 
 
 def test_a_confirmation_without_a_number_is_none() -> None:
-    line = error_of(lambda: choose_level(calibration(level(0.4, 0.04, None)), 0.05))
-    assert "show linkage not measured" in line
+    figures = figures_of(lambda: choose_level(calibration(level(0.4, 0.04, None)), 0.05))
+    assert figures.startswith("they show linkage not measured")
 
 
-def test_where_no_level_holds_the_error_is_the_curve_and_what_to_do() -> None:
+def test_where_no_level_holds_the_error_has_the_curve_and_says_what_to_do() -> None:
     line = error_of(lambda: choose_level(CURVE, 0.001))
     assert "no level, taken from the strongest down, keeps the risk at or below 0.001" in line
-    assert "0.2: 1.000 linkage, 0.4: 0.300 linkage, 0.6: 0.050 linkage, 0.8: 0.010 linkage" in line
+    curve = "upper bounds are 0.2: 1.000 linkage, 0.4: 0.300 linkage, 0.6: 0.050 linkage, 0.8: 0.010 linkage"
+    assert figures_of(lambda: choose_level(CURVE, 0.001)) == curve
     assert "raise max_risk, calibrate with more people, or name the attacks that the promise is about" in line
 
 
@@ -351,7 +308,6 @@ def test_a_rule_in_a_file_becomes_a_number_and_a_record(folder: Path) -> None:
     assert chosen is not None
     assert chosen.calibration == hashlib.sha256((folder / "c.json").read_bytes()).hexdigest()
     assert (chosen.level, chosen.max_risk, chosen.attacks) == (0.6, 0.05, ("linkage",))
-    assert (chosen.choosing_high, chosen.confirming_value, chosen.confirming_high) == (0.05, 0.0, 0.0)
     assert chosen.belongs_to == CURVE.belongs_to
     assert "c.json" not in dump(config)
     assert build(read_tree(folder / "run.yaml"), ["boomerang.level.max_risk=0.3"]).boomerang.level == 0.4
@@ -382,7 +338,7 @@ def test_a_number_is_left_alone() -> None:
         ({"calibration": "s3://me:hunter2@host/c.json"}, "boomerang.level.calibration holds a password"),
         ({"calibration": " "}, "boomerang.level.calibration must name a folder, file or prefix"),
         ({"calibration": "none.json"}, "calibration 'none.json': no such file"),
-        ({"max_risk": 0.001}, "0.2: 1.000 linkage, 0.4: 0.300 linkage"),
+        ({"max_risk": 0.001}, "boomerang.level: no level, taken from the strongest down, keeps the risk"),
     ],
 )
 def test_a_wrong_rule_is_one_line(folder: Path, rule: dict[str, Any], line: str) -> None:
@@ -455,6 +411,14 @@ def test_a_stored_config_builds_again_without_the_file(folder: Path) -> None:
     (folder / "c.json").unlink()
     assert build(parse_yaml(dump(config), "config.yaml")) == config
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_config_of_an_earlier_version_loses_its_risk_figures(folder: Path) -> None:
+    stored = parse_yaml(dump(config_with_rule()), "config.yaml")
+    stored["boomerang"]["chosen"] |= {"choosing_high": 0.05, "confirming_value": 0.0, "confirming_high": 0.0}
+    assert build(stored) == config_with_rule()
+    numbers = {name for name, field in ChosenLevel.model_fields.items() if field.annotation is float}
+    assert numbers == {"level", "max_risk"}, "settings reach a scheduler, which gets no measured risk"
 
 
 def test_a_level_by_hand_does_not_keep_the_record_of_a_choice(folder: Path) -> None:
@@ -573,13 +537,14 @@ def test_the_command_line_plans_and_refuses_by_a_rule(
     assert done.exit_code == 0, done.stderr
     assert "t_boom 600 of 1000" in done.stdout
     assert "chosen from a calibration for a risk of at most 0.05 (linkage)" in done.stdout
-    for rule, line in (
-        ("{calibration: tiny.json, max_risk: 0.001}", "error: boomerang.level: no level"),
+    for rule, *lines in (
+        ("{calibration: tiny.json, max_risk: 0.001}", "error: boomerang.level: no level", "measured: upper bounds are"),
         ("{calibration: c.json, max_risk: 0.05}", "error: model.id: the calibration was made with 'bundled:faces-64'"),
     ):
         done = plan_with(rule)
-        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-        assert done.stderr.startswith(line)
+        assert (done.exit_code, done.stdout) == (2, "")
+        for line, start in zip(done.stderr.splitlines(), lines, strict=True):
+            assert line.startswith(start)
     assert not (folder / "out").exists()
 
 
