@@ -20,6 +20,8 @@ from flows.runtime import run_templates, task_runners
 from flows.runtime.run_templates import read_config
 from flows.start import run_flow
 
+UNTRUSTED = ("statement", "signature")  # checks after whose failure no more is read, where trusted keys are given
+
 if TYPE_CHECKING:
     from anonymizer.attest.verify import Finding
     from anonymizer.backbones import Backbone
@@ -133,16 +135,20 @@ def enhance(config: EnhanceConfig | Mapping[str, Any] | str) -> dict[str, Any]:
 
 
 def verify(
-    uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = None, replay: int = 0
-) -> list[Finding]:
+    uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = None, replay: int = 0,
+    approvers: str | None = None, revocations: Sequence[str] = (),
+) -> list[Finding]:  # fmt: skip
     """Check a release, or only a public half, against its signed statement; return one finding for each check.
 
-    ``trust``: public keys, or files with one, that the publisher's must be among. ``decode``: about how many images to
-    decode, None for all. ``rescore``, ``replay``: how many outputs to score or to draw again from their originals;
-    ``rescore`` None is 8 where originals are at hand. Raises GateError for a release that its policy holds back.
+    ``trust``: public keys, or files with one, that the publisher's must be among; where it is not, nothing else is
+    read. ``approvers``: a YAML file with the approvers' public keys by name. ``revocations``: files, URIs or public
+    halves with lists that were handed out later. ``decode``: about how many images to decode, None for all.
+    ``rescore``, ``replay``: how many outputs to score or to draw again from their originals; ``rescore`` None is 8
+    where originals are at hand. Raises GateError for a release that its policy holds back.
     """
     from anonymizer.attest.verify import check_public
     from anonymizer.attest.verify.findings import failed
+    from flows.jobs import verification_inputs as inputs
 
     root = StoragePath.from_uri(uri)
     is_public_half = (root / STATEMENT).exists()  # whatever else lies in it
@@ -153,7 +159,12 @@ def verify(
             f"release {uri!r}: its policy holds it back, and nothing is signed yet: see `anonymizer status`"
         )
     half = root if release is None else release.public if release.public.exists() else release.candidate
-    findings = list(check_public(half, read_public_keys(trust), decode))
+    pinned = None if approvers is None else inputs.read_approvers(approvers)
+    lists = {name: inputs.read_revocations(name) for name in revocations}
+    keys = read_public_keys(trust)
+    findings = list(check_public(half, keys, decode, approvers=pinned, revocations=lists))
+    if keys and any(finding.result == "fail" and finding.check in UNTRUSTED for finding in findings):
+        return findings
     if release is None:
         if rescore or replay:
             reason = "--rescore and --replay need the restricted half: give the whole release"

@@ -40,14 +40,7 @@ class SignedStatement:
 
     def is_signed_by(self, key: SSlibKey) -> bool:
         """Return whether there is a valid signature of this key."""
-        signature = self.envelope.signatures.get(key.keyid)
-        if signature is None:
-            return False
-        try:
-            key.verify_signature(signature, self.envelope.pae())
-        except UnverifiedSignatureError:
-            return False
-        return True
+        return _has_signature(self.envelope, key)
 
     def with_signature(self, signer: CryptoSigner) -> SignedStatement:
         """Return the same statement with one more signature."""
@@ -80,6 +73,26 @@ def loads(data: bytes, *predicate_types: str) -> list[SignedStatement]:
     if not data.endswith(b"\n"):
         raise ValueError("is cut off: its last line has no end")
     return [_load_line(line, predicate_types) for line in data[:-1].split(b"\n")]
+
+
+def is_signed_by_any(data: bytes, keys: Iterable[SSlibKey]) -> bool:
+    """Return whether one of these keys has signed the first statement. Nothing of it but its envelope is parsed."""
+    try:
+        envelope = Envelope.from_dict(json.loads(data.partition(b"\n")[0]))
+    except Exception:  # hostile bytes can raise any error
+        return False
+    return any(_has_signature(envelope, key) for key in keys)
+
+
+def _has_signature(envelope: Envelope, key: SSlibKey) -> bool:
+    signature = envelope.signatures.get(key.keyid)
+    if signature is None:
+        return False
+    try:
+        key.verify_signature(signature, envelope.pae())
+    except UnverifiedSignatureError:
+        return False
+    return True
 
 
 def _load_line(line: bytes, predicate_types: Sequence[str]) -> SignedStatement:

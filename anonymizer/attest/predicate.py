@@ -103,7 +103,10 @@ class Events(StrictModel):
 
 
 class ReleasePredicate(StrictModel):
-    """The whole predicate; ``audit`` is the content of ``audit.json``. Version 1 has no ``policy``."""
+    """The whole predicate; ``audit`` is the content of ``audit.json``.
+
+    ``sizes`` are those of the statement's files, in bytes. Version 1 has no ``policy`` and no ``sizes``.
+    """
 
     version: Literal[1, 2]
     created: str
@@ -115,6 +118,7 @@ class ReleasePredicate(StrictModel):
     counts: Counts
     gate: Gate
     policy: PolicyConfig | None = None
+    sizes: dict[str, Count] | None = None
     audit: dict[str, Any] | None
     publisher: PublicKey | None
     approvals: Approvals
@@ -122,8 +126,9 @@ class ReleasePredicate(StrictModel):
 
     @model_validator(mode="after")
     def _check_version(self) -> ReleasePredicate:
-        if (self.policy is None) != (self.version == 1) or (self.policy is None and self.gate.weaker):
-            raise ValueError("version 2 holds the policy, and version 1 does not")
+        is_first, present = self.version == 1, (self.policy is not None, self.sizes is not None)
+        if present != (not is_first, not is_first) or (is_first and self.gate.weaker):
+            raise ValueError("version 2 holds the policy and the sizes of files, and version 1 does not")
         return self
 
 

@@ -40,9 +40,17 @@ def build(revoked: Mapping[str, str], signer: CryptoSigner) -> SignedStatement:
 
 
 def read(folder: StoragePath) -> list[SignedStatement]:
-    """Return all revocations in a public half. Raises ValueError if one is damaged or not signed by its publisher."""
+    """Return all revocations in a public half. Raises as ``loads`` does."""
     path = folder / REVOCATIONS
-    revocations = dsse.loads(path.read(), PREDICATE_TYPE) if path.exists() else []
+    return loads(path.read()) if path.exists() else []
+
+
+def loads(data: bytes) -> list[SignedStatement]:
+    """Return the revocations in a file's content.
+
+    Raises ValueError if one is damaged or not signed by the publisher that it names.
+    """
+    revocations = dsse.loads(data, PREDICATE_TYPE)
     for revocation in revocations:
         if not revocation.is_signed_by(signing.parse_public_key(publisher_of(revocation))):
             raise ValueError("holds a revocation that is not signed by its publisher")

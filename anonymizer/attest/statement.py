@@ -7,7 +7,7 @@ original, and of an audit only its public summary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -102,12 +102,22 @@ def file_digest(path: StoragePath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(folder: StoragePath) -> SignedStatement:
-    """Return the statement in a public half, its signatures unchecked.
+def file_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
+    """Return name -> bytes of files."""
+    return {name: int(folder.fs.size((folder / name).path)) for name in names}
 
-    Raises OSError, or ValueError if the file holds no statement with a complete predicate, or more than one.
+
+def read(folder: StoragePath) -> SignedStatement:
+    """Return the statement in a public half, its signatures unchecked. Raises as ``loads`` does, or OSError."""
+    return loads((folder / STATEMENT).read())
+
+
+def loads(data: bytes) -> SignedStatement:
+    """Return the statement about a release in a file's content, its signatures unchecked.
+
+    Raises ValueError if that holds no statement with a complete predicate, or more than one.
     """
-    statements = dsse.loads((folder / STATEMENT).read(), *PREDICATE_TYPES.values())
+    statements = dsse.loads(data, *PREDICATE_TYPES.values())
     if len(statements) != 1:
         raise ValueError(f"holds {len(statements)} statements and must hold one")
     parse_predicate(statements[0])

@@ -292,12 +292,14 @@ def _sign_candidate(
         hmac_sha256=key.materials_hmac(ledger.originals.keys()),
         previous=None if config.previous is None else read_statement(Release.at(config.previous)).digest,
     )
+    digests = statement.subject_digests(folder)
     predicate = {
         **statement.build_predicate(ledger.plan, ledger.summary, manifest, config.output.public_scores, materials),
         **_build_decision(config, evaluation),
+        "sizes": statement.file_sizes(folder, digests),
         "events": asdict(head),
     }
-    signed = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder), predicate, signer)
+    signed = dsse.build(statement.PREDICATE_TYPE, digests, predicate, signer)
     release.statement.write(dsse.dumps([signed]))
 
 

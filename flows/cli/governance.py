@@ -128,17 +128,32 @@ def _print_approved(findings: Sequence[Finding]) -> None:
     "--rescore", type=click.IntRange(0), help="Pictures to score again.  [default: 8, where originals are at hand]",
 )  # fmt: skip
 @click.option("--replay", default=0, type=click.IntRange(0), help="Pictures to draw again, with the custodian's key.")
+@click.option(
+    "--approvers", type=click.Path(dir_okay=False),
+    help="YAML file with the approvers' public keys by name, as you know them: no other approval counts.",
+)  # fmt: skip
+@click.option(
+    "--revocations", multiple=True,
+    help="List of what was revoked since (file, URI or public half), in which no picture here may be; repeatable.",
+)  # fmt: skip
 @as_json
 def verify(
-    path: str, trust: tuple[str, ...], decode: int | None, rescore: int | None, replay: int, as_json: bool
-) -> None:
+    path: str, trust: tuple[str, ...], decode: int | None, rescore: int | None, replay: int, approvers: str | None,
+    revocations: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
     """Check a release, or only its public half.
 
+    With --trust nothing of a release by another publisher is read but its signature.
+
     \b
-    anonymizer verify releases/2026-11/public --trust publisher.pub
+    anonymizer verify releases/2026-11/public --trust publisher.pub --approvers approvers.yaml
+    anonymizer verify releases/2026-11/public --trust publisher.pub --revocations releases/2026-12/public
     anonymizer verify releases/2026-11 --replay 4
     """
-    if not verify_release(path, trust, decode=decode, rescore=rescore, replay=replay, as_json=as_json):
+    if not verify_release(
+        path, trust, decode=decode, rescore=rescore, replay=replay, approvers=approvers, revocations=revocations,
+        as_json=as_json,
+    ):  # fmt: skip
         sys.exit(1)
 
 
@@ -284,13 +299,15 @@ def _generate_key(kind: str) -> tuple[bytes, str | None]:
 
 
 def verify_release(
-    uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = 0, replay: int = 0,
-    as_json: bool = False,
+    uri: str, trust: Sequence[str] = (), *, rescore: int | None = 0, as_json: bool = False, **settings: Any
 ) -> bool:  # fmt: skip
-    """Check a release or a public half and print the findings; return whether no check failed."""
+    """Check a release or a public half and print the findings; return whether no check failed.
+
+    ``settings`` are those of ``flows.api.verify``.
+    """
     from flows import api
 
-    findings = api.verify(uri, trust, decode=decode, rescore=rescore, replay=replay)
+    findings = api.verify(uri, trust, rescore=rescore, **settings)
     passed = not any(finding.result == "fail" for finding in findings)
     if as_json:
         click.echo(json.dumps({"passed": passed, "findings": [finding.to_json() for finding in findings]}))

@@ -107,7 +107,7 @@ def test_the_whole_policy_is_signed(release: Release) -> None:
 def version_1(predicate: dict[str, Any]) -> None:
     """Make a predicate what versions before this one wrote."""
     predicate["version"] = 1
-    del predicate["policy"], predicate["gate"]["weaker"]
+    del predicate["policy"], predicate["sizes"], predicate["gate"]["weaker"]
 
 
 def test_a_statement_of_the_first_version_verifies(release: Release, tmp_path: Path) -> None:
@@ -126,6 +126,10 @@ CHANGES = {  # of a predicate that is signed again -> the check that fails
     "another version than its type": (lambda p: p.update(version=1), "statement"),
     "a first version by another name": (version_1, "statement"),
     "no policy": (lambda p: p.pop("policy"), "statement"),
+    "no sizes": (lambda p: p.pop("sizes"), "statement"),
+    "no size of a file": (lambda p: p["sizes"].pop("README.md"), "statement"),
+    "a size of a file that is not signed": (lambda p: p["sizes"].update({"x": 1}), "statement"),
+    "another size of a document": (lambda p: p["sizes"].update({"README.md": 1}), "digests"),
     "a policy with an unknown rule": (lambda p: p["policy"].update(kindness=1), "statement"),
     "another number of approvals": (lambda p: p["policy"].update(approvals=0), "gate"),
     "other approvers": (lambda p: p["policy"].update(approvers={"ada": public_key(EVE)}), "gate"),

@@ -78,8 +78,8 @@ def signed_release(signed_releases: Mapping[str, Path], tmp_path: Path) -> Relea
     return Release.at(str(shutil.copytree(signed_releases["folder"], tmp_path / "both")))
 
 
-def check(folder: Path, trust: Sequence[str] = ()) -> list[Finding]:
-    found = list(verify.check_public(StoragePath.from_uri(str(folder)), trust))
+def check(folder: Path, trust: Sequence[str] = (), **known: Any) -> list[Finding]:
+    found = list(verify.check_public(StoragePath.from_uri(str(folder)), trust, **known))
     assert all(
         len(f.message.splitlines()) == 1 and f.message.isprintable() and len(f.message) <= MAX_LENGTH + 1 for f in found
     )
@@ -118,9 +118,22 @@ def sign_again(
         "merkle_root": merkle.root(merkle.encode_rows(manifest)).hex(),
     }
     subjects = statement.subject_digests(path)
-    change(predicate)
     digests(subjects)
+    predicate["sizes"] = {name: (folder / name).stat().st_size for name in subjects}
+    change(predicate)
     write_statement(folder, predicate, subjects, by)
+
+
+def with_sizes(folder: Path, predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a predicate with the sizes that its files have now."""
+    return {**predicate, "sizes": {name: (folder / name).stat().st_size for name in predicate["sizes"]}}
+
+
+def set_approvals(predicate: dict[str, Any], **values: Any) -> None:
+    """Change ``required`` or ``approvers``, in the policy as well."""
+    predicate["approvals"] |= values
+    names = {"required": "approvals", "approvers": "approvers"}
+    predicate["policy"] |= {names[name]: value for name, value in values.items()}
 
 
 def write_statement(

@@ -25,6 +25,7 @@ from anonymizer.storage.path import StoragePath
 BLOCK_SIZE = 2**20
 ALLOWED_METADATA = {b"huggingface"}  # the types of the columns
 SIDE_FILES = (".json", ".cls", ".txt")
+MAX_SIDE_BYTES = 2**24  # of a label, a caption, or the columns of one image
 DIGEST_MISMATCH = "is not what was signed"
 ImageOrProblem = tuple[ManifestRow, bytes] | str  # an encoded image with its row, or a problem of its part
 
@@ -67,7 +68,7 @@ def _read_tar(raw: BufferedReader, sha256: str, rows: pa.Table) -> Iterator[Imag
     images = {row["member"]: row for row in rows.select(IMAGE_COLUMNS).to_pylist()}
     texts = {row["output_id"]: row for row in rows.select(["output_id", "label", "caption"]).to_pylist()}
     columns, names = {"label", *passthrough_types(rows)}, set[str]()
-    for name, data in _read_members(file):
+    for name, data in _read_members(file, {name: row["bytes"] for name, row in images.items()}):
         stem, suffix = os.path.splitext(name)
         if name in names:
             yield "holds two members of one name"
@@ -80,12 +81,17 @@ def _read_tar(raw: BufferedReader, sha256: str, rows: pa.Table) -> Iterator[Imag
         yield DIGEST_MISMATCH
 
 
-def _read_members(file: HashingReader) -> Iterator[tuple[str, bytes]]:
-    """Yield names and contents. Raises ValueError or tarfile.HeaderError unless headers hold a name and a size only."""
+def _read_members(file: HashingReader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+    """Yield names and contents; ``sizes`` are those of images.
+
+    Raises ValueError or tarfile.HeaderError unless headers hold a name and a size only, that of the manifest.
+    """
     while any(header := file.read(tarfile.BLOCKSIZE)):
         info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
         plain = tarfile.TarInfo(info.name)
         plain.size = info.size
+        if info.size > sizes.get(info.name, MAX_SIDE_BYTES):  # before it is read
+            raise ValueError("holds a member that is too large")
         data, padding = file.read(info.size), file.read(-info.size % tarfile.BLOCKSIZE)
         if header != plain.tobuf(tarfile.USTAR_FORMAT) or any(padding):
             raise ValueError("says more than names")

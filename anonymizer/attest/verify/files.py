@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from operator import itemgetter
 
@@ -28,6 +28,7 @@ from anonymizer.storage.path import StoragePath
 from anonymizer.storage.prefetch import chunked, prefetch_map
 
 DOCUMENTS = {MANIFEST, REVOCATIONS, AUDIT, IMAGE_METADATA, "README.md", "report.html", "croissant.json"}
+WRONG_SIZE = "has another size than was signed, and was not read"
 CHUNK_SIZE = 32  # images that a thread checks in one go
 
 
@@ -38,6 +39,19 @@ class ImageCheck:
     checked: int
     decoded: int
     problems: Sequence[str]
+
+
+def check_sizes(folder: StoragePath, inventory: Inventory, sizes: Mapping[str, int] | None) -> Inventory:
+    """Return the inventory with the files that have another size than was signed, of which not a byte is to be read."""
+    wrong = {name for name in inventory.files.intersection(sizes or ()) if _size(folder / name) != (sizes or {})[name]}
+    return replace(inventory, wrong_sizes=frozenset(wrong))
+
+
+def _size(path: StoragePath) -> int | None:
+    try:
+        return int(path.fs.size(path.path))
+    except OSError:
+        return None
 
 
 def check_documents(folder: StoragePath, inventory: Inventory, digests: Mapping[str, str]) -> Iterator[Finding]:
@@ -51,6 +65,8 @@ def check_documents(folder: StoragePath, inventory: Inventory, digests: Mapping[
 def _digest_problem(folder: StoragePath, inventory: Inventory, name: str, sha256: str) -> str | None:
     if name not in inventory.files:
         return "is missing"
+    if name in inventory.wrong_sizes:
+        return WRONG_SIZE
     try:
         return None if statement.file_digest(folder / name) == sha256 else "is not what was signed"
     except OSError:
@@ -142,10 +158,11 @@ def _read_parts(
             yield f"{name}: its rows do not stand together"
         elif name not in signed:
             yield f"{name}: was not signed"
-        elif name in inventory.files:
+        elif name in inventory.files - inventory.wrong_sizes:
             yield from read_part(folder, name, digests[name], pa.Table.from_batches([rows for _, rows in runs]))
         done.add(name)
-    for name in sorted((signed & inventory.files) - done):
+    yield from (f"{name}: {WRONG_SIZE}" for name in sorted(signed & inventory.wrong_sizes))
+    for name in sorted((signed & inventory.files) - inventory.wrong_sizes - done):
         yield from read_part(folder, name, digests[name], no_rows)
 
 

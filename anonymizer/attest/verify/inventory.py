@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import islice
 from typing import cast
 
+from anonymizer.storage.layout import STATEMENT
 from anonymizer.storage.path import StoragePath
+
+MAX_STATEMENT_BYTES = 2**26  # a release of a million parts has one of some hundred bytes for each
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,34 @@ class Inventory:
     files: frozenset[str]
     empty_folders: frozenset[str]
     irregular: Sequence[str]
+    wrong_sizes: frozenset[str] = frozenset()  # of other sizes than were signed; they are not read
 
 
-def take_inventory(folder: StoragePath) -> Inventory:
-    """List everything below a folder without following links; empty if there is no such folder."""
+def read_statement(folder: StoragePath) -> bytes:
+    """Return the statement of a public half.
+
+    Raises FileNotFoundError unless it is a plain file, ValueError if it is too large.
+    """
+    path = folder / STATEMENT
+    if not (stat.S_ISREG(os.lstat(path.path).st_mode) if path.is_local else path.exists()):
+        raise FileNotFoundError
+    return read_bounded(path, MAX_STATEMENT_BYTES)
+
+
+def read_bounded(path: StoragePath, max_bytes: int) -> bytes:
+    """Return the content of a file. Raises ValueError if it is larger."""
+    with path.fs.open(path.path, "rb") as file:
+        data: bytes = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"is larger than {max_bytes:,} bytes")
+    return data
+
+
+def take_inventory(folder: StoragePath, max_files: int) -> Inventory:
+    """List everything below a folder without following links; empty if there is no such folder.
+
+    Of a folder that holds more than ``max_files`` no more are listed.
+    """
     if not folder.is_local:
         return Inventory(frozenset(folder.list_files() if folder.exists() else ()), frozenset(), [])
     files: set[str] = set()
@@ -32,10 +61,13 @@ def take_inventory(folder: StoragePath) -> Inventory:
     irregular: list[str] = []
     pending = [""]
     while pending:
+        if len(files) + len(irregular) + len(empty_folders) > max_files:
+            irregular.append("folder: holds far more files than were signed")
+            break
         parent = pending.pop()
         try:
             with os.scandir(os.path.join(folder.path, parent)) as scan:
-                entries = list(scan)
+                entries = list(islice(scan, max_files + 1))
         except OSError:
             irregular.append(f"{parent or 'folder'}: cannot be listed")
             continue

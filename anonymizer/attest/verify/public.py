@@ -6,15 +6,16 @@ compare the reported one. Input is untrusted, so every fault becomes a finding, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import partial
 
-from anonymizer.attest import merkle, revocation, statement
+from anonymizer.attest import dsse, merkle, revocation, statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.predicate import ReleasePredicate
 from anonymizer.attest.verify import manifest as manifest_checks
-from anonymizer.attest.verify.files import check_documents, check_files, check_metadata
+from anonymizer.attest.verify.files import check_documents, check_files, check_metadata, check_sizes
 from anonymizer.attest.verify.findings import Finding, failed, noted, pass_or_fail, passed
-from anonymizer.attest.verify.inventory import Inventory, take_inventory
+from anonymizer.attest.verify.inventory import Inventory, read_statement, take_inventory
 from anonymizer.crypto import signing
 from anonymizer.policy.gates import rule_names
 from anonymizer.storage import parquet
@@ -22,20 +23,35 @@ from anonymizer.storage.layout import MANIFEST, REVOCATIONS, STATEMENT
 from anonymizer.storage.parquet import TableLike
 from anonymizer.storage.path import StoragePath
 
+MAX_STRAYS = 1000  # files that nothing speaks of; beyond these a folder is not listed any further
+MIN_ROW_BYTES = 48  # of a manifest: an output id and a digest, which look random and cannot be compressed
 
-def check_public(folder: StoragePath, trusted: Sequence[str] = (), decode: int | None = None) -> Iterator[Finding]:
+
+def check_public(
+    folder: StoragePath,
+    trusted: Sequence[str] = (),
+    decode: int | None = None,
+    *,
+    approvers: Mapping[str, str] | None = None,
+    revocations: Mapping[str, Sequence[SignedStatement]] | None = None,
+) -> Iterator[Finding]:
     """Yield the findings of every check of a public half, in order.
 
-    ``trusted`` are public keys, one of which must be the publisher's. All files are read and compared with their signed
-    digests; ``decode`` bounds how many images are decoded as well.
+    ``trusted`` are public keys, one of which must be the publisher's; where it is not, nothing but the envelope of the
+    statement is parsed. ``approvers`` are public keys by name, as the verifier knows them, and ``revocations`` lists
+    that were handed out later, by a name for findings. All files are read and compared with their signed digests;
+    ``decode`` bounds how many images are decoded as well.
     """
-    inventory = take_inventory(folder)
-    if STATEMENT not in inventory.files:
+    try:
+        data = read_statement(folder)
+        if trusted and not dsse.is_signed_by_any(data, map(signing.parse_public_key, trusted)):
+            yield failed("signature", "is by none of the keys that are trusted: nothing else was read")
+            return
+        signed = statement.loads(data)
+        predicate = statement.parse_predicate(signed)
+    except FileNotFoundError:
         yield failed("statement", f"{STATEMENT}: is missing: nothing says what this release should be")
         return
-    try:
-        signed = statement.read(folder)
-        predicate = statement.parse_predicate(signed)
     except (ValueError, OSError, MemoryError) as error:
         yield failed("statement", f"{STATEMENT}: {error or 'is too large'}")
         return
@@ -43,22 +59,53 @@ def check_public(folder: StoragePath, trusted: Sequence[str] = (), decode: int |
         yield failed("signature", "the publisher's signature does not hold")
         return
     yield from _check_publisher(predicate.publisher, trusted)
-    yield from _check_approvals(signed, predicate)
+    if trusted and predicate.publisher not in trusted:
+        return
+    inventory = take_inventory(folder, predicate.manifest.rows + len(signed.digests) + MAX_STRAYS)
+    if predicate.sizes is not None and predicate.sizes.keys() != signed.digests.keys():
+        yield failed("statement", f"{STATEMENT}: gives sizes of other files than digests")
+        return
+    inventory = check_sizes(folder, inventory, predicate.sizes)
+    yield from _check_approvals(signed, predicate, approvers)
     yield from _check_gate(predicate)
     documents = list(check_documents(folder, inventory, signed.digests))
     yield from documents
     if MANIFEST not in signed.digests:
         yield failed("digests", f"{MANIFEST}: was not signed")
     elif all(finding.result == "pass" for finding in documents):
-        yield from _check_contents(folder, inventory, signed, predicate, decode)
+        manifest = _open_manifest(folder, predicate)
+        if isinstance(manifest, Finding):
+            yield manifest
+            return
+        later = partial(_check_later_revocations, revocations or {}, {predicate.publisher, *trusted})
+        yield from _check_contents(folder, inventory, signed, predicate, manifest, decode, later)
+
+
+def _open_manifest(folder: StoragePath, predicate: ReleasePredicate) -> TableLike | Finding:
+    """Open the manifest, if it has as many rows as were signed, which is known before one is read."""
+    try:
+        manifest = parquet.open_table(folder / MANIFEST)
+    except Exception:  # hostile bytes can raise any error in a decoder
+        return failed("schema", f"{MANIFEST}: is no Parquet file that can be read")
+    rows, size = predicate.manifest.rows, (folder / MANIFEST).fs.size((folder / MANIFEST).path)
+    if len(manifest) != rows:
+        return failed("counts", f"{MANIFEST}: has {len(manifest):,} rows, and {rows:,} were signed")
+    if rows * MIN_ROW_BYTES > size:
+        return failed("counts", f"{MANIFEST}: has {rows:,} rows in {size:,} bytes, which cannot hold so many")
+    return manifest
 
 
 def _check_contents(
-    folder: StoragePath, inventory: Inventory, signed: SignedStatement, predicate: ReleasePredicate, decode: int | None
+    folder: StoragePath,
+    inventory: Inventory,
+    signed: SignedStatement,
+    predicate: ReleasePredicate,
+    manifest: TableLike,
+    decode: int | None,
+    check_later_revocations: Callable[[TableLike], Iterator[Finding]],
 ) -> Iterator[Finding]:
     """Check the manifest, and all files against it."""
     try:
-        manifest = parquet.open_table(folder / MANIFEST)
         errors = list(manifest_checks.structure_errors(manifest))
     except Exception:  # hostile bytes can raise any error in a decoder
         errors = [f"{MANIFEST}: is no Parquet file that can be read"]
@@ -75,6 +122,7 @@ def _check_contents(
     errors = [] if root == predicate.manifest.merkle_root else ["the rows have another Merkle root than was signed"]
     yield from pass_or_fail("merkle", errors, f"root {root[:16]}… over all rows")
     yield from _check_revocations(folder, predicate, manifest)
+    yield from check_later_revocations(manifest)
     yield from check_metadata(manifest, signed.digests)
     yield from check_files(folder, inventory, manifest, signed.digests, decode)
 
@@ -83,7 +131,7 @@ def _check_publisher(key: str | None, trusted: Sequence[str]) -> Iterator[Findin
     if key is None:
         yield failed("signature", "the statement is not signed: nobody answers for this release")
     elif trusted and key not in trusted:
-        yield failed("signature", f"signed by {key}, which is none of the keys that are trusted")
+        yield failed("signature", "names another publisher than those that are trusted: nothing else was read")
     elif trusted:
         yield passed("signature", f"by {key}, a key that is trusted")
     else:
@@ -91,8 +139,13 @@ def _check_publisher(key: str | None, trusted: Sequence[str]) -> Iterator[Findin
         yield noted("signature", "compare that key with the publisher's, or give it with --trust: anybody can make one")
 
 
-def _check_approvals(signed: SignedStatement, predicate: ReleasePredicate) -> Iterator[Finding]:
-    """Check that enough approvers have signed, and that every signature is valid and by a key that is listed."""
+def _check_approvals(
+    signed: SignedStatement, predicate: ReleasePredicate, approvers: Mapping[str, str] | None
+) -> Iterator[Finding]:
+    """Check that enough approvers have signed, and that every signature is valid and by a key that is listed.
+
+    The publisher lists the approvers: with ``approvers``, public keys by name, only those count that it names, too.
+    """
     required, valid = predicate.approvals.required, statement.valid_approvers(signed)
     key_ids = {name: signing.parse_public_key(key).keyid for name, key in predicate.approvals.approvers.items()}
     publisher = {signing.parse_public_key(key).keyid for key in [predicate.publisher] if key is not None}
@@ -101,10 +154,18 @@ def _check_approvals(signed: SignedStatement, predicate: ReleasePredicate) -> It
     signers = {name for name, key_id in key_ids.items() if key_id in signed.key_ids - publisher}
     if invalid := sorted(signers - set(valid)):
         yield failed("approvals", f"signatures that do not hold: {', '.join(invalid)}")
+    if approvers is not None:
+        listed = predicate.approvals.approvers
+        if strangers := [name for name in valid if approvers.get(name) != listed[name]]:
+            yield failed("approvals", f"signed with keys that --approvers does not name so: {', '.join(strangers)}")
+        valid = tuple(name for name in valid if name not in strangers)
+        required = max(required, 1)  # who names approvers expects an approval, whatever the publisher asked for
     if len(valid) < required:
         yield failed("approvals", f"{len(valid)} of {required} that are required ({', '.join(valid) or 'none'})")
     else:
         yield passed("approvals", f"{', '.join(valid)} ({required} required)" if valid else "none required")
+    if valid and approvers is None:
+        yield noted("approvals", "only the publisher says whose keys these are: give those you know with --approvers")
 
 
 def _check_gate(predicate: ReleasePredicate) -> Iterator[Finding]:
@@ -155,6 +216,23 @@ def _check_revocations(folder: StoragePath, predicate: ReleasePredicate, manifes
         count = _count_revoked(manifest, revoked)
         problems = [f"{count:,} pictures are here that were revoked"] if count else []
         yield from pass_or_fail("revocations", problems, f"{len(revoked):,} pictures revoked, none of them here")
+
+
+def _check_later_revocations(
+    lists: Mapping[str, Sequence[SignedStatement]], believed: Set[str | None], manifest: TableLike
+) -> Iterator[Finding]:
+    """Check against lists that came after the release; ``believed`` are the keys that may revoke its images."""
+    for name, revocations in lists.items():
+        if any(revocation.publisher_of(signed) not in believed for signed in revocations):
+            yield failed(
+                "revocations", f"{name}: some are by a key that is neither the publisher's nor named by --trust"
+            )
+        revoked = {output_id: digest for signed in revocations for output_id, digest in signed.digests.items()}
+        count = _count_revoked(manifest, revoked)
+        problems = [f"{name}: {count:,} pictures are here that were revoked: delete them"] if count else []
+        yield from pass_or_fail(
+            "revocations", problems, f"{name}: {len(revoked):,} pictures revoked, none of them here"
+        )
 
 
 def _count_revoked(manifest: TableLike, revoked: Mapping[str, str]) -> int:

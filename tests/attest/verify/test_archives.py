@@ -26,6 +26,7 @@ from tests.support.signed_release import (
     list_images,
     sign_again,
     with_column,
+    with_sizes,
     write_statement,
 )
 
@@ -153,7 +154,8 @@ def test_a_signed_damaged_part_never_raises(signed_releases: Mapping[str, Path],
             data[int(at * len(data))] ^= other
             part.write_bytes(data)
             digest = statement.file_digest(StoragePath.from_uri(str(part)))
-            write_statement(public_half, signed.predicate, {**signed.digests, name: digest})
+            predicate = with_sizes(public_half, signed.predicate)
+            write_statement(public_half, predicate, {**signed.digests, name: digest})
             assert failed_checks(public_half) <= {"pictures"}
 
         damage()

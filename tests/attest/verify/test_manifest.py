@@ -25,6 +25,7 @@ from tests.support.signed_release import (
     read_predicate,
     sign_again,
     with_column,
+    with_sizes,
     write_manifest,
     write_statement,
 )
@@ -106,7 +107,7 @@ def test_unexpected_columns_are_found_in_a_manifest_that_is_signed_again(folder_
     if what == "two of one name":  # of which no statement can be made with our own tools
         place = StoragePath.from_uri(str(folder_half))
         digests = {**statement.read(place).digests, MANIFEST: statement.file_digest(place / MANIFEST)}
-        write_statement(folder_half, read_predicate(folder_half), digests)
+        write_statement(folder_half, with_sizes(folder_half, read_predicate(folder_half)), digests)
     else:
         sign_again(folder_half)
     found = [finding for finding in check(folder_half) if finding.result == "fail" and predicate in finding.message]
@@ -125,7 +126,8 @@ def test_random_bytes_as_signed_manifest_are_found(folder_half: Path, data: byte
     signed = statement.read(StoragePath.from_uri(str(folder_half)))
     (folder_half / MANIFEST).write_bytes(data)
     digest = statement.file_digest(StoragePath.from_uri(str(folder_half)) / MANIFEST)
-    write_statement(folder_half, signed.predicate, {**signed.digests, MANIFEST: digest})
+    predicate = with_sizes(folder_half, signed.predicate)
+    write_statement(folder_half, predicate, {**signed.digests, MANIFEST: digest})
     assert failed_checks(folder_half) == {"schema"}
 
 
@@ -137,7 +139,8 @@ def test_a_signed_damaged_manifest_never_raises(folder_half: Path, at: float, ot
     data[int(at * len(data))] ^= other
     (folder_half / MANIFEST).write_bytes(data)
     digest = statement.file_digest(StoragePath.from_uri(str(folder_half)) / MANIFEST)
-    write_statement(folder_half, signed.predicate, {**signed.digests, MANIFEST: digest})
+    predicate = with_sizes(folder_half, signed.predicate)
+    write_statement(folder_half, predicate, {**signed.digests, MANIFEST: digest})
     check(folder_half)
     (folder_half / MANIFEST).write_bytes(before)
 

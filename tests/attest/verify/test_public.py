@@ -35,11 +35,13 @@ from tests.support.signed_release import (
     revoke,
     sign_again,
 )
-from tests.support.signing_keys import EVE, PUBLISHER, public_key
+from tests.support.signing_keys import ADA, BOB, EVE, PUBLISHER, public_key
+
+APPROVERS = {"ada": public_key(ADA), "bob": public_key(BOB)}
 
 
 def test_an_untouched_release_passes_every_check(public_half: Path) -> None:
-    found = check(public_half, [public_key(PUBLISHER)])
+    found = check(public_half, [public_key(PUBLISHER)], approvers=APPROVERS)
     assert {finding.result for finding in found} == {"pass"}
     assert [finding.check for finding in found] == [
         "signature", "approvals", "gate", "digests", "schema", "counts", "names", "merkle", "strays", "pictures",
@@ -149,6 +151,6 @@ def test_a_changed_or_unsigned_revocation_is_found(folder_half: Path) -> None:
 
 def test_a_revocation_by_another_key_is_noted(folder_half: Path) -> None:
     revoke(folder_half, {"0" * 32: "0" * 64}, EVE)
-    notes = [finding for finding in check(folder_half, [public_key(PUBLISHER)]) if finding.result == "note"]
-    assert [note.check for note in notes] == ["revocations"]
+    found = check(folder_half, [public_key(PUBLISHER)], approvers=APPROVERS)
+    assert [finding.check for finding in found if finding.result == "note"] == ["revocations"]
     assert failed_checks(folder_half) == set()

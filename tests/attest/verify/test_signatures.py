@@ -27,10 +27,13 @@ from tests.support.signed_release import (
     failed_checks,
     failures,
     read_predicate,
+    set_approvals,
     sign_again,
     write_statement,
 )
 from tests.support.signing_keys import ADA, BOB, EVE, PUBLISHER, public_key
+
+THREE = {"ada": public_key(ADA), "bob": public_key(BOB), "eve": public_key(EVE)}
 
 
 def respelled(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
@@ -149,7 +152,7 @@ def test_one_approver_under_two_names_is_found(folder_half: Path) -> None:
 
 def test_publishers_cannot_approve_their_own_release(folder_half: Path) -> None:
     both = {"ada": public_key(ADA), "me": public_key(PUBLISHER)}
-    sign_again(folder_half, lambda predicate: predicate["approvals"].update(approvers=both), by=[PUBLISHER, ADA])
+    sign_again(folder_half, lambda predicate: set_approvals(predicate, approvers=both), by=[PUBLISHER, ADA])
     (one,) = [finding for finding in check(folder_half) if finding.result == "fail"]
     assert (one.check, one.message) == ("approvals", "1 of 2 that are required (ada)")
 
@@ -170,14 +173,14 @@ def test_a_forged_publisher_is_found_with_trusted_keys_and_noted_without(folder_
 
     def forge(predicate: dict[str, Any]) -> None:
         predicate.update(publisher=public_key(forger))
-        predicate["approvals"].update(approvers=approvers)
+        set_approvals(predicate, approvers=approvers)
 
     sign_again(folder_half, forge, by=[forger, BOB, EVE])
     assert failures(check(folder_half, [public_key(PUBLISHER)])) == {"signature"}
     found = check(folder_half)
     assert failures(found) == set()
-    (note,) = [finding for finding in found if finding.result == "note"]
-    assert note.check == "signature" and "compare that key with the publisher's" in note.message
+    notes = {finding.check: finding.message for finding in found if finding.result == "note"}
+    assert "compare that key with the publisher's" in notes["signature"]
     assert f"by {public_key(forger)}" in {finding.message for finding in found}
 
 
@@ -193,7 +196,7 @@ def test_a_forged_publisher_is_found_with_trusted_keys_and_noted_without(folder_
         (lambda predicate: predicate["manifest"]["columns"].pop(), "schema"),
         (lambda predicate: predicate["manifest"].update(public_scores="none"), "schema"),
         (lambda predicate: predicate["manifest"].update(merkle_root="0" * 64), "merkle"),
-        (lambda predicate: predicate["approvals"].update(required=3), "approvals"),
+        (lambda predicate: set_approvals(predicate, required=3, approvers=THREE), "approvals"),
     ],
 )
 def test_a_false_statement_is_found(folder_half: Path, change: Change, check_name: str) -> None:
@@ -205,7 +208,9 @@ def test_a_waiver_is_noted_with_who_and_why(folder_half: Path) -> None:
     def waive(predicate: dict[str, Any]) -> None:
         (rule,) = predicate["gate"]["rules"]
         rule.update(result="waived")
-        predicate["gate"]["waivers"].append({"rule": "max_failed", "who": "Ada", "why": "pilot", "until": "2027-01-01"})
+        waiver = {"rule": "max_failed", "who": "Ada", "why": "pilot", "until": "2027-01-01"}
+        predicate["gate"]["waivers"].append(waiver)
+        predicate["policy"]["waivers"].append(waiver)
 
     sign_again(folder_half, waive)
     assert "max_failed was waived by Ada until 2027-01-01: pilot" in {f.message for f in check(folder_half)}
@@ -251,13 +256,19 @@ def test_a_signed_statement_with_a_missing_or_extra_field_is_found(folder_half: 
     signed, predicate = statement.read(StoragePath.from_uri(str(folder_half))), read_predicate(folder_half)
     everywhere = [path for path in iter_paths(predicate) if isinstance(path[-1], str)]
     assert len(everywhere) > 50
-    named_freely = {("code", "libraries"), ("approvals", "approvers")}
+    named_freely = {("code", "libraries"), ("approvals", "approvers"), ("policy", "approvers")}
     for path in everywhere:
         other = copy.deepcopy(predicate)
         del get_at(other, path[:-1])[path[-1]]
         write_statement(folder_half, other, signed.digests)
-        expected = {"approvals"} if path[:-1] == ("approvals", "approvers") else {"statement"}
-        assert failed_checks(folder_half) == (set() if path[:-1] == ("code", "libraries") else expected), path
+        expected = {"approvals", "gate"} if path[:-1] == ("approvals", "approvers") else {"statement"}
+        if path[:-1] == ("code", "libraries"):
+            expected = set()
+        if path[:1] == ("policy",) and len(path) > 1:  # settings with defaults, as in a configuration
+            continue
+        if path == ("gate", "weaker"):
+            continue  # empty where it is missing
+        assert failed_checks(folder_half) == expected, path
     for path in {path[:-1] for path in everywhere} - named_freely:
         other = copy.deepcopy(predicate)
         get_at(other, path)["note"] = "home/ada/1.png"
