@@ -101,6 +101,8 @@ def anonymize(config: RunConfig, shards: int) -> None:
     # Shards whose run was killed between the commit and its event.
     for shard in sorted(set(range(shards)) - set(pending) - release_job.read_logged_shards(config)):
         _log_commit(config, release_job.summarize_shard(config, shard))
+    if pending:
+        release_job.stage_previous(config)
     artifact = ProgressArtifact(shards - len(pending), shards, "shards committed", "release-progress")
     problems = list[BaseException]()
     for result in dispatch.run_shards(config, pending):

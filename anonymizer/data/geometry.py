@@ -20,10 +20,15 @@ def tiled_sides(sides: tuple[int, int], size: int, multiple: int) -> tuple[int, 
     return width, height
 
 
+def resize(images: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
+    """Return images (B, 3, H, W) in [-1, 1] at other sides (height, width)."""
+    return F.interpolate(images, sides, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
 def pad_to_square(images: torch.Tensor, size: int) -> torch.Tensor:
     """Return images (B, 3, H, W) fitted as by "pad": (B, 3, size, size), with the edges repeated."""
     height, width = images.shape[-2:]
     left, top, inner_width, inner_height = content_box(width, height, size)
-    inner = F.interpolate(images, (inner_height, inner_width), mode="bicubic", antialias=True).clamp(-1, 1)
+    inner = resize(images, (inner_height, inner_width))
     sides = (left, size - inner_width - left, top, size - inner_height - top)
     return F.pad(inner, sides, mode="replicate")

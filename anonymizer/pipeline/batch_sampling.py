@@ -114,12 +114,13 @@ class BatchSampler(Generic[I]):
         started, begun, level = datetime.now(UTC), time.monotonic(), batch[0].level
         with self.watch.stage("transfer"):
             x0 = self.overlap.to_device(torch.stack([item.picture.tensor for item in batch if item.picture]))
-        keyed, steps = KeyedNoise([item.noise_key for item in batch]), self.job.noise_steps(level)
-        noise = TimedNoise(keyed if steps is None else self.overlap.prefetch_noise(keyed, steps), self.watch)
+        published = [item.published for item in batch if item.published is not None]
         first = self.overlap.record_event()
-        with self.watch.stage("sample" if first is None else "launch"):
-            condition = encode_conditions(self.job.backbone, (item.conditioning_text for item in batch))
-            outputs = self.job.sample(x0, level, noise, condition)
+        if published:
+            with self.watch.stage("transfer"):
+                outputs = self.overlap.to_device(torch.stack(published))
+        else:
+            outputs = self._draw(batch, x0, level, "sample" if first is None else "launch")
         last = self.overlap.record_event()
 
         def score() -> None:
@@ -137,6 +138,13 @@ class BatchSampler(Generic[I]):
                 item.output, item.is_unsafe, item.started, item.seconds = output, is_unsafe, started, seconds
 
         self._scoring.append((batch, self.overlap.submit_after(score, last)))
+
+    def _draw(self, batch: list[I], x0: torch.Tensor, level: float, stage: str) -> torch.Tensor:
+        keyed, steps = KeyedNoise([item.noise_key for item in batch]), self.job.noise_steps(level)
+        noise = TimedNoise(keyed if steps is None else self.overlap.prefetch_noise(keyed, steps), self.watch)
+        with self.watch.stage(stage):
+            condition = encode_conditions(self.job.backbone, (item.conditioning_text for item in batch))
+            return self.job.sample(x0, level, noise, condition)
 
     def _gate(self, batch: list[I]) -> None:
         """Decide on each item; those that are to be sampled again are, before anything else."""

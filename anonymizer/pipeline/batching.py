@@ -17,19 +17,20 @@ def batch_items(
 ) -> Iterator[list[I]]:
     """Yield batches of one level and shape; an item that has a decision already comes at once, by itself.
 
-    ``max_waiting_bytes``: how much of pictures may wait for more of their level and shape; beyond it the fullest batch
-    goes out unfilled. By default nothing waits: a batch ends where the next item is of another level or shape.
+    Items with a published output are in batches of their own. ``max_waiting_bytes``: how much of pictures may wait for
+    more of their level and shape; beyond it the fullest batch goes out unfilled. By default a batch ends where the next
+    item to be sampled, or the next published one, is of another level or shape.
     """
-    waiting: dict[tuple[float, torch.Size], list[I]] = {}
+    waiting: dict[tuple[bool, float, torch.Size], list[I]] = {}
     waiting_bytes = 0
     for item in items:
         if item.decision is not None or item.picture is None:
             yield [item]
             continue
-        key, tensor = (item.level, item.picture.tensor.shape), item.picture.tensor
+        tensor = item.picture.tensor
+        key = (item.published is not None, item.level, tensor.shape)
         if not max_waiting_bytes and key not in waiting:
-            yield from waiting.values()
-            waiting.clear()
+            yield from [waiting.pop(other) for other in list(waiting) if other[0] == key[0]]
         waiting.setdefault(key, []).append(item)
         waiting_bytes += tensor.nbytes
         if len(waiting[key]) >= batch_size_for(item):

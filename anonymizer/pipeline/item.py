@@ -24,6 +24,7 @@ class Item:
     conditioning_text: str | None = None  # the class or prompt that the model is given
     level: float = 0.0
     noise_key: bytes = b""  # 16 bytes
+    published: torch.Tensor | None = None  # an output of an earlier release: scored like a new one, and not sampled
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     output: torch.Tensor | None = None  # (3, H, W) on the CPU, in [-1, 1]; NaN where the model returned none
     seconds: float = 0.0  # of sampling and scoring

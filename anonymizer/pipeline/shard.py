@@ -17,7 +17,7 @@ from anonymizer.backbones import Backbone
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.data import image_codec
-from anonymizer.data.geometry import pad_to_square
+from anonymizer.data.geometry import pad_to_square, resize
 from anonymizer.data.passthrough_columns import to_json
 from anonymizer.data.sources import open_source
 from anonymizer.data.sources.files import to_printable
@@ -29,7 +29,7 @@ from anonymizer.pipeline.item import Item
 from anonymizer.pipeline.stages import open_stages
 from anonymizer.policy.gates import gate
 from anonymizer.records import Decision, Entry, Reason, Record, Scores, ShardSummary, Status
-from anonymizer.release.history import EMPTY_HISTORY, REUSED_COLUMNS, PublishedHistory, read_scores
+from anonymizer.release.history import EMPTY_HISTORY, REUSED_COLUMNS, PublishedHistory
 from anonymizer.release.ledger import LedgerRow, ShardWriter
 from anonymizer.release.profiling import Profile, Stopwatch
 
@@ -74,6 +74,7 @@ class ReleaseItem(Item):
     attempt: int = 0  # the level that it is sampled at: that of the configuration, then those of ``policy.escalate``
     earlier: list[Mapping[str, Any]] = field(default_factory=list)  # level, reason and scores of outputs too close
     reused: Mapping[str, Any] | None = None  # columns of an output that an earlier release published
+    data: bytes = b""  # the encoded output of an earlier release
     output_id: str | None = None
     sha256: str | None = None  # of the encoded output
 
@@ -115,24 +116,29 @@ class ReleaseJob(BoomerangJob[ReleaseItem]):
             item.fail(Reason.WITHDRAWN)
         elif item.source_hmac is None:
             item.fail(record.problem)
-        elif (row := self.previous.find_row(item.source_hmac)) is not None:
-            self._reuse(item, row)
         else:
             try:
                 with self.watch.stage("decode"):
                     self.decode_image(item, record.data)
-                self._begin_attempt(item, 0)
+                if (row := self.previous.find_row(item.source_hmac)) is not None:
+                    self._reuse(item, row)
+                else:
+                    self._begin_attempt(item, 0)
             except RecordError as error:
                 item.fail(error.reason)
         return item
 
     def _reuse(self, item: ReleaseItem, row: Mapping[str, Any]) -> None:
-        """Release what was published before; a score without the name of the model that made it is no score."""
-        unnamed = asdict(Scores()).keys() - self.scorer.names.keys()
-        columns = {name: None if name in unnamed else row[name] for name in REUSED_COLUMNS}
-        item.output_id = self._output_id(item, row["config_fingerprint"])
-        item.reused, item.scores = columns | {"kept": True}, read_scores(columns)
-        item.decision = gate(item.scores, self.config)
+        """Take up what was published before: it is scored and gated as this run's settings say, never sampled again."""
+        assert item.picture is not None
+        with self.watch.stage("read"):
+            item.data = self.previous.read_image(row["sha256"])
+        with self.watch.stage("decode"):
+            model, (height, width) = self.backbone, item.picture.tensor.shape[-2:]
+            published = image_codec.decode(item.data, model.size, self.source.fit, multiple=model.multiple).tensor
+            if published.shape[-2:] != (height, width):  # of a model of another size
+                published = resize(published[None], (height, width))[0]
+        item.reused, item.published = {name: row[name] for name in REUSED_COLUMNS} | {"kept": True}, published
 
     def _begin_attempt(self, item: ReleaseItem, attempt: int) -> None:
         columns = self.attempts[attempt]
@@ -149,9 +155,9 @@ class ReleaseJob(BoomerangJob[ReleaseItem]):
             item.scores = item_scores
 
     def gate(self, item: ReleaseItem) -> None:
-        """Release or quarantine an output; one that came too close is sampled again at the next level, if any."""
-        decision = gate(item.scores, self.config)
-        if decision.reason is Reason.TOO_CLOSE and item.attempt + 1 < len(self.attempts):
+        """Release or quarantine an output; a new one that came too close is sampled again at the next level, if any."""
+        decision, is_new = gate(item.scores, self.config), item.reused is None
+        if is_new and decision.reason is Reason.TOO_CLOSE and item.attempt + 1 < len(self.attempts):
             scores = {k: None if v is None or math.isnan(v) else v for k, v in asdict(item.scores).items()}
             item.earlier.append({"level": item.level, "reason": Reason.TOO_CLOSE} | scores)
             self._begin_attempt(item, item.attempt + 1)
@@ -160,7 +166,9 @@ class ReleaseJob(BoomerangJob[ReleaseItem]):
 
     def finish(self, item: ReleaseItem) -> LedgerRow:
         """Encode and stage an item's output, and return its row."""
-        if item.output is not None:
+        if item.output is not None and item.reused is not None:
+            self._stage(item, item.reused["config_fingerprint"], item.data)
+        elif item.output is not None:
             self._encode(item, item.output)
         record, decision = item.record, item.decision
         assert decision is not None
@@ -172,7 +180,7 @@ class ReleaseJob(BoomerangJob[ReleaseItem]):
             "output_id": item.output_id,
             "status": decision.status,
             "reason": decision.reason,
-            "attempts": len(item.earlier) + (item.picture is not None),
+            "attempts": len(item.earlier) + (item.picture is not None and item.reused is None),
             "earlier": json.dumps(item.earlier) if item.earlier else None,
             "started": item.started,
             "seconds": item.seconds,
@@ -186,7 +194,7 @@ class ReleaseJob(BoomerangJob[ReleaseItem]):
         if item.encoded is not None:
             columns |= {"sha256": item.sha256, "bytes": len(item.encoded.data)}
             columns |= {"width": item.encoded.width, "height": item.encoded.height}
-        return LedgerRow(**columns | dict(item.reused or {}))
+        return LedgerRow(**columns | dict((item.output_id and item.reused) or {}))
 
     def _encode(self, item: ReleaseItem, output: torch.Tensor) -> None:
         out, picture = self.config.output, item.picture
@@ -197,11 +205,12 @@ class ReleaseJob(BoomerangJob[ReleaseItem]):
         except RecordError as error:
             item.fail(error.reason)
             return
-        item.encoded, item.output_id = encoded, self._output_id(item, self.attempts[item.attempt]["config_fingerprint"])
-        with self.watch.stage("write"):
-            self.writer.put(item.output_id, image_codec.SUFFIXES[out.image], encoded.data)
+        item.encoded = encoded
+        self._stage(item, self.attempts[item.attempt]["config_fingerprint"], encoded.data)
         with self.watch.stage("hash"):
             item.sha256 = hashlib.sha256(encoded.data).hexdigest()
 
-    def _output_id(self, item: ReleaseItem, fingerprint: str) -> str:
-        return self.key.output_id(item.record.entry.record_id, item.source_hmac or "", fingerprint)
+    def _stage(self, item: ReleaseItem, fingerprint: str, data: bytes) -> None:
+        item.output_id = self.key.output_id(item.record.entry.record_id, item.source_hmac or "", fingerprint)
+        with self.watch.stage("write"):
+            self.writer.put(item.output_id, image_codec.SUFFIXES[self.config.output.image], data)

@@ -22,8 +22,7 @@ from anonymizer.data.sinks.base import make_folder
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.policy import public_scores
 from anonymizer.records import Status
-from anonymizer.release import history
-from anonymizer.release.finished_ledger import ID_AND_DIGEST, OUTPUT_SCHEMA, REUSED_FOLDER, FinishedLedger
+from anonymizer.release.finished_ledger import ID_AND_DIGEST, OUTPUT_SCHEMA, FinishedLedger
 from anonymizer.release.ledger import PREFETCH_FILES, redo_hint
 from anonymizer.schema import METHOD_COLUMNS, SCORE_COLUMNS
 from anonymizer.storage import parquet
@@ -41,9 +40,6 @@ def assemble(release: Release, config: RunConfig, ledger: FinishedLedger) -> Non
     Raises IntegrityError if the manifest does not match the ledger.
     """
     suffix = image_codec.SUFFIXES[config.output.image]
-    if not release.is_assembled and config.previous is not None:
-        reused = (table.filter(table["kept"]) for table in ledger.outputs())
-        history.stage_published(release, reused, release.staging / REUSED_FOLDER, suffix)
     if not release.purged.exists():  # past its retention period, here or in the release that this one replaces
         _fill_quarantine(release, Encryptor(config.restricted.recipients), ledger, suffix)
     if not release.is_assembled:
@@ -178,11 +174,6 @@ def _read_staged(staging: StoragePath, row: Mapping[str, Any], suffix: str) -> b
         data = b""
     if hashlib.sha256(data).hexdigest() == row["sha256"]:
         return data
-    if row["kept"]:
-        raise IntegrityError(
-            "release: a picture that is kept is missing or damaged in the releases before this one: nothing is "
-            "published: restore their public/, then run the same command again"
-        )
     raise IntegrityError(
         f"shard {row['shard']}: a staged picture is missing or damaged: nothing is published: {redo_hint(row['shard'])}"
     )

@@ -20,10 +20,11 @@ from securesystemslib.signer import CryptoSigner
 from anonymizer.attest import dsse, revocation
 from anonymizer.config import RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey
+from anonymizer.data import image_codec
 from anonymizer.errors import OutputError, UsageError
 from anonymizer.records import Plan, Status, normalize_record_id, normalize_subject
 from anonymizer.release import event_log, history, plan, retention, succession
-from anonymizer.release.ledger import Ledger
+from anonymizer.release.ledger import Ledger, staging_folder
 from anonymizer.storage.layout import Release
 
 SUBJECT_PREFIX = "subject:"  # before the name of a person, in a list of what is to be erased
@@ -258,7 +259,7 @@ def _write_remaining(old: Release, new: Release, new_plan: Plan, parted: Erasure
 
     Released records are marked as ``kept``, so that their published images are reused.
     """
-    records, quarantined = 0, set[str]()
+    records, quarantined, released = 0, set[str](), list[pa.Table]()
     ledger, new_ledger = Ledger.open(old), Ledger(new, new_plan)
     for shard, table in ledger.scan():
         rows, _ = parted.split(table)
@@ -272,6 +273,10 @@ def _write_remaining(old: Release, new: Release, new_plan: Plan, parted: Erasure
         entries = [entry for entry in plan.read_entries(old, ledger.plan, shard) if entry.record_id in record_ids]
         plan.write_entries(new, new_plan.id, shard, entries)
         new.shard_ledger(shard).write(new_ledger.to_bytes(shard, rows))
+        ids = rows.filter(pc.equal(rows["status"], Status.RELEASED.value))["output_id"].combine_chunks()
+        folder = pa.array([staging_folder(table)] * len(ids), pa.string()).dictionary_encode()
+        released.append(pa.table({"output_id": ids, "staging": folder}))
+    history.stage_remaining(old, new, released, image_codec.SUFFIXES[plan.read_config(old).output.image])
     for path in old.quarantine.children():
         if path.name.partition(".")[0] in quarantined:
             (new.quarantine / path.name).write_uncommitted(path.read())

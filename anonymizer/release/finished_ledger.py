@@ -28,10 +28,9 @@ from anonymizer.schema import LEDGER_SCHEMA, METHOD_COLUMNS, SCORE_COLUMNS, read
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import Release
 
-REUSED_FOLDER = "kept"  # in staging, the folder of images that an earlier release published
 ID_AND_DIGEST = ("output_id", "sha256")
 OUTPUT_COLUMNS = (
-    *(*ID_AND_DIGEST, "status", "shard", "kept", "bytes", "width", "height", "label", "caption", "carried"),
+    *(*ID_AND_DIGEST, "status", "shard", "bytes", "width", "height", "label", "caption", "carried"),
     *(*METHOD_COLUMNS, *SCORE_COLUMNS),
 )
 OUTPUT_SCHEMA = pa.schema([*(LEDGER_SCHEMA.field(name) for name in OUTPUT_COLUMNS), ("staging", pa.string())])
@@ -102,7 +101,7 @@ class FinishedLedger(AbstractContextManager["FinishedLedger"]):
             raise IntegrityError(f"shard {shard}: scored by other models than the rest: {redo_hint(shard)}")
         self.metric_models = models
         outputs = table.filter(pc.not_equal(table["status"], Status.FAILED.value)).replace_schema_metadata()
-        folders = pc.if_else(outputs["kept"], REUSED_FOLDER, staging_folder(table))
+        folders = pa.repeat(staging_folder(table), len(outputs))
         self._outputs.add(outputs.append_column("staging", folders).select(OUTPUT_SCHEMA.names))
         self.originals.add(table.select(ORIGINAL_COLUMNS).filter(table["source_hmac"].is_valid()))
         released = outputs.filter(pc.equal(outputs["status"], Status.RELEASED.value))

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,23 +25,26 @@ from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.data import released_images
 from anonymizer.errors import ConfigError, IntegrityError, OutputError
 from anonymizer.policy import comparison
-from anonymizer.records import Scores, Status
+from anonymizer.records import Status
 from anonymizer.release import plan
-from anonymizer.release.ledger import Ledger
+from anonymizer.release.ledger import PREFETCH_FILES, Ledger
 from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage import parquet
 from anonymizer.storage.digest_index import DigestIndex
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import REVOCATIONS, Release
 from anonymizer.storage.path import StoragePath
+from anonymizer.storage.prefetch import prefetch_map
 
 ERASED_SCHEMA = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject, record
 
-# Columns whose values a reused output keeps from the release that it was made for.
+STAGED_FOLDER = "published"  # in staging, the images of releases before this one, by their digests
+STAGED_MARKER = "complete"  # in that folder, written last
+
+# Columns whose values a reused output keeps from the release that it was made for; its scores are measured again.
 REUSED_COLUMNS = (
-    *("started", "seconds", "level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest"),
-    *("config_fingerprint", "code_version", "clip_similarity", "lpips", "identity_distance", "faces"),
-    *("sha256", "bytes", "width", "height"),
+    *("level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest", "config_fingerprint"),
+    *("code_version", "sha256", "bytes", "width", "height"),
 )
 CHUNK_ROWS = 50_000  # rows that are combined into one chunk
 DICTIONARY_COLUMNS = {"sampler", "model", "model_digest", "config_fingerprint", "code_version"}  # few distinct values
@@ -56,10 +59,12 @@ class PublishedHistory:
     """What earlier releases published, and the keyed digests of what was erased.
 
     ``releases``, the latest first: an index of the originals that are in no later one, and their ``REUSED_COLUMNS``.
+    ``images``: where ``stage_images`` has put what they published.
     """
 
     releases: Sequence[tuple[DigestIndex, pa.Table]] = ()
     erased: frozenset[str] = frozenset()
+    images: StoragePath | None = None
 
     def find_row(self, source_hmac: str) -> Mapping[str, Any] | None:
         """Return the ``REUSED_COLUMNS`` of an original that was published; None for any other."""
@@ -69,6 +74,20 @@ class PublishedHistory:
                 row: Mapping[str, Any] = rows.slice(position, 1).to_pylist()[0]
                 return row
         return None
+
+    def read_image(self, sha256: str) -> bytes:
+        """Return the encoded image that was published. Raises IntegrityError for other bytes than those."""
+        assert self.images is not None
+        try:
+            data = _staged_path(self.images, sha256).read()
+        except FileNotFoundError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise IntegrityError(
+                "staging: a picture of an earlier release is missing or damaged: remove restricted/staging/"
+                f"{STAGED_FOLDER} and run the same command again"
+            )
+        return data
 
     def is_erased(self, digests: Set[str]) -> bool:
         """Return whether one of a record's keyed digests (original, person, id) was erased from an earlier release."""
@@ -192,7 +211,7 @@ def load(release: Release) -> PublishedHistory:
     releases: list[tuple[DigestIndex, pa.Table]] = []
     for before in predecessors(release):
         releases.append(_load_unknown(before, [index for index, _ in releases]))
-    return PublishedHistory(releases, _read_erased(release))
+    return PublishedHistory(releases, _read_erased(release), release.staging / STAGED_FOLDER)
 
 
 def _load_unknown(release: Release, known: Sequence[DigestIndex]) -> tuple[DigestIndex, pa.Table]:
@@ -221,40 +240,84 @@ def _load_unknown(release: Release, known: Sequence[DigestIndex]) -> tuple[Diges
     return index, pa.concat_tables(chunks)
 
 
-def read_scores(row: Mapping[str, Any]) -> Scores:
-    """Return the scores in a row of the ledger."""
-    return Scores(row["clip_similarity"], row["lpips"], row["identity_distance"], row["faces"])
+def stage_images(release: Release) -> None:
+    """Copy every image that an earlier release published into the staging folder, each once, its digest checked.
 
-
-def stage_published(release: Release, reused: Iterable[pa.Table], folder: StoragePath, suffix: str) -> None:
-    """Copy the published images of ``reused`` rows into ``folder``; each file of a release is read once.
-
-    ``reused``: tables with ``output_id`` and ``sha256``.
+    Does nothing where all of them are there. Raises IntegrityError where some are missing or damaged.
     """
-    rows = pa.concat_tables(table.select(["output_id", "sha256"]) for table in reused)
-    index = DigestIndex(chunk.to_pylist() for chunk in rows["sha256"].chunks)
-    is_pending = np.ones(len(rows), bool)
-    for before in predecessors(release):
-        if not is_pending.any():
-            return
-        for row, data in released_images.read_images(before.public, _pending_rows(before, index, is_pending)):
-            if hashlib.sha256(data).hexdigest() == row["sha256"]:
-                positions = index.all_positions(row["sha256"])
-                is_pending[positions] = False
-                for output_id in rows["output_id"].take(pa.array(positions)).to_pylist():
-                    (folder / f"{output_id}{suffix}").write_uncommitted(data)
+    folder, releases = release.staging / STAGED_FOLDER, predecessors(release)
+    known: list[DigestIndex] = []
+    if not releases or (folder / STAGED_MARKER).exists():
+        return
+    for before in releases:
+        manifest = parquet.open_table(before.manifest).select(["file", "member", "sha256"])
+        _copy_images(before, _unknown_rows(manifest, known), lambda row: _staged_path(folder, row["sha256"]))
+        batches = manifest.select(["sha256"]).to_batches(parquet.BATCH_ROWS)
+        known.append(DigestIndex(batch["sha256"].to_pylist() for batch in batches))
+    (folder / STAGED_MARKER).write(b"")
 
 
-def _pending_rows(
-    release: Release, index: DigestIndex, is_pending: npt.NDArray[np.bool_]
-) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a manifest, in its order, whose images are still pending."""
-    manifest = parquet.open_table(release.manifest).select(["file", "member", "sha256"])
+def stage_remaining(old: Release, new: Release, outputs: Sequence[pa.Table], suffix: str) -> None:
+    """Copy the published images that remain after an erasure to where the new release's shards have staged them.
+
+    ``outputs``: tables with ``output_id`` and ``staging``, the folder of the shard.
+    """
+    if not outputs:
+        return
+    table = pa.concat_tables(outputs).unify_dictionaries()
+    index = DigestIndex(chunk.to_pylist() for chunk in table["output_id"].chunks)
+    folders = table["staging"]
+
+    def remaining() -> Iterator[Mapping[str, Any]]:
+        manifest = parquet.open_table(old.manifest).select(["output_id", "file", "member", "sha256"])
+        for batch in manifest.to_batches(parquet.BATCH_ROWS):
+            positions = index.first_positions(batch["output_id"].to_pylist())
+            rows = batch.filter(pa.array(positions >= 0)).to_pylist()
+            names = folders.take(pa.array(positions[positions >= 0])).to_pylist()
+            yield from (row | {"staging": name} for row, name in zip(rows, names, strict=True))
+
+    _copy_images(old, remaining(), lambda row: new.staging / f"{row['staging']}/{row['output_id']}{suffix}")
+
+
+def _staged_path(folder: StoragePath, sha256: str) -> StoragePath:
+    return folder / sha256[:2] / sha256
+
+
+def _unknown_rows(manifest: parquet.TableLike, known: Sequence[DigestIndex]) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a manifest whose images are in no ``known`` index."""
     for batch in manifest.to_batches(parquet.BATCH_ROWS):
-        positions = index.first_positions(batch["sha256"].to_pylist())
-        mask = positions >= 0
-        mask[mask] = is_pending[positions[mask]]
-        yield from batch.filter(pa.array(mask)).to_pylist()
+        texts = batch["sha256"].to_pylist()
+        is_new = np.all([np.ones(len(texts), bool), *(index.first_positions(texts) < 0 for index in known)], axis=0)
+        yield from batch.filter(pa.array(is_new)).to_pylist()
+
+
+def _copy_images(
+    release: Release, rows: Iterable[Mapping[str, Any]], path_of: Callable[[Mapping[str, Any]], StoragePath]
+) -> None:
+    """Copy the images of manifest rows of a release. Raises IntegrityError where some are missing or damaged."""
+    requested = 0
+
+    def counted() -> Iterator[Mapping[str, Any]]:
+        nonlocal requested
+        for row in rows:
+            requested += 1
+            yield row
+
+    def copy(image: tuple[Mapping[str, Any], bytes]) -> bool:
+        row, data = image
+        is_intact: bool = hashlib.sha256(data).hexdigest() == row["sha256"]
+        if is_intact:
+            path_of(row).write_uncommitted(data)
+        return is_intact
+
+    with ThreadPoolExecutor(PREFETCH_FILES, "published") as pool:
+        images = released_images.read_images(release.public, counted())
+        copied = sum(prefetch_map(copy, images, pool, 2 * PREFETCH_FILES))
+    if copied < requested:
+        raise IntegrityError(
+            f"previous: {requested - copied} pictures that were published are missing or damaged: restore public/ of "
+            "the releases before this one, then run the same command again"
+        )
 
 
 def compare_with_previous(

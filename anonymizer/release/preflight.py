@@ -80,11 +80,6 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
         value, now = configuration.get_setting(earlier, setting), configuration.get_setting(config, setting)
         if value != now:
             raise ConfigError(f"{setting}: {name} has {value!r}, not {now!r}: files of one release are of one kind")
-    if config.model.safety_checker and not earlier.model.safety_checker:
-        raise ConfigError(
-            f"model.safety_checker: {name} was made without it, and its pictures would be kept unchecked: set it to "
-            "false, or begin anew without previous"
-        )
     older_releases = predecessors(before)
     for older in older_releases:
         refuse_untrusted(older, config, key, "previous: a release before it")

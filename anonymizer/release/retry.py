@@ -55,13 +55,13 @@ def _failed_mask(table: pa.Table, reasons: Collection[Reason]) -> pa.ChunkedArra
 def _disassemble(release: Release, ledger: Ledger) -> None:
     """Move the images of a candidate back to the staging folders of their shards, and remove the candidate.
 
-    Images of earlier releases are not moved. Raises IntegrityError, and the candidate stays, where some are missing.
+    Raises IntegrityError, and the candidate stays, where some are missing.
     """
     suffix = image_codec.SUFFIXES[read_config(release).output.image]
     paths = {}
-    for _, table in ledger.scan(("output_id", "kept"), Status.RELEASED):
+    for _, table in ledger.scan(("output_id",), Status.RELEASED):
         folder = release.staging / staging_folder(table)
-        for output_id in table.filter(pc.invert(table["kept"]))["output_id"].to_pylist():
+        for output_id in table["output_id"].to_pylist():
             paths[output_id] = folder / f"{output_id}{suffix}"
     missing = set(paths)
     rows = (row for row in _manifest_rows(release) if row["output_id"] in paths)

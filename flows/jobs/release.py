@@ -91,6 +91,12 @@ def finish(config: RunConfig) -> Summary:
     return redact_errors(release.restricted, "assemble", error, lambda: finish_release(release, config)[0])
 
 
+def stage_previous(config: RunConfig) -> None:
+    """Copy what earlier releases published to where shards take it up."""
+    release, error = open_release(config), StepError("staging: failed, run again to finish")
+    redact_errors(release.restricted, "staging", error, lambda: history.stage_images(release))
+
+
 def log_event(config: RunConfig, event: str, **details: Any) -> None:
     """Add an event to the release's log; counts only."""
     event_log.record(open_release(config), event, **details)

@@ -192,15 +192,16 @@ def test_a_carried_picture_would_show_its_earlier_condition(tmp_path: Path) -> N
         run(again, ClassConditional())
 
 
-def test_pictures_without_a_safety_check_are_not_carried_to_a_run_that_checks(
+def test_pictures_without_a_safety_check_are_checked_in_a_later_run_that_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
-    source = people(tmp_path / "in", 2)
-    run(settings(source, tmp_path / "first", model={"safety_checker": False}))
-    again = settings(source, tmp_path / "second").model_copy(update={"previous": str(tmp_path / "first")})
-    with pytest.raises(ConfigError, match="would be kept unchecked"):
-        run(again)
+    source = folder_of(tmp_path / "in", {"light.png": plain(240), "dark.png": plain(20)})
+    low, model = {"level": 0.05, "steps": 2}, Prudish(mean=0, spread=1)
+    run(settings(source, tmp_path / "first", boomerang=low, model={"safety_checker": False}), model)
+    again = run(settings(source, tmp_path / "second", f"previous={tmp_path / 'first'}", boomerang=low), model)
+    found = {row["record_id"]: (row["status"], row["reason"], row["kept"]) for row in rows(again)}
+    assert found == {"light.png": ("quarantined", "unsafe", True), "dark.png": ("released", None, True)}
 
 
 @pytest.mark.parametrize("words", ["model.prompt={label} on a mat", "model.prompt='{label} on a mat'"])

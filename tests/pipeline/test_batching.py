@@ -101,3 +101,30 @@ def test_by_default_nothing_waits_for_the_same_shape() -> None:
     items = make_items(9, [0.2, 0.2, 0.4])
     items[3].fail("empty")
     assert [ids(batch) for batch in batch_items(items, lambda item: 2)] == [[0, 1], [3], [2], [4], [5], [6, 7], [8]]
+
+
+def test_published_outputs_have_batches_of_their_own_and_do_not_break_those_of_new_ones() -> None:
+    items = make_items(16, levels=(0.2,))
+    for item in items[::4]:
+        item.published, item.level = torch.zeros(3, 8, 8), 0.0
+    batches = list(batch_items(items, lambda item: 4))
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4]
+    assert all(len({item.published is None for item in batch}) == 1 for batch in batches)
+
+
+def test_a_published_output_is_scored_as_it_is_and_nothing_is_sampled() -> None:
+    class Seen(PassAll):
+        def score(self, batch: Sequence[Item], x0: torch.Tensor, outputs: torch.Tensor) -> None:
+            seen.append((x0, outputs))
+
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    model = IdealGaussian()
+    items = make_items(3)
+    for i, item in enumerate(items):
+        item.published, item.level = torch.full((3, 8, 8), i / 4), 0.0
+    job = Seen(SourceConfig(uri="x"), ModelConfig(), model, "ddim", 2)
+    (batch,) = BatchSampler(job, 4, Sequential(model.device), Stopwatch()).run(items)
+    assert model.calls == [] and len(batch) == 3
+    ((x0, outputs),) = seen
+    assert torch.equal(x0, torch.stack([tensor_of(item) for item in items]))
+    assert torch.equal(outputs, torch.stack([torch.full((3, 8, 8), i / 4) for i in range(3)]))

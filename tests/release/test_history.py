@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import (
     ConfigError,
     CustodianKeyError,
+    GateError,
     IntegrityError,
     OutputError,
     UsageError,
@@ -69,6 +71,7 @@ from tests.support.releases import (
     write_restricted_report,
 )
 
+SCORES = ("clip_similarity", "lpips")
 OTHER: dict[str, Any] = {"boomerang": {"level": 0.7, "sampler": "ddim", "steps": 3}}
 
 
@@ -115,7 +118,7 @@ def january(tmp_path: Path, source: Path) -> Release:
 # -- one original, one picture ----------------------------------------------------------------------------------------
 
 
-def test_unchanged_originals_keep_image_id_level_and_scores_under_any_settings(
+def test_unchanged_originals_keep_image_id_and_level_under_any_settings(
     tmp_path: Path, source: Path, january: Release
 ) -> None:
     folder_of(source, {"new.png": picture(9)})
@@ -124,8 +127,9 @@ def test_unchanged_originals_keep_image_id_level_and_scores_under_any_settings(
     for name in outputs(january):
         was, now = row_of(january, name), row_of(february, name)
         assert now["kept"] and not was["kept"] and now["attempts"] == 0
-        mine = {"kept", "attempts", "shard"}
+        mine = {"kept", "attempts", "shard", "started", "seconds", *SCORES}
         assert {k: v for k, v in now.items() if k not in mine} == {k: v for k, v in was.items() if k not in mine}
+        assert [now[name] for name in SCORES] == pytest.approx([was[name] for name in SCORES], abs=0.01)
     fresh = row_of(february, "new.png")
     assert (fresh["level"], fresh["sampler"], fresh["model_digest"], fresh["kept"]) == (0.7, "ddim", "f" * 64, False)
     assert sorted(manifest(february)["level"].to_pylist()) == [0.4] * 5 + [0.7]
@@ -244,12 +248,96 @@ def test_what_breaks_the_policy_of_today_is_held_back_and_not_drawn_again(
     assert outputs(march) == outputs(january) and model.calls == []
 
 
-def test_a_score_that_is_asked_for_now_and_was_not_made_then_holds_back(tmp_path: Path, source: Path) -> None:
+def test_a_score_that_is_asked_for_now_and_was_not_made_then_is_measured(tmp_path: Path, source: Path) -> None:
     january = run(settings(source, tmp_path / "january", metrics={"lpips": "none"}), scorer=Half())
     folder_of(source, {"new.png": picture(9)})
     february = run(follow(january, source, tmp_path / "february"))
-    assert {row["record_id"]: row["reason"] for row in rows(february) if not row["kept"]} == {"new.png": None}
-    assert {row["reason"] for row in rows(february) if row["kept"]} == {"not_scored"}
+    assert {row["reason"] for row in rows(february)} == {None}
+    assert all(row["lpips"] > 0.01 for row in rows(february)) and len(rows(february)) == 6
+
+
+class Later(PlainScorer):
+    """Another idea of likeness, under the same name."""
+
+    def score_one(self, original: torch.Tensor, output: torch.Tensor) -> Scores:
+        return Scores(clip_similarity=0.5, lpips=0.25 if float(original[0, 0, 0]) > 0 else 0.75)
+
+
+def test_scores_of_reused_images_are_measured_and_not_read(tmp_path: Path, source: Path, january: Release) -> None:
+    policy = {"scores": {"lpips": {"min": 0.5}}}
+    february = run(follow(january, source, tmp_path / "february", policy=policy), scorer=Later())
+    assert {row["lpips"] for row in rows(february)} <= {0.25, 0.75}
+    ends = {row["record_id"]: row["reason"] for row in rows(february)}
+    assert set(ends.values()) == {None, "too_close"} and all(row["kept"] for row in rows(february))
+    assert ends == {row["record_id"]: "too_close" if row["lpips"] < 0.5 else None for row in rows(february)}
+
+
+FITS = [
+    ({"fit": fit}, {"size": size, "image": image})
+    for fit, size, image in [
+        ("crop", "model", "png"), ("crop", "original", "webp"), ("pad", "model", "jpeg"), ("pad", "original", "png"),
+        ("tiles", "model", "png"), ("tiles", "original", "png"),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fit", "output"), FITS)
+def test_reused_images_are_scored_like_new_ones_in_any_fit_and_size(tmp_path: Path, fit: Any, output: Any) -> None:
+    source = folder_of(tmp_path / "in", {"a.png": picture(1, (30, 22)), "b.png": picture(2, (21, 40))})
+    january = run(settings(source, tmp_path / "january", source=fit, output=output))
+    february = run(follow(january, source, tmp_path / "february", source=fit, output=output, **OTHER), Retrained())
+    assert outputs(february) == outputs(january) and all(row["kept"] for row in rows(february))
+    for name in outputs(january):
+        was, now = row_of(january, name), row_of(february, name)
+        assert [now[score] for score in SCORES] == pytest.approx([was[score] for score in SCORES], abs=0.06)
+
+
+def test_reused_images_are_checked_by_the_models_own_safety_checker(
+    tmp_path: Path, source: Path, january: Release
+) -> None:
+    class Prudish(IdealGaussian):
+        def flag_unsafe(self, images: torch.Tensor) -> list[bool]:
+            return [True] * len(images)
+
+    folder_of(source, {"new.png": picture(9)})
+    config = follow(january, source, tmp_path / "february")
+    with pytest.raises(GateError, match=r"6 were quarantined and 0 failed \(6 unsafe\)"):
+        run(config, Prudish())
+
+
+def test_an_original_that_is_too_large_by_now_is_not_released(tmp_path: Path, source: Path, january: Release) -> None:
+    """It cannot be compared with its picture."""
+    folder_of(source, {"new.png": picture(9, (5, 5))})
+    february = run(follow(january, source, tmp_path / "february", source={"limits": {"max_pixels": 30}}))
+    assert Counter(row["reason"] for row in rows(february)) == {"too_many_pixels": 5, None: 1}
+
+
+@pytest.mark.parametrize("damage", ["an original", "gone", "cut off"])
+def test_a_staged_image_that_was_changed_is_not_released(
+    tmp_path: Path, source: Path, january: Release, damage: str
+) -> None:
+    config = follow(january, source, tmp_path / "february")
+    february = begin(config)
+    folder = Path(february.staging.path) / history.STAGED_FOLDER
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != history.STAGED_MARKER]
+    assert len(files) == 5
+    for file in files:
+        data = {"an original": picture(0), "gone": b"", "cut off": file.read_bytes()[:-1]}[damage]
+        file.write_bytes(data) if data else file.unlink()
+    with pytest.raises(IntegrityError, match=r"remove restricted/staging/published and run the same command again"):
+        one_shard(config, 0)
+    shutil.rmtree(folder)
+    assert outputs(run(config)) == outputs(january)
+
+
+def test_images_are_staged_once(tmp_path: Path, source: Path, january: Release) -> None:
+    config = follow(january, source, tmp_path / "february")
+    february = begin(config)
+    (january.public / "images").remove()
+    history.stage_images(february)  # all of them are there
+    for shard in range(3):
+        one_shard(config, shard)
+    assert all(row["kept"] for row in rows(february))
 
 
 def test_a_score_without_a_named_model_is_not_carried_forward(tmp_path: Path, source: Path, january: Release) -> None:

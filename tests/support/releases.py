@@ -139,6 +139,7 @@ def begin(config: RunConfig, backbone: Any = None, key: CustodianKey = KEY) -> R
     release = Release.at(config.output.uri, key)
     preflight.check_previous(config, key, PlainScorer.names)
     plan.write_or_resume(config, backbone or IdealGaussian(), key, release, history.carry_forward)
+    history.stage_images(release)
     return release
 
 
