@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ TAGS = ["anonymizer", "erase"]
 
 
 @flow(name="erase", persist_result=False, validate_parameters=False)
-def erase(release: str, records: str, output: str) -> dict[str, Any]:
+def erase(release: str, records: str, output: str, trust: Sequence[str] = ()) -> dict[str, Any]:
     """Make a new release at ``output`` without those whom the file ``records`` names, and destroy the old one.
 
     Prefect sees where releases and the file lie, and counts. It never sees who is named.
     """
     error = StepError("erase: failed, run the same command again to finish")
     stage = StageRunner("erase", Release.at(output).restricted, error, TAGS)
-    erasure = stage(erase_job.prepare_erasure, release, Path(records), output)
+    erasure = stage(erase_job.prepare_erasure, release, Path(records), output, trust)
     with run_lock.exclusive_run(output):
         stage(erase_job.write_successor, erasure)
         status = stage(erase_job.publish_successor, erasure)

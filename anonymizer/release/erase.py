@@ -114,7 +114,7 @@ class ErasurePartition:
         return table.filter(pc.invert(erased)), table.filter(erased)
 
 
-def check(old: Release, new: Release, request: ErasureRequest) -> None:
+def check(old: Release, new: Release) -> None:
     """Raise UsageError for what prevents an erasure, before any work; writes nothing."""
     name = f"release {str(old.root)!r}"
     if new.root.is_inside(old.root):
@@ -130,7 +130,6 @@ def check(old: Release, new: Release, request: ErasureRequest) -> None:
             f"{name}: an erasure from it is not finished: finish that one, then erase the others from {successor!r}, "
             "or cancel it (`anonymizer erase --cancel`)"
         )
-    partition(old, request)
 
 
 def is_begun(old: Release, new: Release) -> bool:
@@ -167,7 +166,6 @@ def write_successor(
     old, new = replace(old, key=key), replace(new, key=key)
     old_plan, parted = plan.read(old), partition(old, request)
     new_plan = replace(old_plan, output=settings.output.uri, id=secrets.token_hex(8))
-    succession.announce(old, new)
     new.restricted.make_private_folder()
     succession.remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
     plan.write_config(new, settings)

@@ -68,11 +68,11 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
     before, name = Release.at(config.previous), f"previous {config.previous!r}"
     for problem in _unusable(config, before):
         raise ConfigError(f"{name}: {problem}")
-    succession.refuse_pending(config.previous, config.output.uri)
     if key.check_value is None or key.check_value != plan.read(before).key_check:
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {name} was made with: without it no original is known again: set it"
         )
+    succession.refuse_pending(config.previous, config.output.uri, key, replaces=False)
     before = Release(before.root, key)
     refuse_untrusted(before, config, key, name)
     earlier = plan.read_config(before)

@@ -83,16 +83,17 @@ def decide_and_publish(
     GateError, after the decision is recorded, where the policy rejects the release or nothing was released.
     """
     release = replace(release, key=key)
+    signer = signing.signer_from_env(config.signing_key_env)
+    publisher = signing.format_public_key(signer.public_key) if signer else None
     if release.is_published:
         release.candidate.remove()  # left by a copy that was interrupted at its end
         if replaced := _replaced(release, config):
-            succession.finish(release, replaced)
+            succession.finish(release, replaced, [publisher] if publisher else [])
         return PublicationStatus(True, valid_approvers(read_statement(release)), config.policy.approvals)
     history.refuse_erased(config)
-    succession.refuse_pending(config.previous, str(release.root))
+    is_successor = succession.is_successor(release)
+    succession.refuse_pending(config.previous, str(release.root), key, replaces=is_successor)
     write_config(release, config)
-    signer = signing.signer_from_env(config.signing_key_env)
-    publisher = signing.format_public_key(signer.public_key) if signer else None
     evaluation = _evaluate_policy(release, config, ledger.summary, publisher)
     _record_decision(release, config, evaluation, signer)
     _refuse_rejected(evaluation)
@@ -128,7 +129,7 @@ def approve(
     if name is None:
         raise SigningKeyError("--key: its public key is not among policy.approvers: ask for it to be named there")
     decision = approval.check_decision(release, signed, read_last_decision(release), datetime.now(UTC))
-    succession.refuse_pending(decision.previous, str(release.root))
+    succession.refuse_pending(decision.previous, str(release.root), release.key, replaces=decision.replaces)
     report(findings)
     if name not in valid_approvers(signed):
         signed = signed.with_signature(signer)
@@ -325,7 +326,7 @@ def _publish_if_approved(release: Release, signed: SignedStatement, replaced: st
         if not release.is_published:  # else another process was first
             raise
     if replaced is not None:
-        succession.finish(release, replaced)
+        succession.finish(release, replaced, [signed.predicate["publisher"]])
     return PublicationStatus(True, approvers, required)
 
 

@@ -6,6 +6,7 @@ log, its plan last: a release is erased if it has none, and its log says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from anonymizer.attest import statement
@@ -13,7 +14,7 @@ from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.verify import check_public
 from anonymizer.errors import ConfigError, IntegrityError, OutputError, UsageError
 from anonymizer.release import event_log, history, plan
-from anonymizer.storage.layout import STATEMENT, Release
+from anonymizer.storage.layout import STATEMENT, Release, SealKey
 from anonymizer.storage.path import StoragePath
 
 # In the log of the old release, and the last one in that of the new release, whose first is ``ERASURE_BEGUN``.
@@ -54,14 +55,21 @@ def pending_successor(old: Release) -> str | None:
     return successor if _is_standing(old) else None
 
 
-def refuse_pending(previous: str | None, output: str) -> None:
-    """Raise ConfigError where an erasure from the previous release is under way, unless by that at ``output``."""
-    successor = None if previous is None else pending_successor(Release.at(previous))
-    if successor not in (None, history.absolute_uri(output)):
+def refuse_pending(previous: str | None, output: str, key: SealKey | None, *, replaces: bool) -> None:
+    """Raise ConfigError where the previous release is being erased from by another release than that at ``output``.
+
+    If this one ``replaces`` it, also where that was cancelled. With the key only what was logged with it counts.
+    """
+    if previous is None or not _is_standing(old := Release.at(previous, key)):
+        return
+    own, successor = history.absolute_uri(output), pending_successor(old)
+    if successor not in (None, own):
         raise ConfigError(
             f"previous {previous!r}: an erasure from it is not finished: finish that one, and name what takes its "
             f"place, {successor!r}, or cancel it (`anonymizer erase --cancel`)"
         )
+    if replaces and successor is None:
+        raise ConfigError(f"previous {previous!r}: the erasure from it was cancelled: remove {own!r}, or erase anew")
 
 
 def is_successor(new: Release) -> bool:
@@ -76,21 +84,27 @@ def describe(release: Release) -> str | None:
             return f"an erasure is not finished: {successor} took its place, and a part of it still stands: {AGAIN}"
         return f"an erasure is not finished: nothing is erased before {successor} is published"
     if is_successor(release) and _is_standing(old := Release.at(str(plan.read_config(release).previous))):
+        if pending_successor(old) is None:
+            return f"an erasure was cancelled, and {old.root} stays: remove this release"
         return f"an erasure is not finished: {old.root} still stands, with all that is to be erased"
     return None
 
 
-def finish(new: Release, previous: str) -> None:
+def finish(new: Release, previous: str, trusted: Sequence[str]) -> None:
     """Destroy the old release, at ``previous``, once the new one is public; does nothing where it is destroyed.
 
-    Only the release goes whose statement the new one's names as ``materials.previous``. Raises IntegrityError or
-    OutputError where the old release is another one, or the new one does not verify.
+    Only the release goes whose statement the new one's, by one of the ``trusted`` public keys, names as
+    ``materials.previous``. Raises IntegrityError or OutputError where the old release is another one, or the new one
+    does not verify.
     """
-    old = Release.at(previous)
+    old = Release.at(previous, new.key)
     if _is_logged(new, PREDECESSOR_DESTROYED_EVENT) and not _is_standing(old):
         return
     try:
-        if failures := [finding.check for finding in check_public(new.public, decode=0) if finding.result == "fail"]:
+        if not trusted:
+            raise IntegrityError("erase: no key is at hand that must have signed the new release: set the publisher's")
+        findings = check_public(new.public, trusted, decode=0)
+        if failures := [finding.check for finding in findings if finding.result == "fail"]:
             raise IntegrityError(
                 f"erase: the new release does not verify ({failures[0]}): the old one was left as it is"
             )

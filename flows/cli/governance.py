@@ -165,19 +165,24 @@ def verify(
 )  # fmt: skip
 @click.option("--output", help="Where the new release goes; any fsspec URI.")
 @click.option("--cancel", metavar="WHY", help="Give up an erasure that is not finished, and log why.")
+@click.option(
+    "--trust", multiple=True, help="A public key, or its file, that may have signed RELEASE besides yours; repeatable."
+)  # fmt: skip
 @as_json
 @quiet
 def erase(
-    release: str, records: Path | None, output: str | None, cancel: str | None, as_json: bool, quiet: bool
-) -> None:
+    release: str, records: Path | None, output: str | None, cancel: str | None, trust: tuple[str, ...],
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
     """Take people out of a release.
 
-    Writes a new release without them and a signed list of what is revoked. When the new release is published, the old
-    one is destroyed; nothing is erased before that.
+    Checks all of the old release, then writes a new one without them and a signed list of what is revoked. When the
+    new release is published, the old one is destroyed; nothing is erased before that.
 
     \b
     anonymizer erase releases/2026-11 --records withdrawn.txt --output releases/2026-11b
     """
+    from flows.api import read_public_keys
     from flows.jobs import erase as erase_job
 
     if cancel is not None:
@@ -185,10 +190,11 @@ def erase(
         return
     if records is None or output is None:
         raise UsageError("--records, --output: name the file of who is to be erased, and where the new release goes")
-    settings = erase_job.check(release, records, output)
+    trusted = read_public_keys(trust)
+    settings = erase_job.check(release, records, output, trusted)
     with console.progress_bar(quiet or as_json), emit_run_events(settings, "erase", output) as outcome:
         secrets = (settings.key_env, settings.signing_key_env)
-        summary = run_flow("erase", release, str(records), output, secrets=secrets)
+        summary = run_flow("erase", release, str(records), output, trusted, secrets=secrets)
     cautions = [*_list_erasure_cautions(Release.at(release), Release.at(output)), *outcome.problems]
     if as_json:
         click.echo(json.dumps(summary | {"cautions": cautions}))
@@ -198,9 +204,9 @@ def erase(
 
 
 def _cancel_erasure(release: str, reason: str) -> None:
-    from anonymizer.release import succession
+    from anonymizer.release import plan, succession
 
-    successor = succession.cancel(Release.at(release), reason)
+    successor = succession.cancel(plan.open_with_key(release), reason)
     console.print_line(f"Cancelled: {release} stays as it is. Remove {successor}, which will not be published.")
 
 

@@ -6,7 +6,8 @@ steps are not repeated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from securesystemslib.signer import CryptoSigner
@@ -20,6 +21,7 @@ from anonymizer.release.erase import ErasureRequest
 from anonymizer.release.ledger import Ledger
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.publish import PublicationStatus
+from anonymizer.release.trust import refuse_untrusted
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.jobs.release import finish_release
@@ -53,35 +55,49 @@ class ErasureSummary:
     standing: str
 
 
-def run(release: str, records: Path, output: str) -> ErasureSummary:
+def run(release: str, records: Path, output: str, trust: Sequence[str] = ()) -> ErasureSummary:
     """Write and publish the successor, destroy the old release."""
-    erasure = prepare_erasure(release, records, output)
+    erasure = prepare_erasure(release, records, output, trust)
     with run_lock.exclusive_run(output):
         write_successor(erasure)
         return destroy_predecessor(erasure, publish_successor(erasure))
 
 
-def check(release: str, records: Path, output: str) -> RunConfig:
+def check(release: str, records: Path, output: str, trust: Sequence[str] = ()) -> RunConfig:
     """Check a request and return the settings of the new release; writes nothing."""
-    return prepare_erasure(release, records, output).settings
+    return prepare_erasure(release, records, output, trust).settings
 
 
-def prepare_erasure(release: str, records: Path, output: str) -> Erasure:
-    """Check a request against both releases and the keys; writes nothing."""
-    old, new, request = Release.at(release), Release.at(output), ErasureRequest.read(records)
-    is_begun = erase.is_begun(old, new)
-    is_planned = is_begun and new.plan.exists()  # from here on, only images of the old release are needed
-    settings = resolve_config(new) if is_planned else _successor_settings(old, output)
+def prepare_erasure(release: str, records: Path, output: str, trust: Sequence[str] = ()) -> Erasure:
+    """Check a request against both releases and the keys; writes nothing.
+
+    All of the old release is checked first, as it would be signed again; its publisher must be the one of this
+    erasure, or ``trust`` names the public key. Of a new release that was begun only what is sealed is taken up.
+    """
+    request, old, new = ErasureRequest.read(records), Release.at(release), Release.at(output)
+    is_begun, opened = erase.is_begun(old, new), None
+    if is_begun and new.plan.exists():  # from here on, only images of the old release are needed
+        opened = plan.open_with_key(output)
+        is_begun = opened.key is not None or new.is_published  # nothing seals the plan of a release without a key
+    if opened is not None and is_begun:
+        old, new = replace(old, key=opened.key), opened
+        settings, is_planned = resolve_config(new), True
+    else:
+        old = plan.open_with_key(release)
+        new, is_planned = replace(new, key=old.key), False
+        settings = _successor_settings(old, output, trust)
     signer = signing.signer_from_env(settings.signing_key_env)
     if signer is None:
         raise SigningKeyError(f"{settings.signing_key_env}: not set, and a revocation is signed; {signing.KEY_HINT}")
-    key, check_value = load_key(settings.key_env), plan.read(new if is_planned else old).key_check
-    if check_value is not None and key.check_value != check_value:
-        raise CustodianKeyError(f"{settings.key_env}: not the key that {release!r} was made with: set that one")
+    key = load_key(settings.key_env)
+    if key.is_persistent and old.key is None:
+        raise CustodianKeyError(f"{settings.key_env}: set, and {release!r} was made without: unset it, or restore that")
     if is_planned:
         erase.check_same_request(new, request)
     else:
-        erase.check(old, new, request)
+        erase.check(old, new)
+        refuse_untrusted(old, settings, key, f"release {release!r}")
+        erase.partition(old, request)
         if not is_begun:
             preflight.check_output(settings)
     return Erasure(old, new, request, settings, key, signer)
@@ -89,7 +105,10 @@ def prepare_erasure(release: str, records: Path, output: str) -> Erasure:
 
 def write_successor(erasure: Erasure) -> None:
     """Write the restricted half of the new release, unless it was written before."""
-    if not erasure.new.plan.exists():
+    if erasure.new.is_published:
+        return
+    succession.announce(erasure.old, erasure.new)
+    if erasure.new.key is None or not erasure.new.plan.exists():
         erase.write_successor(erasure.old, erasure.new, erasure.settings, erasure.request, erasure.key, erasure.signer)
 
 
@@ -109,7 +128,8 @@ def destroy_predecessor(erasure: Erasure, status: PublicationStatus) -> ErasureS
     """Destroy the old release if the new one is published. Raises IntegrityError where that does not verify."""
     new, is_done = erasure.new, status.is_published
     if is_done:
-        succession.finish(new, str(erasure.old.root))
+        publisher = signing.format_public_key(erasure.signer.public_key)
+        succession.finish(new, history.absolute_uri(str(erasure.old.root)), [publisher])
     counts = erase.read_counts(new)
     records = counts.records + counts.copies
     return ErasureSummary(
@@ -122,11 +142,15 @@ def destroy_predecessor(erasure: Erasure, status: PublicationStatus) -> ErasureS
     )
 
 
-def _successor_settings(old: Release, output: str) -> RunConfig:
-    """Return the settings of the old release with the new output, and the old release as the previous one."""
+def _successor_settings(old: Release, output: str, trust: Sequence[str]) -> RunConfig:
+    """Return the settings of the old release with the new output, and the old release as the previous one.
+
+    Keys to trust count only as far as they are sealed.
+    """
     settings = resolve_config(old)
     changes = {
         "output": settings.output.model_copy(update={"uri": output}),
         "previous": history.absolute_uri(str(old.root)),
+        "trust": (*(settings.trust if old.key is not None else ()), *trust),
     }
     return settings.model_copy(update=changes)

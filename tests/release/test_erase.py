@@ -385,6 +385,7 @@ def test_nothing_is_begun_without_the_keys(tmp_path: Path, old: Release, monkeyp
     assert "not the key that" in refusal(old, tmp_path / "new", file, CustodianKeyError)
     monkeypatch.delenv("ANONYMIZER_KEY")
     assert "not the key that" in refusal(old, tmp_path / "new", file, CustodianKeyError)
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.delenv("ANONYMIZER_SIGNING_KEY")
     line = refusal(old, tmp_path / "new", file, SigningKeyError)
     assert line.startswith("ANONYMIZER_SIGNING_KEY: not set, and a revocation is signed")

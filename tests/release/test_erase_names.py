@@ -17,7 +17,7 @@ from anonymizer.crypto import signing
 from anonymizer.data.sources.files import to_printable
 from anonymizer.errors import UsageError
 from anonymizer.records import normalize_record_id, normalize_subject
-from anonymizer.release import history
+from anonymizer.release import history, plan
 from anonymizer.release.erase import ErasureRequest
 from anonymizer.storage.layout import Release
 from flows.jobs import erase as erase_job
@@ -141,7 +141,9 @@ def test_a_person_is_erased_and_stays_away_under_every_spelling(tmp_path: Path, 
 
 def test_lists_of_earlier_versions_hold_as_they_were_written(tmp_path: Path) -> None:
     old = month(tmp_path, "old", {"r0": "Ben"})
+    its_plan = plan.read(old)
     history.add_erased(old, {KEY.derive("subject", f" {ADA} ".encode()).hex(): "subject"})  # as they wrote it
+    plan.write(old, its_plan)
     later = month(tmp_path, "later", {"n0": f" {ADA} ", "n1": "Ben", "n2": "Cyd"}, "old")
     assert reasons(later) == {"n0": "withdrawn", "n1": None, "n2": None}
 
