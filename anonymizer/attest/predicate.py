@@ -42,11 +42,15 @@ class Manifest(StrictModel):
 
 
 class Materials(StrictModel):
-    """Origin of a release, as keyed digests; ``previous`` is the SHA-256 of the statement of the release before."""
+    """Origin of a release, as keyed digests; ``previous`` is the SHA-256 of the statement of the release before.
+
+    ``sealed``: the key of these digests was kept, and the restricted half is sealed with it.
+    """
 
     originals: Count
     hmac_sha256: Digest
     previous: Digest | None
+    sealed: bool | None = None  # in version 1
 
 
 class Settings(StrictModel):
@@ -126,9 +130,9 @@ class ReleasePredicate(StrictModel):
 
     @model_validator(mode="after")
     def _check_version(self) -> ReleasePredicate:
-        is_first, present = self.version == 1, (self.policy is not None, self.sizes is not None)
-        if present != (not is_first, not is_first) or (is_first and self.gate.weaker):
-            raise ValueError("version 2 holds the policy and the sizes of files, and version 1 does not")
+        is_first, fields = self.version == 1, (self.policy, self.sizes, self.materials.sealed)
+        if {field is None for field in fields} != {is_first} or (is_first and self.gate.weaker):
+            raise ValueError("version 2 holds policy, sizes of files and materials.sealed, and version 1 does not")
         return self
 
 

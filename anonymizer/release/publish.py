@@ -291,6 +291,7 @@ def _sign_candidate(
     materials = Materials(
         originals=len(ledger.originals),
         hmac_sha256=key.materials_hmac(ledger.originals.keys()),
+        sealed=key.is_persistent,
         previous=None if config.previous is None else read_statement(Release.at(config.previous)).digest,
     )
     digests = statement.subject_digests(folder)

@@ -24,6 +24,8 @@ from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import ENCRYPTED_SUFFIX, MANIFEST, Release
 
+SIGNED_SETTINGS = ("level", "t_boom", "T", "log_snr", "sampler", "steps")  # of the plan, in the statement
+
 
 def check_restricted(release: Release, config: RunConfig, key: CustodianKey) -> Iterator[Finding]:
     """Yield the findings of the restricted half. ``key``: the custodian's, or a fresh one where it is not available."""
@@ -156,6 +158,8 @@ def _check_materials(ledger: FinishedLedger, predicate: ReleasePredicate, key: C
     count, signed, key_check = len(ledger.originals), predicate.materials, ledger.plan.key_check
     if count != signed.originals:
         return failed("materials", f"the ledger has {count:,} originals, and {signed.originals:,} were signed")
+    if signed.sealed not in (None, key_check is not None):
+        return failed("materials", "plan.json is not what was signed about the custodian's key: restore it")
     if key_check is None or key.check_value is None:
         return noted("materials", f"not checked: {key_env} is not set, or the release's own key was thrown away")
     if key.check_value != key_check:
@@ -168,8 +172,13 @@ def _check_materials(ledger: FinishedLedger, predicate: ReleasePredicate, key: C
 def _check_settings(config: RunConfig, plan: Plan, predicate: ReleasePredicate) -> Iterator[Finding]:
     fingerprints = {config.fingerprint(plan.model_digest), plan.fingerprint, predicate.settings.fingerprint}
     problem = "config.yaml, plan.json and the statement have different fingerprints"
-    success = f"fingerprint {plan.fingerprint[:16]}… throughout"
-    yield from pass_or_fail("settings", [problem] if len(fingerprints) > 1 else [], success)
+    problems = [problem] if len(fingerprints) > 1 else []
+    pairs = {name: (getattr(plan, name), getattr(predicate.settings, name)) for name in SIGNED_SETTINGS}
+    pairs |= {"model": (plan.model, predicate.model.name), "model_digest": (plan.model_digest, predicate.model.sha256)}
+    pairs |= {"public_scores": (config.output.public_scores, predicate.manifest.public_scores)}
+    if different := [name for name, (here, signed) in pairs.items() if here != signed]:
+        problems.append(f"{', '.join(different)}: not as signed in config.yaml or plan.json: restore them")
+    yield from pass_or_fail("settings", problems, f"fingerprint {plan.fingerprint[:16]}… throughout")
 
 
 def _check_quarantine(release: Release, ledger: FinishedLedger) -> Iterator[str]:

@@ -126,6 +126,28 @@ def test_a_wrong_custodian_key_fails_and_a_missing_one_is_noted(signed_release: 
     ]
 
 
+PLANNED = {"level": 0.9, "t_boom": 7, "T": 7, "log_snr": -9.0, "sampler": "ddim", "steps": 99, "model": "another/model"}
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_plan_that_says_otherwise_than_the_statement_fails_without_the_key_too(
+    signed_release: Release, name: str
+) -> None:
+    plan = json.loads(signed_release.plan.read())
+    signed_release.plan.write(json.dumps(plan | {name: PLANNED[name]}).encode())
+    none = CustodianKey(bytes(range(32)), is_persistent=False)
+    assert failures(check_both(Release(signed_release.root), none)) == {"settings"}
+
+
+def test_a_sealed_release_cannot_pretend_that_it_was_made_without_a_key(signed_release: Release) -> None:
+    """Nothing would be checked of its seals."""
+    plan = json.loads(signed_release.plan.read())
+    signed_release.plan.write(json.dumps(plan | {"key_check": None}).encode())
+    none = CustodianKey(bytes(range(32)), is_persistent=False)
+    for key in (KEY, none):
+        assert failures(check_both(Release(signed_release.root), key)) == {"materials"}
+
+
 def test_purged_records_are_noted(signed_release: Release) -> None:
     signed_release.ledger.remove()
     signed_release.purged.write(json.dumps({"records": "2026-12-01"}).encode())
