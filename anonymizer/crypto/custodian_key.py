@@ -16,6 +16,7 @@ from functools import cache
 
 from anonymizer.errors import CustodianKeyError
 from anonymizer.records import normalize_record_id, normalize_subject
+from anonymizer.storage.layout import SealKey
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class CustodianKey:
 
     def source_hmac(self, data: bytes) -> str:
         """Return a keyed digest of an original's bytes (64 hex digits); a bare hash would be a membership oracle."""
-        return self.derive("source", hashlib.sha256(data).digest()).hex()
+        return keyed_source_digest(self, hashlib.sha256(data).digest())
 
     def subject_hmac(self, subject: str) -> str:
         """Return a keyed digest (64 hex digits) of a person's name in the source, in its one spelling."""
@@ -83,6 +84,11 @@ class CustodianKey:
     def check_value(self) -> str | None:
         """16 hex digits that differ between persistent keys and reveal nothing of them; None for a fresh key."""
         return self.derive("check")[:8].hex() if self.is_persistent else None
+
+
+def keyed_source_digest(key: SealKey, sha256: bytes) -> str:
+    """Return the keyed digest (64 hex digits) of an original by the SHA-256 of its bytes."""
+    return key.derive("source", sha256).hex()
 
 
 def load_key(name: str) -> CustodianKey:

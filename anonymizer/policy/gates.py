@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
@@ -61,7 +61,9 @@ class AuditResult:
     manifest_sha256: str
     figures: Sequence[FigureRow]
     attackers: Attackers
+    missing: int = 0  # records of the sample whose original is gone, or is another
     attacker_limits: str | None = None
+    public: Mapping[str, Any] = field(default_factory=dict)  # the summary that may be published
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,12 @@ def _evaluate_counts(policy: PolicyConfig, counts: Summary) -> Iterator[RuleResu
 
 def _evaluate_audit(policy: PolicyConfig, audit: AuditResult | None, now: datetime) -> Iterator[RuleResult]:
     figures, missing = audit.figures if audit else [], "no audit of this release"
+    gap = _describe_gap(audit) if audit and audit.missing else ""  # whoever left may be who would have been found
     for attack in policy.required_attacks:
         is_measured = bool(select_headlines(figures, attack))
         unmeasured = "not tried, or nothing could be measured" if audit else missing
-        measured = "measured" if is_measured else unmeasured
-        yield _rule_result(f"audits.{attack}", "must have been tried", measured, is_measured)
+        measured = ("measured" if is_measured else unmeasured) + gap
+        yield _rule_result(f"audits.{attack}", "must have been tried", measured, is_measured and not gap)
     if policy.required_attacks:
         lacking = list(find_shortfalls(policy.attackers, audit.attackers)) if audit else [missing]
         measured = "; ".join(lacking) or "all of it"
@@ -148,14 +151,19 @@ def _evaluate_audit(policy: PolicyConfig, audit: AuditResult | None, now: dateti
     for rule, bound in policy.risk.items():
         high = _highest_upper_bound(figures, *parse_risk_rule(rule))
         measured = "not measured, or not by every attacker" if high is None else f"at most {high:.3f}"
-        measured += f"; {limits}" if limits is not None else ""
-        passes = high is not None and high <= bound.upper and limits is None
+        measured += (f"; {limits}" if limits is not None else "") + gap
+        passes = high is not None and high <= bound.upper and limits is None and not gap
         result = _rule_result(rule, f"upper end at most {bound.upper:g}", measured, passes)
         yield replace(result, is_figure=high is not None)
     if policy.audit_days is not None:
         days = (now - audit.when).days if audit else math.inf
         measured, passes = f"{days} days old" if audit else missing, 0 <= days <= policy.audit_days
         yield _rule_result("audit_days", f"at most {policy.audit_days} days old", measured, passes)
+
+
+def _describe_gap(audit: AuditResult) -> str:
+    count = audit.attackers.sample + audit.missing
+    return f"; not measured on {audit.missing} of {count}, whose originals are gone or are not those that were released"
 
 
 def _highest_upper_bound(figures: Sequence[FigureRow], attack: str, measure: str | None) -> float | None:

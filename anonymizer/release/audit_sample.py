@@ -14,13 +14,14 @@ import pyarrow as pa
 import torch
 
 from anonymizer.config import SourceConfig
+from anonymizer.crypto.custodian_key import keyed_source_digest
 from anonymizer.data import image_codec, released_images
 from anonymizer.data.sources import open_source
-from anonymizer.errors import IntegrityError, RecordError, SourceError
-from anonymizer.records import Entry, Record, Status
+from anonymizer.errors import CustodianKeyError, IntegrityError, RecordError, SourceError
+from anonymizer.records import Entry, Record, Status, normalize_subject
 from anonymizer.release.ledger import Ledger
 from anonymizer.storage.digest_index import DigestIndex, Positions
-from anonymizer.storage.layout import Release
+from anonymizer.storage.layout import Release, SealKey
 from anonymizer.storage.path import StoragePath
 
 Row = Mapping[str, Any]
@@ -67,6 +68,12 @@ class AuditSample:
     manifest: Sequence[Row]
     released: int  # records in the whole release, or distinct images of several
     unread: int  # sampled records whose original can no longer be read
+    changed: int  # sampled records under whose id the source has other bytes than were released
+
+    @property
+    def missing(self) -> int:
+        """Number of sampled records that cannot be measured."""
+        return self.unread + self.changed
 
     def __len__(self) -> int:
         return len(self.ledger)
@@ -82,10 +89,12 @@ def draw_sample(
 ) -> AuditSample:
     """Return a random sample of at most ``limit`` released records. ``source`` may read more columns than the run did.
 
-    ``union``: earlier releases with the same key, sampled as well, each image once; their originals are looked up in
-    the source as it is now. Raises SourceError if no original can be read any more, IntegrityError if a released image
-    is missing.
+    An original counts if its bytes have the keyed digest of the ledger, so the release must be opened with its key;
+    other bytes under the same id are not measured. ``union``: earlier releases with the same key, sampled as well, each
+    image once; their originals are looked up in the source as it is now. Raises CustodianKeyError without the key,
+    SourceError if no original can be read any more, IntegrityError if a released image is missing or changed.
     """
+    key = require_key(release)
     releases = (release, *union)
     rows, released = _sample_rows(releases, limit, rng)
     published = _read_published(releases, rows)
@@ -95,12 +104,15 @@ def draw_sample(
         record_ids = [row["record_id"] for _, row in rows]
     sampled = set(record_ids)
     originals = _decode_images(source, (e for e in open_source(source).entries() if e.record_id in sampled), size)
-    if not len(originals):
+    expected = [row["source_hmac"] for _, row in rows]
+    hmacs = [keyed_source_digest(key, digest) for digest in originals.digests]
+    positions = {record_id: position for position, record_id in enumerate(originals.record_ids)}
+    readable = [(positions[name], index) for index, name in enumerate(record_ids) if name in positions]
+    pairs = sorted((position, index) for position, index in readable if hmacs[position] == expected[index])
+    if not pairs:
         raise SourceError(
             f"source.uri {source.uri!r}: holds none of the released originals any more: bring them back for the audit"
         )
-    positions = {record_id: position for position, record_id in enumerate(originals.record_ids)}
-    pairs = sorted((positions[name], index) for index, name in enumerate(record_ids) if name in positions)
     order = [index for _, index in pairs]
     encoded = [published[index][1] for index in order]
     return AuditSample(
@@ -111,8 +123,19 @@ def draw_sample(
         ledger=[rows[index][1] for index in order],
         manifest=[published[index][0] for index in order],
         released=released,
-        unread=len(rows) - len(order),
+        unread=len(rows) - len(readable),
+        changed=len(readable) - len(pairs),
     )
+
+
+def require_key(release: Release) -> SealKey:
+    """Return the key that a release was opened with. Raises CustodianKeyError where it is not that of its maker."""
+    if release.key is None or not release.key.is_persistent:
+        raise CustodianKeyError(
+            f"release {str(release.root)!r}: originals are compared under the custodian's key, which is not set, or "
+            "was thrown away when the release was made: set the one that it was made with"
+        )
+    return release.key
 
 
 def draw_images(source: SourceConfig, size: int, limit: int, rng: np.random.Generator) -> ImageSet:
@@ -152,15 +175,19 @@ def exclude_insiders(candidates: ImageSet, insiders: ImageSet, *, identified: bo
     Images are the same if their encoded bytes are, or all pixels; one that was saved again, or cropped, is not
     recognised. ``identified``: labels name the people on both sides, and the release's people are excluded too.
     """
-    digests, people = set(insiders.digests), {name for name in insiders.labels if identified and name is not None}
+    digests, people = set(insiders.digests), {_person(name) for name in insiders.labels if identified} - {""}
     pixels = set(map(_hash_pixels, insiders.images))
     is_same = [
         digest in digests or _hash_pixels(image) in pixels
         for digest, image in zip(candidates.digests, candidates.images, strict=True)
     ]
-    is_known = [name in people and not same for name, same in zip(candidates.labels, is_same, strict=True)]
+    is_known = [_person(name) in people and not same for name, same in zip(candidates.labels, is_same, strict=True)]
     outside = [not (same or known) for same, known in zip(is_same, is_known, strict=True)]
     return Outsiders(candidates.filter(outside), sum(is_same), sum(is_known))
+
+
+def _person(name: str | None) -> str:
+    return normalize_subject(name or "")
 
 
 def _hash_pixels(image: torch.Tensor) -> bytes:
@@ -263,9 +290,17 @@ def _read_published(releases: Sequence[Release], rows: Sequence[tuple[int, Row]]
         manifest = released_images.find_rows(release.manifest, output_ids)
         for row, data in released_images.read_images(release.public_or_candidate, manifest):
             published[number, row["output_id"]] = row, data
-    if lost := len(rows) - len(published):
-        raise IntegrityError(f"release: {lost} of {len(rows)} released pictures cannot be read: restore public/")
-    return [published[number, row["output_id"]] for number, row in rows]
+    found = [published.get((number, row["output_id"])) for number, row in rows]
+    intact = [
+        pair
+        for pair, (_, row) in zip(found, rows, strict=True)
+        if pair is not None and hashlib.sha256(pair[1]).hexdigest() == row["sha256"]
+    ]
+    if lost := len(rows) - len(intact):
+        raise IntegrityError(
+            f"release: {lost} of {len(rows)} released pictures are missing, or not those of the ledger: restore public/"
+        )
+    return intact
 
 
 def _current_record_ids(release: Release, rows: Sequence[Row]) -> list[str | None]:

@@ -19,10 +19,9 @@ from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError, SigningKeyError
-from anonymizer.policy.attackers import Attackers
-from anonymizer.policy.gates import COUNT_RULES, AuditResult, Verdict, evaluate_release
+from anonymizer.policy.gates import COUNT_RULES, Verdict, evaluate_release
 from anonymizer.records import Summary
-from anonymizer.release import approval, event_log, history, succession
+from anonymizer.release import approval, audit_files, event_log, history, succession
 from anonymizer.release.assemble import remove_incomplete
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.plan import write_config
@@ -156,26 +155,6 @@ def read_last_decision(release: Release) -> SignedStatement | None:
         raise IntegrityError(f"release: restricted/{release.decision_log.name} is damaged: restore it") from None
 
 
-def read_audit(release: Release) -> AuditResult | None:
-    """Return the last audit in the restricted half; None if there is none, or if it attacked other releases as well."""
-    path = release.audit / "audit.json"
-    if not path.exists():
-        return None
-    audit = json.loads(path.read())
-    if audit.get("union"):
-        return None
-    if "attackers" not in audit:  # by an earlier version, which did not say who attacked
-        return None
-    figures = [row for row in parquet.read(release.audit / "figures.parquet").to_pylist() if row["baseline"] is None]
-    return AuditResult(
-        when=datetime.fromisoformat(audit["when"]),
-        manifest_sha256=audit["manifest"],
-        figures=figures,
-        attackers=Attackers(**audit["attackers"]),
-        attacker_limits=audit["lacking"],
-    )
-
-
 @dataclass(frozen=True)
 class PolicyEvaluation:
     """What the policy decides on, and its verdict. ``audit``: public summary of an audit of just this release."""
@@ -194,16 +173,13 @@ WriteDocuments = Callable[[StoragePath, RunConfig, FinishedLedger, PolicyEvaluat
 
 
 def _evaluate_policy(release: Release, config: RunConfig, summary: Summary, publisher: str | None) -> PolicyEvaluation:
-    manifest, audit = statement.file_digest(release.manifest), read_audit(release)
-    public_audit: Mapping[str, Any] | None = None
-    if audit is not None:
-        public_audit = json.loads(release.audit_summary.read())
-        if not audit.manifest_sha256 == public_audit["manifest_sha256"] == manifest:
-            audit = public_audit = None  # of another version of this release
+    manifest, audit = statement.file_digest(release.manifest), audit_files.read(release)
+    if audit is not None and audit.manifest_sha256 != manifest:
+        audit = None  # of another version of this release
     verdict = evaluate_release(config.policy, summary, manifest, audit, datetime.now(UTC))
-    audited = audit.when if audit else None
+    audited, public = (audit.when, audit.public) if audit else (None, None)
     weaker = history.list_weaker_rules(config)
-    return PolicyEvaluation(summary, manifest, public_audit, publisher, verdict, weaker, audited)
+    return PolicyEvaluation(summary, manifest, public, publisher, verdict, weaker, audited)
 
 
 def _refuse_empty(release: Release, summary: Summary) -> None:
@@ -280,11 +256,12 @@ def _sign_candidate(
     """Write the documents of the public half, and the statement about all of it."""
     folder, audit = release.candidate, evaluation.audit
     release.statement.remove()  # before the documents that it is about are written anew
-    copies = {AUDIT: release.audit_summary if audit is not None else None, REVOCATIONS: release.revocations}
-    for name, source in copies.items():
+    revocations = release.revocations.read() if release.revocations.exists() else None
+    copies = {AUDIT: None if audit is None else json.dumps(audit, indent=2).encode(), REVOCATIONS: revocations}
+    for name, data in copies.items():
         (folder / name).remove()
-        if source is not None and source.exists():
-            (folder / name).write_uncommitted(source.read())
+        if data is not None:
+            (folder / name).write_uncommitted(data)
     manifest = parquet.open_table(release.manifest)
     write_documents(folder, config, ledger, evaluation)
     head = event_log.record(release, "sealed", publisher=evaluation.publisher, ledger=ledger.digest)

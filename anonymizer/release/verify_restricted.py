@@ -17,7 +17,7 @@ from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import AnonymizerError
 from anonymizer.records import Plan, Status
-from anonymizer.release import event_log, plan, publish, retention
+from anonymizer.release import audit_files, event_log, plan, publish, retention
 from anonymizer.release.event_log import ChainHead
 from anonymizer.release.finished_ledger import ID_AND_DIGEST, FinishedLedger
 from anonymizer.storage import parquet
@@ -38,6 +38,7 @@ def check_restricted(release: Release, config: RunConfig, key: CustodianKey) -> 
     yield from _errors_as_findings("events", lambda: _check_events(release, predicate))
     yield from _errors_as_findings("decision", lambda: _check_decision(release, config, predicate))
     yield from _errors_as_findings("ledger", lambda: _check_ledger(release, config, predicate, key))
+    yield from _errors_as_findings("audit", lambda: _check_audit(release))
 
 
 def _errors_as_findings(check: str, work: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -75,6 +76,17 @@ def _check_events(release: Release, predicate: ReleasePredicate) -> Iterator[Fin
     is_signed = event_log.contains_head(release, signed)
     problems = [] if is_signed else ["the log is not the one that the statement speaks of"]
     yield from pass_or_fail("events", problems, f"{count:,} events, each following from the one before")
+
+
+def _check_audit(release: Release) -> Iterator[Finding]:
+    """Check that the files of an audit, where there is one, are what it wrote."""
+    if release.key is None or not release.key.is_persistent or not (release.audit / audit_files.DOCUMENT).exists():
+        return
+    if audit_files.is_sealed(release):
+        audit_files.read(release)
+        yield passed("audit", "its figures and summary are as it wrote them")
+    else:
+        yield noted("audit", "made by an earlier version, and not sealed: no policy goes by it: audit again")
 
 
 def _check_decision(release: Release, config: RunConfig, predicate: ReleasePredicate) -> Iterator[Finding]:

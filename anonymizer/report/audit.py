@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from anonymizer.records import Plan
 from anonymizer.release.ledger import Ledger
 from anonymizer.report.rendering import render
 from anonymizer.report.thumbnails import ImagePair, Row, read_pairs
-from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 
 MAX_EXPOSED = 12  # records on the page
@@ -73,16 +71,30 @@ class MethodComparison:
     figures: Mapping[str, FigureRow | None]
 
 
-def write_audit(release: Release, config: RunConfig, plan: Plan, attackers: Mapping[str, str]) -> None:
-    """Write ``restricted/audit.html`` and ``restricted/audit/public.json`` from the tables in ``restricted/audit/``.
+@dataclass(frozen=True)
+class AuditReport:
+    """What an audit found: its figures, ``audit.json`` as far as it is known, and the records that attacks found."""
 
-    ``attackers`` describes each attacker by name.
-    """
-    rows = parquet.read(release.audit / "figures.parquet").to_pylist()
-    audit = json.loads((release.audit / "audit.json").read())
-    own = [row for row in rows if row["baseline"] is None]
+    rows: Sequence[FigureRow]
+    audit: Mapping[str, Any]
+    found: Sequence[str]  # record ids, one for each attack that found the record
+
+    @property
+    def own(self) -> list[FigureRow]:
+        """The figures of the release itself, without baselines."""
+        return [row for row in self.rows if row["baseline"] is None]
+
+    @property
+    def answers(self) -> list[Answer]:
+        return [Answer(question, select_strongest(self.own, question.attacks)) for question in QUESTIONS]
+
+
+def write_audit(
+    release: Release, config: RunConfig, plan: Plan, report: AuditReport, attackers: Mapping[str, str]
+) -> None:
+    """Write ``restricted/audit.html``; ``attackers`` describes each attacker by name."""
+    rows, audit, own, answers = report.rows, report.audit, report.own, report.answers
     measured = [row for row in own if row["value"] is not None]
-    answers = [Answer(question, select_strongest(own, question.attacks)) for question in QUESTIONS]
     names = {row["attacker"] for row in own}
     Encryptor(config.restricted.recipients).write(
         release.audit_page,
@@ -92,14 +104,13 @@ def write_audit(release: Release, config: RunConfig, plan: Plan, attackers: Mapp
             audit=audit,
             answers=answers,
             attackers={name: text for name, text in attackers.items() if name in names},
-            exposed=_most_exposed(release, config, plan, own),
+            exposed=_most_exposed(release, config, plan, report),
             measured=[row for row in measured if row["subgroup"] is None],
             comparison=_compare_methods(rows, plan, audit["distances"]),
             subgroups=_subgroup_figures(measured),
             not_run=[row for row in rows if row["value"] is None and row["subgroup"] is None],
         ),
     )
-    release.audit_summary.write(json.dumps(build_public_summary(plan, audit, answers), indent=2).encode())
 
 
 def build_public_summary(plan: Plan, audit: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
@@ -124,6 +135,7 @@ def build_public_summary(plan: Plan, audit: Mapping[str, Any], answers: Sequence
         "manifest_sha256": audit["manifest"],
         "level": plan.level,
         "pictures_attacked": audit["audited"],
+        "pictures_not_measured": audit["unread"] + audit["changed"],  # their originals are gone, or others
         "confidence": 0.95,
         "attackers": _public_attackers(audit),
         "answers": {answer.question.title: bound(answer) for answer in answers},
@@ -167,13 +179,14 @@ def _subgroup_figures(measured: Sequence[FigureRow]) -> list[FigureRow]:
     return [row for row in linkage if same == {name: row[name] for name in same}]
 
 
-def _most_exposed(release: Release, config: RunConfig, plan: Plan, own: Sequence[FigureRow]) -> list[ImagePair]:
+def _most_exposed(release: Release, config: RunConfig, plan: Plan, report: AuditReport) -> list[ImagePair]:
     """Return the records that most attacks identified, most exposed first."""
-    hits = Counter(parquet.read(release.audit / "found.parquet")["record_id"].to_pylist())
+    hits = Counter(report.found)
     exposed = dict(hits.most_common(MAX_EXPOSED))
     if not exposed:
         return []
-    attacks = len({(row["attack"], row["attacker"], row["feature"]) for row in own if row["measure"] == "rank-1"})
+    rank_1 = [row for row in report.own if row["measure"] == "rank-1"]
+    attacks = len({(row["attack"], row["attacker"], row["feature"]) for row in rank_1})
     ids = pa.array(list(exposed), pa.string())
     rows = [
         row

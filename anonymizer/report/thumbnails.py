@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from anonymizer.config import Limits, RunConfig
+from anonymizer.crypto.custodian_key import keyed_source_digest
 from anonymizer.data import image_codec, released_images
 from anonymizer.data.sources import open_source
 from anonymizer.errors import AnonymizerError, RecordError
+from anonymizer.records import Reason
 from anonymizer.release import plan
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
@@ -103,7 +106,8 @@ def original_thumbnails(
 ) -> tuple[dict[str, Thumbnail | str], str]:
     """Return record id -> original as the model saw it, or why there is none, and why the source is unreadable, if so.
 
-    ``rows`` are rows of the ledger. The originals are read again from the source.
+    ``rows`` are rows of the ledger. The originals are read again from the source; other bytes than were released, which
+    the release's key tells, are not shown.
     """
     by_id = {row["record_id"]: row for row in rows}
     thumbnails: dict[str, Thumbnail | str] = {}
@@ -117,10 +121,11 @@ def original_thumbnails(
         ]
         for record in open_source(config.source).read(entries):
             row = by_id[record.entry.record_id]
+            problem = record.problem or _changed(release, row, record.data)
             try:
                 thumbnails[row["record_id"]] = (
-                    record.problem.value
-                    if record.problem
+                    problem.value
+                    if problem
                     else original_thumbnail(
                         record.data, row["width"], row["height"], config.source.square_fit, config.source.limits
                     )
@@ -132,6 +137,14 @@ def original_thumbnails(
     except Exception as error:  # libraries of sources raise errors of their own
         return thumbnails, f"the source raised {type(error).__name__}"
     return thumbnails, ""
+
+
+def _changed(release: Release, row: Row, data: bytes) -> Reason | None:
+    key = release.key
+    if key is None or not key.is_persistent or row["source_hmac"] is None:
+        return None
+    is_same = keyed_source_digest(key, hashlib.sha256(data).digest()) == row["source_hmac"]
+    return None if is_same else Reason.CHANGED
 
 
 def _to_thumbnail(data: bytes, image_format: str, width: int, height: int) -> Thumbnail:

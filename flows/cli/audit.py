@@ -69,6 +69,7 @@ def audit(release: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, 
         | {
             "formal guarantee": public["formal_guarantee"],
             "could not be tried": summary["not_run"],
+            **({"not measured": summary["missing"]} if summary["missing"] else {}),
             "look at": console.format_page(audited.audit_page),
             "tables": audited.audit,
             "may be handed out": audited.audit_summary,

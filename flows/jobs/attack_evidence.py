@@ -15,6 +15,7 @@ from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.data.sources.folder import FolderSource
 from anonymizer.errors import ConfigError, SourceError
+from anonymizer.records import normalize_subject
 from anonymizer.release.audit_sample import ImageSet, draw_images, exclude_insiders
 from flows.jobs.redaction import in_fresh_thread
 from metrics import features
@@ -72,25 +73,32 @@ def gather_evidence(
     def draw(source: SourceConfig | None, limit: int) -> ImageSet | None:
         return None if source is None else draw_images(_read_only(source), model.size, limit, rng)
 
-    names = originals.labels if config.identity is not None else originals.record_ids
+    people = _people(originals.labels) if config.identity is not None else originals.record_ids
     others = draw(config.others, 10 * config.sample)
     outsiders, note = _read_outsiders(config, config.outsiders, originals, model.size, rng)
     training = draw(config.training, MAX_EXTRA_IMAGES)
     return Evidence(
         originals=originals.images,
         outputs=outputs,
-        subjects=np.array([n or f"record {r}" for n, r in zip(names, originals.record_ids, strict=True)]),
+        subjects=np.array([n or f"record {r}" for n, r in zip(people, originals.record_ids, strict=True)]),
         has_identities=config.identity is not None,
         mechanism=mechanism,
         model=model,
         attributes={name: [columns.get(name) for columns in originals.columns] for name in config.attributes},
-        others=(others.images, as_subjects(others.labels)) if others else None,
-        outsiders=(outsiders.images, as_subjects([f"outsider {name or i}" for i, name in enumerate(outsiders.labels)]))
-        if outsiders
-        else None,
+        others=(others.images, as_subjects(_people(others.labels))) if others else None,
+        outsiders=(outsiders.images, as_subjects(_strangers(outsiders.labels))) if outsiders else None,
         note=note,
         training=training.images if training else None,
     )
+
+
+def _people(labels: Sequence[str | None]) -> list[str]:
+    """Return the names of people in their one spelling; "" for nobody's."""
+    return [normalize_subject(label or "") for label in labels]
+
+
+def _strangers(labels: Sequence[str | None]) -> list[str]:
+    return [f"outsider {name or i}" for i, name in enumerate(_people(labels))]
 
 
 def _read_outsiders(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from anonymizer.errors import ModelError, OutputError
 from anonymizer.policy import public_scores
 from anonymizer.policy.attackers import Attackers
 from anonymizer.records import Plan
-from anonymizer.release import audit_sample, event_log, plan
+from anonymizer.release import audit_columns, audit_files, audit_sample, event_log, plan
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.plan import resolve_config
 from anonymizer.storage import parquet
@@ -62,6 +63,7 @@ class AuditInputs:
     plan: Plan
     union: Sequence[Release]
     sample: AuditSample
+    unprotected: Sequence[str]  # columns that attackers know of originals, and that the ledger does not hold
     bench: Workbench
     bound: Certificate
 
@@ -88,6 +90,7 @@ class AuditSummary:
 
     audited: int
     released: int
+    missing: int  # records of the sample that could not be measured
     figures: int
     not_run: int
 
@@ -100,21 +103,22 @@ def run(config: AuditConfig, progress: ProgressReporter = NO_PROGRESS) -> AuditS
 
 def check(config: AuditConfig) -> RunConfig:
     """Check release, sources and models before the work; write nothing. Returns the release's settings."""
-    release = Release.at(config.release)
+    release = plan.open_with_key(config.release)
+    audit_sample.require_key(release)
     settings = resolve_config(release)
     next(iter(open_source(attack_evidence.with_attack_columns(settings.source, config)).entries()), None)
     attack_evidence.check_sources(config)
     the_plan = plan.read(release)
-    _open_union(config, the_plan)
+    _open_union(config, release, the_plan)
     _load_models(config, settings, the_plan)
     return settings
 
 
 def collect_evidence(config: AuditConfig, progress: ProgressReporter = NO_PROGRESS) -> AuditInputs:
     """Read a sample of originals and outputs. Raises OutputError where it is too small to attack."""
-    release = Release.at(config.release)
+    release = plan.open_with_key(config.release)
     settings, the_plan = resolve_config(release), plan.read(release)
-    union = _open_union(config, the_plan)
+    union = _open_union(config, release, the_plan)
     backbone, embedders = _load_models(config, settings, the_plan)
     attacks = set(config.attacks) - set(config.skip)
     progress.begin(len(attacks) + len(attacks - {"leaks"}) * len(config.baselines), 0)
@@ -123,6 +127,9 @@ def collect_evidence(config: AuditConfig, progress: ProgressReporter = NO_PROGRE
     rng = np.random.default_rng(seed)
     source = attack_evidence.with_attack_columns(settings.source, config)
     sample = audit_sample.draw_sample(release, source, backbone.size, config.sample, rng, union)
+    unprotected: Sequence[str] = ()
+    if not union:  # whose settings may have read other columns
+        sample, unprotected = audit_columns.with_sealed_columns(sample, settings.source, source)
     boomerang = Boomerang(backbone, settings.boomerang.sampler, settings.boomerang.steps)
     mechanism = LocalSampling(boomerang, the_plan.level, settings.output.image, settings.output.quality)
     evidence = attack_evidence.gather_evidence(config, sample.originals, sample.outputs, mechanism, backbone, rng)
@@ -140,7 +147,7 @@ def collect_evidence(config: AuditConfig, progress: ProgressReporter = NO_PROGRE
         ) from None
     bound = audit_caveats.limit_certificate(bound, settings)
     bench = Workbench(evidence, embedders, attack_evidence.effort_of(config), seed, progress.stage)
-    return AuditInputs(config, release, settings, the_plan, union, sample, bench, bound)
+    return AuditInputs(config, release, settings, the_plan, union, sample, unprotected, bench, bound)
 
 
 def run_attacks(inputs: AuditInputs, progress: ProgressReporter = NO_PROGRESS) -> Findings:
@@ -183,25 +190,50 @@ def run_baselines(inputs: AuditInputs, progress: ProgressReporter = NO_PROGRESS)
 
 
 def write_audit(inputs: AuditInputs, findings: Findings, results: BaselineResults) -> AuditSummary:
-    """Write the results as tables, then the pages that are made of them."""
-    folder, sample, config = inputs.release.audit, inputs.sample, inputs.config
-    figures = findings.figures + results.figures
-    (folder / "figures.parquet").write(parquet.to_bytes(figure_table.figures_table(figures)))
+    """Write the page, and the results as sealed tables."""
+    figures, hits = figure_table.figures_table(findings.figures + results.figures), _list_hits(inputs, findings)
+    document = _describe_audit(inputs, results)
+    content = report.AuditReport(figures.to_pylist(), document, hits["record_id"].to_pylist())
+    report.write_audit(inputs.release, inputs.settings, inputs.plan, content, ATTACKERS)
+    public = report.build_public_summary(inputs.plan, document, content.answers)
+    tables = {"figures.parquet": figures, "ranks.parquet": _list_ranks(findings), "found.parquet": hits}
+    files = {name: parquet.to_bytes(table) for name, table in tables.items()}
+    files["public.json"] = json.dumps(public, indent=2).encode()
+    audit_files.write(inputs.release, inputs.plan.id, document, files)
+    event_log.record(inputs.release, "audited", pictures=len(inputs.sample), attacks=inputs.attacks)
+    return AuditSummary(
+        audited=len(inputs.sample),
+        released=inputs.sample.released,
+        missing=inputs.sample.missing,
+        figures=len(figures),
+        not_run=sum(figure.measure == "not run" for figure in findings.figures),
+    )
+
+
+def _list_ranks(findings: Findings) -> pa.Table:
     ranks = [
         {"attack": name, "rank": int(r), "share": float(s), "control": float(c), "chance": float(b)}
         for name, ranking in findings.ranks.items()
         for r, s, c, b in zip(ranking.rank, ranking.share, ranking.control, ranking.chance, strict=True)
     ]
-    (folder / "ranks.parquet").write(parquet.to_bytes(pa.Table.from_pylist(ranks, RANKS_SCHEMA)))
+    return pa.Table.from_pylist(ranks, RANKS_SCHEMA)
+
+
+def _list_hits(inputs: AuditInputs, findings: Findings) -> pa.Table:
     hits = [
         {"record_id": row["record_id"], "output_id": row["output_id"], "attack": name}
         for name, is_hit in findings.hits.items()
-        for row, hit in zip(sample.ledger, is_hit, strict=True)
+        for row, hit in zip(inputs.sample.ledger, is_hit, strict=True)
         if hit
     ]
-    (folder / "found.parquet").write(parquet.to_bytes(pa.Table.from_pylist(hits, HITS_SCHEMA)))
-    notes = [inputs.bench.evidence.note, *audit_caveats.caveats(sample, inputs.plan, inputs.settings)]
-    document = {
+    return pa.Table.from_pylist(hits, HITS_SCHEMA)
+
+
+def _describe_audit(inputs: AuditInputs, results: BaselineResults) -> dict[str, Any]:
+    """Return the content of ``audit.json``, but for the digests of the files beside it."""
+    sample, config, settings = inputs.sample, inputs.config, inputs.settings
+    notes = [inputs.bench.evidence.note, *audit_caveats.caveats(sample, inputs.plan, settings, inputs.unprotected)]
+    return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": version("anonymizer"),
         "manifest": statement.file_digest(inputs.release.manifest),
@@ -209,23 +241,15 @@ def write_audit(inputs: AuditInputs, findings: Findings, results: BaselineResult
         "released": sample.released,
         "union": len(config.union),  # releases besides this one, whose images are counted here too
         "unread": sample.unread,
+        "changed": sample.changed,
         "config": config.model_dump(mode="json"),
         "attackers": asdict(_describe_attackers(inputs)),
         "features": [embedder.versioned_name for embedder in inputs.bench.embedders],
         "certificate": asdict(inputs.bound),
         "distances": results.distances,
         "note": "; ".join(filter(None, notes)) or None,
-        "lacking": audit_caveats.attacker_limits(inputs.settings),
+        "lacking": audit_caveats.attacker_limits(settings, inputs.unprotected),
     }
-    (folder / "audit.json").write(json.dumps(document, indent=2).encode())
-    report.write_audit(inputs.release, inputs.settings, inputs.plan, ATTACKERS)
-    event_log.record(inputs.release, "audited", pictures=len(sample), attacks=inputs.attacks)
-    return AuditSummary(
-        audited=len(sample),
-        released=sample.released,
-        figures=len(figures),
-        not_run=sum(figure.measure == "not run" and figure.baseline is None for figure in figures),
-    )
 
 
 def _describe_attackers(inputs: AuditInputs) -> Attackers:
@@ -233,14 +257,15 @@ def _describe_attackers(inputs: AuditInputs) -> Attackers:
     return Attackers(attacks=inputs.attacks, sample=len(inputs.sample), released=inputs.sample.released, **effort)
 
 
-def _open_union(config: AuditConfig, the_plan: Plan) -> list[Release]:
+def _open_union(config: AuditConfig, audited: Release, the_plan: Plan) -> list[Release]:
     """Open the releases to be attacked together with the audited one. Raises OutputError where they cannot be."""
-    union = [Release.at(uri) for uri in config.union]
+    union = [Release.at(uri, audited.key) for uri in config.union]
     for uri, release in zip(config.union, union, strict=True):
-        if the_plan.key_check is None or plan.read(release).key_check != the_plan.key_check:
+        if plan.read(Release(release.root)).key_check != the_plan.key_check:
             raise OutputError(f"union {uri!r}: was made with another key: nobody in it is known again: leave it out")
         if not release.is_published:
             raise OutputError(f"union {uri!r}: is not published: finish it first, or leave it out")
+        plan.read(release)
     return union
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from anonymizer.config import RunConfig
@@ -27,7 +28,7 @@ def limit_certificate(bound: Certificate, settings: RunConfig) -> Certificate:
     return replace(bound, sentence=f"No formal guarantee: {reason} Only the measured risk speaks for this level.")
 
 
-def attacker_limits(settings: RunConfig) -> str | None:
+def attacker_limits(settings: RunConfig, unprotected: Sequence[str] = ()) -> str | None:
     """Return what real attackers could have and these lacked: a policy takes no figure of such an audit for a bound."""
     if settings.model.has_record_condition:
         return (
@@ -35,12 +36,22 @@ def attacker_limits(settings: RunConfig) -> str | None:
         )
     if settings.source.fit == "tiles":
         return "pictures were compared as squares of the model's size: at their own sides attackers may do better"
+    if unprotected:
+        return (
+            f"{', '.join(unprotected)} of the source is not in the ledger, so that what was told of people may have "
+            "changed since: name it in source.subject or source.restricted"
+        )
     return None
 
 
-def caveats(sample: AuditSample, the_plan: Plan, settings: RunConfig) -> list[str]:
+def caveats(sample: AuditSample, the_plan: Plan, settings: RunConfig, unprotected: Sequence[str] = ()) -> list[str]:
     """Return notes on what the attackers were not given."""
-    notes = [attacker_limits(settings)]
+    notes = [attacker_limits(settings, unprotected)]
+    if sample.missing:
+        notes.append(
+            f"not measured: {sample.unread} pictures whose originals are gone, and {sample.changed} under whose ids "
+            "the source has other bytes than were released: bring them back, as no bound of a policy holds without them"
+        )
     if len(levels := sorted({row["level"] for row in sample.ledger})) > 1:
         notes.insert(
             0,

@@ -53,6 +53,11 @@ def verify_release(release: Release, rescore: int | None, replay: int) -> Iterat
         for check, requested in (("scores", rescore), ("replay", replay)):
             yield (failed if requested else noted)(check, "nothing measured or drawn again: not supported in tiles")
         return
+    if release.key is None or not release.key.is_persistent:  # nothing tells that originals are those of the release
+        for check, requested in (("scores", rescore), ("replay", replay)):
+            reason = f"nothing measured or drawn again: originals are known by the custodian's key ({config.key_env})"
+            yield (failed if requested else noted)(check, reason)
+        return
     is_trusted = not any(finding.result == "fail" and finding.check == "ledger" for finding in findings)
     scored = DEFAULT_RESCORED if rescore is None else rescore
     if not is_trusted or not release.ledger.exists() or not max(scored, replay):
@@ -61,10 +66,13 @@ def verify_release(release: Release, rescore: int | None, replay: int) -> Iterat
     try:
         size, rng = backbone_of(config.model).size, np.random.default_rng()
         sample = audit_sample.draw_sample(release, config.source, size, max(scored, replay), rng)
+        if sample.missing:
+            count = f"{sample.unread} are gone and {sample.changed} are other pictures than were released"
+            yield report("originals", f"{count}, of {len(sample) + sample.missing}: not measured")
         if scored:
             yield from in_fresh_thread(lambda: list(_check_scores(config, sample, scored)))
         if replay:
-            yield from in_fresh_thread(lambda: list(_check_replay(release, config, key, sample, replay)))
+            yield from in_fresh_thread(lambda: list(_check_replay(config, key, sample, replay)))
     except SourceError:
         yield report("originals", "are gone: nothing was measured or drawn again")
     except AnonymizerError as problem:
@@ -84,13 +92,8 @@ def _check_scores(config: RunConfig, sample: AuditSample, limit: int) -> Iterato
     yield from pass_or_fail("scores", wrong, f"{n} measured again, within {tolerance:g} of the ledger")
 
 
-def _check_replay(
-    release: Release, config: RunConfig, key: CustodianKey, sample: AuditSample, limit: int
-) -> Iterator[Finding]:
+def _check_replay(config: RunConfig, key: CustodianKey, sample: AuditSample, limit: int) -> Iterator[Finding]:
     """Sample images again from their originals with the custodian's key and compare bytes, then pixels."""
-    if key.check_value is None or key.check_value != plan.read(release).key_check:
-        yield failed("replay", "nothing drawn again: the custodian's key that made this release is not at hand")
-        return
     model, output = backbone_of(config.model), config.output
     boomerang = Boomerang(model, config.boomerang.sampler, config.boomerang.steps)
     counts: Counter[str] = Counter()

@@ -35,7 +35,7 @@ from anonymizer.errors import (
     UsageError,
 )
 from anonymizer.records import Scores
-from anonymizer.release import audit_sample, event_log, history, preflight, publish, retention
+from anonymizer.release import audit_files, audit_sample, event_log, history, preflight, publish, retention
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.history import Difference
 from anonymizer.release.verify_restricted import check_restricted
@@ -767,6 +767,7 @@ def test_an_image_is_never_paired_with_another_original_of_the_same_name(tmp_pat
 @pytest.fixture
 def audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Release, Release]:
     """Twelve people in January, and twenty in February."""
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setattr(audit_job, "backbone_of", lambda config: IdealGaussian())
     monkeypatch.setattr(audit_job, "scorer_of", lambda metrics, device: PlainScorer())
     source = people(tmp_path / "in", 12)
@@ -790,14 +791,14 @@ def test_an_audit_of_the_union_says_how_many_it_attacked_and_lets_no_release_out
     document = json.loads((february.audit / "audit.json").read())
     assert (document["union"], document["unread"]) == (1, 1)
     assert document["manifest"] == statement.file_digest(february.manifest)
-    assert publish.read_audit(february) is None, "a gate asks about this release alone"
+    assert audit_files.read(february) is None, "a gate asks about this release alone"
     for data in (february.audit_summary.read(), *tree(february.public.path).values()):
         assert b"january" not in data
     figures = parquet.read(february.audit / "figures.parquet").to_pylist()
     assert {line["attack"] for line in figures} == {"linkage", "leaks"}
     audit_job.run(audit_of(february))
     assert json.loads((february.audit / "audit.json").read())["union"] == 0
-    assert publish.read_audit(february) is not None
+    assert audit_files.read(february) is not None
 
 
 def test_releases_that_cannot_be_attacked_together_are_refused(

@@ -13,7 +13,7 @@ import torch
 from anonymizer.config import AuditConfig
 from anonymizer.errors import ConfigError, IntegrityError, ModelError, OutputError, SourceError
 from anonymizer.policy.calibration import build_resolved
-from anonymizer.release import plan, publish
+from anonymizer.release import audit_files, plan
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows.jobs import audit as audit_job
@@ -21,6 +21,7 @@ from tests.support import ROOT
 from tests.support.audit_evidence import ALL
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
+    HEX,
     KEY,
     PlainScorer,
     assemble_candidate,
@@ -38,6 +39,7 @@ from tests.support.releases import (
 @pytest.fixture
 def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
     model = IdealGaussian()
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setattr(audit_job, "backbone_of", lambda config: model)
     monkeypatch.setattr(audit_job, "scorer_of", lambda metrics, device: PlainScorer())
     return model
@@ -94,7 +96,7 @@ def test_the_attackers_are_published_with_the_figures(release: Release) -> None:
         "attacks": ["linkage"], "features": ["pixels"], "sample": 25, "released": 30,
         "pairs": 24, "outputs": 2, "averaged": 20, "held": ["identity"],
     }  # fmt: skip
-    audit = publish.read_audit(release)
+    audit = audit_files.read(release)
     assert audit is not None and audit.attackers.identity == "who" and audit.attackers.sample == 25
     page = release.audit_page.read().decode()
     assert "25 of 30 records, compared by pixels; 24 training pairs" in page
@@ -122,6 +124,7 @@ def test_no_guarantee_is_claimed_where_the_noise_is_not_all_that_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, why: str, lacking: str
 ) -> None:
     model = Listens()
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setattr(audit_job, "backbone_of", lambda config: model)
     monkeypatch.setattr(audit_job, "scorer_of", lambda metrics, device: PlainScorer())
     folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(8)})

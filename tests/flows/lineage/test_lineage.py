@@ -147,7 +147,15 @@ def test_risk_in_events_is_the_public_summary_of_the_audit(config: RunConfig, jo
     release = released(config)
     line = {"attack": "linkage", "risk_high": 0.31, "risk": 0.2}
     answers = [audit_report.Answer(q, [line] if "linkage" in q.attacks else []) for q in audit_report.QUESTIONS]
+    attackers = {name: 1 for name in ("attacks", "sample", "released", *audit_report.EFFORT)}
     told = {"manifest": "0" * 64, "audited": 120, "certificate": {"sentence": "A formal guarantee: because"}}
+    told |= {
+        "unread": 0,
+        "changed": 0,
+        "attackers": attackers,
+        "features": ["pixels"],
+        "config": dict.fromkeys(audit_report.EVIDENCE),
+    }
     summary = audit_report.build_public_summary(plan.read(release), told, answers)
     place = release.audit_summary if job == "audit" else release.public / AUDIT
     place.write(json.dumps(summary).encode())
