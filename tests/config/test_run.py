@@ -14,6 +14,7 @@ import yaml
 from anonymizer.config import RunConfig, build, known_keys, read_tree
 from tests.support import ROOT
 from tests.support.configs import LEAST, PIXELS, config_error
+from tests.support.signing_keys import ADA, public_key
 from tests.support.site import page_text
 
 
@@ -59,14 +60,15 @@ NOT_PIXELS = {
     "metrics.clip": "none", "metrics.lpips": "none", "run.shard_size": 1,
     "run.batch_size": 1, "run.threads": 1, "run.retries": 0, "run.compile": "always", "key_env": "OTHER",
     "source.kind": "x",
-    "source.drop": ("x",), "source.restricted": ("x",), "source.subject": "x", "previous": "x", "trust": ("x.pub",),
+    "source.drop": ("x",), "source.restricted": ("x",), "source.subject": "x", "source.allow": ("/x",),
+    "previous": "x", "trust": ("x.pub",),
     "metrics.identity": "dlib", "policy.scores": {"lpips": {"min": 0.1}}, "policy.escalate": (0.9,),
     "policy.risk": {"max_linkage": {"upper": 0.1}}, "policy.audits": ("linkage",), "policy.audit_days": 1,
     "policy.attackers.attacks": ("linkage",), "policy.attackers.features": ("pixels",), "policy.attackers.sample": 1,
     "policy.attackers.pairs": 1, "policy.attackers.outputs": 1, "policy.attackers.averaged": 1,
     "policy.attackers.identity": "folder",
     "policy.max_quarantined": 0.1, "policy.max_failed": 0.1, "policy.min_released": 1,
-    "policy.approvers": {"a": "ed25519:" + "A" * 43 + "="}, "restricted.recipients": (RECIPIENT,),
+    "policy.approvers": {"a": public_key(ADA)}, "restricted.recipients": (RECIPIENT,),
     "policy.waivers": ({"rule": "min_released", "who": "a", "why": "b", "until": "2026-12-01"},),
     "restricted.picture_days": 1, "restricted.record_days": 1, "lineage.to": "x", "lineage.namespace": "x",
     "signing_key_env": "OTHER",

@@ -53,7 +53,7 @@ def test_a_marked_folder_inside_the_source_or_behind_a_listing_is_found(tmp_path
     (marked / "images/a.png").write_bytes(picture(1))
     named = listing(tmp_path / "list", [{"image": str(marked / "images/a.png")}])
     above = settings(tmp_path, tmp_path.parent / "out", source={"format": "folder"})
-    for config in (above, settings(named, tmp_path / "out")):
+    for config in (above, settings(named, tmp_path / "out", source={"allow": [str(tmp_path)]})):
         for listed in (plan.count_records, begin):
             with pytest.raises(SourceError, match="lists pictures that `augment` or `enhance` made") as caught:
                 listed(config)
