@@ -6,23 +6,23 @@ from typing import Any
 
 from prefect import flow
 
-from anonymizer.config import RunConfig
 from flows.jobs import release as release_job
 from flows.jobs.progress import report_progress_to
 from flows.release import ONE_THREAD
-from flows.runtime import dispatch, run_templates
+from flows.runtime import dispatch
 from flows.runtime.progress_artifact import ProgressArtifact
 from flows.runtime.range_runs import pass_error_on
 
 
 @flow(name="anonymize-shards", task_runner=ONE_THREAD, persist_result=False, validate_parameters=False)
-def anonymize_shards(config: RunConfig, first: int, last: int) -> dict[str, Any]:
-    """Do those shards from ``first`` to ``last`` that are not committed yet; return how many were.
+def anonymize_shards(release: str, first: int, last: int) -> dict[str, Any]:
+    """Do those shards from ``first`` to ``last`` of a release that are not committed yet; return how many were.
 
-    ``config`` is that of the flow run that starts ranges. Prefect sees it, shard numbers and counts.
+    The settings are those that the flow run which planned the release has sealed in its restricted half. Prefect sees
+    the release's address, shard numbers and counts.
     """
-    settings = run_templates.read_config(RunConfig, config)
-    with pass_error_on(settings):
+    with pass_error_on(release):
+        settings = release_job.read_planned_config(release)
         pending = [shard for shard in release_job.list_uncommitted(settings) if first <= shard <= last]
         artifact = ProgressArtifact(0, release_job.count_records(settings, pending), "pictures of these shards")
         with artifact.heartbeat(), report_progress_to(artifact):

@@ -168,7 +168,7 @@ def write_successor(
     new_plan = replace(old_plan, output=settings.output.uri, id=secrets.token_hex(8))
     new.restricted.make_private_folder()
     succession.remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
-    plan.write_config(new, settings)
+    plan.write_config(new, new_plan.id, settings)
     start = retention.retention_start(old)
     kept_since = start.isoformat() if start else None
     event_log.record(new, event_log.ERASURE_BEGUN, **asdict(parted.counts), kept_since=kept_since)

@@ -168,7 +168,7 @@ def write_or_resume(
         write_entries(release, plan_id, shard, entries)
         records += len(entries)
     plan = replace(build_plan(config, backbone, key, records), id=plan_id)
-    write_config(release, config)
+    write_config(release, plan_id, config)
     inherit(config, release)
     write(release, plan)
     return plan
@@ -236,10 +236,10 @@ def _file_digest(path: StoragePath) -> str:
     return hashlib.sha256(path.read()).hexdigest()
 
 
-def write_config(release: Release, config: RunConfig) -> None:
-    """Write the settings of a release, sealed by a comment at the end."""
+def write_config(release: Release, plan_id: str | None, config: RunConfig) -> None:
+    """Write the settings of a release, sealed for its plan by a comment at the end."""
     text = f"{configuration.dump(config)}# {seal.PLACEHOLDER}\n"
-    release.config.write(seal.apply(text.encode(), release.key, "config"))
+    release.config.write(seal.apply(text.encode(), release.key, f"{plan_id}/config"))
 
 
 def read_config(release: Release) -> RunConfig:
@@ -251,7 +251,8 @@ def read_config(release: Release) -> RunConfig:
         raise IntegrityError(
             f"release {str(release.root)!r}: restricted/config.yaml is missing or damaged: restore it"
         ) from None
-    seal.check(data, release.key, "config", "restricted/config.yaml")
+    if release.key is not None and release.key.is_persistent:
+        seal.check(data, release.key, f"{read(release).id}/config", "restricted/config.yaml")
     return configuration.build(configuration.parse(text, "restricted/config.yaml"))
 
 
@@ -313,6 +314,7 @@ def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: R
         elif new_plan.fingerprint != plan.fingerprint:
             difference = f"another model than {config.model.id!r}"
         else:
+            write_config(release, plan.id, config)  # with what may change, for workers that read it there
             return plan
     raise OutputError(
         f"{output}: was begun with {difference}: use the settings in its restricted/config.yaml to finish it, or "

@@ -17,8 +17,8 @@ from anonymizer.attest.statement import valid_approvers
 from anonymizer.attest.verify import Finding, check_public
 from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.crypto import signing
-from anonymizer.crypto.custodian_key import CustodianKey
-from anonymizer.errors import ConfigError, GateError, IntegrityError, OutputError, SigningKeyError
+from anonymizer.crypto.custodian_key import CustodianKey, load_key
+from anonymizer.errors import ConfigError, CustodianKeyError, GateError, IntegrityError, OutputError, SigningKeyError
 from anonymizer.policy.gates import COUNT_RULES, Verdict, evaluate_release
 from anonymizer.records import Summary
 from anonymizer.release import approval, audit_files, event_log, history, succession
@@ -49,12 +49,20 @@ class PublicationStatus:
 
 
 def check_signing_key(config: RunConfig) -> None:
-    """Raise SigningKeyError for an unusable key, ConfigError where a decision could not be signed or approved."""
+    """Raise SigningKeyError for an unusable key, ConfigError where a decision could not be signed or approved.
+
+    CustodianKeyError where a release would be signed that nobody could have sealed before.
+    """
     signer = signing.signer_from_env(config.signing_key_env)
     if signer is None and config.policy != PolicyConfig():
         raise ConfigError(
             f"{config.signing_key_env}: not set, and a policy's decision is signed: set it to a private key or its "
             f"file; {signing.KEY_HINT}"
+        )
+    if signer is not None and not load_key(config.key_env).is_persistent:
+        raise CustodianKeyError(
+            f"{config.key_env}: not set, and what is signed must be sealed with it before: set it to 32 or more "
+            "random hex digits, for example from `openssl rand -hex 32`"
         )
     own = signing.format_public_key(signer.public_key) if signer else None
     others = [name for name, text in config.policy.approvers.items() if text != own]
@@ -92,7 +100,7 @@ def decide_and_publish(
     history.refuse_erased(config)
     is_successor = succession.is_successor(release)
     succession.refuse_pending(config.previous, str(release.root), key, replaces=is_successor)
-    write_config(release, config)
+    write_config(release, ledger.plan.id, config)
     evaluation = _evaluate_policy(release, config, ledger.summary, publisher)
     _record_decision(release, config, evaluation, signer)
     _refuse_rejected(evaluation)

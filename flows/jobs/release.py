@@ -157,6 +157,22 @@ def open_release(config: RunConfig) -> Release:
     return Release.at(config.output.uri, load_key(config.key_env))
 
 
+def read_planned_config(uri: str) -> RunConfig:
+    """Return the settings that a release was planned with, for a worker that holds its key.
+
+    Raises CustodianKeyError without the key, IntegrityError if they are not what was planned.
+    """
+    release, error = Release.at(uri), StepError("settings: cannot be read")
+
+    def read() -> RunConfig:
+        opened = planning.open_with_key(uri)
+        if opened.key is None:  # then anybody may have written the settings
+            raise CustodianKeyError(f"release {uri!r}: was planned without a key: workers do releases with one only")
+        return planning.read_config(opened)
+
+    return redact_errors(release.restricted, "settings", error, read)
+
+
 def _check_key(config: RunConfig, plan: Plan) -> None:
     """Refuse another key than that of the plan: another process may have planned."""
     key = load_key(config.key_env)

@@ -76,7 +76,7 @@ def start_range(config: RunConfig, shard_range: ShardRange) -> RangeRun:
     first, last = shard_range.shards[0], shard_range.shards[-1]
     flow_run: Any = run_deployment(
         config.run.deployment,
-        parameters={"config": config.model_dump(mode="json"), "first": first, "last": last},
+        parameters={"release": config.output.uri, "first": first, "last": last},
         flow_run_name=f"shards-{first}-{last}",
         timeout=0,  # do not wait for it
         idempotency_key=shard_range.idempotency_key,  # where an answer was lost, asking again starts no second one
@@ -98,10 +98,7 @@ def cancel_orphans(client: SyncPrefectClient, config: RunConfig) -> None:
 
 def _output_uri(run: FlowRun) -> object:
     """Return where a range's release goes; None for a run started by hand with other parameters."""
-    try:
-        return run.parameters["config"]["output"]["uri"]
-    except (KeyError, TypeError):
-        return None
+    return run.parameters.get("release")
 
 
 def read_state(client: SyncPrefectClient, run: RangeRun) -> State[Any] | None:
@@ -148,7 +145,7 @@ def cancel(client: SyncPrefectClient, run: RangeRun) -> None:
 
 
 @contextmanager
-def pass_error_on(config: RunConfig) -> Iterator[None]:
+def pass_error_on(release: str) -> Iterator[None]:
     """Write an error of this flow run that may be repeated where the flow run that started it reads it.
 
     In the restricted half, since a state has only the text of an error, and Prefect persists no results here.
@@ -158,14 +155,14 @@ def pass_error_on(config: RunConfig) -> Iterator[None]:
     except ReportableError as error:
         with suppress(Exception):  # the disk may be full
             document = {"error": type(error).__name__, "message": str(error)}
-            _error_file(config, UUID(this_flow_run.id)).write_uncommitted(json.dumps(document).encode())
+            _error_file(release, UUID(this_flow_run.id)).write_uncommitted(json.dumps(document).encode())
         raise
 
 
 def read_error(config: RunConfig, run: RangeRun, state: State[Any], shards: Sequence[int]) -> AnonymizerError:
     """Return the error of a range that left these shards: the one its process passed on, or a ShardError."""
     with suppress(OSError, ValueError, KeyError):
-        document = json.loads(_error_file(config, run.flow_run).read())
+        document = json.loads(_error_file(config.output.uri, run.flow_run).read())
         kind: type[ReportableError] = getattr(errors, document["error"])
         return kind(document["message"])
     message = state.message or ""
@@ -173,8 +170,8 @@ def read_error(config: RunConfig, run: RangeRun, state: State[Any], shards: Sequ
     return ShardError(f"shards {shards[0]} to {shards[-1]}: {reason}")
 
 
-def _error_file(config: RunConfig, flow_run: UUID) -> StoragePath:
-    return Release.at(config.output.uri).restricted / "errors" / f"range-{flow_run}.json"
+def _error_file(release: str, flow_run: UUID) -> StoragePath:
+    return Release.at(release).restricted / "errors" / f"range-{flow_run}.json"
 
 
 @contextmanager

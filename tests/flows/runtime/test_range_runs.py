@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -40,7 +39,7 @@ def test_an_error_of_a_worker_that_may_be_repeated_is_the_error_of_the_release(t
     @flow
     def failing_range(error: str) -> None:
         started.append(range_runs.RangeRun(range_runs.ShardRange([3, 4]), UUID(flow_run.id)))
-        with range_runs.pass_error_on(config):
+        with range_runs.pass_error_on(config.output.uri):
             if error == "key":
                 raise CustodianKeyError("ANONYMIZER_KEY: not the key")
             raise ValueError("/home/alice/7.png")
@@ -113,7 +112,7 @@ def test_a_range_is_started_once_and_orphaned_ranges_are_cancelled(tmp_path: Pat
     from flows.runtime import range_runs
 
     @flow(name="shards-of-a-test")
-    def shards(config: dict[str, Any], first: int, last: int) -> None: ...
+    def shards(release: str, first: int, last: int) -> None: ...
 
     def of(name: str) -> RunConfig:
         return settings(tmp_path / "in", tmp_path / name, "run.deployment=shards-of-a-test/ranges")
