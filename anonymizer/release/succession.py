@@ -83,7 +83,15 @@ def describe(release: Release) -> str | None:
         if _has_begun(release):
             return f"an erasure is not finished: {successor} took its place, and a part of it still stands: {AGAIN}"
         return f"an erasure is not finished: nothing is erased before {successor} is published"
-    if is_successor(release) and _is_standing(old := Release.at(str(plan.read_config(release).previous))):
+    if not is_successor(release):
+        return None
+    old = Release.at(str(plan.read_config(release).previous))
+    try:
+        is_standing = _is_standing(old)
+    except OutputError as problem:  # a store that does not answer, or is gone
+        is_logged = _is_logged(release, PREDECESSOR_DESTROYED_EVENT)
+        return None if is_logged else f"an erasure may not be finished: {problem}"
+    if is_standing:
         if pending_successor(old) is None:
             return f"an erasure was cancelled, and {old.root} stays: remove this release"
         return f"an erasure is not finished: {old.root} still stands, with all that is to be erased"

@@ -130,7 +130,9 @@ def status(release: str, profile: bool, as_json: bool) -> None:
     plan = planning.read(opened)
     counts = Ledger.open(opened).summarize()
     terms = retention.list_terms(opened, resolve_config(opened).restricted)
-    now, purged, decision = datetime.now(UTC), retention.read_purged(opened), publish.read_last_decision(opened)
+    now, decision = datetime.now(UTC), publish.read_last_decision(opened)
+    remaining = {term.kind for term in terms if term.remaining}  # a purge that was stopped has purged nothing yet
+    purged = {kind: day for kind, day in retention.read_purged(opened).items() if kind not in remaining}
     erasure = succession.describe(opened)
     state = _describe_state(opened, all_committed=counts.shards == plan.shards, is_replaced=erasure is not None)
     total = Profile.merge(Ledger(opened, plan).read_profiles()) if profile else None

@@ -166,12 +166,14 @@ def test_the_log_names_what_was_purged_and_the_release_verifies(release: Release
 
 
 @pytest.mark.parametrize("point", ["quarantine", "report.html", "errors"])
-def test_a_purge_that_was_stopped_is_finished_by_the_next(release: Release, point: str) -> None:
+def test_a_purge_that_was_stopped_is_finished_by_the_next(release: Release, point: str, cli: Cli) -> None:
     day = published(release) + timedelta(days=30)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         stop_at(patch, StoragePath, "remove", lambda place: place.name == point)
         retention.purge(release, BOTH, day)
+    assert json.loads(cli("status", release.root, "--json").stdout)["purged"] == {}  # nothing says that it was done
     retention.purge(release, BOTH, day)
+    assert json.loads(cli("status", release.root, "--json").stdout)["purged"].keys() == {"pictures"}
     assert workdir(release) == {"ledger", "plan", "audit/found.parquet"}
     assert event_log.read(release)[-1]["event"] == "purged"
 
