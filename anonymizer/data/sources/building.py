@@ -78,6 +78,23 @@ def row_digest(values: Mapping[str, object]) -> str:
     return blake2b(json.dumps(row).encode(), digest_size=8).hexdigest()
 
 
+def parse_json_object(text: str | bytes) -> dict[str, Any]:
+    """Return a JSON object. ValueError for anything else, and for one with a key twice: which is meant is unknown."""
+    try:
+        values = json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("not an object")
+    return values
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return values
+
+
 class RecordIds:
     """Gives each record a unique id; a second claim to an id gets '%#2' appended, and a problem.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +10,15 @@ from threading import Lock
 from typing import Any
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.building import RowEntries, build_record, read_file, row_digest, to_number, to_text_or_none
+from anonymizer.data.sources.building import (
+    RowEntries,
+    build_record,
+    parse_json_object,
+    read_file,
+    row_digest,
+    to_number,
+    to_text_or_none,
+)
 from anonymizer.data.sources.column_policy import FILE_ATTRIBUTES, ColumnPolicy, Field, check_columns
 from anonymizer.data.sources.files import Location, to_printable
 from anonymizer.data.sources.row_files import RowFiles
@@ -109,11 +116,11 @@ class ListingSource:
         for number, line in enumerate(self._lines(file), 1):
             if line.strip():
                 try:
-                    values = json.loads(line)
-                except (ValueError, RecursionError):
-                    values = None
-                if not isinstance(values, dict):
-                    raise SourceError(f"source.uri: line {number} of {self.name!r} is not a JSON object: correct it")
+                    values = parse_json_object(line)
+                except ValueError:
+                    raise SourceError(
+                        f"source.uri: line {number} of {self.name!r} is no JSON object, or has a key twice: correct it"
+                    ) from None
                 yield offset, values
             offset = file.tell()
 

@@ -187,7 +187,9 @@ class ParquetSource:
         image = schema.field(self.config.image).type
         if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
             image = image.field("bytes").type
-        if not _is_binary(image):
+        if not _is_binary(image) and not (
+            pa.types.is_null(image) and _is_part(schema.field(self.config.image).type, "path")
+        ):
             raise SourceError(
                 f"source.image: column {self.config.image!r} in {name!r} holds {image}, not pictures: name a column of "
                 "bytes or of {bytes, path}; paths to pictures belong into a CSV or JSONL listing"

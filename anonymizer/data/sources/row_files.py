@@ -73,7 +73,7 @@ class RowFiles:
             return None
         if "://" in name or (self.location.is_local and posixpath.isabs(name)):
             address = parse_address(name)
-            if address is None or self.own is None or not address.is_inside(self.own):
+            if address is None or self.own is None or not _is_below(address, self.own):
                 return None
             return address.path if address.is_local else self.location.to_path(name)
         if filesystem.is_web(self.location.fs):
@@ -85,10 +85,17 @@ class RowFiles:
 
     def _allowed_address(self, name: str) -> Address | None:
         address = parse_address(name)
-        return address if address and any(address.is_inside(root) for root in self.roots) else None
+        return address if address and any(_is_below(address, root) for root in self.roots) else None
 
     def _origin(self, name: str) -> str:
         address = parse_address(name)
         if address is None:
             return "addresses of an unknown form" if "://" in name else "relative paths out of the folder"
         return "other folders of this machine" if address.is_local else address.origin
+
+
+def _is_below(address: Address, root: Address) -> bool:
+    """Return whether an address lies below a root, on a disk by either the text or the folders that links lead to."""
+    if address.is_inside(root):
+        return True
+    return address.is_local and root.is_local and is_inside(os.path.realpath(address.path), os.path.realpath(root.path))

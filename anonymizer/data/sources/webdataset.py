@@ -20,6 +20,7 @@ from anonymizer.data.sources.building import (
     build_record,
     find_subject_problem,
     folder_values,
+    parse_json_object,
     read_file,
     requested_columns,
     to_text,
@@ -318,12 +319,9 @@ class _Values:
         self.json: dict[str, object] = {}
         if "json" in sides:
             try:
-                values = json.loads(sides["json"] or b"")
-            except (ValueError, RecursionError):
+                self.json = parse_json_object(sides["json"] or b"")
+            except ValueError:
                 raise RecordError(Reason.BAD_METADATA) from None
-            if not isinstance(values, dict):
-                raise RecordError(Reason.BAD_METADATA)
-            self.json = values
 
     def get(self, name: str) -> object:
         """Return the value, None if there is none. RecordError BAD_METADATA if it is not valid text."""

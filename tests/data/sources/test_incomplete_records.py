@@ -107,11 +107,13 @@ def test_a_missing_side_file_fails_its_record(tmp_path: Path) -> None:
         member("1.json", b" " * 2**20 + b"{}"),
         member("1.json", b'["a"]'),
         member("1.json", b"null"),
+        member("1.json", b'{"age": 1, "age": 2}'),
+        member("1.json", b"[" * 100_000),
     ],
 )
 def test_a_side_file_that_cannot_be_read_fails_its_record(tmp_path: Path, side: tuple[tarfile.TarInfo, bytes]) -> None:
     (tmp_path / "s.tar").write_bytes(tar(("1.jpg", b"1"), side))
-    for options in ({"carry": ["age"]}, {"label": "label"}):
+    for options in ({"carry": ["age"]}, {"label": "label", "drop": ["age"]}):
         assert set(problems(read_all(tmp_path / "s.tar", **options)).values()) == {Reason.BAD_METADATA}
 
 

@@ -92,7 +92,9 @@ def test_a_listing_that_cannot_be_used_is_one_clear_line(pictures: Path) -> None
     path.write_bytes(b"image\ncaf\xe9\n")
     assert "line 2 of 'l.csv' is not UTF-8" in source_error(path)
     (pictures / "l.jsonl").write_text('{"image": "a"}\n[1]\n')
-    assert "line 2 of 'l.jsonl' is not a JSON object" in source_error(pictures / "l.jsonl")
+    assert "line 2 of 'l.jsonl' is no JSON object" in source_error(pictures / "l.jsonl")
+    (pictures / "l.jsonl").write_text('{"image": "a", "who": "Ada", "who": "Bo"}\n')
+    assert "line 1 of 'l.jsonl' is no JSON object, or has a key twice" in source_error(pictures / "l.jsonl")
     (pictures / "l.jsonl").write_text('{"image": "a"}\n{"image": "a", "age": 3}\n')
     message = source_error(pictures / "l.jsonl", label="sex", **DROP_REST)
     assert "no column 'sex' among the 2 of 'l.jsonl': check its spelling" in message

@@ -219,6 +219,16 @@ def test_a_path_counts_where_a_row_has_no_bytes(tmp_path: Path) -> None:
     assert problems(read_all(path, limits={"max_bytes": 1}))["t.parquet/2"] is Reason.TOO_MANY_BYTES
 
 
+def test_a_column_of_paths_alone_is_read(tmp_path: Path) -> None:
+    """Whose bytes have no type at all, as pandas writes them."""
+    write_files(tmp_path, **{"a.png": b"a"})
+    table = pa.table({"image": pa.array([{"bytes": None, "path": "a.png"}, {"bytes": None, "path": "../x"}])})
+    pq.write_table(table, tmp_path / "t.parquet")
+    records = read_all(tmp_path / "t.parquet").values()
+    assert [record.problem or record.data for record in records] == [b"a", Reason.OUTSIDE_SOURCE]
+    assert [field.name for field in open_uri(tmp_path / "t.parquet").fields()][-1] == "relative paths out of the folder"
+
+
 def test_an_embedded_picture_is_read_whatever_its_path(tmp_path: Path) -> None:
     pq.write_table(paths_table(["/etc/passwd", None], [b"one", b"two"]), tmp_path / "t.parquet")
     assert [record.data for record in read_all(tmp_path).values()] == [b"one", b"two"]

@@ -142,6 +142,18 @@ def test_no_row_reads_the_file_beside(tmp_path_factory: pytest.TempPathFactory, 
         assert files.read(name, 100) != SECRET
 
 
+def test_a_folder_behind_a_link_is_the_same_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    root, outside = folders
+    (tmp_path / "alias").symlink_to(root)
+    (tmp_path / "other").symlink_to(outside)
+    names = [f"{root}/a", f"{tmp_path}/alias/a", f"{outside}/c", f"{tmp_path}/other/c"]
+    listing(root, names)
+    for path in (root / "l.jsonl", tmp_path / "alias" / "l.jsonl"):
+        assert outcomes(path) == [PICTURE, PICTURE, OUTSIDE, OUTSIDE]
+        for allowed in (outside, tmp_path / "other"):
+            assert outcomes(path, allow=[str(allowed)]) == [PICTURE, PICTURE, SECRET, SECRET]
+
+
 def test_allowed_folders_are_read_and_links_out_of_them_are_not(folders: tuple[Path, Path], tmp_path: Path) -> None:
     root, outside = folders
     (tmp_path / "third").mkdir()
