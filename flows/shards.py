@@ -9,7 +9,7 @@ from prefect import flow
 from flows.jobs import release as release_job
 from flows.jobs.progress import report_progress_to
 from flows.release import ONE_THREAD
-from flows.runtime import dispatch
+from flows.runtime import allowed_configs, dispatch
 from flows.runtime.progress_artifact import ProgressArtifact
 from flows.runtime.range_runs import pass_error_on
 
@@ -22,7 +22,7 @@ def anonymize_shards(release: str, first: int, last: int) -> dict[str, Any]:
     the release's address, shard numbers and counts.
     """
     with pass_error_on(release):
-        settings = release_job.read_planned_config(release)
+        settings = allowed_configs.check(release_job.read_planned_config(release), is_filled=True)
         pending = [shard for shard in release_job.list_uncommitted(settings) if first <= shard <= last]
         artifact = ProgressArtifact(0, release_job.count_records(settings, pending), "pictures of these shards")
         with artifact.heartbeat(), report_progress_to(artifact):

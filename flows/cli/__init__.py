@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from anonymizer.errors import AnonymizerError, LevelError, UsageError
-from flows.cli import audit, augment, demo, enhance, governance, inspect, release
+from flows.cli import audit, augment, demo, enhance, governance, inspect, release, worker
 
 # What Ctrl-C leaves behind, where it is not a release that the same command finishes.
 STOPPED = {
@@ -65,6 +65,6 @@ def main() -> None:
     """
 
 
-for module in (release, audit, inspect, demo, governance, augment, enhance):
+for module in (release, audit, inspect, demo, governance, augment, enhance, worker):
     for command in module.COMMANDS:
         main.add_command(command)

@@ -14,6 +14,7 @@ from anonymizer.errors import ConfigError
 from anonymizer.policy.calibration import build_resolved
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
+from flows.runtime import allowed_configs
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -36,18 +37,18 @@ def read_config(kind: type[C], config: C | Mapping[str, Any] | str) -> C:
 
 def run_config(config: RunConfig | Mapping[str, Any] | str) -> RunConfig:
     """Return the settings of a release, with ``{month}`` and ``{newest}`` filled in for this flow run's schedule."""
-    return fill_templates(read_config(RunConfig, config), scheduled_start())
+    return fill_templates(allowed_configs.check(read_config(RunConfig, config)), scheduled_start())
 
 
 def audit_config(config: AuditConfig | Mapping[str, Any] | str) -> AuditConfig:
     """Return the settings of an audit, with ``{month}`` filled in."""
-    audit = read_config(AuditConfig, config)
+    audit = allowed_configs.check(read_config(AuditConfig, config), is_filled=True)
     return audit.model_copy(update={"release": fill_date("release", audit.release, scheduled_start())})
 
 
 def calibration_config(config: CalibrationConfig | Mapping[str, Any] | str) -> CalibrationConfig:
     """Return the settings of a calibration, with ``{month}`` filled in."""
-    calibration = read_config(CalibrationConfig, config)
+    calibration = allowed_configs.check(read_config(CalibrationConfig, config), is_filled=True)
     return calibration.model_copy(update={"folder": fill_date("folder", calibration.folder, scheduled_start())})
 
 

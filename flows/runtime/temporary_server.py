@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from secrets import token_urlsafe
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO
 
@@ -18,6 +19,7 @@ from flows.runtime import prefect_settings, server_database
 from flows.runtime.server_database import Database
 
 API_URL_SETTING = "PREFECT_API_URL"
+PASSWORD_SETTINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")  # the server's, and its clients'
 STARTUP_SECONDS = 180
 
 # Binds before it imports, so that the port is known at once. Ends when its standard input closes, however its parent
@@ -55,6 +57,8 @@ def ensure_server(*secrets: str) -> Iterator[Callable[[], None]]:
         return
     chosen = prefect_settings.user_settings()
     unset = {name: value for name, value in prefect_settings.TEMPORARY_SERVER.items() if name not in chosen}
+    # Others on this machine reach its port, too: they do not know this.
+    unset |= dict.fromkeys(PASSWORD_SETTINGS, f"anonymizer:{token_urlsafe(24)}")
     own = nullcontext(None) if server_database.URL_SETTING in chosen else server_database.temporary_database()
     # Prefect would start a server of its own only when the flow begins, after importing all of it into this process.
     with (
