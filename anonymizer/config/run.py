@@ -37,6 +37,11 @@ KeyEnv = Annotated[
 SCORE_MODELS = {"clip_similarity": "clip", "lpips": "lpips", "identity_distance": "identity", "faces": "identity"}
 
 
+Sha256 = Annotated[
+    str, ensure(lambda text: re.fullmatch(r"[0-9a-f]{64}", text), "must be 64 lower-case hex digits, got {!r}")
+]
+
+
 class OutputConfig(Section):
     """Where the release goes, and its format."""
 
@@ -171,6 +176,9 @@ class RunConfig(Section):
     previous: Uri | None = Field(
         None, description="the release before this one: unchanged originals keep the output that was published"
     )
+    previous_statement: Sha256 | None = Field(
+        None, description="SHA-256 of the previous release's statement, which pins it; needed if it was moved or copied"
+    )
     trust: tuple[str, ...] = Field(
         (), description="public keys, or files with one, of other publishers whose releases may be `previous`"
     )
@@ -206,7 +214,9 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_weaker_policy(self) -> RunConfig:
+    def _check_previous(self) -> RunConfig:
+        if self.previous_statement is not None and self.previous is None:
+            raise ValueError("previous_statement: there is no previous release: leave it out")
         if self.policy.weaker_than_previous is not None and self.previous is None:
             raise ValueError("policy.weaker_than_previous: there is no previous release: leave it out")
         return self

@@ -26,6 +26,7 @@ from anonymizer.records import Plan, Status, normalize_record_id, normalize_subj
 from anonymizer.release import event_log, history, plan, retention, succession
 from anonymizer.release.ledger import Ledger, staging_folder
 from anonymizer.storage.layout import Release
+from anonymizer.storage.path import absolute_uri
 
 SUBJECT_PREFIX = "subject:"  # before the name of a person, in a list of what is to be erased
 IDENTITY_COLUMNS = ("record_id", "subject", "source_hmac")
@@ -125,7 +126,7 @@ def check(old: Release, new: Release) -> None:
         raise OutputError(f"{name}: is not published: remove its folder, nothing was handed out")
     if not old.ledger.exists():
         raise OutputError(f"{name}: its records were purged: nobody can be found in it any more")
-    if (successor := succession.pending_successor(old)) not in (None, history.absolute_uri(str(new.root))):
+    if (successor := succession.pending_successor(old)) not in (None, absolute_uri(str(new.root))):
         raise OutputError(
             f"{name}: an erasure from it is not finished: finish that one, then erase the others from {successor!r}, "
             "or cancel it (`anonymizer erase --cancel`)"
@@ -136,7 +137,7 @@ def is_begun(old: Release, new: Release) -> bool:
     """Return whether ``new`` is the successor that an erasure from ``old`` has begun to write, or has written."""
     if not new.config.exists() or not succession.is_successor(new):
         return False
-    return plan.read_config(new).previous == history.absolute_uri(str(old.root))
+    return plan.read_config(new).previous == absolute_uri(str(old.root))
 
 
 def check_same_request(new: Release, request: ErasureRequest) -> None:
@@ -165,7 +166,7 @@ def write_successor(
     """
     old, new = replace(old, key=key), replace(new, key=key)
     old_plan, parted = plan.read(old), partition(old, request)
-    new_plan = replace(old_plan, output=settings.output.uri, id=secrets.token_hex(8))
+    new_plan = replace(old_plan, output=absolute_uri(settings.output.uri), id=secrets.token_hex(8))
     new.restricted.make_private_folder()
     succession.remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
     plan.write_config(new, new_plan.id, settings)

@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from anonymizer.attest import revocation, statement
+from anonymizer.attest import statement
 from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.data import released_images
 from anonymizer.errors import ConfigError, IntegrityError, OutputError
@@ -32,8 +32,8 @@ from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage import parquet
 from anonymizer.storage.digest_index import DigestIndex
 from anonymizer.storage.external_sort import ExternalSort
-from anonymizer.storage.layout import REVOCATIONS, Release
-from anonymizer.storage.path import StoragePath
+from anonymizer.storage.layout import Release, SealKey
+from anonymizer.storage.path import StoragePath, absolute_uri
 from anonymizer.storage.prefetch import prefetch_map
 
 ERASED_SCHEMA = pa.schema([("kind", pa.string()), ("hmac", pa.string())])  # kind: original, subject, record
@@ -109,16 +109,21 @@ class Difference:
         return f"{self.kept:,} kept, {self.new:,} new, {self.left_out:,} left out"
 
 
-def refuse_erased(config: RunConfig) -> None:
-    """Raise ConfigError where the previous release was erased meanwhile: reused outputs may have been revoked."""
+def read_previous_statement(config: RunConfig, release: Release) -> str | None:
+    """Return the SHA-256 of the previous release's statement; None where there is no previous release.
+
+    Raises ConfigError where it was erased or replaced since the plan: reused outputs may have been revoked.
+    """
     if config.previous is None:
-        return
-    before = Release.at(config.previous)
-    if not before.plan.exists() or not before.is_published:
+        return None
+    before, planned = Release.at(config.previous), read_predecessors(release)[:1]
+    digest = statement_digest_at(config.previous)
+    if not before.plan.exists() or digest is None or any(one.statement not in (None, digest) for one in planned):
         raise ConfigError(
-            f"previous {config.previous!r}: was erased meanwhile: make this release anew, in another output, with the "
-            "release that took its place as previous"
+            f"previous {config.previous!r}: was erased meanwhile, or is another release by now: make this release "
+            "anew, in another output, with the release that took its place as previous"
         )
+    return digest
 
 
 def list_weaker_rules(config: RunConfig) -> list[str]:
@@ -146,12 +151,6 @@ def read_policy(release: Release) -> PolicyConfig:
     return plan.read_config(release).policy if signed is None else signed
 
 
-def absolute_uri(uri: str) -> str:
-    """Return the address of a release, independent of the working directory."""
-    path = StoragePath.from_uri(uri)
-    return path.path if path.is_local else uri
-
-
 def statement_digest_at(uri: str) -> str | None:
     """Return the SHA-256 of the statement of the published release at an address; None where there is none."""
     release = Release.at(uri)
@@ -161,26 +160,91 @@ def statement_digest_at(uri: str) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Predecessor:
+    """A release before another one, as it was when that one was planned.
+
+    ``statement``, ``ledger``: SHA-256 of its statement and over its ledger; None in lists of earlier versions, and of a
+    release that was never at hand. ``at_hand``: whether its records and images were there.
+    """
+
+    uri: str
+    statement: str | None = None
+    ledger: str | None = None
+    at_hand: bool = False
+
+    def find(self, key: SealKey | None) -> Release | None:
+        """Return the release, if it has its records and images. Raises IntegrityError if it is another one by now."""
+        release = Release.at(self.uri, key)
+        if not _is_at_hand(release):
+            return None
+        if self.statement not in (None, statement_digest_at(self.uri)):
+            raise IntegrityError(
+                f"previous: at {self.uri!r}, where a release before this one lay, is another one by now: restore it"
+            )
+        return release
+
+
 def carry_forward(config: RunConfig, release: Release) -> None:
-    """Copy what every later release needs: the erased digests, the revocation list and the list of predecessors."""
+    """Copy what every later release needs: the erased digests, the revocation list and the list of predecessors.
+
+    What is copied is what was there when the previous release was planned; what lies in its place here is replaced.
+    """
+    for path in release.inherited:
+        path.remove()
     if config.previous is None:
         return
     before = Release.at(config.previous, release.key)
-    if revocation.read(before.public) and not before.erased.exists():
+    inherited = plan.read(before).inherited
+    for old, new in ((before.erased, release.erased), (before.revocations, release.revocations)):
+        if old.name in inherited or old.exists():
+            data = old.read()
+            if hashlib.sha256(data).hexdigest() != inherited.get(old.name):
+                raise IntegrityError(f"previous {config.previous!r}: restricted/{old.name} is not what was planned")
+            new.write(data)
+    own = Predecessor(
+        absolute_uri(config.previous), statement_digest_at(config.previous), Ledger.open(before).digest(), at_hand=True
+    )
+    earlier = [replace(one, at_hand=one.find(release.key) is not None) for one in read_predecessors(before)]
+    release.predecessors.write(json.dumps([asdict(one) for one in (own, *earlier)]).encode())
+
+
+def read_predecessors(release: Release) -> list[Predecessor]:
+    """Return the list of all releases before this one, the latest first."""
+    path = release.predecessors
+    try:
+        items = json.loads(path.read()) if path.exists() else []
+        return [Predecessor(item) if isinstance(item, str) else Predecessor(**item) for item in items]
+    except (ValueError, TypeError):
         raise OutputError(
-            f"previous {config.previous!r}: restricted/erased.parquet is missing: restore it, or people come back"
-        )
-    for old, new in ((before.erased, release.erased), (before.public / REVOCATIONS, release.revocations)):
-        if old.exists() and not new.exists():
-            new.write(old.read())
-    uris = [absolute_uri(config.previous), *_predecessor_uris(before)]
-    release.predecessors.write(json.dumps(uris).encode())
+            f"release: restricted/{path.name} is damaged: restore it, or people get a second output"
+        ) from None
 
 
 def predecessors(release: Release) -> list[Release]:
-    """Return the releases before this one that still have their records, the latest first."""
-    releases = (Release.at(uri, release.key) for uri in _predecessor_uris(release))
-    return [before for before in releases if before.is_published and _has_records(before)]
+    """Return the releases before this one that still have their records, the latest first.
+
+    Raises IntegrityError where another release lies in the place of one of them.
+    """
+    return [before for one in read_predecessors(release) if (before := one.find(release.key)) is not None]
+
+
+def _planned_predecessors(release: Release) -> list[tuple[Predecessor, Release]]:
+    """Return the releases before this one that were at hand when it was planned.
+
+    Raises IntegrityError where one of them is gone or another by now: its people would get a second output.
+    """
+    pairs = []
+    for one in read_predecessors(release):
+        before = one.find(release.key)
+        if before is None and one.at_hand:
+            raise IntegrityError(
+                f"previous: the release at {one.uri!r} was there when this one was planned, and is gone or incomplete: "
+                "restore it, or begin anew in another output"
+            )
+        if before is not None:
+            pairs.append((one, before))
+    return pairs
 
 
 def count_missing(config: RunConfig) -> int:
@@ -188,7 +252,7 @@ def count_missing(config: RunConfig) -> int:
     if config.previous is None:
         return 0
     before = Release.at(config.previous)
-    releases = [before, *map(Release.at, _predecessor_uris(before))]
+    releases = [before, *(Release.at(one.uri) for one in read_predecessors(before))]
     return sum(not _has_records(r) and (not r.event_log.exists() or r.plan.exists()) for r in releases)
 
 
@@ -196,26 +260,24 @@ def _has_records(release: Release) -> bool:
     return release.plan.exists() and release.ledger.exists()
 
 
-def _predecessor_uris(release: Release) -> list[str]:
-    path = release.predecessors
-    try:
-        return list(json.loads(path.read())) if path.exists() else []
-    except ValueError:
-        raise OutputError(
-            f"release: restricted/{path.name} is damaged: restore it, or people get a second output"
-        ) from None
+def _is_at_hand(release: Release) -> bool:
+    return release.is_published and _has_records(release)
 
 
 def load(release: Release) -> PublishedHistory:
     """Return what the releases before this one published, the latest of each original, and what was erased."""
     releases: list[tuple[DigestIndex, pa.Table]] = []
-    for before in predecessors(release):
-        releases.append(_load_unknown(before, [index for index, _ in releases]))
+    for planned, before in _planned_predecessors(release):
+        releases.append(_load_unknown(before, planned.ledger, [index for index, _ in releases]))
     return PublishedHistory(releases, _read_erased(release), release.staging / STAGED_FOLDER)
 
 
-def _load_unknown(release: Release, known: Sequence[DigestIndex]) -> tuple[DigestIndex, pa.Table]:
-    """Return index and rows of the originals that a release published and that are in no ``known`` index."""
+def _load_unknown(release: Release, planned: str | None, known: Sequence[DigestIndex]) -> tuple[DigestIndex, pa.Table]:
+    """Return index and rows of the originals that a release published and that are in no ``known`` index.
+
+    Raises IntegrityError if its ledger has not the ``planned`` digest any more.
+    """
+    ledger = Ledger.open(release)
     chunks, pending = [REUSED_SCHEMA.empty_table()], list[pa.Table]()
 
     def combine() -> None:
@@ -223,7 +285,7 @@ def _load_unknown(release: Release, known: Sequence[DigestIndex]) -> tuple[Diges
         pending.clear()
 
     def digests() -> Iterator[list[str]]:
-        for _, rows in Ledger.open(release).scan(("source_hmac", *REUSED_COLUMNS), Status.RELEASED):
+        for _, rows in ledger.scan(("source_hmac", *REUSED_COLUMNS), Status.RELEASED):
             texts = rows["source_hmac"].to_pylist()
             is_new = np.ones(len(texts), bool)
             for index in known:
@@ -235,6 +297,8 @@ def _load_unknown(release: Release, known: Sequence[DigestIndex]) -> tuple[Diges
             yield rows["source_hmac"].to_pylist()
 
     index = DigestIndex(digests())
+    if planned not in (None, ledger.digest()):
+        raise IntegrityError("previous: the ledger of a release before this one has changed since the plan: restore it")
     if pending:
         combine()
     return index, pa.concat_tables(chunks)
@@ -245,7 +309,7 @@ def stage_images(release: Release) -> None:
 
     Does nothing where all of them are there. Raises IntegrityError where some are missing or damaged.
     """
-    folder, releases = release.staging / STAGED_FOLDER, predecessors(release)
+    folder, releases = release.staging / STAGED_FOLDER, [before for _, before in _planned_predecessors(release)]
     known: list[DigestIndex] = []
     if not releases or (folder / STAGED_MARKER).exists():
         return

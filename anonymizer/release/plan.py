@@ -26,7 +26,7 @@ from anonymizer.errors import ConfigError, CustodianKeyError, IntegrityError, Ou
 from anonymizer.records import Entry, Plan, Reason
 from anonymizer.release import event_log
 from anonymizer.storage.layout import Release
-from anonymizer.storage.path import StoragePath
+from anonymizer.storage.path import StoragePath, absolute_uri
 from anonymizer.storage.prefetch import chunked
 
 DETERMINISTIC_SAMPLERS = ("ddim", "dpm++", "unipc")
@@ -45,7 +45,7 @@ def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records
     refuse_unused_guidance(config.model, backbone)
     return Plan(
         source=str(StoragePath.from_uri(config.source.uri)),
-        output=config.output.uri,
+        output=absolute_uri(config.output.uri),
         records=records,
         shards=-(-records // config.run.shard_size),
         shard_size=config.run.shard_size,

@@ -14,7 +14,7 @@ from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.data.sources.files import IGNORED_NAMES
 from anonymizer.errors import ConfigError, CustodianKeyError, OutputError
-from anonymizer.release import event_log, plan, succession
+from anonymizer.release import event_log, history, plan, succession
 from anonymizer.release.history import list_weaker_rules, predecessors
 from anonymizer.release.ledger import Ledger
 from anonymizer.release.trust import refuse_untrusted
@@ -75,6 +75,7 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
     succession.refuse_pending(config.previous, config.output.uri, key, replaces=False)
     before = Release(before.root, key)
     refuse_untrusted(before, config, key, name)
+    _refuse_other_address(config, before, name)
     earlier = plan.read_config(before)
     for setting in SHARED_SETTINGS:
         value, now = configuration.get_setting(earlier, setting), configuration.get_setting(config, setting)
@@ -92,6 +93,21 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
                 )
     if not list_weaker_rules(config) and config.policy.weaker_than_previous is not None:
         raise ConfigError(f"policy.weaker_than_previous: nothing is weaker than in {name}: leave it out")
+
+
+def _refuse_other_address(config: RunConfig, before: Release, name: str) -> None:
+    """Raise ConfigError for a release that was made for another address, unless the settings pin its statement.
+
+    Whoever can write there could put an older release, whose signature and seals hold, in the place of a newer one.
+    """
+    digest, address = history.statement_digest_at(str(config.previous)), plan.read(before).output
+    if config.previous_statement not in (None, digest):
+        raise ConfigError(f"previous_statement: {name} has another statement ({digest}): restore what was pinned")
+    if config.previous_statement is None and str(Release.at(address).root) != str(before.root):
+        raise ConfigError(
+            f"{name}: was made for another address, {address!r}: name that one; if it was moved or copied on purpose, "
+            f"pin it with previous_statement={digest}"
+        )
 
 
 def _unusable(config: RunConfig, before: Release) -> Iterator[str]:

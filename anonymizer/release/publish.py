@@ -27,7 +27,7 @@ from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.plan import write_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import AUDIT, MANIFEST, REVOCATIONS, Release
-from anonymizer.storage.path import StoragePath
+from anonymizer.storage.path import StoragePath, absolute_uri
 
 DECISION_PREDICATE = "urn:anonymizer:predicate:decision:v1"
 
@@ -97,7 +97,7 @@ def decide_and_publish(
         if replaced := _replaced(release, config):
             succession.finish(release, replaced, [publisher] if publisher else [])
         return PublicationStatus(True, valid_approvers(read_statement(release)), config.policy.approvals)
-    history.refuse_erased(config)
+    history.read_previous_statement(config, release)  # raises where it is not the one that was planned with
     is_successor = succession.is_successor(release)
     succession.refuse_pending(config.previous, str(release.root), key, replaces=is_successor)
     write_config(release, ledger.plan.id, config)
@@ -228,7 +228,7 @@ def _record_decision(
         "rules": [result.to_json() for result in verdict.rule_results],
         "policy": config.policy.model_dump(mode="json"),
         "audited": None if evaluation.audited is None else evaluation.audited.isoformat(),
-        "previous": None if config.previous is None else history.absolute_uri(config.previous),
+        "previous": None if config.previous is None else absolute_uri(config.previous),
         "replaces": succession.is_successor(release),
     }
     decision = dsse.build(DECISION_PREDICATE, {MANIFEST: evaluation.manifest_digest}, predicate, signer)
@@ -277,7 +277,7 @@ def _sign_candidate(
         originals=len(ledger.originals),
         hmac_sha256=key.materials_hmac(ledger.originals.keys()),
         sealed=key.is_persistent,
-        previous=None if config.previous is None else read_statement(Release.at(config.previous)).digest,
+        previous=history.read_previous_statement(config, release),
     )
     digests = statement.subject_digests(folder)
     predicate = {

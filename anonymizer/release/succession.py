@@ -13,9 +13,9 @@ from anonymizer.attest import statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.verify import check_public
 from anonymizer.errors import ConfigError, IntegrityError, OutputError, UsageError
-from anonymizer.release import event_log, history, plan
+from anonymizer.release import event_log, plan
 from anonymizer.storage.layout import STATEMENT, Release, SealKey
-from anonymizer.storage.path import StoragePath
+from anonymizer.storage.path import StoragePath, absolute_uri
 
 # In the log of the old release, and the last one in that of the new release, whose first is ``ERASURE_BEGUN``.
 ANNOUNCED_EVENT, CANCELLED_EVENT = "erasure begun", "erasure cancelled"
@@ -26,7 +26,7 @@ AGAIN = "run the same `anonymizer erase` again"
 
 def announce(old: Release, new: Release) -> None:
     """Log in the old release that a new one is to take its place."""
-    successor = history.absolute_uri(str(new.root))
+    successor = absolute_uri(str(new.root))
     if pending_successor(old) != successor:
         event_log.record(old, ANNOUNCED_EVENT, successor=successor)
 
@@ -62,7 +62,7 @@ def refuse_pending(previous: str | None, output: str, key: SealKey | None, *, re
     """
     if previous is None or not _is_standing(old := Release.at(previous, key)):
         return
-    own, successor = history.absolute_uri(output), pending_successor(old)
+    own, successor = absolute_uri(output), pending_successor(old)
     if successor not in (None, own):
         raise ConfigError(
             f"previous {previous!r}: an erasure from it is not finished: finish that one, and name what takes its "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from anonymizer.attest import revocation
+from anonymizer.attest.revocation import publisher_of
 from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
 from anonymizer.crypto import signing
@@ -42,5 +44,9 @@ def refuse_untrusted(release: Release, config: RunConfig, key: CustodianKey, nam
     if not failed:
         findings = check_restricted(release, plan.resolve_config(release), key)
         failed = [finding.check for finding in findings if finding.result == "fail"]
+    if not failed and any(publisher_of(one) not in trusted for one in revocation.read(release.public)):
+        raise ConfigError(
+            f"{name}: holds a revocation by a key that is neither this run's own nor in trust: add that key"
+        )
     if failed:
         raise ConfigError(f"{name}: does not verify ({failed[0]}): see `anonymizer verify`, and restore it")

@@ -22,7 +22,7 @@ from anonymizer.release.event_log import ChainHead
 from anonymizer.release.finished_ledger import ID_AND_DIGEST, FinishedLedger
 from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
-from anonymizer.storage.layout import ENCRYPTED_SUFFIX, MANIFEST, Release
+from anonymizer.storage.layout import ENCRYPTED_SUFFIX, MANIFEST, REVOCATIONS, Release
 
 SIGNED_SETTINGS = ("level", "t_boom", "T", "log_snr", "sampler", "steps")  # of the plan, in the statement
 
@@ -36,6 +36,7 @@ def check_restricted(release: Release, config: RunConfig, key: CustodianKey) -> 
         yield failed("ledger", str(error))
         return
     yield from _errors_as_findings("events", lambda: _check_events(release, predicate))
+    yield from _errors_as_findings("revocations", lambda: _check_revocations(release))
     yield from _errors_as_findings("decision", lambda: _check_decision(release, config, predicate))
     yield from _errors_as_findings("ledger", lambda: _check_ledger(release, config, predicate, key))
     yield from _errors_as_findings("audit", lambda: _check_audit(release))
@@ -87,6 +88,17 @@ def _check_audit(release: Release) -> Iterator[Finding]:
         yield passed("audit", "its figures and summary are as it wrote them")
     else:
         yield noted("audit", "made by an earlier version, and not sealed: no policy goes by it: audit again")
+
+
+def _check_revocations(release: Release) -> Iterator[Finding]:
+    """Compare both copies of the list of revocations."""
+    texts = [
+        path.read() if path.exists() else b""
+        for path in (release.revocations, release.public_or_candidate / REVOCATIONS)
+    ]
+    if any(texts):
+        problems = [] if texts[0] == texts[1] else ["the list in the restricted half is not the one that is public"]
+        yield from pass_or_fail("revocations", problems, "the same list in both halves")
 
 
 def _check_decision(release: Release, config: RunConfig, predicate: ReleasePredicate) -> Iterator[Finding]:

@@ -303,3 +303,9 @@ def _link(source: Path, target: Path) -> None:
         if target.exists():
             raise FileExistsError from None
         source.replace(target)
+
+
+def absolute_uri(uri: str) -> str:
+    """Return an address that does not depend on the working directory."""
+    path = StoragePath.from_uri(uri)
+    return path.path if path.is_local else uri

@@ -16,7 +16,7 @@ from anonymizer.config import RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.errors import CustodianKeyError, GateError, SigningKeyError
-from anonymizer.release import erase, history, plan, preflight, publish, succession
+from anonymizer.release import erase, plan, preflight, publish, succession
 from anonymizer.release.erase import ErasureRequest
 from anonymizer.release.ledger import Ledger
 from anonymizer.release.plan import resolve_config
@@ -24,6 +24,7 @@ from anonymizer.release.publish import PublicationStatus
 from anonymizer.release.trust import refuse_untrusted
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
+from anonymizer.storage.path import absolute_uri
 from flows.jobs.release import finish_release
 
 
@@ -129,7 +130,7 @@ def destroy_predecessor(erasure: Erasure, status: PublicationStatus) -> ErasureS
     new, is_done = erasure.new, status.is_published
     if is_done:
         publisher = signing.format_public_key(erasure.signer.public_key)
-        succession.finish(new, history.absolute_uri(str(erasure.old.root)), [publisher])
+        succession.finish(new, absolute_uri(str(erasure.old.root)), [publisher])
     counts = erase.read_counts(new)
     records = counts.records + counts.copies
     return ErasureSummary(
@@ -150,7 +151,7 @@ def _successor_settings(old: Release, output: str, trust: Sequence[str]) -> RunC
     settings = resolve_config(old)
     changes = {
         "output": settings.output.model_copy(update={"uri": output}),
-        "previous": history.absolute_uri(str(old.root)),
+        "previous": absolute_uri(str(old.root)),
         "trust": (*(settings.trust if old.key is not None else ()), *trust),
     }
     return settings.model_copy(update=changes)

@@ -305,7 +305,8 @@ def test_revocations_add_up_over_erasures_and_go_on_with_the_releases(
 def test_people_are_erased_from_a_release_with_reused_images(tmp_path: Path, source: Path, old: Release) -> None:
     folder_of(source, {f"{ADA}/9.png": picture(9)})
     bound = {"scores": {"lpips": {"min": sorted(row["lpips"] for row in rows(old) if row["lpips"])[1]}}}
-    config = follow(old, source, tmp_path / "february", policy=bound, source={"subject": "folder"})
+    copied = f"previous_statement={history.statement_digest_at(str(old.root))}"
+    config = follow(old, source, tmp_path / "february", copied, policy=bound, source={"subject": "folder"})
     february = run(config, scorer=SCORER)
     held = [row for row in rows(february) if row["kept"] and row["status"] == "quarantined"]
     assert held and any(not row["kept"] for row in rows(february))
@@ -400,7 +401,8 @@ def test_an_output_that_holds_something_else_is_refused(tmp_path: Path, source: 
     file = names(tmp_path, f"subject:{ADA}")
     folder_of(tmp_path / "full", {"diary.txt": b"x"})
     assert "is not empty" in refusal(old, tmp_path / "full", file)
-    run(follow(old, source, tmp_path / "february"), scorer=SCORER)  # follows the old one, and erases nobody
+    copied = f"previous_statement={history.statement_digest_at(str(old.root))}"
+    run(follow(old, source, tmp_path / "february", copied), scorer=SCORER)  # follows the old one, and erases nobody
     assert "is another release" in refusal(old, tmp_path / "february", file)
     run(settings(source, tmp_path / "alone"), scorer=SCORER)
     assert "is another release" in refusal(old, tmp_path / "alone", file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 
 from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
-from anonymizer.errors import ConfigError, UsageError
+from anonymizer.errors import ConfigError, IntegrityError, UsageError
 from anonymizer.policy.calibration import build_resolved
-from anonymizer.release import publish
-from tests.support.releases import follow, outputs, people, run, settings
+from anonymizer.release import history, publish
+from tests.support.releases import begin, folder_of, follow, one_shard, outputs, people, picture, rows, run, settings
 from tests.support.signing_keys import ADA, BOB, EVE, PUBLISHER, VARIABLE, pem, public_key
 
 
@@ -82,6 +83,71 @@ def test_a_pinned_key_that_is_none_is_one_line_without_it(tmp_path: Path, source
     january = run(settings(source, tmp_path / "january"))
     config = follow(january, source, tmp_path / "february", f"trust=['{'ab' * 16}']")
     assert refusal(config) == "trust: no public key, and no file of one: see `anonymizer keys`"
+
+
+# -- which release, at which address ----------------------------------------------------------------------------------
+
+
+def test_an_older_release_at_the_address_of_a_newer_one_is_not_followed(tmp_path: Path, source: Path) -> None:
+    """Every signature and seal of it holds."""
+    january = run(settings(source, tmp_path / "january"))
+    folder_of(source, {"new.png": picture(9)})
+    february = run(follow(january, source, tmp_path / "february"))
+    shutil.rmtree(february.root.path)
+    shutil.copytree(january.root.path, february.root.path)
+    line = refusal(follow(february, source, tmp_path / "march"))
+    assert "was made for another address" in line and str(january.root) in line
+
+
+def test_a_release_that_was_moved_is_followed_if_its_statement_is_pinned(tmp_path: Path, source: Path) -> None:
+    january = run(settings(source, tmp_path / "january"))
+    digest = publish.read_statement(january).digest
+    moved = str(shutil.move(january.root.path, tmp_path / "archive"))
+    assert digest in refusal(follow(moved, source, tmp_path / "february"))
+    wrong = refusal(follow(moved, source, tmp_path / "february", f"previous_statement='{'a' * 64}'"))
+    assert wrong.startswith("previous_statement: previous ") and digest in wrong
+    february = run(follow(moved, source, tmp_path / "february", f"previous_statement='{digest}'"))
+    assert all(row["kept"] for row in rows(february))
+    march = run(follow(february, source, tmp_path / "march"))  # which knows where january lies
+    assert [str(one.root) for one in history.predecessors(march)] == [str(february.root), moved]
+
+
+def test_a_pinned_statement_needs_a_previous_release(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="previous_statement: there is no previous release"):
+        settings(source, tmp_path / "january", f"previous_statement='{'a' * 64}'")
+
+
+@pytest.mark.parametrize("which", ["previous", "the one before"])
+@pytest.mark.parametrize("how", ["gone", "without its pictures", "another one"])
+def test_a_release_that_was_there_at_planning_must_be_there_for_every_shard(
+    tmp_path: Path, source: Path, which: str, how: str
+) -> None:
+    """Else its people would get a second output in silence."""
+    january = run(settings(source, tmp_path / "january"))
+    february = run(follow(january, source, tmp_path / "february"))
+    other = run(settings(people(tmp_path / "others", 3), tmp_path / "other"))
+    config = follow(february, source, tmp_path / "march")
+    begin(config)
+    victim = Path((february if which == "previous" else january).root.path)
+    shutil.rmtree(victim if how != "without its pictures" else victim / "public")
+    if how == "another one":
+        shutil.copytree(other.root.path, victim)
+    with pytest.raises(IntegrityError, match=r"restore it") as caught:
+        one_shard(config, 0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["erased.parquet", "before.json", "revocations.intoto.jsonl"])
+def test_what_lies_in_the_output_before_planning_is_not_taken_for_inherited(
+    tmp_path: Path, source: Path, name: str
+) -> None:
+    january = run(settings(source, tmp_path / "january"))
+    planted = tmp_path / "february/restricted" / name
+    planted.parent.mkdir(parents=True, mode=0o700)
+    planted.write_bytes(b"whatever")
+    february = run(follow(january, source, tmp_path / "february"))
+    assert outputs(february) == outputs(january)
+    assert not planted.exists() or b"whatever" not in planted.read_bytes()
 
 
 # -- a policy that is weaker than the one before ----------------------------------------------------------------------
