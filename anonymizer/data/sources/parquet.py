@@ -185,11 +185,10 @@ class ParquetSource:
     def _check(self, schema: pa.Schema, name: str) -> None:
         check_columns(self.config, schema.names, repr(name))
         image = schema.field(self.config.image).type
+        has_paths = pa.types.is_struct(image) and _is_part(image, "path")
         if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
             image = image.field("bytes").type
-        if not _is_binary(image) and not (
-            pa.types.is_null(image) and _is_part(schema.field(self.config.image).type, "path")
-        ):
+        if not _is_binary(image) and not (has_paths and pa.types.is_null(image)):
             raise SourceError(
                 f"source.image: column {self.config.image!r} in {name!r} holds {image}, not pictures: name a column of "
                 "bytes or of {bytes, path}; paths to pictures belong into a CSV or JSONL listing"
@@ -219,6 +218,9 @@ def _groups_without_bytes(parquet: pq.ParquetFile, image: str) -> Iterator[int]:
     """Yield the row groups in which bytes are missing where a path could stand in for them."""
     kind = parquet.schema_arrow.field(image).type
     if not pa.types.is_struct(kind) or not _is_part(kind, "path"):
+        return
+    if pa.types.is_null(kind.field("bytes").type):
+        yield from range(parquet.metadata.num_row_groups)
         return
     for group in range(parquet.metadata.num_row_groups):
         row_group = parquet.metadata.row_group(group)
