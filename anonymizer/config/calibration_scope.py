@@ -71,3 +71,4 @@ class LevelRule(Section):
     calibration: Uri
     max_risk: Float
     attacks: tuple[str, ...] | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of a file that the custodian's key did not seal

@@ -13,11 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from anonymizer import config as configuration
 from anonymizer.config import CalibrationScope, ChosenLevel, LevelRule, RunConfig, Section
-from anonymizer.errors import ConfigError, LevelError, OutputError
+from anonymizer.crypto import seal
+from anonymizer.crypto.custodian_key import load_key
+from anonymizer.errors import ConfigError, IntegrityError, LevelError, OutputError
+from anonymizer.storage.layout import SealKey
 from anonymizer.storage.path import StoragePath
 
 C = TypeVar("C", bound=BaseModel)
 
+SEAL_CONTEXT = "calibration"
 FORMAT: Literal["anonymizer calibration 1"] = "anonymizer calibration 1"
 
 
@@ -98,6 +102,7 @@ class Calibration(FiniteSection):
     choosing: SampleHalf
     confirming: SampleHalf
     levels: tuple[CalibratedLevel, ...] = Field(min_length=1)
+    hmac: str | None = None  # the seal of its file
 
     @field_validator("levels")
     @classmethod
@@ -115,20 +120,24 @@ class Calibration(FiniteSection):
 # Reading and writing
 
 
-def to_json(calibration: Calibration) -> bytes:
-    """Return the content of ``calibration.json``."""
-    return calibration.model_dump_json(indent=2).encode()
+def to_json(calibration: Calibration, key: SealKey | None = None) -> bytes:
+    """Return the content of ``calibration.json``, sealed with the custodian's key if there is one."""
+    text = calibration.model_copy(update={"hmac": seal.PLACEHOLDER}).model_dump_json(indent=2)
+    return seal.apply(text.encode(), key, SEAL_CONTEXT)
 
 
 def read(uri: str) -> Calibration:
-    """Read a calibration from an fsspec URI. Raises ConfigError, which names the file but not its folder."""
+    """Read a calibration from an fsspec URI for display, its seal unchecked.
+
+    Raises ConfigError, which names the file but not its folder.
+    """
     return parse(_read_bytes(uri), _file_name(uri))
 
 
 def parse(data: bytes, name: str) -> Calibration:
     """Return the calibration in the bytes of the file ``name``. Raises ConfigError if they are anything else."""
     try:
-        return Calibration.model_validate_json(data, strict=True)
+        return Calibration.model_validate_json(data, strict=True).model_copy(update={"hmac": None})
     except ValidationError as error:
         raise ConfigError(f"calibration {name!r}: {_explain_invalid(error)}") from None
 
@@ -282,6 +291,7 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
     settings = configuration.validate(RunConfig, {**tree, "boomerang": rest})
     data = _read_bytes(rule.calibration)
     calibration = parse(data, _file_name(rule.calibration))
+    _check_origin(data, rule, settings.key_env)
     if problems := settings.differences_from(calibration.belongs_to):
         raise ConfigError("; ".join(problems))
     choice = choose_level(calibration, rule.max_risk, rule.attacks)
@@ -294,6 +304,28 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
         belongs_to=calibration.belongs_to,
     )
     return {**tree, "boomerang": rest | {"level": choice.level, "chosen": chosen.model_dump(mode="json")}}
+
+
+def _check_origin(data: bytes, rule: LevelRule, key_env: str) -> None:
+    """Raise ConfigError unless a calibration was sealed with the custodian's key, or is the one that the rule pins.
+
+    Whoever can write to its folder could otherwise choose the level.
+    """
+    name, digest = f"calibration {_file_name(rule.calibration)!r}", hashlib.sha256(data).hexdigest()
+    if rule.sha256 is not None:
+        if rule.sha256 != digest:
+            raise ConfigError(f"{name}: is not the file of boomerang.level.sha256: restore it, or pin the one you mean")
+        return
+    key = load_key(key_env)
+    if not key.is_persistent:
+        raise ConfigError(
+            f"{name}: nobody vouches for it: set {key_env}, with which it was made, or pin it by boomerang.level.sha256"
+        )
+    hint = "calibrate with this key, or pin the file by boomerang.level.sha256"
+    try:
+        seal.check(data, key, SEAL_CONTEXT, name, hint)
+    except IntegrityError as error:
+        raise ConfigError(str(error)) from None
 
 
 def build_resolved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -109,6 +110,7 @@ def calibrate(
     `boomerang.level: {calibration: calibration/calibration.json, max_risk: 0.05}`.
     """
     from anonymizer.config import CalibrationConfig, RunConfig
+    from anonymizer.crypto.custodian_key import load_key
     from anonymizer.policy import calibration as calibrations
     from anonymizer.policy.calibration import build_resolved
     from flows.jobs import calibrate as calibrate_job
@@ -129,22 +131,26 @@ def calibrate(
         calibrate_job.check(settings)
         summary = run_flow("calibrate", settings, secrets=(run.key_env, run.signing_key_env))
     results = StoragePath.from_uri(settings.folder)
-    calibration = calibrations.read(str(results / "calibration.json"))
+    file = results / "calibration.json"
+    calibration, digest = calibrations.read(str(file)), hashlib.sha256(file.read()).hexdigest()
     if as_json:
-        click.echo(json.dumps(summary | {"calibration": calibration.model_dump(mode="json")}))
+        document = calibration.model_dump(mode="json", exclude={"hmac"})
+        click.echo(json.dumps(summary | {"calibration": document, "sha256": digest}))
         return
     console.print_curve(calibration)
     console.print_facts(
         f"Calibrated {summary['levels']} levels on {summary['pictures']} pictures of {summary['people']} people",
         {
-            "calibration": results / "calibration.json",
+            "calibration": file,
+            "sha256": digest,
             "plots": f"{results / 'risk.svg'}, {results / 'utility.svg'}",
             "tables": f"{results / 'risk.parquet'}, {results / 'utility.parquet'}",
         },
     )
     console.print_cautions([summary["note"]] if summary["note"] else [])
+    pin = "" if load_key(run.key_env).is_persistent else ", sha256: DIGEST"  # what no key sealed must be pinned
     console.print_line(
-        "To choose by it: boomerang.level: {calibration: FILE, max_risk: 0.05}. Other attackers may do better."
+        f"To choose by it: boomerang.level: {{calibration: FILE, max_risk: 0.05{pin}}}. Other attackers may do better."
     )
 
 

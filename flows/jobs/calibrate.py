@@ -14,6 +14,7 @@ from anonymizer import report
 from anonymizer.backbones import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import CalibrationConfig, CalibrationScope
+from anonymizer.crypto.custodian_key import load_key
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.errors import ConfigError, ModelError, OutputError
@@ -184,7 +185,7 @@ def write_calibration(inputs: CalibrationInputs, measured: Sequence[MeasuredLeve
     ]
     (folder / "utility.parquet").write(parquet.to_bytes(pa.Table.from_pylist(utility, UTILITY_SCHEMA)))
     report.write_curves(folder, result)
-    (folder / "calibration.json").write(calibration.to_json(result))
+    (folder / "calibration.json").write(calibration.to_json(result, load_key(inputs.config.run.key_env)))
     return CalibrationSummary(len(evidence), len(set(evidence.subjects)), len(measured), evidence.note)
 
 

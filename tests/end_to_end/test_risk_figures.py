@@ -10,12 +10,12 @@ import pytest
 
 from anonymizer.config import AuditConfig, RunConfig
 from anonymizer.errors import ConfigError, GateError
-from anonymizer.policy.calibration import build_resolved, to_json
+from anonymizer.policy.calibration import build_resolved
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows.jobs import audit as audit_job
 from flows.jobs import release as release_job
-from tests.support.calibrations import KIND, calibration, level
+from tests.support.calibrations import KIND, calibration, level, sealed
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.prefect_database import cells
 from tests.support.releases import HEX, PlainScorer, folder_of, picture
@@ -50,7 +50,7 @@ def test_no_risk_that_was_measured_reaches_the_scheduler(
         monkeypatch.setattr(job, "scorer_of", lambda metrics, device: PlainScorer())
     source = folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(24)})
     (tmp_path / "c.json").write_bytes(
-        to_json(calibration(level(0.4, HIGH), level(0.6, CHOSEN, CONFIRMED), level(0.8, CHOSEN, CHOSEN)))
+        sealed(calibration(level(0.4, HIGH), level(0.6, CHOSEN, CONFIRMED), level(0.8, CHOSEN, CHOSEN)))
     )
     rule = {"calibration": str(tmp_path / "c.json"), "max_risk": 0.05}
     tree: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from anonymizer.backbones import load_backbone
 from anonymizer.config import CalibrationScope, ChosenLevel, ModelConfig, RunConfig, dump, read_tree
 from anonymizer.config import parse as parse_yaml
+from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, LevelError, OutputError
 from anonymizer.policy.calibration import (
     AttackRisk,
@@ -37,7 +39,7 @@ from anonymizer.storage.layout import Release
 from flows.cli import main
 from flows.jobs import release as release_job
 from tests.support import ROOT
-from tests.support.calibrations import IDEAL, KIND, SETTINGS, Highs, build, calibration, level, risk
+from tests.support.calibrations import IDEAL, KIND, SETTINGS, Highs, build, calibration, level, risk, sealed
 from tests.support.configs import PIXELS
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
@@ -77,7 +79,8 @@ def figures_of(work: Callable[[], Any]) -> str:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with ``c.json``, the curve that gives 0.6 for a risk of 0.05."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.json").write_bytes(to_json(CURVE))
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    (tmp_path / "c.json").write_bytes(sealed(CURVE))
     return tmp_path
 
 
@@ -397,10 +400,54 @@ def test_a_kind_is_a_few_words(kind: str) -> None:
 def test_kinds_that_differ_late_are_different(folder: Path) -> None:
     kind = "x" * 100
     (folder / "c.json").write_bytes(
-        to_json(calibration(level(0.6, 0.01), config=build(SETTINGS, [f"source.kind={kind}"])))
+        sealed(calibration(level(0.6, 0.01), config=build(SETTINGS, [f"source.kind={kind}"])))
     )
     assert config_with_rule(f"source.kind={kind}").boomerang.level == 0.6
     assert "source.kind" in error_of(lambda: config_with_rule(f"source.kind={kind}y"))
+
+
+def test_a_calibration_that_the_key_did_not_seal_chooses_no_level(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write to its folder would choose the level."""
+    file = folder / "c.json"
+    whole = file.read_bytes()
+    document = json.loads(whole)
+    lower = [dict(entry, choosing=[], confirming=[]) for entry in document["levels"]]
+    easy = [dict(entry, choosing=document["levels"][3]["choosing"]) for entry in document["levels"]]
+    forged = [json.dumps(document | change) for change in ({"levels": easy}, {"levels": lower}, {"made": ""})]
+    forged += [json.dumps({name: value for name, value in document.items() if name != "hmac"})]
+    forged += [
+        json.dumps(document, indent=3),
+        to_json(CURVE).decode(),
+        to_json(CURVE, CustodianKey(bytes(32))).decode(),
+    ]
+    for text in forged:
+        file.write_text(text)
+        assert re.search(
+            "(has no seal by|is not what was written with) the custodian's key", error_of(config_with_rule)
+        )
+    rng = random.Random(16)
+    for _ in range(40):
+        data, at = bytearray(whole), rng.randrange(len(whole))
+        data[at] ^= 1 << rng.randrange(8)
+        file.write_bytes(bytes(data))
+        assert error_of(config_with_rule).startswith("calibration 'c.json': ")
+    file.write_bytes(whole)
+    monkeypatch.delenv("ANONYMIZER_KEY")
+    assert "nobody vouches for it: set ANONYMIZER_KEY" in error_of(config_with_rule)
+
+
+def test_a_calibration_may_be_pinned_in_place_of_a_seal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANONYMIZER_KEY")
+    (folder / "c.json").write_bytes(to_json(CURVE))
+    digest = hashlib.sha256((folder / "c.json").read_bytes()).hexdigest()
+    assert config_with_rule(sha256=digest).boomerang.level == 0.6
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    assert config_with_rule(sha256=digest).boomerang.level == 0.6
+    (folder / "c.json").write_bytes(sealed(calibration(level(0.2, 0.01))))
+    assert "is not the file of boomerang.level.sha256" in error_of(lambda: config_with_rule(sha256=digest))
+    assert "boomerang.level.sha256" in error_of(lambda: config_with_rule(sha256="0"))
 
 
 # -- what follows from it ---------------------------------------------------------------------------------------------
@@ -445,7 +492,7 @@ def test_a_record_is_not_offered_as_a_setting() -> None:
 
 
 def test_another_model_than_the_calibrations_is_refused_when_planning(folder: Path) -> None:
-    (folder / "c.json").write_bytes(to_json(calibration(level(0.6, 0.01), digest="a" * 64)))
+    (folder / "c.json").write_bytes(sealed(calibration(level(0.6, 0.01), digest="a" * 64)))
     people(folder / "in")
     message = error_of(lambda: begin(config_with_rule()))
     assert message.startswith(
@@ -524,7 +571,7 @@ def test_the_command_line_plans_and_refuses_by_a_rule(
     people(folder / "in")
     config = build(SETTINGS, [f"model.id={tiny_model}"])
     digest = load_backbone(ModelConfig(id=str(tiny_model))).digest
-    (folder / "tiny.json").write_bytes(to_json(calibration(*CURVE.levels, config=config, digest=digest)))
+    (folder / "tiny.json").write_bytes(sealed(calibration(*CURVE.levels, config=config, digest=digest)))
 
     def plan_with(rule: str) -> Any:
         sets = [f"boomerang.level={rule}", f"source.kind={KIND}", "boomerang.steps=2"]

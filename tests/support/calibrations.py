@@ -15,8 +15,10 @@ from anonymizer.policy.calibration import (
     SampleHalf,
     Utility,
     build_resolved,
+    to_json,
 )
 from tests.support.ideal_gaussian import IdealGaussian
+from tests.support.releases import KEY
 
 build = partial(build_resolved, RunConfig)
 KIND = "faces of adults"
@@ -70,3 +72,8 @@ def calibration(*levels: CalibratedLevel, config: RunConfig | None = None, diges
         confirming=SampleHalf(pictures=98, people=49),
         levels=levels,
     )
+
+
+def sealed(calibration: Calibration) -> bytes:
+    """The file of a calibration that was made with the key of the tests."""
+    return to_json(calibration, KEY)

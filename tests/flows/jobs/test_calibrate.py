@@ -22,7 +22,7 @@ from metrics.audit.audit import ALL_ATTACKERS
 from metrics.stats.risk import Figure
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.prefect_database import cells
-from tests.support.releases import encoded, folder_of, listing, settings
+from tests.support.releases import HEX, encoded, folder_of, listing, settings
 
 PEOPLE, PHOTOS = 24, 4
 
@@ -30,6 +30,7 @@ PEOPLE, PHOTOS = 24, 4
 @pytest.fixture
 def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
     model = IdealGaussian(size=32)
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     monkeypatch.setattr(calibrate_job, "backbone_of", lambda config: model)
     return model
 
