@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from anonymizer.config import AuditConfig, AugmentConfig, EnhanceConfig, RunConfig
-from anonymizer.errors import AnonymizerError, GateError
+from anonymizer.errors import AnonymizerError, GateError, SigningKeyError
 from anonymizer.policy.calibration import build_resolved
 from anonymizer.storage.layout import STATEMENT, Release
 from anonymizer.storage.path import StoragePath
@@ -136,7 +136,7 @@ def enhance(config: EnhanceConfig | Mapping[str, Any] | str) -> dict[str, Any]:
 
 def verify(
     uri: str, trust: Sequence[str] = (), *, decode: int | None = None, rescore: int | None = None, replay: int = 0,
-    approvers: str | None = None, revocations: Sequence[str] = (),
+    approvers: str | None = None, revocations: Sequence[str] = (), seal: bool = False,
 ) -> list[Finding]:  # fmt: skip
     """Check a release, or only a public half, against its signed statement; return one finding for each check.
 
@@ -144,7 +144,8 @@ def verify(
     read. ``approvers``: a YAML file with the approvers' public keys by name. ``revocations``: files, URIs or public
     halves with lists that were handed out later. ``decode``: about how many images to decode, None for all.
     ``rescore``, ``replay``: how many outputs to score or to draw again from their originals; ``rescore`` None is 8
-    where originals are at hand. Raises GateError for a release that its policy holds back.
+    where originals are at hand. ``seal``: put the custodian's seals on a release of a version that made none, if no
+    check fails. Raises GateError for a release that its policy holds back.
     """
     from anonymizer.attest.verify import check_public
     from anonymizer.attest.verify.findings import failed
@@ -171,8 +172,26 @@ def verify(
             findings.append(failed("originals", reason))
         return findings
     findings += _verify_whole(release, half == release.candidate, rescore, replay)
-    _log_verification(release, not any(finding.result == "fail" for finding in findings))
+    has_passed = not any(finding.result == "fail" for finding in findings)
+    _log_verification(release, has_passed)
+    if seal and has_passed:
+        findings.append(_seal(release, keys))
     return findings
+
+
+def _seal(release: Release, trusted: Sequence[str]) -> Finding:
+    """Seal a release that was verified, if it was signed by a key that is trusted."""
+    from anonymizer.attest.verify.findings import noted, passed
+    from anonymizer.crypto.custodian_key import load_key
+    from anonymizer.release import adoption
+    from anonymizer.release.plan import read_config
+
+    if not trusted:
+        raise SigningKeyError("--seal: name the publisher's public key with --trust: anybody can sign with one")
+    if not adoption.lacks_seals(release):
+        return noted("seals", "are there already")
+    adoption.adopt(release, load_key(read_config(release).key_env))
+    return passed("seals", "the restricted half is sealed with the custodian's key from now on")
 
 
 def read_public_keys(texts: Sequence[str]) -> list[str]:

@@ -13,7 +13,14 @@ from anonymizer.storage.layout import SealKey
 
 PREFIX = "hmac-sha256:"
 PLACEHOLDER = PREFIX + "0" * 64  # stands where the seal will be; the last of its kind in a file counts
+EARLIER_VERSION_HINT = "restore it; a release of an earlier version is sealed by `anonymizer verify --seal`"
 SEAL = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
+
+
+def is_sealed(data: bytes) -> bool:
+    """Return whether a file has a seal, whoever made it."""
+    matches = SEAL.findall(data)
+    return bool(matches) and matches[-1] != PLACEHOLDER.encode()
 
 
 def apply(data: bytes, key: SealKey | None, context: str) -> bytes:
@@ -32,10 +39,10 @@ def check(data: bytes, key: SealKey | None, context: str, name: str, hint: str =
     """
     if key is None or not key.is_persistent:
         return
-    matches = list(SEAL.finditer(data))
-    if not matches or matches[-1].group() == PLACEHOLDER.encode():
+    if not is_sealed(data):
         raise IntegrityError(f"{name}: has no seal by the custodian's key: {hint}")
-    begin, end = matches[-1].span()
+    *_, match = SEAL.finditer(data)
+    begin, end = match.span()
     blank = data[:begin] + PLACEHOLDER.encode() + data[end:]
     if data[begin:end] != _compute(blank, key, context):
         raise IntegrityError(f"{name}: is not what was written with the custodian's key: {hint}")

@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from anonymizer.crypto import seal
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.storage.layout import Release, SealKey
 from anonymizer.storage.path import translate_storage_errors
@@ -105,9 +106,14 @@ def contains_head(release: Release, head: ChainHead) -> bool:
 
 
 def has_signed_ledger(release: Release, count: int, digest: str) -> bool:
-    """Return whether the ledger had this digest when the release was signed, which was its ``count``-th event."""
-    events = read(release)[:count]
-    return bool(events) and events[-1]["details"].get("ledger") == digest
+    """Return whether the ledger had this digest when the release was signed, which was its ``count``-th event.
+
+    Or whether it is that ledger, sealed since then by its custodian.
+    """
+    events = read(release)
+    signed = events[count - 1]["details"].get("ledger") if 0 < count <= len(events) else None
+    sealed = {e["details"]["ledger"]: e["details"]["signed"] for e in events if e["event"] == ADOPTED_EVENT}
+    return signed is not None and sealed.get(digest, digest) == signed
 
 
 def current_actor() -> str:
@@ -129,7 +135,8 @@ def _verify_chain(data: bytes, key: SealKey | None) -> Iterator[Mapping[str, Any
             raise IntegrityError(f"events: line {number} does not follow from the one before it: restore events.jsonl")
         if number > adopted and not _is_keyed(event, key):
             raise IntegrityError(
-                f"events: line {number} was not written with the custodian's key: restore restricted/events.jsonl"
+                f"restricted/events.jsonl: line {number} was not written with the custodian's key: "
+                f"{seal.EARLIER_VERSION_HINT}"
             )
         previous = _hash(line)
         yield event

@@ -205,8 +205,7 @@ def read(release: Release) -> Plan:
     if release.key is not None and release.key.is_persistent:
         if plan.key_check != release.key.check_value:
             raise CustodianKeyError(f"{name}: was not made with the custodian's key that is set: set that one")
-        hint = "restore it; a release of an earlier version is sealed by `anonymizer verify --seal`"
-        seal.check(data, release.key, "plan", "restricted/plan.json", hint)
+        seal.check(data, release.key, "plan", "restricted/plan.json", seal.EARLIER_VERSION_HINT)
         _check_inherited(release, plan)
     return plan
 

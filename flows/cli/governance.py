@@ -136,10 +136,11 @@ def _print_approved(findings: Sequence[Finding]) -> None:
     "--revocations", multiple=True,
     help="List of what was revoked since (file, URI or public half), in which no picture here may be; repeatable.",
 )  # fmt: skip
+@click.option("--seal", is_flag=True, help="Seal a release of an earlier version, if no check of it fails.")
 @as_json
 def verify(
     path: str, trust: tuple[str, ...], decode: int | None, rescore: int | None, replay: int, approvers: str | None,
-    revocations: tuple[str, ...], as_json: bool,
+    revocations: tuple[str, ...], seal: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Check a release, or only its public half.
 
@@ -152,7 +153,7 @@ def verify(
     """
     if not verify_release(
         path, trust, decode=decode, rescore=rescore, replay=replay, approvers=approvers, revocations=revocations,
-        as_json=as_json,
+        seal=seal, as_json=as_json,
     ):  # fmt: skip
         sys.exit(1)
 

@@ -19,7 +19,7 @@ from anonymizer.data.passthrough_columns import from_json
 from anonymizer.errors import AnonymizerError, SourceError
 from anonymizer.noise import KeyedNoise
 from anonymizer.records import Entry, Record
-from anonymizer.release import audit_sample, plan
+from anonymizer.release import adoption, audit_sample, plan
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
@@ -45,7 +45,9 @@ def verify_release(release: Release, rescore: int | None, replay: int) -> Iterat
         yield failed("settings", f"restricted/: {problem}")
         return
     key = load_key(config.key_env)
-    if key.check_value == plan.read(release).key_check:
+    if adoption.lacks_seals(release):
+        yield noted("seals", "made by an earlier version, without them: add them with --seal, or no run can follow it")
+    elif key.check_value == plan.read(release).key_check:
         release = Release(release.root, key)
     findings = list(check_restricted(release, config, key))
     yield from findings

@@ -11,13 +11,14 @@ from click.testing import CliRunner
 
 from anonymizer.attest import dsse, statement
 from anonymizer.crypto import signing
-from anonymizer.errors import ConfigError, GateError, IntegrityError, SigningKeyError
+from anonymizer.errors import ConfigError, CustodianKeyError, GateError, IntegrityError, SigningKeyError
 from anonymizer.records import Scores
 from anonymizer.release import publish
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from tests.support.releases import (
     GARBAGE,
+    HEX,
     KEY,
     Unscored,
     folder_of,
@@ -203,6 +204,16 @@ def test_approvals_that_only_the_publisher_could_give_are_refused_at_the_start(
 ) -> None:
     monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
     approvers = {"ada": public_key(ADA), "me": public_key(PUBLISHER)}
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
     publish.check_signing_key(settings("in", "out", policy={"approvals": 1, "approvers": approvers}))
     with pytest.raises(ConfigError, match=r"policy\.approvals: 2 asked for, and 1 approvers are other than"):
         publish.check_signing_key(settings("in", "out", policy={"approvals": 2, "approvers": approvers}))
+
+
+def test_what_could_not_be_sealed_before_is_not_signed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
+    monkeypatch.delenv("ANONYMIZER_KEY", raising=False)
+    with pytest.raises(CustodianKeyError, match="ANONYMIZER_KEY: not set, and what is signed must be sealed with it"):
+        publish.check_signing_key(settings("in", "out"))
+    monkeypatch.delenv(VARIABLE)
+    publish.check_signing_key(settings("in", "out"))
