@@ -95,7 +95,7 @@ def run_release(config: RunConfig) -> dict[str, Any] | None:
         planning.write_or_resume(config, models.backbone_of(config.model), load_key(config.key_env), opened)
         return None
     secrets = (config.key_env, config.signing_key_env)
-    return run_flow("release", config, secrets=secrets, prepare=lambda: release_job.prepare(config))
+    return run_flow("release", config, secrets=secrets, prepare=lambda: release_job.prepare_for_flow(config))
 
 
 def audit(release: str, **settings: Any) -> dict[str, Any]:

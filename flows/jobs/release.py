@@ -63,19 +63,32 @@ def check(config: RunConfig) -> None:
     preflight.check(config)
 
 
+_prepared: dict[str, Plan] = {}  # by settings, see ``prepare_for_flow``
+
+
 def prepare(config: RunConfig) -> Plan:
-    """Check all that can go wrong before the work (key, source, output, model, scorer), and write the plan."""
-    check(config)
+    """Check what takes longer (model, scorer, previous release), and write the plan; ``check`` comes before."""
     publish.check_signing_key(config)
     key, backbone = load_key(config.key_env), backbone_of(config.model)
     preflight.check_previous(config, key, load_checked_scorer(config.metrics, backbone).names)
     return planning.write_or_resume(config, backbone, key, open_release(config), history.carry_forward)
 
 
+def prepare_for_flow(config: RunConfig) -> None:
+    """``prepare``, for the flow that this process starts next, which then does not do it again."""
+    _prepared[config.model_dump_json()] = prepare(config)
+
+
 def prepare_for_scheduler(config: RunConfig) -> Plan:
-    """``prepare``, with errors that a scheduler may keep."""
+    """``check`` and ``prepare``, unless this process has just done so, with errors that a scheduler may keep."""
+
+    def check_and_prepare() -> Plan:
+        check(config)
+        return prepare(config)
+
     error = StepError("plan: failed, no shard was begun")
-    return redact_errors(_restricted(config), "plan", error, lambda: prepare(config))
+    prepared = _prepared.pop(config.model_dump_json(), None)
+    return prepared or redact_errors(_restricted(config), "plan", error, check_and_prepare)
 
 
 def run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:

@@ -9,6 +9,7 @@ import pytest
 
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import CustodianKeyError, ModelError
+from anonymizer.release import preflight
 from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
 from flows.jobs import (
@@ -57,3 +58,17 @@ def test_another_key_or_model_than_was_planned_with_does_no_shard(
         release_job.run_shard(config, 0, lambda done: None)
     assert Ledger.open(Release.at(config.output.uri)).read_shard(0) is None
     assert json.loads(Release.at(config.output.uri).plan.read())["shards"] == 1
+
+
+def test_everything_is_checked_once_on_the_way_from_the_command_to_the_flow(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", model={"id": str(tiny_model)}, **PLAIN)
+    checked, looked = list[object](), preflight.check_previous
+    monkeypatch.setattr(preflight, "check_previous", lambda *given: (checked.append(given), looked(*given)))
+    release_job.check(config)
+    release_job.prepare_for_flow(config)
+    plan = release_job.prepare_for_scheduler(config)
+    assert len(checked) == 1 and plan.records == 2
+    assert release_job.prepare_for_scheduler(config) == plan and len(checked) == 2  # a later flow run looks again
