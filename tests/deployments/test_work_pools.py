@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def test_no_template_holds_a_key_and_no_job_sends_telemetry(name: str) -> None:
     env = job.env if isinstance(job.env, dict) else {item["name"]: item.get("value") for item in job.env}
     assert env["PREFECT_RESULTS_PERSIST_BY_DEFAULT"] == "false"
     assert env["DO_NOT_TRACK"] == "1"
+    assert env["PYTHONSAFEPATH"] == "1"  # a working directory holds data
     assert not set(env) & set(KEYS)
     assert not SECRET.search((DEPLOYMENTS / "work-pools" / name).read_text())
 
@@ -133,40 +135,126 @@ def test_a_job_asks_for_its_gpu_runs_without_privileges_and_takes_keys_from_secr
     assert {item["name"] for item in container["env"]} > {"PREFECT__FLOW_RUN_ID", *keys}
 
 
-def test_manifests_have_fields_that_kubernetes_knows() -> None:
-    kinds = {"Role": "V1Role", "RoleBinding": "V1RoleBinding", "ServiceAccount": "V1ServiceAccount"}
-    kinds |= {"Deployment": "V1Deployment", "PersistentVolumeClaim": "V1PersistentVolumeClaim"}
-    found = list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes/workers.yaml").read_text()))
-    assert [item["kind"] for item in found].count("Deployment") == 2
+def manifests(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes" / name).read_text()))
+
+
+KINDS = {
+    "Role": "V1Role", "RoleBinding": "V1RoleBinding", "ServiceAccount": "V1ServiceAccount",
+    "Deployment": "V1Deployment", "PersistentVolumeClaim": "V1PersistentVolumeClaim",
+    "NetworkPolicy": "V1NetworkPolicy",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "workers"), [("workers.yaml", 2), ("job-workers.yaml", 2), ("network.yaml", 0)])
+def test_manifests_have_fields_that_kubernetes_knows(name: str, workers: int) -> None:
+    found = manifests(name)
+    assert [item["kind"] for item in found].count("Deployment") == workers
     for item in found:
-        assert list(unknown(kinds[item["kind"]], item)) == [], item["kind"]
+        assert list(unknown(KINDS[item["kind"]], item)) == [], item["kind"]
 
 
-def test_workers_on_kubernetes_watch_no_namespace_but_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_on_kubernetes_are_pinned_may_do_nothing_there_and_one_has_the_publishers_key() -> None:
+    found = manifests("workers.yaml")
+    assert {item["kind"] for item in found} == {"PersistentVolumeClaim", "Deployment"}  # no role
+    secrets = {}
+    for item in found[1:]:
+        pod = item["spec"]["template"]["spec"]
+        assert not pod["automountServiceAccountToken"] and pod["securityContext"]["runAsNonRoot"]
+        (container,) = pod["containers"]
+        assert container["args"][:2] == ["anonymizer", "worker"]
+        env = {one["name"]: one.get("value") for one in container["env"]}
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert mounts[env["ANONYMIZER_POLICY"]]["readOnly"]
+        secrets[container["args"][2]] = {one["name"] for one in container["env"] if "valueFrom" in one}
+    assert secrets == {
+        "anonymizer-cpu": {*KEYS, "PREFECT_API_AUTH_STRING"},
+        "anonymizer-gpu": {"ANONYMIZER_KEY", "PREFECT_API_AUTH_STRING"},
+    }
+
+
+def test_nobody_reaches_a_worker_and_only_workers_the_server() -> None:
+    policies = {item["metadata"]["name"]: item for item in manifests("network.yaml")}
+    assert {item["spec"]["policyTypes"][0] for item in policies.values()} == {"Ingress"}
+    closed = policies["nobody-reaches-a-worker"]
+    assert closed["metadata"]["namespace"] == "anonymizer"
+    assert closed["spec"]["podSelector"] == {} and "ingress" not in closed["spec"]
+    inside = policies["prefect-within-its-namespace"]["spec"]
+    assert inside["podSelector"] == {} and inside["ingress"] == [{"from": [{"podSelector": {}}]}]
+    ((rule,),) = (policies["workers-reach-the-server"]["spec"]["ingress"],)
+    (peer,) = rule["from"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "anonymizer"}
+    assert [port["port"] for port in rule["ports"]] == [4200]
+
+
+def test_workers_that_make_jobs_watch_no_namespace_but_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect_kubernetes.settings import KubernetesSettings
 
-    found = list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes/workers.yaml").read_text()))
+    found = manifests("job-workers.yaml")
     assert not [item for item in found if item["kind"].startswith("Cluster")]  # a Role reaches no further
     for item in found:
         if item["kind"] == "Deployment":
             (container,) = item["spec"]["template"]["spec"]["containers"]
             for one in container["env"]:
-                monkeypatch.setenv(one["name"], one["value"])
-            assert KubernetesSettings().observer.namespaces == {"anonymizer"}
+                if "value" in one:
+                    monkeypatch.setenv(one["name"], one["value"])
+            settings = KubernetesSettings()
+            assert settings.observer.namespaces == {"anonymizer"}
+            (login,) = [one for one in container["env"] if one["name"] == "PREFECT_API_AUTH_STRING"]
+            secret = login["valueFrom"]["secretKeyRef"]
+            worker = settings.worker  # puts a reference into its jobs, not the password
+            assert secret == {"name": worker.api_auth_string_secret_name, "key": worker.api_auth_string_secret_key}
             monkeypatch.undo()
     for name in ("kubernetes-cpu.json", "kubernetes-gpu.json"):
         assert template_of(name)["variables"]["properties"]["namespace"]["default"] == "anonymizer"
 
 
+def secrets_of(service: dict[str, Any]) -> set[str]:
+    """Names under which a service of the compose file finds secrets."""
+    return {one if isinstance(one, str) else one["target"] for one in service.get("secrets", ())}
+
+
 def test_only_workers_are_given_keys_and_only_the_controller_the_publishers() -> None:
     compose = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
-    has = {name: set(one.get("secrets", ())) & set(KEYS) for name, one in compose["services"].items()}
+    has = {name: secrets_of(one) & set(KEYS) for name, one in compose["services"].items()}
     assert has == {
         "postgres": set(), "server": set(), "deploy": set(), "cpu-worker": set(KEYS), "gpu-worker": {"ANONYMIZER_KEY"},
     }  # fmt: skip
     assert not SECRET.search((DEPLOYMENTS / "compose.yaml").read_text())
-    assert set(compose["secrets"]) == {*KEYS, "PREFECT_SERVER_DATABASE_PASSWORD"}
+    assert set(compose["secrets"]) == {*KEYS, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_DATABASE_PASSWORD"}
     assert compose["services"]["server"]["ports"] == ["127.0.0.1:4200:4200"]
+
+
+def test_the_server_asks_for_a_password_and_every_client_has_it() -> None:
+    services = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]
+    assert "PREFECT_SERVER_API_AUTH_STRING" in secrets_of(services["server"])
+    clients = {name for name, one in services.items() if "PREFECT_API_URL" in one.get("environment", {})}
+    assert clients == {"deploy", "cpu-worker", "gpu-worker"}
+    for name in (*clients, "server"):
+        assert services[name]["command"][0] == "with-keys"
+        assert name == "server" or "PREFECT_API_AUTH_STRING" in secrets_of(services[name])
+
+
+def test_workers_of_the_compose_file_are_pinned_and_meet_the_server_only() -> None:
+    services = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"]
+    for name in ("cpu-worker", "gpu-worker"):
+        place = services[name]["environment"]["ANONYMIZER_POLICY"]
+        assert services[name]["command"][1:3] == ["anonymizer", "worker"]
+        assert [volume for volume in services[name]["volumes"] if volume.endswith(f":{place}:ro")]
+    networks = {name: set(one["networks"]) for name, one in services.items()}
+    assert not networks["cpu-worker"] & networks["gpu-worker"]
+    for name in ("cpu-worker", "gpu-worker", "deploy"):
+        assert len(networks[name] & networks["server"]) == 1 and not networks[name] & networks["postgres"]
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_secret_that_cannot_be_read_starts_nothing(tmp_path: Path, is_readable: bool) -> None:
+    script = (DEPLOYMENTS / "with-keys").read_text().replace("/run/secrets", str(tmp_path))
+    secret = tmp_path / "PREFECT_SERVER_API_AUTH_STRING"
+    secret.write_text("anonymizer:password") if is_readable else secret.mkdir()
+    command = ["sh", "-c", script, "with-keys", "sh", "-c", 'echo "$PREFECT_SERVER_API_AUTH_STRING"']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode == 0, done.stdout) == (is_readable, "anonymizer:password\n" * is_readable)
 
 
 def test_nothing_is_deployed_again_unless_asked_for() -> None:
@@ -198,6 +286,12 @@ def test_the_image_can_compile_a_network_and_what_it_caches_outlives_its_contain
             mounts = pod["containers"][0]["volumeMounts"]
             places |= {mount["mountPath"] for mount in mounts if mount["name"] in volumes}
     assert places == {str(Path(cache).parent)}
+
+
+def test_the_image_works_in_no_folder_that_holds_data() -> None:
+    final = (DEPLOYMENTS / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert re.findall(r"^WORKDIR (\S+)", final, re.MULTILINE) == ["/opt/anonymizer"]
+    assert "PYTHONSAFEPATH=1" in final
 
 
 def test_the_image_runs_without_privileges_and_contains_only_named_files() -> None:
