@@ -12,16 +12,18 @@ from pathlib import Path
 
 from securesystemslib.signer import CryptoSigner
 
+from anonymizer.attest.verify import check_public
 from anonymizer.config import RunConfig
 from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
-from anonymizer.errors import CustodianKeyError, GateError, SigningKeyError
-from anonymizer.release import erase, plan, preflight, publish, succession
+from anonymizer.errors import ConfigError, CustodianKeyError, GateError, SigningKeyError
+from anonymizer.release import erase, event_log, plan, preflight, publish, succession
 from anonymizer.release.erase import ErasureRequest
 from anonymizer.release.ledger import Ledger
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.publish import PublicationStatus
 from anonymizer.release.trust import refuse_untrusted
+from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import absolute_uri
@@ -97,11 +99,30 @@ def prepare_erasure(release: str, records: Path, output: str, trust: Sequence[st
         erase.check_same_request(new, request)
     else:
         erase.check(old, new)
-        refuse_untrusted(old, settings, key, f"release {release!r}")
+        _refuse_changed(old, settings, key, f"release {release!r}")
         erase.partition(old, request)
         if not is_begun:
             preflight.check_output(settings)
     return Erasure(old, new, request, settings, key, signer)
+
+
+def _refuse_changed(old: Release, settings: RunConfig, key: CustodianKey, name: str) -> None:
+    """Raise ConfigError unless every check of both halves of the old release passes, and its publisher is trusted.
+
+    One that was published without a signature, as its sealed log says, has to be sealed.
+    """
+    if publish.read_statement(old).predicate["publisher"] is not None:
+        refuse_untrusted(old, settings, key, name)
+        return
+    publishers = [event["details"]["publisher"] for event in event_log.read(old) if event["event"] == "sealed"]
+    if old.key is None or publishers[-1:] != [None]:
+        raise ConfigError(
+            f"{name}: is not signed, and nothing sealed says that it never was: restore it, or remove it and make "
+            "another release from a source without those people"
+        )
+    findings = [*check_public(old.public, decode=0), *check_restricted(old, settings, key)]
+    if failed := [f.check for f in findings if f.result == "fail" and f.check != "signature"]:
+        raise ConfigError(f"{name}: does not verify ({failed[0]}): see `anonymizer verify`, and restore it")
 
 
 def write_successor(erasure: Erasure) -> None:

@@ -283,3 +283,29 @@ def test_an_erasure_of_anothers_release_names_the_key_that_is_trusted(
     assert done.published and publish.read_statement(Release.at(str(place / "new"))).predicate["publisher"] == (
         public_key(EVE)
     )
+
+
+def test_a_release_without_a_signature_is_erased_from_if_it_is_sealed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE)
+    run(settings(place / "in", place / "unsigned", **SUBJECT), scorer=SCORER)
+    monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
+    copy = shutil.copytree(place / "unsigned", place / "copy")
+    (place / "unsigned/public/README.md").write_text("more")
+    with pytest.raises(AnonymizerError, match=r"does not verify \(digests\)"):
+        erase_job.run(str(place / "unsigned"), place / "a.txt", str(place / "new"))
+    shutil.rmtree(place / "unsigned")
+    shutil.copytree(copy, place / "unsigned")
+    assert erase_job.run(str(place / "unsigned"), place / "a.txt", str(place / "new")).published
+
+
+def test_a_signature_that_was_taken_away_is_missed(place: Path) -> None:
+    path = place / "old/public" / STATEMENT
+    predicate = read_predicate(place / "old/public") | {"publisher": None}
+    (signed,) = dsse.loads(path.read_bytes(), *statement.PREDICATE_TYPES.values())
+    write_statement(place / "old/public", predicate, signed.digests, by=[])
+    before = tree(place)
+    with pytest.raises(AnonymizerError, match="is not signed, and nothing sealed says that it never was"):
+        erase(place)
+    assert tree(place) == before
