@@ -20,14 +20,16 @@ TAGS = ["anonymizer", "erase"]
 
 
 @flow(name="erase", persist_result=False, validate_parameters=False)
-def erase(release: str, records: str, output: str, trust: Sequence[str] = ()) -> dict[str, Any]:
+def erase(
+    release: str, records: str, output: str, trust: Sequence[str] = (), pinned: str | None = None
+) -> dict[str, Any]:
     """Make a new release at ``output`` without those whom the file ``records`` names, and destroy the old one.
 
     Prefect sees where releases and the file lie, and counts. It never sees who is named.
     """
     error = StepError("erase: failed, run the same command again to finish")
     stage = StageRunner("erase", Release.at(output).restricted, error, TAGS)
-    erasure = stage(erase_job.prepare_erasure, release, Path(records), output, trust)
+    erasure = stage(erase_job.prepare_erasure, release, Path(records), output, trust, pinned)
     with run_lock.exclusive_run(output):
         stage(erase_job.write_successor, erasure)
         status = stage(erase_job.publish_successor, erasure)

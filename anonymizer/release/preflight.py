@@ -75,7 +75,7 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
     succession.refuse_pending(config.previous, config.output.uri, key, replaces=False)
     before = Release(before.root, key)
     refuse_untrusted(before, config, key, name)
-    _refuse_other_address(config, before, name)
+    refuse_other_address(config, before, name)
     earlier = plan.read_config(before)
     for setting in SHARED_SETTINGS:
         value, now = configuration.get_setting(earlier, setting), configuration.get_setting(config, setting)
@@ -95,7 +95,7 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
         raise ConfigError(f"policy.weaker_than_previous: nothing is weaker than in {name}: leave it out")
 
 
-def _refuse_other_address(config: RunConfig, before: Release, name: str) -> None:
+def refuse_other_address(config: RunConfig, before: Release, name: str) -> None:
     """Raise ConfigError for a release that was made for another address, unless the settings pin its statement.
 
     Whoever can write there could put an older release, whose signature and seals hold, in the place of a newer one.
@@ -106,7 +106,7 @@ def _refuse_other_address(config: RunConfig, before: Release, name: str) -> None
     if config.previous_statement is None and str(Release.at(address).root) != str(before.root):
         raise ConfigError(
             f"{name}: was made for another address, {address!r}: name that one; if it was moved or copied on purpose, "
-            f"pin it with previous_statement={digest}"
+            f"pin it with previous_statement={digest} (or `erase --statement`)"
         )
 
 

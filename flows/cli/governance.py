@@ -169,11 +169,12 @@ def verify(
 @click.option(
     "--trust", multiple=True, help="A public key, or its file, that may have signed RELEASE besides yours; repeatable."
 )  # fmt: skip
+@click.option("--statement", metavar="SHA256", help="The statement of RELEASE, where it was moved on purpose.")
 @as_json
 @quiet
 def erase(
     release: str, records: Path | None, output: str | None, cancel: str | None, trust: tuple[str, ...],
-    as_json: bool, quiet: bool,
+    statement: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Take people out of a release.
 
@@ -192,10 +193,10 @@ def erase(
     if records is None or output is None:
         raise UsageError("--records, --output: name the file of who is to be erased, and where the new release goes")
     trusted = read_public_keys(trust)
-    settings = erase_job.check(release, records, output, trusted)
+    settings = erase_job.check(release, records, output, trusted, statement)
     with console.progress_bar(quiet or as_json), emit_run_events(settings, "erase", output) as outcome:
         secrets = (settings.key_env, settings.signing_key_env)
-        summary = run_flow("erase", release, str(records), output, trusted, secrets=secrets)
+        summary = run_flow("erase", release, str(records), output, trusted, statement, secrets=secrets)
     cautions = [*_list_erasure_cautions(Release.at(release), Release.at(output)), *outcome.problems]
     if as_json:
         click.echo(json.dumps(summary | {"cautions": cautions}))

@@ -58,24 +58,29 @@ class ErasureSummary:
     standing: str
 
 
-def run(release: str, records: Path, output: str, trust: Sequence[str] = ()) -> ErasureSummary:
+def run(
+    release: str, records: Path, output: str, trust: Sequence[str] = (), pinned: str | None = None
+) -> ErasureSummary:
     """Write and publish the successor, destroy the old release."""
-    erasure = prepare_erasure(release, records, output, trust)
+    erasure = prepare_erasure(release, records, output, trust, pinned)
     with run_lock.exclusive_run(output):
         write_successor(erasure)
         return destroy_predecessor(erasure, publish_successor(erasure))
 
 
-def check(release: str, records: Path, output: str, trust: Sequence[str] = ()) -> RunConfig:
+def check(release: str, records: Path, output: str, trust: Sequence[str] = (), pinned: str | None = None) -> RunConfig:
     """Check a request and return the settings of the new release; writes nothing."""
-    return prepare_erasure(release, records, output, trust).settings
+    return prepare_erasure(release, records, output, trust, pinned).settings
 
 
-def prepare_erasure(release: str, records: Path, output: str, trust: Sequence[str] = ()) -> Erasure:
+def prepare_erasure(
+    release: str, records: Path, output: str, trust: Sequence[str] = (), pinned: str | None = None
+) -> Erasure:
     """Check a request against both releases and the keys; writes nothing.
 
     All of the old release is checked first, as it would be signed again; its publisher must be the one of this
-    erasure, or ``trust`` names the public key. Of a new release that was begun only what is sealed is taken up.
+    erasure, or ``trust`` names the public key, and it must lie where it was made, or ``pinned`` is its statement's
+    SHA-256. Of a new release that was begun only what is sealed is taken up.
     """
     request, old, new = ErasureRequest.read(records), Release.at(release), Release.at(output)
     is_begun, opened = erase.is_begun(old, new), None
@@ -88,7 +93,7 @@ def prepare_erasure(release: str, records: Path, output: str, trust: Sequence[st
     else:
         old = plan.open_with_key(release)
         new, is_planned = replace(new, key=old.key), False
-        settings = _successor_settings(old, output, trust)
+        settings = _successor_settings(old, output, trust, pinned)
     signer = signing.signer_from_env(settings.signing_key_env)
     if signer is None:
         raise SigningKeyError(f"{settings.signing_key_env}: not set, and a revocation is signed; {signing.KEY_HINT}")
@@ -100,6 +105,7 @@ def prepare_erasure(release: str, records: Path, output: str, trust: Sequence[st
     else:
         erase.check(old, new)
         _refuse_changed(old, settings, key, f"release {release!r}")
+        preflight.refuse_other_address(settings, old, f"release {release!r}")
         erase.partition(old, request)
         if not is_begun:
             preflight.check_output(settings)
@@ -164,7 +170,7 @@ def destroy_predecessor(erasure: Erasure, status: PublicationStatus) -> ErasureS
     )
 
 
-def _successor_settings(old: Release, output: str, trust: Sequence[str]) -> RunConfig:
+def _successor_settings(old: Release, output: str, trust: Sequence[str], pinned: str | None) -> RunConfig:
     """Return the settings of the old release with the new output, and the old release as the previous one.
 
     Keys to trust count only as far as they are sealed.
@@ -173,6 +179,7 @@ def _successor_settings(old: Release, output: str, trust: Sequence[str]) -> RunC
     changes = {
         "output": settings.output.model_copy(update={"uri": output}),
         "previous": absolute_uri(str(old.root)),
+        "previous_statement": pinned,
         "trust": (*(settings.trust if old.key is not None else ()), *trust),
     }
     return settings.model_copy(update=changes)

@@ -234,6 +234,9 @@ TAMPERINGS: dict[str, Callable[[Path], object]] = {
     ),
     "a file more in public": lambda place: (place / "old/public/more.txt").write_text("more"),
     "a picture is gone": lambda place: next((place / "old/public/images").rglob("*.png")).unlink(),
+    "the release before in its place": lambda place: (
+        shutil.rmtree(place / "old"), shutil.copytree(place / "january", place / "old")
+    ),
     "a successor that was begun": planted_successor,
     "a successor that is published": planted_publication,
     "a candidate that waits there": lambda place: shutil.copytree(
@@ -309,3 +312,15 @@ def test_a_signature_that_was_taken_away_is_missed(place: Path) -> None:
     with pytest.raises(AnonymizerError, match="is not signed, and nothing sealed says that it never was"):
         erase(place)
     assert tree(place) == before
+
+
+def test_a_release_that_was_moved_is_pinned_by_its_statement(place: Path) -> None:
+    (place / "old").rename(place / "moved")
+    moved = str(place / "moved")
+    digest = statement.read(StoragePath.from_uri(f"{moved}/public")).digest
+    with pytest.raises(AnonymizerError, match=f"was made for another address, .*{digest}"):
+        erase_job.run(moved, place / "a.txt", str(place / "new"))
+    with pytest.raises(AnonymizerError, match="has another statement"):
+        erase_job.run(moved, place / "a.txt", str(place / "new"), pinned="0" * 64)
+    assert erase_job.run(moved, place / "a.txt", str(place / "new"), pinned=digest).published
+    assert set(tree(moved)) == {"restricted/events.jsonl"}
