@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from anonymizer.attest import statement
 from anonymizer.config import RunConfig
 from anonymizer.crypto.encryption import Encryptor
 from anonymizer.data import image_codec, passthrough_columns
@@ -22,6 +23,7 @@ from anonymizer.data.sinks.base import make_folder
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.policy import public_scores
 from anonymizer.records import Status
+from anonymizer.release import event_log
 from anonymizer.release.finished_ledger import ID_AND_DIGEST, OUTPUT_SCHEMA, FinishedLedger
 from anonymizer.release.ledger import PREFETCH_FILES, redo_hint
 from anonymizer.schema import METHOD_COLUMNS, SCORE_COLUMNS
@@ -31,6 +33,7 @@ from anonymizer.storage.path import StoragePath, translate_storage_errors
 from anonymizer.storage.prefetch import prefetch_map
 
 BATCH_ROWS = 1000  # rows that are Python objects at once
+ASSEMBLED_EVENT = "assembled"
 MISMATCH = "release: other pictures were written than the ledger has: nothing is published"
 
 
@@ -76,15 +79,19 @@ def _write_candidate(release: Release, config: RunConfig, ledger: FinishedLedger
     try:
         for half in (release.public, release.candidate):
             remove_incomplete(half)
-        _write_public(attempt, release, config, ledger)
+        digest = _write_public(attempt, release, config, ledger)
+        event_log.record(release, ASSEMBLED_EVENT, manifest=digest)
         attempt.move_to(release.candidate, last=MANIFEST)
     except (IntegrityError, OutputError):
         if not release.is_assembled:  # else another process was first
             raise
 
 
-def _write_public(folder: StoragePath, release: Release, config: RunConfig, ledger: FinishedLedger) -> None:
-    """Write images and manifest of the public half at the same time; neither is ever in memory as a whole."""
+def _write_public(folder: StoragePath, release: Release, config: RunConfig, ledger: FinishedLedger) -> str:
+    """Write images and manifest of the public half at the same time, and return the manifest's SHA-256.
+
+    Neither is ever in memory as a whole.
+    """
     types = ledger.passthrough_types
     pending: deque[pa.Table] = deque()  # rows whose images the sink has taken, and has not all located yet
     images = _read_images(release, _batches(ledger, pending), image_codec.SUFFIXES[config.output.image])
@@ -96,7 +103,7 @@ def _write_public(folder: StoragePath, release: Release, config: RunConfig, ledg
     with (
         translate_storage_errors(),
         folder.fs.open((folder / MANIFEST).path, "wb") as raw,
-        parquet.Writer(raw, schema) as manifest,
+        parquet.Writer(hashed := parquet.HashedFile(raw), schema) as manifest,
     ):
         for location in open_sink(config.output, types).write(images, folder.fs, folder.path):
             files[location.file.rpartition("/")[0]] += location.file != last  # images of one file stand together
@@ -109,6 +116,7 @@ def _write_public(folder: StoragePath, release: Release, config: RunConfig, ledg
             raise IntegrityError(MISMATCH)
     if any(_count_files(folder / name) < count for name, count in files.items()):
         raise IntegrityError("release: pictures vanished while it was written: run the same command again")
+    return hashed.sha256.hexdigest()
 
 
 def _count_files(folder: StoragePath) -> int:
@@ -122,7 +130,18 @@ def _count_files(folder: StoragePath) -> int:
         return 0
 
 
+def read_manifest_digest(release: Release) -> str | None:
+    """Return the SHA-256 of the manifest as it was assembled, from the event log; None where none was."""
+    digests = [e["details"]["manifest"] for e in event_log.read(release) if e["event"] == ASSEMBLED_EVENT]
+    return digests[-1] if digests else None
+
+
 def _check_assembled(release: Release, ledger: FinishedLedger) -> None:
+    """Raise IntegrityError where the manifest is not what was assembled, or does not match the ledger."""
+    if not release.is_published and statement.file_digest(release.manifest) != read_manifest_digest(release):
+        raise IntegrityError(
+            f"release: restricted/candidate/{MANIFEST} is not what was assembled: restore it, or choose another output"
+        )
     manifest = parquet.open_table(release.manifest).select(ID_AND_DIGEST).to_batches(BATCH_ROWS)
     if _hash_pairs(manifest) != _hash_pairs(ledger.outputs(Status.RELEASED)):
         raise IntegrityError(

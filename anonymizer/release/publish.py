@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +23,7 @@ from anonymizer.errors import ConfigError, CustodianKeyError, GateError, Integri
 from anonymizer.policy.gates import COUNT_RULES, Verdict, evaluate_release
 from anonymizer.records import Summary
 from anonymizer.release import approval, audit_files, event_log, history, succession
-from anonymizer.release.assemble import remove_incomplete
+from anonymizer.release.assemble import read_manifest_digest, remove_incomplete
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.plan import write_config
 from anonymizer.storage import parquet
@@ -105,9 +106,10 @@ def decide_and_publish(
     _record_decision(release, config, evaluation, signer)
     _refuse_rejected(evaluation)
     _refuse_empty(release, evaluation.summary)
-    if not _is_statement_current(release, config, evaluation):
+    is_current = _is_statement_current(release, config, evaluation)
+    if not is_current:
         _sign_candidate(release, config, evaluation, key, signer, ledger, write_documents)
-    return _publish_if_approved(release, read_statement(release), _replaced(release, config))
+    return _publish_if_approved(release, read_statement(release), _replaced(release, config), is_checked=not is_current)
 
 
 def approve(
@@ -176,8 +178,8 @@ class PolicyEvaluation:
     audited: datetime | None = None  # the time of the audit
 
 
-# Writes card, report and metadata into a candidate.
-WriteDocuments = Callable[[StoragePath, RunConfig, FinishedLedger, PolicyEvaluation], None]
+# Writes card, report and metadata into a candidate, and returns the SHA-256 of what it wrote, by name.
+WriteDocuments = Callable[[StoragePath, RunConfig, FinishedLedger, PolicyEvaluation], Mapping[str, str]]
 
 
 def _evaluate_policy(release: Release, config: RunConfig, summary: Summary, publisher: str | None) -> PolicyEvaluation:
@@ -261,7 +263,11 @@ def _sign_candidate(
     ledger: FinishedLedger,
     write_documents: WriteDocuments,
 ) -> None:
-    """Write the documents of the public half, and the statement about all of it."""
+    """Write the documents of the public half, and the statement about all of it.
+
+    Everything in the candidate is checked as ``verify`` does before the statement is signed: whoever can write there
+    must not get a signature for what was not assembled.
+    """
     folder, audit = release.candidate, evaluation.audit
     release.statement.remove()  # before the documents that it is about are written anew
     revocations = release.revocations.read() if release.revocations.exists() else None
@@ -271,7 +277,8 @@ def _sign_candidate(
         if data is not None:
             (folder / name).write_uncommitted(data)
     manifest = parquet.open_table(release.manifest)
-    write_documents(folder, config, ledger, evaluation)
+    written = {**write_documents(folder, config, ledger, evaluation), MANIFEST: read_manifest_digest(release)}
+    written |= {name: hashlib.sha256(data).hexdigest() for name, data in copies.items() if data is not None}
     head = event_log.record(release, "sealed", publisher=evaluation.publisher, ledger=ledger.digest)
     materials = Materials(
         originals=len(ledger.originals),
@@ -280,14 +287,22 @@ def _sign_candidate(
         previous=history.read_previous_statement(config, release),
     )
     digests = statement.subject_digests(folder)
+    if changed := sorted(name for name, digest in written.items() if digests.get(name) != digest):
+        raise IntegrityError(f"release: {changed[0]} was changed while it was to be signed: run the same command again")
     predicate = {
         **statement.build_predicate(ledger.plan, ledger.summary, manifest, config.output.public_scores, materials),
         **_build_decision(config, evaluation),
         "sizes": statement.file_sizes(folder, digests),
         "events": asdict(head),
     }
-    signed = dsse.build(statement.PREDICATE_TYPE, digests, predicate, signer)
-    release.statement.write(dsse.dumps([signed]))
+    unsigned = dsse.build(statement.PREDICATE_TYPE, digests, predicate | {"publisher": None}, None)
+    release.statement.write(dsse.dumps([unsigned]))
+    try:
+        _refuse_changed_candidate(release, {"signature", "approvals"})
+    except IntegrityError:
+        release.statement.remove()
+        raise
+    release.statement.write(dsse.dumps([dsse.build(statement.PREDICATE_TYPE, digests, predicate, signer)]))
 
 
 def _replaced(release: Release, config: RunConfig) -> str | None:
@@ -295,13 +310,19 @@ def _replaced(release: Release, config: RunConfig) -> str | None:
     return config.previous if succession.is_successor(release) else None
 
 
-def _publish_if_approved(release: Release, signed: SignedStatement, replaced: str | None) -> PublicationStatus:
-    """Make the signed candidate public in one move, if enough approvers have signed it; destroy what it replaces."""
+def _publish_if_approved(
+    release: Release, signed: SignedStatement, replaced: str | None, *, is_checked: bool = False
+) -> PublicationStatus:
+    """Make the signed candidate public in one move, if enough approvers have signed it; destroy what it replaces.
+
+    ``is_checked``: whether it was checked a moment ago, when it was signed.
+    """
     approvers = valid_approvers(signed)
     required = signed.predicate["approvals"]["required"]
     if len(approvers) < required:
         return PublicationStatus(False, approvers, required)
-    _refuse_changed_candidate(release, signed)
+    if not is_checked:
+        _refuse_changed_candidate(release, {"signature"} if signed.predicate["publisher"] is None else set())
     remove_incomplete(release.public)
     logged = [event["details"]["statement"] for event in event_log.read(release) if event["event"] == "published"]
     if signed.digest not in logged:  # before the move, and once: an interrupted publication comes here again
@@ -316,11 +337,10 @@ def _publish_if_approved(release: Release, signed: SignedStatement, replaced: st
     return PublicationStatus(True, approvers, required)
 
 
-def _refuse_changed_candidate(release: Release, signed: SignedStatement) -> None:
-    """Raise IntegrityError where the candidate is no longer what was signed and approved."""
-    is_unsigned = signed.predicate["publisher"] is None
+def _refuse_changed_candidate(release: Release, missing: Collection[str]) -> None:
+    """Raise IntegrityError where the candidate is not what its statement says; ``missing`` checks may fail."""
     for finding in check_public(release.candidate):
-        if finding.result == "fail" and not (is_unsigned and finding.check == "signature"):
+        if finding.result == "fail" and finding.check not in missing:
             raise IntegrityError(
                 f"release: not published, since {finding.check} is not as signed: restore restricted/candidate/"
             )

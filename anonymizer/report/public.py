@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pyarrow.compute as pc
@@ -24,10 +25,12 @@ SIZE_CATEGORIES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "1
 DATA_FILES = {"folder": "images/**", "webdataset": "data/*.tar", "parquet": "data/*.parquet"}
 
 
-def write_public(folder: StoragePath, config: RunConfig, ledger: FinishedLedger, evaluation: PolicyEvaluation) -> None:
+def write_public(
+    folder: StoragePath, config: RunConfig, ledger: FinishedLedger, evaluation: PolicyEvaluation
+) -> dict[str, str]:
     """Write the report, the card, ``croissant.json`` and the metadata of an image folder beside the manifest.
 
-    They hold nothing about an individual original but what the manifest has.
+    They hold nothing about an individual original but what the manifest has. Returns the SHA-256 of each document.
     """
     manifest = parquet.open_table(folder / MANIFEST)
     facts = collect_facts(config, ledger, evaluation, manifest, len((folder / MANIFEST).read()))
@@ -35,10 +38,15 @@ def write_public(folder: StoragePath, config: RunConfig, ledger: FinishedLedger,
     first: list[dict[str, Any]] = next((b.to_pylist() for b in columns.to_batches(max_chunksize=SHEET_SIZE)), [])
     sheet = list(thumbnails.released_thumbnails(folder, first).values())
     context = {"facts": facts, "processing": PROCESSING, "limits": LIMITS}
-    (folder / "report.html").write_uncommitted(render("public.html.j2", sheet=sheet, **context))
-    (folder / "README.md").write_uncommitted(render("card.md.j2", front=_front_matter(facts, manifest), **context))
-    (folder / "croissant.json").write_uncommitted(build_croissant(facts))
+    documents = {
+        "report.html": render("public.html.j2", sheet=sheet, **context),
+        "README.md": render("card.md.j2", front=_front_matter(facts, manifest), **context),
+        "croissant.json": build_croissant(facts),
+    }
+    for name, data in documents.items():
+        (folder / name).write_uncommitted(data)
     write_metadata(folder, manifest)
+    return {name: hashlib.sha256(data).hexdigest() for name, data in documents.items()}
 
 
 def write_metadata(folder: StoragePath, manifest: TableLike) -> None:

@@ -22,7 +22,7 @@ from anonymizer.storage.path import StoragePath
 MAX_SIDE = 256  # pixels
 MAX_BYTES = 24 * 2**10  # an image that is no larger is its own thumbnail
 MAX_PIXELATED = 128  # pixels of the longer side up to which pages show pixels as squares
-IMAGE_COLUMNS = ["output_id", "file", "member", "format", "width", "height"]  # needed to read an image
+IMAGE_COLUMNS = ["output_id", "file", "member", "sha256", "format", "width", "height"]  # needed to read an image
 Row = Mapping[str, Any]
 
 
@@ -71,9 +71,14 @@ def original_thumbnail(
 
 
 def released_thumbnails(folder: StoragePath, rows: Iterable[Row]) -> dict[str, Thumbnail]:
-    """Return output id -> thumbnail for rows of the manifest in ``folder``, without images that cannot be read."""
+    """Return output id -> thumbnail for rows of the manifest in ``folder``.
+
+    Left out are images that cannot be read, or are others than the manifest names: a page must not show them.
+    """
     thumbnails = {}
     for row, data in released_images.read_images(folder, rows):
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            continue
         with suppress(RecordError):
             thumbnails[row["output_id"]] = output_thumbnail(data, row["width"], row["height"], row["format"])
     return thumbnails

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -90,6 +91,20 @@ def to_bytes(table: pa.Table, file_metadata: Mapping[str, str] | None = None) ->
         writer.write_table(table)
         writer.add_key_value_metadata(dict(file_metadata or {}))
     return bytes(buffer.getvalue())
+
+
+class HashedFile:
+    """A file that is being written from its begin to its end, and the SHA-256 of what was written to it."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> Any:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class Writer:
