@@ -277,8 +277,11 @@ def _sign_candidate(
         if data is not None:
             (folder / name).write_uncommitted(data)
     manifest = parquet.open_table(release.manifest)
-    written = {**write_documents(folder, config, ledger, evaluation), MANIFEST: read_manifest_digest(release)}
-    written |= {name: hashlib.sha256(data).hexdigest() for name, data in copies.items() if data is not None}
+    written: dict[str, object] = {
+        **write_documents(folder, config, ledger, evaluation),
+        MANIFEST: read_manifest_digest(release),
+    }
+    written |= {name: data and hashlib.sha256(data).hexdigest() for name, data in copies.items()}
     head = event_log.record(release, "sealed", publisher=evaluation.publisher, ledger=ledger.digest)
     materials = Materials(
         originals=len(ledger.originals),
