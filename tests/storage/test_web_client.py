@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anonymizer.storage import filesystem, web_client
@@ -32,11 +32,13 @@ def test_a_public_address_is_allowed(address: str) -> None:
     assert web_client.is_public(address)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4), st.sampled_from(["{}", "::ffff:{}", "64:ff9b::{}"]))
 def test_an_ipv4_address_is_as_public_as_any_that_wraps_it(ip: IPv4Address, form: str) -> None:
     assert web_client.is_public(form.format(ip)) == (ip.is_global and not ip.is_multicast)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=6))
 def test_no_public_ipv6_address_wraps_a_private_one(ip: IPv6Address) -> None:
     for wrapped in (ip.ipv4_mapped, ip.sixtofour):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BufferedReader
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ IGNORED_NAMES = frozenset(
 IGNORED_FOLDERS = frozenset([".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir", ".Trashes", ".Spotlight-V100"])
 PAGE_KEYS = 1000  # keys in one page of an S3 listing
 BLOCK_BYTES = 4 * 2**20  # read at once from a file on a store
+OPEN_FILES = "/proc/self/fd"  # links to the files that a process has open, as Linux knows them
 URL_SAFE = "%/:?&=+,;@~!$'()*[]"  # characters of a URL that stay as they are; others are percent-encoded
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -106,7 +108,7 @@ class Location:
         """Open a seekable binary file. SourceError if a store refuses it, RecordError if it lies outside the source."""
         self._check_inside(path)
         if self.is_local:
-            return open(path, "rb")
+            return open_local(path, self._local_roots(path))
         with self._source_errors():
             return filesystem.with_retries(lambda: self.fs.open(path, "rb", block_size=BLOCK_BYTES))
 
@@ -125,16 +127,22 @@ class Location:
         if size is not None and size > max_bytes:
             raise RecordError(Reason.TOO_MANY_BYTES)
         self._check_inside(path)
-        return read_local(path, max_bytes, size) if self.is_local else read_remote(self.fs, path, max_bytes, size)
+        if self.is_local:
+            return read_local(path, self._local_roots(path), max_bytes, size)
+        return read_remote(self.fs, path, max_bytes, size)
 
     def contains(self, path: str) -> bool:
         """Return whether a path is the source's own file or lies below its folder; on a disk links are followed."""
         if self.is_local:
-            return is_inside(os.path.realpath(path), os.path.realpath(self.root or "/")) or path == self.path
+            return any(is_inside(os.path.realpath(path), os.path.realpath(root)) for root in self._local_roots(path))
         if filesystem.is_web(self.fs):
             address, root = (parse_address(quote(url, safe=URL_SAFE)) for url in (path, self.root))
             return path == self.path or (address is not None and root is not None and address.is_inside(root))
         return path == self.path or path.startswith(f"{self.root}/")
+
+    def _local_roots(self, path: str) -> list[str]:
+        """Return the folder of the source; of the source's own file also where it leads to, if it is a link."""
+        return [self.root or "/", *([path] if path == self.path else [])]
 
     def _check_inside(self, path: str) -> None:
         if not self.contains(path):
@@ -269,12 +277,29 @@ def is_inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
-def read_local(path: str, max_bytes: int, size: int | None = None) -> bytes:
-    """Return all bytes of a file on a disk. RecordError if it is too large, not of that ``size``, or no file."""
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
+def open_local(path: str, roots: Iterable[str]) -> BufferedReader:
+    """Open a file on a disk. RecordError if it is no file, or, once it is open, lies below none of the roots.
+
+    What was open is checked, not only its name: a file can be swapped for a link between a check and its use.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise RecordError(Reason.UNREADABLE)
+        link = f"{OPEN_FILES}/{descriptor}"
+        real = os.readlink(link) if os.path.islink(link) else os.path.realpath(path)
+        if not any(is_inside(real, os.path.realpath(root)) for root in roots):
+            raise RecordError(Reason.OUTSIDE_SOURCE)
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_local(path: str, roots: Iterable[str], max_bytes: int, size: int | None = None) -> bytes:
+    """Return all bytes of a file on a disk. RecordError as ``open_local``, and if its size is wrong."""
+    with open_local(path, roots) as file:
+        info = os.fstat(file.fileno())
         if size is not None and info.st_size != size:
             raise RecordError(Reason.CHANGED)
         if info.st_size > max_bytes:

@@ -49,10 +49,7 @@ class RowFiles:
         if address is None:
             raise RecordError(Reason.OUTSIDE_SOURCE)
         if address.is_local:
-            real = os.path.realpath(address.path)
-            if not any(root.is_local and is_inside(real, os.path.realpath(root.path)) for root in self.roots):
-                raise RecordError(Reason.OUTSIDE_SOURCE)
-            return read_local(real, max_bytes)
+            return read_local(address.path, [root.path for root in self.roots if root.is_local], max_bytes)
         protocol, _, rest = name.partition("://")
         return read_remote(*filesystem.open_fs(f"{protocol.lower()}://{rest}", self.networks), max_bytes)
 
@@ -63,7 +60,7 @@ class RowFiles:
             if self._own_path(name) is None:
                 counts[self._origin(name), READ if self._allowed_address(name) else REFUSED] += 1
         for (origin, treatment), count in counts.most_common(MAX_ORIGINS):
-            yield Field.for_column(origin, treatment, f"{count:,} rows")
+            yield Field.for_column(origin, treatment, f"{count:,} {'row' if count == 1 else 'rows'}")
         if len(counts) > MAX_ORIGINS:
             yield Field(f"{len(counts) - MAX_ORIGINS:,} more places", "by source.allow", "rows")
 

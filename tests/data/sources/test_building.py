@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anonymizer.data.passthrough_columns import TypeInference, to_arrays, to_json
@@ -79,6 +79,7 @@ NUMBERS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(NUMBERS, st.sampled_from(TEXTS), st.none()), max_size=6))
 def test_a_column_of_a_csv_is_numbers_or_the_texts_as_they_were(values: list[str | None]) -> None:
     texts = [to_json({"x": to_json_value(to_number(value))}) for value in values]

@@ -212,9 +212,9 @@ def test_a_path_counts_where_a_row_has_no_bytes(tmp_path: Path) -> None:
     assert found == expected
     places = {field.name: field.location for field in open_uri(path).fields() if "source.allow" in field.treatment}
     assert places == {
-        "relative paths out of the folder": "1 rows",
+        "relative paths out of the folder": "1 row",
         "other folders of this machine": "2 rows",
-        "https://one.example": "1 rows",
+        "https://one.example": "1 row",
     }
     assert problems(read_all(path, limits={"max_bytes": 1}))["t.parquet/2"] is Reason.TOO_MANY_BYTES
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anonymizer.config import SourceConfig
-from anonymizer.data.sources.files import locate
+from anonymizer.data.sources.files import Location, locate
 from anonymizer.data.sources.row_files import RowFiles
 from anonymizer.errors import ConfigError, RecordError
 from anonymizer.records import Reason
@@ -272,6 +272,31 @@ def test_a_plan_that_names_another_file_is_not_followed(tmp_path: Path, form: st
     assert record.problem is OUTSIDE
 
 
+def test_a_file_that_is_swapped_for_a_link_just_before_it_is_opened_is_not_read(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, outside = folders
+    path = listing(root, ["a", f"{outside}/c"])
+    (entry, other) = open_uri(path, allow=[str(outside)]).entries()
+    (root / "a").unlink()
+    (root / "a").symlink_to(outside / "c")
+    (outside / "c").unlink()
+    (outside / "c").symlink_to("/etc/hostname")
+    monkeypatch.setattr(Location, "contains", lambda *args: True)  # as it was a moment before
+    found = open_uri(path, allow=[str(outside)]).read([entry, other])
+    assert [record.problem for record in found] == [OUTSIDE, OUTSIDE]
+    with pytest.raises(RecordError, match="outside_source"):
+        locate(str(root)).open(str(root / "a"))
+
+
+def test_a_pipe_in_place_of_an_archive_does_not_hang(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(tar(("x.png", PICTURE)))
+    entries = list(open_uri(tmp_path).entries())
+    (tmp_path / "s.tar").unlink()
+    os.mkfifo(tmp_path / "s.tar")
+    assert [record.problem for record in open_uri(tmp_path).read(entries)] == [Reason.UNREADABLE]
+
+
 def test_plan_shows_each_place_that_rows_name(folders: tuple[Path, Path]) -> None:
     root, outside = folders
     names = ["a", "https://one.example/x", "https://one.example/y", "s3://bucket/x", str(outside / "c"), "../out/c"]
@@ -279,9 +304,9 @@ def test_plan_shows_each_place_that_rows_name(folders: tuple[Path, Path]) -> Non
     found = {field.name: (field.treatment.split(" ")[0], field.location) for field in fields[2:]}
     assert found == {
         "https://one.example": ("read", "2 rows"),
-        "s3://bucket": ("refused", "1 rows"),
-        "other folders of this machine": ("refused", "1 rows"),
-        "relative paths out of the folder": ("refused", "1 rows"),
+        "s3://bucket": ("refused", "1 row"),
+        "other folders of this machine": ("refused", "1 row"),
+        "relative paths out of the folder": ("refused", "1 row"),
     }
     many = [f"https://{n}.example/x" for n in range(1000)]
     assert len(open_uri(listing(root, many)).fields()) < 30
