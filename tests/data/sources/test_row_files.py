@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import yarl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from anonymizer.data.sources.files import Location, locate
 from anonymizer.data.sources.row_files import RowFiles
 from anonymizer.errors import ConfigError, RecordError
 from anonymizer.records import Reason
+from anonymizer.storage import filesystem
 from tests.support.http_listener import Quiet, listening
 from tests.support.sources import open_uri, problems, read_all, source_error, tar, write_files
 
@@ -182,6 +184,42 @@ def test_a_listing_on_the_web_reaches_its_own_folder(web: str) -> None:
     found = outcomes(f"{web}/data/l.jsonl")
     assert found == [PICTURE] * 5 + [Reason.UNREADABLE] + [OUTSIDE] * len(wrong)
     assert not any("secret" in path for path in Server.asked)
+
+
+WEB_PIECES = [
+    "/",
+    "..",
+    ".",
+    "a",
+    "x.png",
+    "https://",
+    "http:",
+    "//",
+    "images.example",
+    "evil.example",
+    "/data/",
+    "@",
+    "?",
+]
+WEB_PIECES += ["#", "%2e", "%2f", "%5c", "%00", "\\", "\t", " ", "ü", ":", "::", "[::1]", "\u3002", "\u2215", ";", "&"]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(WEB_PIECES), max_size=8).map("".join))
+def test_no_row_of_a_listing_on_the_web_leads_out_of_its_folder(name: str) -> None:
+    """As the client reads the address that a row resolves to; nothing is fetched."""
+    fs, path = filesystem.open_fs("https://images.example/data/l.jsonl", ())
+    files = RowFiles(Location(path, fs, path, is_file=True), [])
+    uri, problem = files.resolve(name)
+    if problem is None:
+        url = yarl.URL(uri)
+        assert (url.scheme, url.host, url.port, url.user) == ("https", "images.example", 443, None)
+        assert url.raw_path.startswith("/data/") and url.path.startswith("/data/") and ".." not in url.path.split("/")
+        assert files.location.contains(uri)
+    else:
+        assert problem is OUTSIDE
+        with pytest.raises(RecordError):
+            files.read(name, 100)
 
 
 def test_hosts_are_reached_where_allowed_and_redirects_are_not_followed_elsewhere(
