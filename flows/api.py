@@ -57,7 +57,7 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     opened = Release.at(config.output.uri, key)
     preflight.check_previous(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
     if opened.plan.exists():
-        plan = planning.write_or_resume(config, backbone, key, opened)
+        plan = planning.resume(config, backbone, key, opened)
         done = Ledger(opened, plan).summarize().read
     else:
         plan, done = planning.build_plan(config, backbone, key, planning.count_records(config)), 0
@@ -92,7 +92,7 @@ def run_release(config: RunConfig) -> dict[str, Any] | None:
     check(config)
     opened = Release.at(config.output.uri)
     if opened.is_complete:  # but is it what was asked for?
-        planning.write_or_resume(config, models.backbone_of(config.model), load_key(config.key_env), opened)
+        planning.resume(config, models.backbone_of(config.model), load_key(config.key_env), opened)
         return None
     secrets = (config.key_env, config.signing_key_env)
     return run_flow("release", config, secrets=secrets, prepare=lambda: release_job.prepare_for_flow(config))

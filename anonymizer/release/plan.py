@@ -155,7 +155,9 @@ def write_or_resume(
     """
     release = replace(release, key=key)
     if release.plan.exists():
-        return _resume(config, backbone, key, release)
+        plan = resume(config, backbone, key, release)
+        write_config(release, plan.id, config)  # with what may have changed, for workers that read it there
+        return plan
     if release.public.exists():
         raise OutputError(
             f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output"
@@ -292,7 +294,12 @@ CHANGEABLE_SETTINGS = (
 )
 
 
-def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
+def resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release) -> Plan:
+    """Return the plan of an unfinished run with the same settings; writes nothing.
+
+    Raises OutputError or CustodianKeyError where the run was begun with other settings or another key.
+    """
+    release = replace(release, key=key)
     output = f"output.uri {config.output.uri!r}"
     if read(Release(release.root)).key_check != key.check_value:
         raise CustodianKeyError(
@@ -313,7 +320,6 @@ def _resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: R
         elif new_plan.fingerprint != plan.fingerprint:
             difference = f"another model than {config.model.id!r}"
         else:
-            write_config(release, plan.id, config)  # with what may change, for workers that read it there
             return plan
     raise OutputError(
         f"{output}: was begun with {difference}: use the settings in its restricted/config.yaml to finish it, or "

@@ -15,7 +15,7 @@ from flows.runtime import allowed_configs, prefect_settings
 @click.option("--limit", default=1, show_default=True, type=click.IntRange(1), help="Flow runs at once.")
 @click.option("--name", help="Name of this worker, as Prefect shows it.  [default: a random one]")
 def worker(pool: str, limit: int, name: str | None) -> None:
-    """Do flow runs of a Prefect work pool, on allowed configurations only.
+    """Do flow runs with allowed settings only.
 
     ANONYMIZER_POLICY names a configuration, or a folder of them with a SHA256SUMS. Whatever is asked for over Prefect's
     API, only this program's release, audit, calibrate and anonymize-shards run, and only on those.
