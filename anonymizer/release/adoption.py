@@ -9,7 +9,7 @@ from dataclasses import replace
 from anonymizer.attest import statement
 from anonymizer.crypto import seal
 from anonymizer.crypto.custodian_key import CustodianKey
-from anonymizer.errors import CustodianKeyError
+from anonymizer.errors import CustodianKeyError, IntegrityError
 from anonymizer.release import event_log, plan, publish
 from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
@@ -25,7 +25,7 @@ def adopt(release: Release, key: CustodianKey) -> None:
     """Seal the restricted half of a release that ``lacks_seals``; the caller has verified all of it.
 
     What is signed stays as it is; an event, which the key vouches for, says which ledger is the signed one. Raises
-    CustodianKeyError unless the key is that of the release.
+    CustodianKeyError unless the key is that of the release, IntegrityError if its ledger is not the signed one.
     """
     old_plan = plan.read(Release(release.root))
     if key.check_value is None or key.check_value != old_plan.key_check:
@@ -33,7 +33,10 @@ def adopt(release: Release, key: CustodianKey) -> None:
     config = plan.read_config(Release(release.root))
     sealed, new_plan = Release(release.root, key), replace(old_plan, id=old_plan.id or secrets.token_hex(8))
     old, new = Ledger(Release(release.root), old_plan), Ledger(sealed, new_plan)
-    before, files = old.digest(), {shard: new.to_bytes(shard, table) for shard, table in old.scan()}
+    before, head = old.digest(), statement.parse_predicate(publish.read_statement(release)).events
+    if not event_log.has_signed_ledger(Release(release.root), head.count, before):
+        raise IntegrityError("--seal: the ledger is not the one that was there when the release was signed: restore it")
+    files = {shard: new.to_bytes(shard, table) for shard, table in old.scan()}
     after = hashlib.sha256(b"".join(hashlib.sha256(data).hexdigest().encode() for data in files.values())).hexdigest()
     event_log.record(sealed, event_log.ADOPTED_EVENT, ledger=after, signed=before)
     for shard, data in files.items():

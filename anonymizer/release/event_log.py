@@ -112,7 +112,7 @@ def has_signed_ledger(release: Release, count: int, digest: str) -> bool:
     """
     events = read(release)
     signed = events[count - 1]["details"].get("ledger") if 0 < count <= len(events) else None
-    sealed = {e["details"]["ledger"]: e["details"]["signed"] for e in events if e["event"] == ADOPTED_EVENT}
+    sealed = {e["details"]["ledger"]: e["details"]["signed"] for e in events if _is_adoption(e, release.key)}
     return signed is not None and sealed.get(digest, digest) == signed
 
 
@@ -174,7 +174,9 @@ def _is_keyed(event: Mapping[str, Any], key: SealKey | None) -> bool:
 
 
 def _is_adoption(event: Mapping[str, Any], key: SealKey | None) -> bool:
-    return event["event"] == ADOPTED_EVENT and _is_keyed(event, key)
+    """Return whether an event says, by the key, that its holder has sealed the release; never without the key."""
+    is_known = key is not None and key.is_persistent and event.get("hmac") is not None
+    return event["event"] == ADOPTED_EVENT and is_known and _is_keyed(event, key)
 
 
 def _keyed_digest(event: Mapping[str, Any], key: SealKey) -> str:

@@ -175,7 +175,8 @@ def _compare_with_statement(release: Release, ledger: FinishedLedger, predicate:
         if (count := getattr(ledger.summary, name)) != signed:
             yield f"{name}: the ledger has {count:,}, and {signed:,} were signed"
     if not event_log.has_signed_ledger(release, predicate.events.count, ledger.digest):
-        yield "its files are not those that were there when the release was signed: restore restricted/ledger"
+        hint = "" if release.key else ", or were sealed since then: set the custodian's key"
+        yield f"its files are not those that were there when the release was signed{hint}: restore restricted/ledger"
 
 
 def _check_materials(ledger: FinishedLedger, predicate: ReleasePredicate, key: CustodianKey, key_env: str) -> Finding:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from anonymizer.crypto import signing
 from anonymizer.errors import AnonymizerError, CustodianKeyError, IntegrityError, SigningKeyError
-from anonymizer.release import adoption, plan
+from anonymizer.release import adoption, event_log, plan
 from anonymizer.release.ledger import Ledger
+from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows import api
 from tests.support.releases import HEX, KEY, follow, run, tree
@@ -87,3 +89,19 @@ def test_sealing_needs_both_keys(january: Release, publisher: str, monkeypatch: 
     with pytest.raises(CustodianKeyError, match="--seal: needs the custodian's key that the release was made with"):
         api.verify("january", [publisher], rescore=0, seal=True)
     assert adoption.lacks_seals(january)
+
+
+def test_only_the_custodian_can_say_that_a_release_was_sealed(january: Release, publisher: str) -> None:
+    """A forged ledger, and an event by somebody without a key that calls it the signed one."""
+    signed = Ledger.open(january).digest()
+    rows = Ledger.open(january).read_shard(0)
+    assert rows is not None
+    captions = pa.array(["forged"] * len(rows), pa.string())
+    forged = rows.set_column(rows.schema.get_field_index("caption"), rows.schema.field("caption"), captions)
+    january.shard_ledger(0).write(parquet.to_bytes(forged))
+    event_log.record(january, event_log.ADOPTED_EVENT, ledger=Ledger.open(january).digest(), signed=signed)
+    results = outcomes(publisher, seal=True)
+    assert results["ledger"] == "fail" and results["seals"] == "note"
+    assert adoption.lacks_seals(january)
+    with pytest.raises(IntegrityError, match="--seal: the ledger is not the one that was there when the release was"):
+        adoption.adopt(january, KEY)
