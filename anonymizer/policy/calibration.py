@@ -12,10 +12,11 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anonymizer import config as configuration
-from anonymizer.config import CalibrationScope, ChosenLevel, LevelRule, RunConfig, Section
+from anonymizer.config import CalibrationScope, ChosenLevel, LeastAttackers, LevelRule, PolicyConfig, RunConfig, Section
 from anonymizer.crypto import seal
 from anonymizer.crypto.custodian_key import load_key
 from anonymizer.errors import ConfigError, IntegrityError, LevelError, OutputError
+from anonymizer.policy.attackers import Attackers, find_shortfalls
 from anonymizer.storage.layout import SealKey
 from anonymizer.storage.path import StoragePath
 
@@ -91,6 +92,17 @@ class CalibratedLevel(FiniteSection):
         return risks
 
 
+class CalibrationAttackers(FiniteSection):
+    """Who attacked at every level, as the settings of the calibration spell it; ``sample``: pictures asked for."""
+
+    features: tuple[str, ...]
+    sample: int
+    pairs: int
+    outputs: int
+    averaged: int
+    identity: str | None
+
+
 class Calibration(FiniteSection):
     """The curve of risk and utility against level, and the settings that it holds for."""
 
@@ -99,6 +111,7 @@ class Calibration(FiniteSection):
     made: str  # when, as ISO 8601
     code_version: str
     identified: bool = False  # whether people were identified; if not, each image counts as a person
+    attackers: CalibrationAttackers | None = None  # not named by earlier versions
     choosing: SampleHalf
     confirming: SampleHalf
     levels: tuple[CalibratedLevel, ...] = Field(min_length=1)
@@ -292,6 +305,7 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
     data = _read_bytes(rule.calibration)
     calibration = parse(data, _file_name(rule.calibration))
     _check_origin(data, rule, settings.key_env)
+    _check_attackers(calibration, settings.policy, _file_name(rule.calibration))
     if problems := settings.differences_from(calibration.belongs_to):
         raise ConfigError("; ".join(problems))
     choice = choose_level(calibration, rule.max_risk, rule.attacks)
@@ -326,6 +340,24 @@ def _check_origin(data: bytes, rule: LevelRule, key_env: str) -> None:
         seal.check(data, key, SEAL_CONTEXT, name, hint)
     except IntegrityError as error:
         raise ConfigError(str(error)) from None
+
+
+def _check_attackers(calibration: Calibration, policy: PolicyConfig, name: str) -> None:
+    """Raise ConfigError for a promise about weaker attackers than a policy about risk names."""
+    if not policy.required_attacks and policy.attackers == LeastAttackers():
+        return
+    if (stated := calibration.attackers) is None:
+        lacking = ["it does not say who attacked"]
+    else:
+        attackers = Attackers(
+            attacks=calibration.attacks, released=policy.attackers.sample, **stated.model_dump(mode="python")
+        )
+        lacking = list(find_shortfalls(policy.attackers, attackers))
+    if lacking:
+        raise ConfigError(
+            f"calibration {name!r}: by weaker attackers than policy.attackers names ({'; '.join(lacking)}): calibrate "
+            "with these"
+        )
 
 
 def build_resolved(

@@ -19,7 +19,14 @@ from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.errors import ConfigError, ModelError, OutputError
 from anonymizer.policy import calibration
-from anonymizer.policy.calibration import AttackRisk, CalibratedLevel, Calibration, SampleHalf, Utility
+from anonymizer.policy.calibration import (
+    AttackRisk,
+    CalibratedLevel,
+    Calibration,
+    CalibrationAttackers,
+    SampleHalf,
+    Utility,
+)
 from anonymizer.policy.risk_figures import FigureRow, risk_above_chance, select_headlines
 from anonymizer.release import audit_sample, preflight
 from anonymizer.storage import parquet
@@ -172,6 +179,9 @@ def write_calibration(inputs: CalibrationInputs, measured: Sequence[MeasuredLeve
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=version("anonymizer"),
         identified=inputs.config.identity is not None,
+        attackers=CalibrationAttackers(
+            **{name: getattr(inputs.config, name) for name in CalibrationAttackers.model_fields}
+        ),
         choosing=inputs.halves[CHOOSING],
         confirming=inputs.halves[CONFIRMING],
         levels=tuple(one.level for one in measured),

@@ -24,6 +24,7 @@ from anonymizer.policy.calibration import (
     AttackRisk,
     CalibratedLevel,
     Calibration,
+    CalibrationAttackers,
     LevelChoice,
     SampleHalf,
     Utility,
@@ -290,7 +291,16 @@ def test_an_unreadable_file_is_one_line_without_its_address(tmp_path: Path) -> N
 def test_every_key_of_the_file_is_documented() -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     section = text.partition("## `calibration.json`")[2].partition("\n## ")[0]
-    for part in (Calibration, CalibrationScope, SampleHalf, CalibratedLevel, AttackRisk, Utility, ChosenLevel):
+    for part in (
+        Calibration,
+        CalibrationAttackers,
+        CalibrationScope,
+        SampleHalf,
+        CalibratedLevel,
+        AttackRisk,
+        Utility,
+        ChosenLevel,
+    ):
         for name in part.model_fields:
             assert (
                 f"`{name}`" in section or f".{name}`" in section or f".{name}[]`" in section or f"`{name}[]`" in section
@@ -436,6 +446,32 @@ def test_a_calibration_that_the_key_did_not_seal_chooses_no_level(
     file.write_bytes(whole)
     monkeypatch.delenv("ANONYMIZER_KEY")
     assert "nobody vouches for it: set ANONYMIZER_KEY" in error_of(config_with_rule)
+
+
+@pytest.mark.parametrize(
+    ("attackers", "lacking"),
+    [
+        ({}, None),
+        ({"features": ("dlib",)}, "features pixels, lpips, clip, imagenet were not compared by"),
+        ({"sample": 50}, "50 of 300 records were attacked"),
+        ({"pairs": 20}, "pairs: 20"),
+        (None, "it does not say who attacked"),
+    ],
+)
+def test_a_promise_by_weaker_attackers_than_the_policy_names_is_refused(
+    folder: Path, attackers: dict[str, Any] | None, lacking: str | None
+) -> None:
+    """Whoever calibrates may choose attackers who find nothing at any level."""
+    tried = CURVE.attackers and attackers is not None and CURVE.attackers.model_copy(update=attackers)
+    (folder / "c.json").write_bytes(sealed(CURVE.model_copy(update={"attackers": tried or None})))
+    assert config_with_rule().boomerang.level == 0.6, "without a policy about risk it is the calibration's word"
+    for policy in ("policy.risk={max_linkage: {upper: 0.5}}", "policy.attackers={averaged: 39}"):
+        if lacking is None:
+            assert config_with_rule(policy).boomerang.level == 0.6
+        else:
+            message = error_of(lambda policy=policy: config_with_rule(policy))
+            assert "calibration 'c.json': by weaker attackers than policy.attackers names" in message
+            assert lacking in message
 
 
 def test_a_calibration_may_be_pinned_in_place_of_a_seal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

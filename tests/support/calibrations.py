@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 from anonymizer.config import RunConfig
+from anonymizer.config.base import AUDIT_FEATURES
 from anonymizer.policy.calibration import (
     FORMAT,
     AttackRisk,
     CalibratedLevel,
     Calibration,
+    CalibrationAttackers,
     SampleHalf,
     Utility,
     build_resolved,
@@ -68,6 +70,9 @@ def calibration(*levels: CalibratedLevel, config: RunConfig | None = None, diges
         belongs_to=(config or build(SETTINGS)).calibration_scope(digest),
         made="2026-11-01T12:00:00+00:00",
         code_version="0.1.0",
+        attackers=CalibrationAttackers(
+            features=AUDIT_FEATURES, sample=300, pairs=256, outputs=8, averaged=40, identity=None
+        ),
         choosing=SampleHalf(pictures=100, people=50),
         confirming=SampleHalf(pictures=98, people=49),
         levels=levels,
