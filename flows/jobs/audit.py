@@ -117,6 +117,7 @@ def check(config: AuditConfig) -> RunConfig:
 def collect_evidence(config: AuditConfig, progress: ProgressReporter = NO_PROGRESS) -> AuditInputs:
     """Read a sample of originals and outputs. Raises OutputError where it is too small to attack."""
     release = plan.open_with_key(config.release)
+    audit_sample.require_key(release)  # before models and sources that unsealed settings may name
     settings, the_plan = resolve_config(release), plan.read(release)
     union = _open_union(config, release, the_plan)
     backbone, embedders = _load_models(config, settings, the_plan)

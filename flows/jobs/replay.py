@@ -40,15 +40,12 @@ def verify_release(release: Release, rescore: int | None, replay: int) -> Iterat
     A request that cannot be fulfilled is a failure; ``rescore`` of None measures ``DEFAULT_RESCORED`` if possible.
     """
     try:
-        config = resolve_config(release)
+        release, config, key = _open_sealed(release)
     except (AnonymizerError, OSError, ValueError) as problem:
         yield failed("settings", f"restricted/: {problem}")
         return
-    key = load_key(config.key_env)
     if adoption.lacks_seals(release):
         yield noted("seals", "made by an earlier version, without them: add them with --seal, or no run can follow it")
-    elif key.check_value == plan.read(release).key_check:
-        release = Release(release.root, key)
     findings = list(check_restricted(release, config, key))
     yield from findings
     if config.source.fit == "tiles":  # images have no one size and were scored as squares
@@ -79,6 +76,19 @@ def verify_release(release: Release, rescore: int | None, replay: int) -> Iterat
         yield report("originals", "are gone: nothing was measured or drawn again")
     except AnonymizerError as problem:
         yield report("originals", f"nothing was measured or drawn again: {problem}")
+
+
+def _open_sealed(release: Release) -> tuple[Release, RunConfig, CustodianKey]:
+    """Return a release with its key, if that is at hand, and its settings: where it is sealed, those that were sealed.
+
+    Models are loaded and sources read by these settings, which others could have rewritten.
+    """
+    config = resolve_config(release)
+    key = load_key(config.key_env)
+    if not adoption.lacks_seals(release) and key.check_value == plan.read(release).key_check:
+        release = Release(release.root, key)
+        config = resolve_config(release)
+    return release, config, key
 
 
 def _check_scores(config: RunConfig, sample: AuditSample, limit: int) -> Iterator[Finding]:

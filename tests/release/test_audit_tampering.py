@@ -22,6 +22,7 @@ from anonymizer.report import thumbnails
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows.jobs import audit as audit_job
+from flows.jobs import replay as replay_job
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
     HEX,
@@ -183,6 +184,25 @@ def test_a_release_that_was_made_without_a_key_cannot_be_audited(
     made = run(config_of(tmp_path), key=CustodianKey(bytes(32), is_persistent=False))
     with pytest.raises(CustodianKeyError, match="compared under the custodian's key"):
         audit_job.check(AuditConfig(release=str(made.root)))
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_settings_that_are_not_sealed_load_no_model(
+    tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch, is_checked: bool
+) -> None:
+    """A plan that says that there was no key, and settings of somebody else beside it."""
+    document = json.loads(release.plan.read())
+    release.plan.write(json.dumps(document | {"key_check": None}).encode())
+    release.config.write(release.config.read().replace(b"bundled:faces-64", b"/tmp/mine"))
+    loaded: list[Any] = []
+    for job in (audit_job, replay_job):
+        monkeypatch.setattr(job, "backbone_of", lambda model: loaded.append(model) or IdealGaussian())
+    with pytest.raises((CustodianKeyError, IntegrityError)):
+        work = audit_job.check if is_checked else audit_job.collect_evidence
+        work(AuditConfig(release=str(release.root), features=("pixels",)))
+    release.plan.write(json.dumps(document).encode())  # the plan as it was, and the settings not
+    findings = [finding.result for finding in replay_job.verify_release(Release(release.root), rescore=1, replay=1)]
+    assert "fail" in findings and not loaded
 
 
 # -- the files of the audit --------------------------------------------------------------------------------------------
