@@ -26,13 +26,14 @@ RUN_AGAIN = "run the same `anonymizer run` again"
 class SignedDecision:
     """A policy and its decision on a candidate, in the publisher's words.
 
-    ``audited``: the time of the audit that it counted. ``previous``: address of the release before, which is destroyed
-    when this one is published if ``replaces``.
+    ``release``: its address. ``audited``: the time of the audit that it counted. ``previous``: address of the release
+    before, which is destroyed when this one is published if ``replaces``.
     """
 
     policy: PolicyConfig
     rules: Sequence[Mapping[str, Any]]
     audited: datetime | None
+    release: str
     previous: str | None
     replaces: bool
 
@@ -44,6 +45,7 @@ class SignedDecision:
             policy=PolicyConfig.model_validate_json(json.dumps(predicate["policy"])),
             rules=predicate["rules"],
             audited=None if audited is None else datetime.fromisoformat(audited),
+            release=str(predicate["release"]),
             previous=None if previous is None else str(previous),
             replaces=predicate["replaces"] is True,
         )
@@ -62,12 +64,13 @@ def check_candidate(release: Release, trusted: Sequence[str]) -> list[Finding]:
 
 
 def check_decision(
-    release: Release, signed: SignedStatement, decision: SignedStatement | None, now: datetime
+    release: Release, signed: SignedStatement, decision: SignedStatement | None, now: datetime, pinned: str | None
 ) -> SignedDecision:
     """Return the decision by which a candidate was signed.
 
-    Raises IntegrityError where the publisher signed another one, GateError where it does not hold any more (a waiver or
-    an audit is too old by now, the release was audited again), ConfigError where the release before is not what it was.
+    Raises IntegrityError where the publisher signed another one, or for another release, GateError where it does not
+    hold any more (a waiver or an audit is too old by now, the release was audited again), ConfigError where the release
+    before is not what it was.
     """
     publisher = signed.predicate["publisher"]
     if decision is None or publisher is None or not decision.is_signed_by(signing.parse_public_key(publisher)):
@@ -81,6 +84,13 @@ def check_decision(
         raise IntegrityError(
             f"restricted/{release.decision_log.name}: its last line is of another version: {RUN_AGAIN}"
         ) from None
+    if pinned not in (None, signed.digest):
+        raise IntegrityError(f"release: has another statement than the pinned one ({signed.digest}): do not approve it")
+    if pinned is None and str(Release.at(parsed.release).root) != str(release.root):
+        raise IntegrityError(
+            f"release: was decided on at another address, {parsed.release!r}, and may be another release: approve that "
+            f"one; if it is only seen under another path here, pin it: --statement {signed.digest}"
+        )
     if not is_same or _is_audited_again(release, signed):
         raise GateError(f"policy: what it decided on has changed since the release was signed: {RUN_AGAIN}")
     if outdated := list(_outdated_rules(parsed, signed, now)):

@@ -224,10 +224,8 @@ def _list_digests(parted: ErasurePartition, key: CustodianKey) -> dict[str, str]
     Ids: those that the request names, and of its people those whose originals could not be read.
     """
     digests = dict.fromkeys(parted.originals, "original")
-    if key.check_value is not None:  # else nobody can compare with them
-        digests |= {key.subject_hmac(subject): "subject" for subject in parted.request.subjects}
-        digests |= {key.record_hmac(name): "record" for name in {*parted.request.records, *parted.unread}}
-    return digests
+    digests |= {key.subject_hmac(subject): "subject" for subject in parted.request.subjects}
+    return digests | {key.record_hmac(name): "record" for name in {*parted.request.records, *parted.unread}}
 
 
 def _unquote(text: str, line: int) -> str:

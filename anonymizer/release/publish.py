@@ -116,14 +116,16 @@ def approve(
     release: Release,
     signer: CryptoSigner,
     trusted: Sequence[str] = (),
+    pinned: str | None = None,
     report: Callable[[Sequence[Finding]], None] = lambda findings: None,
 ) -> PublicationStatus:
     """Add an approver's signature to the statement, and publish the release when there are enough.
 
     Needs no key but the signer's: all that counts was signed by the publisher, one of the ``trusted`` public keys where
-    there are any. ``report`` is called with the findings of the candidate before it is signed. Raises SigningKeyError
-    where the key is not that of an approver, IntegrityError where something is not as signed, GateError where the
-    policy would reject the release by now.
+    there are any. It must lie where it was decided on, or ``pinned`` is its statement's SHA-256. ``report`` is called
+    with the findings of the candidate before it is signed. Raises SigningKeyError where the key is not that of an
+    approver, IntegrityError where something is not as signed, GateError where the policy would reject the release by
+    now.
     """
     if release.is_published:
         raise IntegrityError("release: is published already: approvals come before that")
@@ -137,7 +139,7 @@ def approve(
     name = next((name for name, public_key in approvers.items() if public_key == own_key), None)
     if name is None:
         raise SigningKeyError("--key: its public key is not among policy.approvers: ask for it to be named there")
-    decision = approval.check_decision(release, signed, read_last_decision(release), datetime.now(UTC))
+    decision = approval.check_decision(release, signed, read_last_decision(release), datetime.now(UTC), pinned)
     succession.refuse_pending(decision.previous, str(release.root), release.key, replaces=decision.replaces)
     report(findings)
     if name not in valid_approvers(signed):
@@ -230,6 +232,7 @@ def _record_decision(
         "rules": [result.to_json() for result in verdict.rule_results],
         "policy": config.policy.model_dump(mode="json"),
         "audited": None if evaluation.audited is None else evaluation.audited.isoformat(),
+        "release": absolute_uri(str(release.root)),
         "previous": None if config.previous is None else absolute_uri(config.previous),
         "replaces": succession.is_successor(release),
     }

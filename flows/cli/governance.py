@@ -76,7 +76,8 @@ def keys(name: str, folder: Path, kind: str) -> None:
 @click.option(
     "--trust", required=True, multiple=True, help="The publisher's public key, or its file; repeatable."
 )  # fmt: skip
-def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]) -> None:
+@click.option("--statement", metavar="SHA256", help="The statement of RELEASE, where you see it under another path.")
+def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...], statement: str | None) -> None:
     """Sign a release that waits for approval.
 
     It is checked first, and published by the last approval that it waits for.
@@ -96,7 +97,7 @@ def approve(release: str, key: Path | None, key_env: str, trust: tuple[str, ...]
         raise SourceError(f"release {release!r}: nothing to approve yet: see `anonymizer status {release}`")
     before = publish.read_status(opened)
     with run_lock.exclusive_run(release):
-        status = publish.approve(opened, signer, trusted, _print_approved)
+        status = publish.approve(opened, signer, trusted, statement, _print_approved)
     names = ", ".join(status.approved_by)
     is_new = before is None or before.approved_by != status.approved_by
     title = "Approved" if is_new else "Already approved with this key: nothing was added"

@@ -83,23 +83,20 @@ def prepare_erasure(
     SHA-256. Of a new release that was begun only what is sealed is taken up.
     """
     request, old, new = ErasureRequest.read(records), Release.at(release), Release.at(output)
-    is_begun, opened = erase.is_begun(old, new), None
-    if is_begun and new.plan.exists():  # from here on, only images of the old release are needed
-        opened = plan.open_with_key(output)
-        is_begun = opened.key is not None or new.is_published  # nothing seals the plan of a release without a key
-    if opened is not None and is_begun:
-        old, new = replace(old, key=opened.key), opened
-        settings, is_planned = resolve_config(new), True
-    else:
-        old = plan.open_with_key(release)
-        new, is_planned = replace(new, key=old.key), False
-        settings = _successor_settings(old, output, trust, pinned)
+    is_begun = erase.is_begun(old, new)
+    is_planned = is_begun and new.plan.exists()  # from here on, only images of the old release are needed
+    opened = plan.open_with_key(output if is_planned else release)
+    if opened.key is None:
+        raise CustodianKeyError(
+            f"release {str(opened.root)!r}: was made without a custodian's key, and nothing seals who is in it: remove "
+            "it, and make another release from a source without those people"
+        )
+    old, new = replace(old, key=opened.key), replace(new, key=opened.key)
+    settings = resolve_config(new) if is_planned else _successor_settings(old, output, trust, pinned)
     signer = signing.signer_from_env(settings.signing_key_env)
     if signer is None:
         raise SigningKeyError(f"{settings.signing_key_env}: not set, and a revocation is signed; {signing.KEY_HINT}")
     key = load_key(settings.key_env)
-    if key.is_persistent and old.key is None:
-        raise CustodianKeyError(f"{settings.key_env}: set, and {release!r} was made without: unset it, or restore that")
     if is_planned:
         erase.check_same_request(new, request)
     else:
@@ -121,7 +118,7 @@ def _refuse_changed(old: Release, settings: RunConfig, key: CustodianKey, name: 
         refuse_untrusted(old, settings, key, name)
         return
     publishers = [event["details"]["publisher"] for event in event_log.read(old) if event["event"] == "sealed"]
-    if old.key is None or publishers[-1:] != [None]:
+    if publishers[-1:] != [None]:
         raise ConfigError(
             f"{name}: is not signed, and nothing sealed says that it never was: restore it, or remove it and make "
             "another release from a source without those people"
@@ -136,7 +133,7 @@ def write_successor(erasure: Erasure) -> None:
     if erasure.new.is_published:
         return
     succession.announce(erasure.old, erasure.new)
-    if erasure.new.key is None or not erasure.new.plan.exists():
+    if not erasure.new.plan.exists():
         erase.write_successor(erasure.old, erasure.new, erasure.settings, erasure.request, erasure.key, erasure.signer)
 
 
@@ -171,15 +168,12 @@ def destroy_predecessor(erasure: Erasure, status: PublicationStatus) -> ErasureS
 
 
 def _successor_settings(old: Release, output: str, trust: Sequence[str], pinned: str | None) -> RunConfig:
-    """Return the settings of the old release with the new output, and the old release as the previous one.
-
-    Keys to trust count only as far as they are sealed.
-    """
+    """Return the settings of the old release with the new output, and the old release as the previous one."""
     settings = resolve_config(old)
     changes = {
         "output": settings.output.model_copy(update={"uri": output}),
         "previous": absolute_uri(str(old.root)),
         "previous_statement": pinned,
-        "trust": (*(settings.trust if old.key is not None else ()), *trust),
+        "trust": (*settings.trust, *trust),
     }
     return settings.model_copy(update=changes)

@@ -336,6 +336,28 @@ def test_nothing_is_destroyed_or_published_but_what_was_signed(place: Path, tamp
         assert UNFINISHED in command("status", place / "new").splitlines()[0]
 
 
+def test_a_release_that_was_signed_for_another_place_is_not_approved_there(place: Path) -> None:
+    """Its signatures hold, and somebody put it in the place of the one that waits."""
+    for name in ("candidate", "decisions.intoto.jsonl"):
+        part = place / "new/restricted" / name
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+        (shutil.copytree if name == "candidate" else shutil.copy)(place / "march/restricted" / name, part)
+    with pytest.raises(IntegrityError, match=r"was decided on at another address, .*/march', and may be another"):
+        publish.approve(at(place / "new"), ADA, TRUST)
+    assert not at(place / "new").is_published and at(place / "old").is_published
+
+
+def test_a_release_under_another_path_is_approved_with_its_statement(place: Path) -> None:
+    (place / "link").symlink_to(place / "march")
+    digest = publish.read_statement(at(place / "march")).digest
+    succession.cancel(plan.open_with_key(str(place / "old")), "march may go on")
+    with pytest.raises(IntegrityError, match=f"pin it: --statement {digest}"):
+        publish.approve(at(place / "link"), ADA, TRUST)
+    with pytest.raises(IntegrityError, match="has another statement than the pinned one"):
+        publish.approve(at(place / "link"), ADA, TRUST, "0" * 64)
+    assert publish.approve(at(place / "link"), ADA, TRUST, digest).is_published
+
+
 def guarded(place: Path) -> Iterator[Path]:
     folder = place / "new/restricted"
     yield folder / "decisions.intoto.jsonl"
