@@ -83,7 +83,9 @@ def write_public_half(folder: StoragePath, layout: str, kind: str, side: int, co
     (folder / MANIFEST).write_uncommitted(parquet.to_bytes(manifest))
     signer = signing.generate_key_pair()
     contents = make_predicate(manifest, signing.format_public_key(signer.public_key))
-    envelope = dsse.build(statement.PREDICATE_TYPE, statement.subject_digests(folder), contents, signer)
+    digests = statement.subject_digests(folder)
+    contents["sizes"] = statement.file_sizes(folder, digests)
+    envelope = dsse.build(statement.PREDICATE_TYPE, digests, contents, signer)
     (folder / STATEMENT).write_uncommitted(dsse.dumps([envelope]))
 
 
@@ -107,9 +109,10 @@ def make_predicate(manifest: pa.Table, publisher: str) -> dict[str, Any]:
     root = merkle.root(merkle.encode_rows(manifest)).hex()
     return {
         "version": 2,
+        "release": "0" * 16,
         "created": "2026-11-25T12:00:00+00:00",
         "manifest": {"rows": rows, "columns": manifest.column_names, "merkle_root": root, "public_scores": "none"},
-        "materials": {"originals": rows, "hmac_sha256": zeros, "previous": None},
+        "materials": {"originals": rows, "hmac_sha256": zeros, "previous": None, "sealed": False},
         "settings": {
             "fingerprint": zeros, "level": 0.6, "levels": [0.6], "t_boom": 600, "T": 1000, "log_snr": -1.5,
             "sampler": "sde-dpm++", "steps": 20,

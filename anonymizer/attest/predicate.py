@@ -109,10 +109,12 @@ class Events(StrictModel):
 class ReleasePredicate(StrictModel):
     """The whole predicate; ``audit`` is the content of ``audit.json``.
 
-    ``sizes`` are those of the statement's files, in bytes. Version 1 has no ``policy`` and no ``sizes``.
+    ``release`` is the random id of its plan: a statement counts for that release alone. ``sizes`` are those of the
+    statement's files, in bytes. Version 1 has no ``release``, ``policy`` and ``sizes``.
     """
 
     version: Literal[1, 2]
+    release: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     created: str
     manifest: Manifest
     materials: Materials
@@ -130,9 +132,11 @@ class ReleasePredicate(StrictModel):
 
     @model_validator(mode="after")
     def _check_version(self) -> ReleasePredicate:
-        is_first, fields = self.version == 1, (self.policy, self.sizes, self.materials.sealed)
+        is_first, fields = self.version == 1, (self.release, self.policy, self.sizes, self.materials.sealed)
         if {field is None for field in fields} != {is_first} or (is_first and self.gate.weaker):
-            raise ValueError("version 2 holds policy, sizes of files and materials.sealed, and version 1 does not")
+            raise ValueError(
+                "version 2 holds release, policy, sizes of files and materials.sealed, and version 1 does not"
+            )
         return self
 
 

@@ -44,6 +44,7 @@ def build_predicate(
             libraries[name] = version(name)
     return {
         "version": 2,
+        "release": plan.id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "manifest": {
             "rows": len(manifest),

@@ -16,6 +16,7 @@ from anonymizer.attest.verify import Finding, check_public
 from anonymizer.config import PolicyConfig
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, GateError, IntegrityError
+from anonymizer.release import plan
 from anonymizer.release.history import statement_digest_at
 from anonymizer.storage.layout import MANIFEST, Release
 
@@ -91,6 +92,8 @@ def check_decision(
             f"release: was decided on at another address, {parsed.release!r}, and may be another release: approve that "
             f"one; if it is only seen under another path here, pin it: --statement {signed.digest}"
         )
+    if plan.read(Release(release.root)).id != signed.predicate["release"]:
+        raise IntegrityError(f"release: what lies in its candidate was signed for another release: {RUN_AGAIN}")
     if not is_same or _is_audited_again(release, signed):
         raise GateError(f"policy: what it decided on has changed since the release was signed: {RUN_AGAIN}")
     if outdated := list(_outdated_rules(parsed, signed, now)):
@@ -111,6 +114,7 @@ def _is_decision_of(signed: SignedStatement, decision: SignedStatement, parsed: 
     approvals = {"required": policy.approvals, "approvers": dict(sorted(policy.approvers.items()))}
     return (
         decision.digests == {MANIFEST: signed.digests[MANIFEST]}
+        and decision.predicate["plan"] == predicate["release"]
         and (decision.predicate["result"], predicate["gate"]["result"]) == ("pass", "pass")
         and (rules, approvals) == (predicate["gate"]["rules"], predicate["approvals"])
         and decision.predicate["policy"] == predicate.get("policy", decision.predicate["policy"])  # none in version 1

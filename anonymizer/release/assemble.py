@@ -26,7 +26,7 @@ from anonymizer.records import Status
 from anonymizer.release import event_log
 from anonymizer.release.finished_ledger import ID_AND_DIGEST, OUTPUT_SCHEMA, FinishedLedger
 from anonymizer.release.ledger import PREFETCH_FILES, redo_hint
-from anonymizer.schema import METHOD_COLUMNS, SCORE_COLUMNS
+from anonymizer.schema import IMAGE_COLUMNS, METHOD_COLUMNS, SCORE_COLUMNS
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
 from anonymizer.storage.path import StoragePath, translate_storage_errors
@@ -148,6 +148,33 @@ def _check_assembled(release: Release, ledger: FinishedLedger) -> None:
             f"release: {release.public_or_candidate.name}/ does not hold what the ledger speaks of: restore both from "
             "one copy, or choose another output"
         )
+
+
+def is_manifest_of_ledger(release: Release, config: RunConfig, ledger: FinishedLedger, is_first: bool) -> bool:
+    """Return whether each row of the manifest, in all columns, is what the ledger gives.
+
+    ``is_first``: the release is of the first version, whose columns from the source had other types: they, and scores,
+    are not compared.
+    """
+    types, manifest = ledger.passthrough_types, parquet.open_table(release.manifest)
+    names = [*IMAGE_COLUMNS, *METHOD_COLUMNS] if is_first else manifest.column_names
+    schema = _manifest_rows(OUTPUT_SCHEMA.empty_table(), [], config, ledger, types).schema
+    if not is_first and not schema.equals(manifest.schema, check_metadata=True):
+        return False
+    batches, pending = manifest.to_batches(BATCH_ROWS), manifest.schema.empty_table()
+    for table in ledger.outputs(Status.RELEASED):
+        for begin in range(0, len(table), BATCH_ROWS):
+            rows = table.slice(begin, BATCH_ROWS)
+            while len(pending) < len(rows) and (batch := next(batches, None)) is not None:
+                pending = pa.concat_tables([pending, pa.Table.from_batches([batch], manifest.schema)])
+            actual, pending = pending.slice(0, len(rows)), pending.slice(len(rows))
+            if actual["output_id"].to_pylist() != rows["output_id"].to_pylist():
+                return False
+            places = zip(*(actual[name].to_pylist() for name in ("output_id", "file", "member")), strict=True)
+            expected = _manifest_rows(rows, [ImageLocation(*place) for place in places], config, ledger, types)
+            if not expected.select(names).equals(actual.select(names)):
+                return False
+    return len(pending) == 0 and next(batches, None) is None
 
 
 def _hash_pairs(tables: Iterable[pa.Table | pa.RecordBatch]) -> bytes:

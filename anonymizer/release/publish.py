@@ -21,7 +21,7 @@ from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.errors import ConfigError, CustodianKeyError, GateError, IntegrityError, OutputError, SigningKeyError
 from anonymizer.policy.gates import COUNT_RULES, Verdict, evaluate_release
-from anonymizer.records import Summary
+from anonymizer.records import Plan, Summary
 from anonymizer.release import approval, audit_files, event_log, history, succession
 from anonymizer.release.assemble import read_manifest_digest, remove_incomplete
 from anonymizer.release.finished_ledger import FinishedLedger
@@ -103,10 +103,10 @@ def decide_and_publish(
     succession.refuse_pending(config.previous, str(release.root), key, replaces=is_successor)
     write_config(release, ledger.plan.id, config)
     evaluation = _evaluate_policy(release, config, ledger.summary, publisher)
-    _record_decision(release, config, evaluation, signer)
+    _record_decision(release, config, evaluation, ledger.plan, signer)
     _refuse_rejected(evaluation)
     _refuse_empty(release, evaluation.summary)
-    is_current = _is_statement_current(release, config, evaluation)
+    is_current = _is_statement_current(release, config, evaluation, ledger.plan)
     if not is_current:
         _sign_candidate(release, config, evaluation, key, signer, ledger, write_documents)
     return _publish_if_approved(release, read_statement(release), _replaced(release, config), is_checked=not is_current)
@@ -222,12 +222,13 @@ def _refuse_rejected(evaluation: PolicyEvaluation) -> None:
 
 
 def _record_decision(
-    release: Release, config: RunConfig, evaluation: PolicyEvaluation, signer: CryptoSigner | None
+    release: Release, config: RunConfig, evaluation: PolicyEvaluation, plan: Plan, signer: CryptoSigner | None
 ) -> None:
     """Append the decision with its reasons, signed, to the restricted half, and an event to the log."""
     verdict = evaluation.verdict
     predicate = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "plan": plan.id,
         "result": verdict.result,
         "rules": [result.to_json() for result in verdict.rule_results],
         "policy": config.policy.model_dump(mode="json"),
@@ -243,12 +244,17 @@ def _record_decision(
     event_log.record(release, "gate", result=verdict.result, broken=failed, waived=verdict.waived_rules)
 
 
-def _is_statement_current(release: Release, config: RunConfig, evaluation: PolicyEvaluation) -> bool:
-    """Return whether the candidate's statement has today's decision; approvals of another decision are void."""
+def _is_statement_current(release: Release, config: RunConfig, evaluation: PolicyEvaluation, plan: Plan) -> bool:
+    """Return whether the candidate's statement is of this very release and manifest, and has today's decision.
+
+    Approvals of another decision are void. Another release's statement, approvals and all, may lie there.
+    """
     if not release.statement.exists():
         return False
-    predicate = read_statement(release).predicate
-    decision = _build_decision(config, evaluation)
+    signed = read_statement(release)
+    predicate, decision = signed.predicate, _build_decision(config, evaluation) | {"release": plan.id}
+    if signed.digests.get(MANIFEST) != evaluation.manifest_digest:
+        return False
     return {name: predicate.get(name) for name in decision} == decision
 
 

@@ -17,7 +17,7 @@ from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import AnonymizerError
 from anonymizer.records import Plan, Status
-from anonymizer.release import audit_files, event_log, plan, publish, retention
+from anonymizer.release import assemble, audit_files, event_log, plan, publish, retention
 from anonymizer.release.event_log import ChainHead
 from anonymizer.release.finished_ledger import ID_AND_DIGEST, FinishedLedger
 from anonymizer.storage import parquet
@@ -132,13 +132,15 @@ def _check_ledger(
         else:
             yield failed("ledger", "restricted/ledger is missing, and nothing says that it was purged: restore it")
         return
-    with FinishedLedger(release, plan.read(release)) as ledger:
+    with FinishedLedger(release, plan.read(release), config.source.carry) as ledger:
         counts = ledger.summary
         success = (
             f"{counts.read:,} read, {counts.released:,} released, {counts.quarantined:,} quarantined, "
             f"{counts.failed:,} failed, and no other"
         )
         problems = [*_compare_with_public(release, ledger), *_compare_with_statement(release, ledger, predicate)]
+        if not problems and not assemble.is_manifest_of_ledger(release, config, ledger, predicate.version == 1):
+            problems = ["the manifest says other things of the pictures than the ledger: restore both from one copy"]
         yield from pass_or_fail("ledger", problems, success)
         yield _check_materials(ledger, predicate, key, config.key_env)
         yield from _check_settings(config, ledger.plan, predicate)
@@ -201,6 +203,8 @@ def _check_settings(config: RunConfig, plan: Plan, predicate: ReleasePredicate) 
     pairs = {name: (getattr(plan, name), getattr(predicate.settings, name)) for name in SIGNED_SETTINGS}
     pairs |= {"model": (plan.model, predicate.model.name), "model_digest": (plan.model_digest, predicate.model.sha256)}
     pairs |= {"public_scores": (config.output.public_scores, predicate.manifest.public_scores)}
+    if predicate.release not in (None, plan.id):
+        problems.append("the statement was signed for another release than that of plan.json")
     if different := [name for name, (here, signed) in pairs.items() if here != signed]:
         problems.append(f"{', '.join(different)}: not as signed in config.yaml or plan.json: restore them")
     yield from pass_or_fail("settings", problems, f"fingerprint {plan.fingerprint[:16]}… throughout")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pytest
 from anonymizer import report
 from anonymizer.errors import AnonymizerError, GateError
 from anonymizer.release import publish
+from anonymizer.release.plan import resolve_config
+from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage.layout import Release
 from tests.support.releases import (
     KEY,
@@ -25,7 +29,8 @@ from tests.support.releases import (
     settings,
     tree,
 )
-from tests.support.signing_keys import PUBLISHER, VARIABLE, pem
+from tests.support.signed_release import sign_again
+from tests.support.signing_keys import ADA, PUBLISHER, VARIABLE, pem, public_key
 
 ORIGINAL = picture(0)
 
@@ -56,8 +61,6 @@ def put_original(folder: Path) -> None:
 
 def put_original_and_say_so(folder: Path) -> None:
     """And the manifest with it."""
-    import hashlib
-
     row = pq.read_table(folder / "manifest.parquet").to_pylist()[0]
     (folder / row["file"]).write_bytes(ORIGINAL)
     with_value("sha256", hashlib.sha256(ORIGINAL).hexdigest())(folder)
@@ -182,3 +185,42 @@ def test_no_page_shows_a_picture_that_the_manifest_does_not_name(tmp_path: Path)
 def test_a_candidate_that_was_left_alone_is_signed(tmp_path: Path) -> None:
     _, after, release = held_back(tmp_path)
     assert run(after).is_published and is_signed(release)
+
+
+def test_the_approved_statement_of_another_release_is_not_taken_up(tmp_path: Path) -> None:
+    """Two releases that are equal to the byte but for their plans; one is approved."""
+    source = folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(3)})
+    policy = {"approvals": 1, "approvers": {"ada": public_key(ADA)}}
+    approved = run(settings(source, tmp_path / "a", policy=policy))
+    assert publish.approve(approved, ADA).is_published
+    config = settings(source, tmp_path / "b", policy=policy)
+    waiting = run(config)
+    assert waiting.manifest.read() == approved.manifest.read()
+
+    def swap() -> None:
+        shutil.rmtree(waiting.candidate.path)
+        shutil.copytree(approved.public.path, waiting.candidate.path)
+
+    swap()
+    assert not run(config).is_published  # signed anew, and without an approval
+    assert publish.read_status(waiting).approved_by == ()
+    swap()
+    with pytest.raises(AnonymizerError, match="was signed for another release"):
+        publish.approve(Release.at(str(waiting.root)), ADA)  # without the custodian's key
+    shutil.copy(approved.decision_log.path, waiting.decision_log.path)
+    with pytest.raises(AnonymizerError, match="was decided on at another address"):
+        publish.approve(Release.at(str(waiting.root)), ADA)
+    assert not waiting.is_published
+
+
+@pytest.mark.parametrize("name", ["label", "age", "caption", "level", "sampler", "lpips_bin"])
+def test_a_manifest_that_says_other_things_than_the_ledger_does_not_verify(tmp_path: Path, name: str) -> None:
+    """Even if its own publisher signed it."""
+    _, after, release = held_back(tmp_path)
+    run(after)
+    folder = Path(release.public.path)
+    assert not [f for f in check_restricted(release, resolve_config(release), KEY) if f.result == "fail"]
+    with_value(name, {"age": 99, "level": 0.9}.get(name, "x"))(folder)
+    sign_again(folder, by=[PUBLISHER])
+    failed = {f.check for f in check_restricted(release, resolve_config(release), KEY) if f.result == "fail"}
+    assert "ledger" in failed
