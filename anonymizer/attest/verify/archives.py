@@ -25,6 +25,8 @@ from anonymizer.storage.path import StoragePath
 BLOCK_SIZE = 2**20
 ALLOWED_METADATA = {b"huggingface"}  # the types of the columns
 SIDE_FILES = (".json", ".cls", ".txt")
+# Values among others of other types are text in a manifest as Python writes them, in Parquet parts as JSON does.
+JSON_WORDS = {"true": "True", "false": "False", "NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 MAX_SIDE_BYTES = 2**24  # of a label, a caption, or the columns of one image
 DIGEST_MISMATCH = "is not what was signed"
 ImageOrProblem = tuple[ManifestRow, bytes] | str  # an encoded image with its row, or a problem of its part
@@ -66,15 +68,16 @@ def _read_tar(raw: BufferedReader, sha256: str, rows: pa.Table) -> Iterator[Imag
     """Yield images in one pass; a wrong digest is known, and yielded, last."""
     file = HashingReader(raw)
     images = {row["member"]: row for row in rows.select(IMAGE_COLUMNS).to_pylist()}
-    texts = {row["output_id"]: row for row in rows.select(["output_id", "label", "caption"]).to_pylist()}
-    columns, names = {"label", *passthrough_types(rows)}, set[str]()
+    types = {"label": pa.string(), **passthrough_types(rows)}
+    texts = {row["output_id"]: row for row in rows.select(["output_id", "caption", *types]).to_pylist()}
+    names = set[str]()
     for name, data in _read_members(file, {name: row["bytes"] for name, row in images.items()}):
         stem, suffix = os.path.splitext(name)
         if name in names:
             yield "holds two members of one name"
         elif name in images:
             yield images[name], data
-        elif stem not in texts or not _matches_row(suffix, data, texts[stem], columns):
+        elif stem not in texts or not _matches_row(suffix, data, texts[stem], types):
             yield "holds a member that the manifest does not speak of"
         names.add(name)
     if file.sha256.hexdigest() != sha256:
@@ -101,12 +104,22 @@ def _read_members(file: HashingReader, sizes: Mapping[str, int]) -> Iterator[tup
             raise ValueError("goes on after its end")
 
 
-def _matches_row(suffix: str, data: bytes, row: ManifestRow, columns: set[str]) -> bool:
+def _matches_row(suffix: str, data: bytes, row: ManifestRow, types: Mapping[str, pa.DataType]) -> bool:
     """Return whether a side file of an image repeats its manifest row and adds nothing."""
     if suffix == ".json":
         values = json.loads(data)
-        return set(values) <= columns and values.get("label") == row["label"]
+        is_canonical = data == json.dumps(values, ensure_ascii=False, sort_keys=True).encode()
+        is_same = all(_convert(values.get(name), kind) == _convert(row[name], kind) for name, kind in types.items())
+        return is_canonical and set(values) <= set(types) and is_same
     return suffix in SIDE_FILES and data.decode() == row["label" if suffix == ".cls" else "caption"]
+
+
+def _convert(value: object, kind: pa.DataType) -> object:
+    """Return a value as a column of this type holds it in the manifest, and NaN, which equals nothing, as text."""
+    if pa.types.is_string(kind) and value is not None:
+        return JSON_WORDS.get(str(value), str(value))
+    value = pa.scalar(value, kind).as_py()
+    return "NaN" if value != value else value
 
 
 def _read_parquet(raw: BufferedReader, sha256: str, rows: pa.Table) -> Iterator[ImageOrProblem]:
@@ -136,8 +149,10 @@ def _schema_problem(schema: pa.Schema, passthrough: Mapping[str, pa.DataType]) -
 
 
 def _read_row_group(group: pa.Table, rows: pa.Table) -> Iterator[ImageOrProblem]:
-    for name in ("output_id", "label", "caption"):
-        if not group[name].combine_chunks().equals(rows[name].combine_chunks()):
+    types = {"output_id": pa.string(), "label": pa.string(), "caption": pa.string(), **passthrough_types(rows)}
+    for name, kind in types.items():
+        cells, expected = group[name].to_pylist(), rows[name].to_pylist()
+        if [_convert(cell, kind) for cell in cells] != [_convert(cell, kind) for cell in expected]:
             yield f"has another {name} than the manifest in some rows"
     image, images = group["image"].combine_chunks(), rows.select(IMAGE_COLUMNS).to_pylist()
     if image.field("path").to_pylist() != [f"{row['output_id']}{SUFFIXES.get(row['format'])}" for row in images]:

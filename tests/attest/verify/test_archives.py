@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from anonymizer.attest import statement
 from anonymizer.data.sinks.parquet import IMAGE_TYPE
 from anonymizer.storage.path import StoragePath
+from tests.support.releases import folder_of, listing, picture, run, settings
 from tests.support.signed_release import (
     FUZZ,
     failed_checks,
@@ -29,6 +31,7 @@ from tests.support.signed_release import (
     with_sizes,
     write_statement,
 )
+from tests.support.signing_keys import PUBLISHER, pem
 
 
 def read_members(data: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
@@ -68,6 +71,11 @@ TARS: Mapping[str, Callable[[bytes], bytes]] = {
     ),
     "a member twice": lambda data: build_tar([*read_members(data), read_members(data)[0]]),
     "a column": lambda data: build_tar(with_json_values(read_members(data), source_hmac="ab" * 32)),
+    "another value of a column": lambda data: build_tar(with_json_values(read_members(data), age=99)),
+    "a value of another kind": lambda data: build_tar(with_json_values(read_members(data), age="home/ada/1.png")),
+    "another spelling of its values": lambda data: build_tar(
+        [(m, data.replace(b": ", b" :  ") if m.name.endswith(".json") else data) for m, data in read_members(data)]
+    ),
     "another label": lambda data: build_tar(with_json_values(read_members(data), label="ada")),
     "another caption": lambda data: build_tar(with_secret(read_members(data), ".txt")),
     "an owner": lambda data: build_tar(with_header(read_members(data), uname="ada")),
@@ -117,6 +125,7 @@ PARTS: Mapping[str, Callable[[pa.Table], pa.Table]] = {
     "other ids": lambda t: with_column(t, "output_id", ["0" * 32] * len(t)),
     "other labels": lambda t: with_column(t, "label", ["ada"] * len(t)),
     "other captions": lambda t: with_column(t, "caption", ["ada"] * len(t)),
+    "another value of a column": lambda t: with_column(t, "age", [99] * len(t)),
     "metadata": lambda t: t.replace_schema_metadata({"source": "ada"}),
     "a row": lambda t: pa.concat_tables([t, t.slice(0, 1)]),
     "a row less": lambda t: t.slice(1),
@@ -159,3 +168,25 @@ def test_a_signed_damaged_part_never_raises(signed_releases: Mapping[str, Path],
             assert failed_checks(public_half) <= {"pictures"}
 
         damage()
+
+
+CARRIED = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=5),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_columns_of_any_values_are_the_same_in_parts_and_manifest(layout: str) -> None:
+    @hypothesis_settings(max_examples=15, deadline=None, database=None)
+    @given(st.lists(st.tuples(CARRIED, CARRIED), min_size=2, max_size=3))
+    def released(values: list[tuple[Any, Any]]) -> None:
+        with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ANONYMIZER_SIGNING_KEY", pem(PUBLISHER))
+            root = Path(scratch)
+            folder_of(root / "in", {f"{i}.png": picture(i) for i in range(len(values))})
+            rows = [{"path": f"{i}.png", "one": one, "other": other} for i, (one, other) in enumerate(values)]
+            source = {"format": "listing", "image": "path", "carry": ["one", "other"]}
+            run(settings(listing(root / "in", rows), root / "out", source=source, output={"format": layout}))
+            assert failed_checks(root / "out" / "public") == set()
+
+    released()
