@@ -62,7 +62,8 @@ class ChosenLevel(Section):
         return {k: v for k, v in value.items() if k not in EARLIER_FIGURES} if isinstance(value, Mapping) else value
 
     def __str__(self) -> str:
-        return f"chosen from a calibration for a risk of at most {self.max_risk:g} ({', '.join(self.attacks)})"
+        promise = f"a risk of at most {self.max_risk:g} ({', '.join(self.attacks)})"
+        return f"chosen from a calibration for {promise}, SHA-256 {self.calibration[:12]}"
 
 
 class LevelRule(Section):

@@ -1,6 +1,7 @@
 """The files of an audit in the restricted half: sealed as they are written, and believed only by the key.
 
-``audit.json`` is written last and names the other files by their digests, so that its seal holds for all of them.
+``audit.json`` is written last and names the other files by their digests, so that its seal holds for all of them. The
+event log, whose lines are keyed, names the last ``audit.json`` by its digest, so that no earlier one takes its place.
 """
 
 from __future__ import annotations
@@ -17,21 +18,26 @@ from anonymizer.crypto import seal
 from anonymizer.errors import IntegrityError
 from anonymizer.policy.attackers import Attackers
 from anonymizer.policy.gates import AuditResult
-from anonymizer.release import plan
+from anonymizer.release import event_log, plan
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 
 DOCUMENT, FIGURES, PUBLIC = "audit.json", "figures.parquet", "public.json"
+EVENT = "audited"
 AGAIN = "run `anonymizer audit` again"
 
 
 def write(release: Release, plan_id: str | None, document: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Write the files of an audit, by name, and last ``audit.json`` with ``document`` and their digests."""
+    """Write the files of an audit, by name, last ``audit.json`` with ``document`` and their digests, and log it."""
     for name, data in files.items():
         (release.audit / name).write(data)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     text = json.dumps({**document, "files": digests, "hmac": seal.PLACEHOLDER}, indent=2)
-    (release.audit / DOCUMENT).write(seal.apply(text.encode(), release.key, _context(plan_id)))
+    data = seal.apply(text.encode(), release.key, _context(plan_id))
+    (release.audit / DOCUMENT).write(data)
+    attackers = document["attackers"]
+    digest = hashlib.sha256(data).hexdigest()
+    event_log.record(release, EVENT, pictures=attackers["sample"], attacks=attackers["attacks"], audit=digest)
 
 
 def read(release: Release) -> AuditResult | None:
@@ -44,6 +50,9 @@ def read(release: Release) -> AuditResult | None:
         return None
     data = path.read()
     seal.check(data, release.key, _context(plan.read(release).id), f"restricted/audit/{DOCUMENT}", AGAIN)
+    logged = [event["details"].get("audit") for event in event_log.read(release) if event["event"] == EVENT]
+    if not logged or logged[-1] != hashlib.sha256(data).hexdigest():
+        raise IntegrityError(f"restricted/audit/{DOCUMENT}: is not of the last audit in the event log: {AGAIN}")
     audit = json.loads(data)
     files = {name: _read_file(release, name, audit["files"][name]) for name in (FIGURES, PUBLIC)}
     if audit["union"]:

@@ -24,7 +24,7 @@ from anonymizer.errors import ModelError, OutputError
 from anonymizer.policy import public_scores
 from anonymizer.policy.attackers import Attackers
 from anonymizer.records import Plan
-from anonymizer.release import audit_columns, audit_files, audit_sample, event_log, plan
+from anonymizer.release import audit_columns, audit_files, audit_sample, plan
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.plan import resolve_config
 from anonymizer.storage import parquet
@@ -201,7 +201,6 @@ def write_audit(inputs: AuditInputs, findings: Findings, results: BaselineResult
     files = {name: parquet.to_bytes(table) for name, table in tables.items()}
     files["public.json"] = json.dumps(public, indent=2).encode()
     audit_files.write(inputs.release, inputs.plan.id, document, files)
-    event_log.record(inputs.release, "audited", pictures=len(inputs.sample), attacks=inputs.attacks)
     return AuditSummary(
         audited=len(inputs.sample),
         released=inputs.sample.released,

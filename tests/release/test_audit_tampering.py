@@ -237,6 +237,23 @@ def test_a_change_to_any_file_of_an_audit_is_found(tmp_path: Path, held_back: Re
     assert run(config_of(tmp_path, policy=POLICY)).is_published
 
 
+def test_an_earlier_audit_does_not_take_the_place_of_the_last(tmp_path: Path, held_back: Release) -> None:
+    """Its seal is right: only the log, whose lines are keyed, says which one was the last."""
+    audit_of(held_back)
+    first = {name: (held_back.audit / name).read() for name in held_back.audit.list_files()}
+    audit_of(held_back, sample=20)
+    assert audit_files.read(held_back) is not None
+    for name, data in first.items():
+        (held_back.audit / name).write(data)
+    with pytest.raises(IntegrityError, match="is not of the last audit in the event log: run `anonymizer audit` again"):
+        run(config_of(tmp_path, policy=POLICY))
+    assert not held_back.is_published
+    lines = held_back.event_log.read().splitlines(keepends=True)
+    held_back.event_log.write(b"".join(line for line in lines if b'"audited"' not in line))
+    with pytest.raises(IntegrityError):
+        audit_files.read(held_back)
+
+
 def test_the_audit_of_another_release_is_not_believed(tmp_path: Path, held_back: Release) -> None:
     audit_of(held_back)
     other = run(settings(tmp_path / "in/list.jsonl", tmp_path / "other", source={"id": "id", "drop": ["*"]}))
