@@ -83,9 +83,10 @@ def _open_sealed(release: Release) -> tuple[Release, RunConfig, CustodianKey]:
 
     Models are loaded and sources read by these settings, which others could have rewritten.
     """
-    config = resolve_config(release)
-    key = load_key(config.key_env)
-    if not adoption.lacks_seals(release) and key.check_value == plan.read(release).key_check:
+    config, key_check = resolve_config(release), plan.read(release).key_check
+    names = (config.key_env, RunConfig.model_fields["key_env"].default)  # the first one stands in an unsealed file
+    key = next((key for key in map(load_key, names) if key.check_value == key_check), load_key(config.key_env))
+    if not adoption.lacks_seals(release) and key.check_value == key_check:
         release = Release(release.root, key)
         config = resolve_config(release)
     return release, config, key

@@ -205,6 +205,12 @@ def test_settings_that_are_not_sealed_load_no_model(
     assert "fail" in findings and not loaded
 
 
+def test_verification_takes_the_key_that_is_set_whatever_unsealed_settings_call_it(release: Release) -> None:
+    release.config.write(release.config.read().replace(b"key_env: ANONYMIZER_KEY", b"key_env: NO_SUCH_KEY"))
+    findings = list(replay_job.verify_release(Release(release.root), rescore=None, replay=0))
+    assert [(f.check, f.result) for f in findings] == [("settings", "fail")]
+
+
 # -- the files of the audit --------------------------------------------------------------------------------------------
 
 
