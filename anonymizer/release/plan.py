@@ -29,6 +29,7 @@ from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath, absolute_uri
 from anonymizer.storage.prefetch import chunked
 
+DEFAULT_KEY_ENV: str = RunConfig.model_fields["key_env"].default
 DETERMINISTIC_SAMPLERS = ("ddim", "dpm++", "unipc")
 MAX_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
 
@@ -182,8 +183,9 @@ def write(release: Release, plan: Plan) -> None:
     text = json.dumps(asdict(plan) | {"hmac": seal.PLACEHOLDER}, indent=2)
     release.plan.write(seal.apply(text.encode(), release.key, "plan"))
     event_log.record(
-        release, "planned", records=plan.records, shards=plan.shards, fingerprint=plan.fingerprint, plan=plan.id
-    )
+        release, "planned", records=plan.records, shards=plan.shards, fingerprint=plan.fingerprint, plan=plan.id,
+        settings=_file_digest(release.config),
+    )  # fmt: skip
 
 
 def read(release: Release) -> Plan:
@@ -213,18 +215,22 @@ def read(release: Release) -> Plan:
 
 
 def open_with_key(uri: str) -> Release:
-    """Return a release with the key that its settings name; without one where it was made without.
+    """Return a release with the key that its settings name; without one where it was made without, and none is set.
 
-    Raises CustodianKeyError if that key is not set, or is another one.
+    Raises CustodianKeyError if the key is another one than that of the release. That a release needs no key is not
+    believed of its files, which anybody may have written, where a key is set.
     """
     release = Release.at(uri)
-    if (key_check := read(release).key_check) is None:
+    key_check, names = read(release).key_check, {read_config(release).key_env, DEFAULT_KEY_ENV}
+    keys = {name: key for name in sorted(names) if (key := load_key(name)).is_persistent}
+    if key_check is None and not keys:
         return release
-    name = read_config(release).key_env
-    key = load_key(name)
-    if key.check_value != key_check:
-        raise CustodianKeyError(f"{name}: not the key that {uri!r} was made with: set that one")
-    return Release(release.root, key)
+    for key in keys.values():
+        if key.check_value == key_check:
+            return Release(release.root, key)
+    name = next(iter(keys), DEFAULT_KEY_ENV)
+    hint = "set that one" if key_check else "unset it if the release was made without a key"
+    raise CustodianKeyError(f"{name}: not the key that {uri!r} was made with: {hint}")
 
 
 def _check_inherited(release: Release, plan: Plan) -> None:
@@ -240,11 +246,30 @@ def _file_digest(path: StoragePath) -> str:
 def write_config(release: Release, plan_id: str | None, config: RunConfig) -> None:
     """Write the settings of a release, sealed for its plan by a comment at the end."""
     text = f"{configuration.dump(config)}# {seal.PLACEHOLDER}\n"
-    release.config.write(seal.apply(text.encode(), release.key, f"{plan_id}/config"))
+    data = seal.apply(text.encode(), release.key, f"{plan_id}/config")
+    if release.config.exists() and release.config.read() == data:
+        return
+    if release.plan.exists():
+        event_log.record(release, "settings", settings=hashlib.sha256(data).hexdigest())
+    release.config.write(data)
 
 
 def read_config(release: Release) -> RunConfig:
-    """Return the settings in ``restricted/config.yaml``, as they are written there."""
+    """Return the settings in ``restricted/config.yaml``, as they are written there.
+
+    Raises IntegrityError if they are not those that were written last.
+    """
+    config, data = _read_config(release)
+    if release.key is not None and release.key.is_persistent:
+        details = [event["details"] for event in event_log.read(release) if event["event"] in ("planned", "settings")]
+        written = [detail["settings"] for detail in details if "settings" in detail]  # none by earlier versions
+        if written[-1:] not in ([], [hashlib.sha256(data).hexdigest()]):
+            raise IntegrityError("restricted/config.yaml: is not what was written last: restore it")
+    return config
+
+
+def _read_config(release: Release) -> tuple[RunConfig, bytes]:
+    """Return settings that were written at some time, and their file."""
     try:
         data = release.config.read()
         text = data.decode()
@@ -254,7 +279,7 @@ def read_config(release: Release) -> RunConfig:
         ) from None
     if release.key is not None and release.key.is_persistent:
         seal.check(data, release.key, f"{read(release).id}/config", "restricted/config.yaml")
-    return configuration.build(configuration.parse(text, "restricted/config.yaml"))
+    return configuration.build(configuration.parse(text, "restricted/config.yaml")), data
 
 
 def resolve_config(release: Release) -> RunConfig:
@@ -305,7 +330,7 @@ def resume(config: RunConfig, backbone: Backbone, key: CustodianKey, release: Re
         raise CustodianKeyError(
             f"{config.key_env}: not the key that {output} was begun with: set that one, or choose another output"
         )
-    plan, begun = read(release), read_config(release)
+    plan, (begun, _) = read(release), _read_config(release)
     new_plan = build_plan(config, backbone, key, plan.records)
     for name in configuration.known_keys():
         before, now = configuration.get_setting(begun, name), configuration.get_setting(config, name)

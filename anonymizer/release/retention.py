@@ -33,16 +33,17 @@ class RetentionTerm:
 
 
 def retention_start(release: Release) -> datetime | None:
-    """Return when the retention period began: at publication, or, after an erasure, at that of the release before.
+    """Return when the retention period began: when it was signed, or, after an erasure, when that before it was.
 
-    None while nothing is published.
+    None while nothing is published. Only events count that none but the custodian's key can write.
     """
     if not release.is_published:
         return None
     events = event_log.read(release)
-    published = [event["time"] for event in events if event["event"] == "published"]
-    inherited = [event["details"]["kept_since"] for event in events if event["details"].get("kept_since")]
-    return datetime.fromisoformat([*published, *inherited][-1]) if published else None
+    signed = [event["time"] for event in events if event["event"] == "sealed"]
+    begun = [event["details"].get("kept_since") for event in events if event["event"] == event_log.ERASURE_BEGUN]
+    times = [*signed[-1:], *filter(None, begun)]
+    return datetime.fromisoformat(times[-1]) if signed else None
 
 
 def list_terms(release: Release, config: RestrictedConfig) -> list[RetentionTerm]:

@@ -22,7 +22,7 @@ from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from tests.support.ideal_gaussian import IdealGaussian
-from tests.support.releases import GARBAGE, KEY, begin, folder_of, people, public_images, run, settings, tree
+from tests.support.releases import GARBAGE, HEX, KEY, begin, folder_of, people, public_images, run, settings, tree
 
 
 @pytest.fixture
@@ -359,3 +359,32 @@ def test_planning_names_no_picture_of_another_release(tmp_path: Path, source: Pa
     Path(release.public.path).mkdir()
     with pytest.raises(OutputError, match="has a public/ that no plan accounts for"):
         begin(settings(source, tmp_path / "out"))
+
+
+def test_settings_that_were_written_before_the_last_ones_are_refused(tmp_path: Path) -> None:
+    """An old file has a seal that holds: for example with a waiver that was withdrawn since."""
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", "run.batch_size=1")
+    release = begin(config)
+    older, newer = release.config.read(), settings(tmp_path / "in", tmp_path / "out", "run.batch_size=2")
+    begin(newer)
+    assert plan.read_config(release).run.batch_size == 2
+    release.config.write(older)
+    with pytest.raises(IntegrityError, match=r"restricted/config\.yaml: is not what was written last: restore it"):
+        plan.read_config(release)
+    begin(newer)  # the settings are at hand there
+    assert plan.read_config(release).run.batch_size == 2
+
+
+def test_that_a_release_needs_no_key_is_not_believed_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = begin(settings(people(tmp_path / "in", 2), tmp_path / "out"))
+    document = json.loads(release.plan.read()) | {"key_check": None, "hmac": None}
+    release.plan.write(json.dumps(document).encode())
+    text = release.config.read().decode().replace("key_env: ANONYMIZER_KEY", "key_env: NO_SUCH_KEY")
+    release.config.write(text.encode())
+    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+    with pytest.raises(CustodianKeyError, match=r"ANONYMIZER_KEY: not the key that .* was made with: unset it if"):
+        plan.open_with_key(str(release.root))
+    monkeypatch.delenv("ANONYMIZER_KEY")
+    assert plan.open_with_key(str(release.root)).key is None

@@ -87,7 +87,8 @@ def release(tmp_path: Path, source: Path) -> Release:
 
 
 def published(release: Release) -> datetime:
-    (event,) = (event for event in event_log.read(release) if event["event"] == "published")
+    """When it was signed: the last step before, which needs the custodian's key."""
+    (event,) = (event for event in event_log.read(release) if event["event"] == "sealed")
     return datetime.fromisoformat(event["time"])
 
 
@@ -244,3 +245,13 @@ def test_status_of_a_release_with_a_damaged_log_says_so(release: Release, cli: C
     log.write_bytes(log.read_bytes().replace(b"sealed", b"healed"))
     said: Any = cli("status", release.root)
     assert (said.exit_code, said.stderr.count("\n")) == (1, 1) and "does not follow from the one before" in said.stderr
+
+
+@pytest.mark.parametrize("event", ["verified", "published", "approved"])
+def test_no_event_that_needs_no_key_moves_a_term(tmp_path: Path, source: Path, event: str) -> None:
+    release = run(settings(source, tmp_path / "out"))
+    begun = retention.retention_start(release)
+    keyless = Release(release.root)
+    for day in ("1970-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00", "not a day"):
+        event_log.record(keyless, event, kept_since=day)
+        assert retention.retention_start(release) == begun
