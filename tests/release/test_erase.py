@@ -592,7 +592,10 @@ def test_a_release_whose_key_was_thrown_away_is_not_erased_from(
     config = settings(source, tmp_path / "old", source={"subject": "folder"})
     old = run(config, scorer=PlainScorer(), key=CustodianKey(KEY.secret, is_persistent=False))
     assert json.loads(old.plan.read())["key_check"] is None
-    for _ in range(2):
+    for reason in (
+        "was made without a custodian's key, and nothing seals who is in it: remove it, and make another",
+        "unset it if the release was made without a key",
+    ):
         line = refusal(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"), CustodianKeyError)
-        assert "was made without a custodian's key, and nothing seals who is in it: remove it, and make another" in line
+        assert reason in line
         monkeypatch.setenv("ANONYMIZER_KEY", HEX)
