@@ -86,13 +86,15 @@ def run_release(config: RunConfig) -> dict[str, Any] | None:
     """Run the release flow; return its counts, or None where the release was complete already."""
     from anonymizer.crypto.custodian_key import load_key
     from anonymizer.release import plan as planning
+    from anonymizer.release import publish
     from flows.jobs import models
     from flows.jobs import release as release_job
 
     check(config)
     opened = Release.at(config.output.uri)
     if opened.is_complete:  # but is it what was asked for?
-        planning.resume(config, models.backbone_of(config.model), load_key(config.key_env), opened)
+        plan = planning.resume(config, models.backbone_of(config.model), load_key(config.key_env), opened)
+        publish.refuse_unpublished(opened, config, plan)
         return None
     secrets = (config.key_env, config.signing_key_env)
     return run_flow("release", config, secrets=secrets, prepare=lambda: release_job.prepare_for_flow(config))

@@ -174,12 +174,11 @@ def write_successor(
     kept_since = start.isoformat() if start else None
     event_log.record(new, event_log.ERASURE_BEGUN, **asdict(parted.counts), kept_since=kept_since)
     records = _write_remaining(old, new, new_plan, parted)
-    history.carry_forward(settings, new)
-    history.add_erased(new, _list_digests(parted, key))
+    contents, erased, revoked = history.collect_inherited(settings, new), new.erased.name, new.revocations.name
+    contents[erased] = history.add_erased(contents.get(erased), _list_digests(parted, key))
     if parted.revoked:
-        earlier = new.revocations.read() if new.revocations.exists() else b""
-        new.revocations.write(earlier + dsse.dumps([revocation.build(parted.revoked, signer)]))
-    plan.write(new, replace(new_plan, records=records))
+        contents[revoked] = contents.get(revoked, b"") + dsse.dumps([revocation.build(parted.revoked, signer)])
+    plan.write(new, replace(new_plan, records=records), history.write_inherited(new, contents))
 
 
 def partition(old: Release, request: ErasureRequest) -> ErasurePartition:

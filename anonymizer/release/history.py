@@ -185,28 +185,44 @@ class Predecessor:
         return release
 
 
-def carry_forward(config: RunConfig, release: Release) -> None:
-    """Copy what every later release needs: the erased digests, the revocation list and the list of predecessors.
+def carry_forward(config: RunConfig, release: Release) -> dict[str, str]:
+    """Write what every later release needs, and return the SHA-256 of each file, by name (``collect_inherited``)."""
+    return write_inherited(release, collect_inherited(config, release))
 
-    What is copied is what was there when the previous release was planned; what lies in its place here is replaced.
+
+def collect_inherited(config: RunConfig, release: Release) -> dict[str, bytes]:
+    """Return the erased digests, the revocation list and the list of predecessors, by the names of their files.
+
+    They are those that were there when the previous release was planned. Raises IntegrityError if they are not.
     """
-    for path in release.inherited:
-        path.remove()
     if config.previous is None:
-        return
+        return {}
     before = Release.at(config.previous, release.key)
-    inherited = plan.read(before).inherited
-    for old, new in ((before.erased, release.erased), (before.revocations, release.revocations)):
-        if old.name in inherited or old.exists():
-            data = old.read()
-            if hashlib.sha256(data).hexdigest() != inherited.get(old.name):
-                raise IntegrityError(f"previous {config.previous!r}: restricted/{old.name} is not what was planned")
-            new.write(data)
+    planned, contents = plan.read(before).inherited, dict[str, bytes]()
+    for path in (before.erased, before.revocations):
+        if path.name in planned or path.exists():
+            contents[path.name] = path.read()
+            if hashlib.sha256(contents[path.name]).hexdigest() != planned.get(path.name):
+                raise IntegrityError(f"previous {config.previous!r}: restricted/{path.name} is not what was planned")
     own = Predecessor(
         absolute_uri(config.previous), statement_digest_at(config.previous), Ledger.open(before).digest(), at_hand=True
     )
     earlier = [replace(one, at_hand=one.find(release.key) is not None) for one in read_predecessors(before)]
-    release.predecessors.write(json.dumps([asdict(one) for one in (own, *earlier)]).encode())
+    contents[release.predecessors.name] = json.dumps([asdict(one) for one in (own, *earlier)]).encode()
+    return contents
+
+
+def write_inherited(release: Release, contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Write files that come from earlier releases, and return the SHA-256 of each; others in their place are removed.
+
+    The digests are of what was meant to be written, whatever lies there a moment later.
+    """
+    for path in release.inherited:
+        if path.name in contents:
+            path.write(contents[path.name])
+        else:
+            path.remove()
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
 
 
 def read_predecessors(release: Release) -> list[Predecessor]:
@@ -412,12 +428,12 @@ def _released_digests(rows: pa.Table) -> list[str]:
     return digests
 
 
-def add_erased(release: Release, digests: Mapping[str, str]) -> None:
-    """Add keyed digests (digest -> original, subject or record) to the list of what must not come back."""
-    rows = parquet.read(release.erased).to_pylist() if release.erased.exists() else []
+def add_erased(earlier: bytes | None, digests: Mapping[str, str]) -> bytes:
+    """Return the list of what must not come back with further keyed digests (digest -> original, subject or record)."""
+    rows = [] if earlier is None else parquet.ParquetTable(pa.BufferReader(earlier)).read().to_pylist()
     kinds = {row["hmac"]: row["kind"] for row in rows} | dict(digests)
     rows = [{"kind": kind, "hmac": hmac} for hmac, kind in sorted(kinds.items())]
-    release.erased.write(parquet.to_bytes(pa.Table.from_pylist(rows, ERASED_SCHEMA)))
+    return parquet.to_bytes(pa.Table.from_pylist(rows, ERASED_SCHEMA))
 
 
 def _read_erased(release: Release) -> frozenset[str]:

@@ -7,7 +7,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -146,7 +146,7 @@ def _list_entries(config: RunConfig) -> Iterator[Entry]:
 
 def write_or_resume(
     config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release,
-    inherit: Callable[[RunConfig, Release], None] = lambda config, release: None,
+    inherit: Callable[[RunConfig, Release], Mapping[str, str]] = lambda config, release: {},
 ) -> Plan:  # fmt: skip
     """List the source into ``restricted/plan/`` and write the plan, or return that of an unfinished run.
 
@@ -172,14 +172,19 @@ def write_or_resume(
         records += len(entries)
     plan = replace(build_plan(config, backbone, key, records), id=plan_id)
     write_config(release, plan_id, config)
-    inherit(config, release)
-    write(release, plan)
+    inherited = inherit(config, release)
+    write(release, plan, inherited)
     return plan
 
 
-def write(release: Release, plan: Plan) -> None:
-    """Write the plan, with the digests of what was taken over from earlier releases; valid once its file exists."""
-    plan = replace(plan, inherited={path.name: _file_digest(path) for path in release.inherited if path.exists()})
+def write(release: Release, plan: Plan, inherited: Mapping[str, str] | None = None) -> None:
+    """Write the plan, with the digests of what was taken over from earlier releases; valid once its file exists.
+
+    ``inherited``: the digests of what was just written there, by name; None for those of what lies there.
+    """
+    if inherited is None:
+        inherited = {path.name: _file_digest(path) for path in release.inherited if path.exists()}
+    plan = replace(plan, inherited=inherited)
     text = json.dumps(asdict(plan) | {"hmac": seal.PLACEHOLDER}, indent=2)
     release.plan.write(seal.apply(text.encode(), release.key, "plan"))
     event_log.record(

@@ -77,9 +77,48 @@ def check_signing_key(config: RunConfig) -> None:
 def read_status(release: Release) -> PublicationStatus | None:
     """Return how far a release is; None where the policy has not accepted it."""
     if not release.statement.exists():
-        return PublicationStatus(True, (), 0) if release.is_published else None
+        return None
     signed = read_statement(release)
     return PublicationStatus(release.is_published, valid_approvers(signed), signed.predicate["approvals"]["required"])
+
+
+def refuse_unpublished(release: Release, config: RunConfig, plan: Plan) -> None:
+    """Raise IntegrityError where a public half lies there that this release did not publish."""
+    signer = signing.signer_from_env(config.signing_key_env)
+    trusted = signing.read_public_keys(config.trust, "trust")
+    if signer is not None:
+        trusted.append(signing.format_public_key(signer.public_key))
+    if problem := publication_problem(release, plan):
+        raise IntegrityError(
+            f"release: public/ was not published by this release ({problem}): hand out nothing of it; move it away, or "
+            "back to restricted/candidate if that is gone, then run the same command again"
+        )
+    publisher = read_statement(release).predicate["publisher"]
+    if publisher not in trusted and not (publisher is None and config.policy == PolicyConfig()):
+        raise IntegrityError(
+            "release: public/ is not signed by this run's own key or one in trust: hand out nothing of it; see "
+            "`anonymizer verify`"
+        )
+
+
+def publication_problem(release: Release, plan: Plan) -> str | None:
+    """Return why a public half cannot be one that this release published; None where it can.
+
+    Anybody with access to the storage can move a folder there. Pictures are not read: ``verify`` does that.
+    """
+    try:
+        signed = statement.read(release.public)
+        predicate = statement.parse_predicate(signed)
+        manifest = statement.file_digest(release.public / MANIFEST)
+    except (ValueError, OSError):
+        return "it has no statement that can be read"
+    if predicate.publisher is not None and not signed.is_signed_by(signing.parse_public_key(predicate.publisher)):
+        return "the publisher's signature does not hold"
+    if (approved := len(valid_approvers(signed))) < predicate.approvals.required:
+        return f"{approved} of {predicate.approvals.required} approvals"
+    if predicate.release not in (None, plan.id):
+        return "its statement is another release's"
+    return None if signed.digests.get(MANIFEST) == manifest else "its manifest is not the signed one"
 
 
 def decide_and_publish(
@@ -94,6 +133,7 @@ def decide_and_publish(
     signer = signing.signer_from_env(config.signing_key_env)
     publisher = signing.format_public_key(signer.public_key) if signer else None
     if release.is_published:
+        refuse_unpublished(release, config, ledger.plan)
         release.candidate.remove()  # left by a copy that was interrupted at its end
         if replaced := _replaced(release, config):
             succession.finish(release, replaced, [publisher] if publisher else [])
@@ -280,6 +320,9 @@ def _sign_candidate(
     folder, audit = release.candidate, evaluation.audit
     release.statement.remove()  # before the documents that it is about are written anew
     revocations = release.revocations.read() if release.revocations.exists() else None
+    digest = None if revocations is None else hashlib.sha256(revocations).hexdigest()
+    if digest != ledger.plan.inherited.get(REVOCATIONS):
+        raise IntegrityError(f"restricted/{REVOCATIONS}: is not what was there when the plan was made: restore it")
     copies = {AUDIT: None if audit is None else json.dumps(audit, indent=2).encode(), REVOCATIONS: revocations}
     for name, data in copies.items():
         (folder / name).remove()

@@ -224,12 +224,15 @@ def _count_facts(counts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_state(release: Release, *, all_committed: bool, is_replaced: bool) -> str:
+    from anonymizer.release import plan as planning
     from anonymizer.release import publish
 
     if run_lock.is_running(release):
         return "a run is working on it"
     if release.is_published and is_replaced:
         return "published; an erasure is not finished"
+    if release.is_published and (problem := publish.publication_problem(release, planning.read(release))):
+        return f"NOT published by this release, though public/ is there: {problem}: see `anonymizer verify`"
     if release.is_published:
         return "complete" if release.ledger.exists() else "complete; its records were purged, and are not counted here"
     if release.is_assembled:

@@ -142,7 +142,8 @@ def test_a_person_is_erased_and_stays_away_under_every_spelling(tmp_path: Path, 
 def test_lists_of_earlier_versions_hold_as_they_were_written(tmp_path: Path) -> None:
     old = month(tmp_path, "old", {"r0": "Ben"})
     its_plan = plan.read(old)
-    history.add_erased(old, {KEY.derive("subject", f" {ADA} ".encode()).hex(): "subject"})  # as they wrote it
+    digest = KEY.derive("subject", f" {ADA} ".encode()).hex()
+    old.erased.write(history.add_erased(None, {digest: "subject"}))  # as they wrote it
     plan.write(old, its_plan)
     later = month(tmp_path, "later", {"n0": f" {ADA} ", "n1": "Ben", "n2": "Cyd"}, "old")
     assert reasons(later) == {"n0": "withdrawn", "n1": None, "n2": None}

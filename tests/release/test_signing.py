@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from anonymizer import report
 from anonymizer.errors import AnonymizerError, GateError
@@ -19,6 +20,7 @@ from anonymizer.release import publish
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
 from anonymizer.storage.layout import Release
+from flows.cli import main
 from tests.support.releases import (
     KEY,
     finished_ledger,
@@ -30,7 +32,7 @@ from tests.support.releases import (
     tree,
 )
 from tests.support.signed_release import sign_again
-from tests.support.signing_keys import ADA, PUBLISHER, VARIABLE, pem, public_key
+from tests.support.signing_keys import ADA, BOB, EVE, PUBLISHER, VARIABLE, pem, public_key
 
 ORIGINAL = picture(0)
 
@@ -224,3 +226,30 @@ def test_a_manifest_that_says_other_things_than_the_ledger_does_not_verify(tmp_p
     sign_again(folder, by=[PUBLISHER])
     failed = {f.check for f in check_restricted(release, resolve_config(release), KEY) if f.result == "fail"}
     assert "ledger" in failed
+
+
+@pytest.mark.parametrize(
+    "how", ["before the approvals", "without a statement", "of another release", "of another publisher"]
+)
+def test_a_public_half_that_was_put_there_is_not_taken_for_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    source = folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(3)})
+    policy = {"approvals": 2, "approvers": {"ada": public_key(ADA), "bob": public_key(BOB)}}
+    config = settings(source, tmp_path / "out", policy=policy)
+    release = run(config)
+    other = settings(source, tmp_path / "other")
+    monkeypatch.setenv(VARIABLE, pem(EVE if how == "of another publisher" else PUBLISHER))
+    if how == "before the approvals":
+        shutil.move(release.candidate.path, release.public.path)
+    elif how == "without a statement":
+        Path(release.public.path).mkdir()
+        (Path(release.public.path) / "manifest.parquet").write_bytes(release.manifest.read())
+    else:
+        shutil.copytree(run(other).public.path, release.public.path)
+    monkeypatch.setenv(VARIABLE, pem(PUBLISHER))
+    refused = pytest.raises(AnonymizerError, match=r"public/ (was not published by this release|is not signed by)")
+    with finished_ledger(release, config) as finished, refused:
+        publish.decide_and_publish(release, config, KEY, finished, report.write_public)
+    shown = CliRunner().invoke(main, ["status", str(release.root)])
+    assert "NOT published by this release" in shown.stdout
