@@ -157,7 +157,8 @@ def write_or_resume(
     release = replace(release, key=key)
     if release.plan.exists():
         plan = resume(config, backbone, key, release)
-        write_config(release, plan.id, config)  # with what may have changed, for workers that read it there
+        if not release.is_published:  # a published release stays as it is
+            write_config(release, plan.id, config)  # with what may have changed, for workers that read it there
         return plan
     if release.public.exists():
         raise OutputError(
