@@ -52,12 +52,15 @@ class SignedDecision:
         )
 
 
-def check_candidate(release: Release, trusted: Sequence[str]) -> list[Finding]:
-    """Return the findings of a candidate that is what its publisher, one of the ``trusted`` keys, signed.
+def check_candidate(release: Release, signed: SignedStatement, trusted: Sequence[str]) -> list[Finding]:
+    """Return the findings of a candidate that is what this statement says, by one of the ``trusted`` keys.
 
-    Raises IntegrityError for any other; approvals may be missing.
+    Raises IntegrityError for any other, one that is put in its place meanwhile included; approvals may be missing.
     """
-    findings = list(check_public(release.candidate, trusted))
+    publisher = signed.predicate["publisher"]
+    if publisher is None or not signed.is_signed_by(signing.parse_public_key(publisher)):
+        raise IntegrityError("release: signature is not as signed (the publisher's does not hold): do not approve it")
+    findings = list(check_public(release.candidate, trusted, pinned=signed.digest))
     for finding in findings:
         if finding.result == "fail" and finding.check != "approvals":
             raise IntegrityError(f"release: {finding.check} is not as signed ({finding.message}): do not approve it")

@@ -131,6 +131,8 @@ def check(old: Release, new: Release) -> None:
             f"{name}: an erasure from it is not finished: finish that one, then erase the others from {successor!r}, "
             "or cancel it (`anonymizer erase --cancel`)"
         )
+    if (other := succession.find_replacement(old, str(new.root))) is not None:
+        raise OutputError(f"{name}: people are erased from it, or were, by {other!r}: erase from that one")
 
 
 def is_begun(old: Release, new: Release) -> bool:
@@ -172,7 +174,8 @@ def write_successor(
     plan.write_config(new, new_plan.id, settings)
     start = retention.retention_start(old)
     kept_since = start.isoformat() if start else None
-    event_log.record(new, event_log.ERASURE_BEGUN, **asdict(parted.counts), kept_since=kept_since)
+    replaced = {"replaces": absolute_uri(str(old.root)), "statement": history.statement_digest_at(str(old.root))}
+    event_log.record(new, event_log.ERASURE_BEGUN, **asdict(parted.counts), **replaced, kept_since=kept_since)
     records = _write_remaining(old, new, new_plan, parted)
     contents, erased, revoked = history.collect_inherited(settings, new), new.erased.name, new.revocations.name
     contents[erased] = history.add_erased(contents.get(erased), _list_digests(parted, key))

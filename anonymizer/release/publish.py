@@ -171,8 +171,8 @@ def approve(
         raise IntegrityError("release: is published already: approvals come before that")
     if not release.statement.exists():
         raise IntegrityError("release: nothing to approve: run the same `anonymizer run` again, which asks the policy")
-    findings = approval.check_candidate(release, trusted)
-    signed, own_key = read_statement(release), signing.format_public_key(signer.public_key)
+    signed, own_key = read_statement(release), signing.format_public_key(signer.public_key)  # once: this is signed
+    findings = approval.check_candidate(release, signed, trusted)
     if own_key == signed.predicate["publisher"]:
         raise SigningKeyError("--key: is the publisher's own: somebody else must approve")
     approvers: Mapping[str, str] = signed.predicate["approvals"]["approvers"]
@@ -377,7 +377,7 @@ def _publish_if_approved(
     if len(approvers) < required:
         return PublicationStatus(False, approvers, required)
     if not is_checked:
-        _refuse_changed_candidate(release, {"signature"} if signed.predicate["publisher"] is None else set())
+        _refuse_changed_candidate(release, {"signature"} if signed.predicate["publisher"] is None else set(), signed)
     remove_incomplete(release.public)
     logged = [event["details"]["statement"] for event in event_log.read(release) if event["event"] == "published"]
     if signed.digest not in logged:  # before the move, and once: an interrupted publication comes here again
@@ -387,14 +387,23 @@ def _publish_if_approved(
     except OutputError:
         if not release.is_published:  # else another process was first
             raise
+    if read_statement(release).digest != signed.digest:
+        raise IntegrityError("release: another one was put in its place while it was published: restore it")
     if replaced is not None:
         succession.finish(release, replaced, [signed.predicate["publisher"]])
     return PublicationStatus(True, approvers, required)
 
 
-def _refuse_changed_candidate(release: Release, missing: Collection[str]) -> None:
-    """Raise IntegrityError where the candidate is not what its statement says; ``missing`` checks may fail."""
-    for finding in check_public(release.candidate):
+def _refuse_changed_candidate(
+    release: Release, missing: Collection[str], signed: SignedStatement | None = None
+) -> None:
+    """Raise IntegrityError where the candidate is not what its statement says; ``missing`` checks may fail.
+
+    ``signed``: the statement that was signed or approved, by its publisher.
+    """
+    publisher = None if signed is None else signed.predicate["publisher"]
+    pinned = None if signed is None else signed.digest
+    for finding in check_public(release.candidate, [publisher] if publisher else (), pinned=pinned):
         if finding.result == "fail" and finding.check not in missing:
             raise IntegrityError(
                 f"release: not published, since {finding.check} is not as signed: restore restricted/candidate/"

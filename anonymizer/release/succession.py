@@ -12,8 +12,8 @@ from dataclasses import asdict
 from anonymizer.attest import statement
 from anonymizer.attest.dsse import SignedStatement
 from anonymizer.attest.verify import check_public
-from anonymizer.errors import ConfigError, IntegrityError, OutputError, UsageError
-from anonymizer.release import event_log, plan
+from anonymizer.errors import AnonymizerError, ConfigError, IntegrityError, OutputError, UsageError
+from anonymizer.release import event_log, history, plan
 from anonymizer.storage.layout import STATEMENT, Release, SealKey
 from anonymizer.storage.path import StoragePath, absolute_uri
 
@@ -58,7 +58,8 @@ def pending_successor(old: Release) -> str | None:
 def refuse_pending(previous: str | None, output: str, key: SealKey | None, *, replaces: bool) -> None:
     """Raise ConfigError where the previous release is being erased from by another release than that at ``output``.
 
-    If this one ``replaces`` it, also where that was cancelled. With the key only what was logged with it counts.
+    If this one ``replaces`` it, also where that was cancelled. With the key only what was logged with it counts. A
+    release that was destroyed, and put back, does not say so itself: those beside it and the output are asked.
     """
     if previous is None or not _is_standing(old := Release.at(previous, key)):
         return
@@ -68,8 +69,46 @@ def refuse_pending(previous: str | None, output: str, key: SealKey | None, *, re
             f"previous {previous!r}: an erasure from it is not finished: finish that one, and name what takes its "
             f"place, {successor!r}, or cancel it (`anonymizer erase --cancel`)"
         )
+    if (other := find_replacement(old, output)) is not None:
+        raise ConfigError(f"previous {previous!r}: people are erased from it, or were, by {other!r}: name that one")
     if replaces and successor is None:
         raise ConfigError(f"previous {previous!r}: the erasure from it was cancelled: remove {own!r}, or erase anew")
+
+
+def find_replacement(old: Release, output: str) -> str | None:
+    """Return the address of a release that took the place of ``old``, as its log says, beside that one or ``output``.
+
+    None if there is none but the one at ``output``. With the key of ``old`` only what was logged with it counts.
+    """
+    address, own = str(old.root), str(Release.at(output).root)
+    digest = history.statement_digest_at(address)
+    for folder in dict.fromkeys(absolute_uri(uri).rstrip("/").rpartition("/")[0] for uri in (address, output)):
+        for path in StoragePath.from_uri(folder or "/").children():
+            if str(path) in (address, own):
+                continue
+            replaced = _read_replaced(Release(path, old.key))
+            if replaced is None or not {digest, absolute_uri(address)}.intersection(replaced):
+                continue
+            if Release(path).is_published or _is_logged(old, DESTROYING_EVENT) or not _is_cancelled(old, str(path)):
+                return str(path)
+    return None
+
+
+def _read_replaced(sibling: Release) -> tuple[str | None, str | None] | None:
+    """Return address and statement's digest of the release that another one replaces; None where it replaces none."""
+    try:
+        first = next(iter(event_log.read(sibling)), None)
+    except (AnonymizerError, OSError):  # of another key, or no release
+        return None
+    if first is None or first["event"] != event_log.ERASURE_BEGUN:
+        return None
+    return first["details"].get("replaces"), first["details"].get("statement")
+
+
+def _is_cancelled(old: Release, successor: str) -> bool:
+    """Return whether the last that a log says of an erasure, by this successor, is that it was cancelled."""
+    names = [e["event"] for e in event_log.read(old) if e["details"].get("successor") == absolute_uri(successor)]
+    return names[-1:] == [CANCELLED_EVENT]
 
 
 def is_successor(new: Release) -> bool:

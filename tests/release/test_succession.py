@@ -15,17 +15,17 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from anonymizer.attest import dsse
+from anonymizer.attest import dsse, statement
 from anonymizer.errors import AnonymizerError, ConfigError, IntegrityError, OutputError, UsageError
 from anonymizer.records import Scores
-from anonymizer.release import event_log, plan, publish, succession
+from anonymizer.release import approval, event_log, plan, publish, succession
 from anonymizer.storage.layout import STATEMENT, Release
 from anonymizer.storage.path import StoragePath
 from flows.cli import main
 from flows.jobs import erase as erase_job
 from tests.support.interruptions import Stop, named, stop_at
 from tests.support.releases import HEX, Unscored, folder_of, follow, picture, run, settings, tree, verification_failures
-from tests.support.signed_release import flipped_bit
+from tests.support.signed_release import flipped_bit, read_predicate, write_statement
 from tests.support.signing_keys import ADA, EVE, PUBLISHER, VARIABLE, pem, public_key
 
 SECTIONS: dict[str, Any] = {
@@ -356,6 +356,60 @@ def test_a_release_under_another_path_is_approved_with_its_statement(place: Path
     with pytest.raises(IntegrityError, match="has another statement than the pinned one"):
         publish.approve(at(place / "link"), ADA, TRUST, "0" * 64)
     assert publish.approve(at(place / "link"), ADA, TRUST, digest).is_published
+
+
+def test_what_is_exchanged_while_it_is_read_is_neither_signed_nor_published(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the check and the signature, and between the check before the move and the move."""
+    new, eve = at(place / "new"), place / "eve"
+    genuine, candidate = approval.check_public, place / "new/restricted/candidate"
+    shutil.copytree(candidate, eve)
+    (eve / "README.md").write_text("by Eve")
+    predicate = read_predicate(eve) | {"publisher": public_key(EVE)}
+    write_statement(eve, predicate, dict(publish.read_statement(new).digests), by=[EVE])
+
+    def exchange(source: Path) -> None:
+        shutil.rmtree(candidate)
+        shutil.copytree(source, candidate)
+
+    for module, planted in ((approval, eve), (publish, place / "march/restricted/candidate"), (publish, eve)):
+
+        def slow(*words: Any, planted: Path = planted, **options: Any) -> Any:
+            yield from genuine(*words, **options)
+            exchange(planted)
+
+        copy = shutil.copytree(candidate, place / f"copy {module.__name__} {planted.name}")
+        with monkeypatch.context() as patch, pytest.raises(AnonymizerError):
+            patch.setattr(module, "check_public", slow)
+            publish.approve(new, ADA, TRUST)
+        signed = statement.read(StoragePath.from_uri(str(new.public_or_candidate)))
+        assert not signed.is_signed_by(ADA.public_key) or signed.predicate["publisher"] == public_key(PUBLISHER)
+        assert at(place / "old").is_published
+        (shutil.rmtree(place / "new/public"), candidate.mkdir()) if new.is_published else None
+        exchange(copy)
+
+
+def test_a_destroyed_release_that_is_put_back_is_followed_by_none_and_erased_from_by_none(place: Path) -> None:
+    """Its seals and signatures hold, and its own log knows nothing of the erasure."""
+    shutil.copytree(place / "old", place.parent / "backup")
+    lines = (place.parent / "backup" / LOG).read_bytes().splitlines(keepends=True)  # as they were before it
+    (place.parent / "backup" / LOG).write_bytes(b"".join(line for line in lines if b"erasure begun" not in line))
+    for is_published in (False, True):
+        if is_published:
+            publish.approve(at(place / "new"), ADA, TRUST)
+        shutil.rmtree(place / "old")
+        shutil.copytree(place.parent / "backup", place / "old")
+        with pytest.raises(ConfigError, match=r"people are erased from it, or were, by .*/new'"):
+            run(follow(str(place / "old"), place / "in", place / "april", **SECTIONS), scorer=SCORER)
+        with pytest.raises(ConfigError, match=r"people are erased from it, or were, by .*/new'"):
+            publish.approve(at(place / "march"), ADA, TRUST)
+        with pytest.raises(OutputError, match=r"people are erased from it, or were, by .*/new'"):
+            erase(place, "second", "subject:B")
+        if not is_published:
+            shutil.rmtree(place / "old")
+            shutil.copytree(place.parent / "copy/old", place / "old")
+    shutil.rmtree(place.parent / "backup")
 
 
 def guarded(place: Path) -> Iterator[Path]:

@@ -34,13 +34,14 @@ def check_public(
     *,
     approvers: Mapping[str, str] | None = None,
     revocations: Mapping[str, Sequence[SignedStatement]] | None = None,
+    pinned: str | None = None,
 ) -> Iterator[Finding]:
     """Yield the findings of every check of a public half, in order.
 
     ``trusted`` are public keys, one of which must be the publisher's; where it is not, nothing but the envelope of the
     statement is parsed. ``approvers`` are public keys by name, as the verifier knows them, and ``revocations`` lists
-    that were handed out later, by a name for findings. All files are read and compared with their signed digests;
-    ``decode`` bounds how many images are decoded as well.
+    that were handed out later, by a name for findings. ``pinned`` is the SHA-256 of the statement that must be there.
+    All files are read and compared with their signed digests; ``decode`` bounds how many images are decoded as well.
     """
     try:
         data = read_statement(folder)
@@ -49,6 +50,8 @@ def check_public(
             return
         signed = statement.loads(data)
         predicate = statement.parse_predicate(signed)
+        if pinned not in (None, signed.digest):
+            raise ValueError("is another one than was read before")
     except FileNotFoundError:
         yield failed("statement", f"{STATEMENT}: is missing: nothing says what this release should be")
         return
