@@ -26,7 +26,7 @@ from filelock import FileLock
 from anonymizer.crypto import seal
 from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.storage.layout import Release, SealKey
-from anonymizer.storage.path import translate_storage_errors
+from anonymizer.storage.path import NO_LINKS, translate_storage_errors
 
 GENESIS_HASH = "0" * 64  # the hash before the first line
 ACTOR_VARIABLE = "ANONYMIZER_ACTOR"
@@ -57,7 +57,7 @@ def _append_to_file(release: Release, fields: Mapping[str, Any]) -> ChainHead:
     with (
         FileLock(release.event_log_lock.path, mode=0o600),
         translate_storage_errors(),
-        open(os.open(release.event_log.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file,
+        open(os.open(release.event_log.path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o600), "r+b") as file,
     ):
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL_BYTES))

@@ -16,6 +16,8 @@ from anonymizer.storage import filesystem
 
 T = TypeVar("T")
 
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # to files elsewhere, which would be written
+
 
 @contextlib.contextmanager
 def translate_storage_errors(fs: Any = None) -> Iterator[None]:
@@ -143,9 +145,9 @@ class StoragePath:
         with translate_storage_errors(self.fs):
             if self.is_local:
                 self._make_folder(Path(self.path).parent)
-                if self.private_root:  # an existing file keeps its mode when it is written
-                    os.close(self._open_descriptor(self.path))
-                self.fs.pipe_file(self.path, data)
+                with open(self._open_descriptor(self.path), "wb") as file:
+                    file.truncate()
+                    file.write(data)
             else:
                 filesystem.with_retries(lambda: self.fs.pipe_file(self.path, data))
 
@@ -273,8 +275,8 @@ class StoragePath:
             temporary.unlink(missing_ok=True)
 
     def _open_descriptor(self, path: str) -> int:
-        """Open a file for writing, and create it if it is missing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT, 0o600 if self.private_root else 0o666)
+        """Open a file for writing, and create it if it is missing; a link to another file is an OSError."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | NO_LINKS, 0o600 if self.private_root else 0o666)
 
     def _make_folder(self, folder: Path) -> None:
         """Create a folder and those above it, each with its own mode."""

@@ -19,10 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anonymizer.errors import IntegrityError
+from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.release import event_log
 from anonymizer.release.event_log import ChainHead
 from anonymizer.storage.layout import Release
+from tests.support.releases import KEY
 
 many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 
@@ -237,3 +238,20 @@ def test_who_acts_is_whom_the_environment_names_or_the_user_of_the_machine(
 
     monkeypatch.setattr(getpass, "getuser", strangers)
     assert event_log.current_actor() == f"user {os.getuid()}@{socket.gethostname()}"
+
+
+def test_a_link_in_place_of_a_file_of_the_restricted_half_is_not_followed(tmp_path: Path) -> None:
+    """What it leads to would be overwritten by the custodian's own run."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a file of the custodian's that is no log")
+    release = Release.at(str(tmp_path / "out"), KEY)
+    release.restricted.make_private_folder()
+    Path(release.event_log.path).symlink_to(mine)
+    with pytest.raises(OutputError):
+        event_log.record(release, "planned")
+    error = release.errors / "shard-00000.txt"
+    release.errors.make_private_folder()
+    Path(error.path).symlink_to(mine)
+    with pytest.raises(OutputError):
+        error.write_uncommitted(b"overwritten")
+    assert mine.read_text() == "a file of the custodian's that is no log"
