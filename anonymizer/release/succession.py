@@ -32,9 +32,9 @@ def announce(old: Release, new: Release) -> None:
 
 
 def cancel(old: Release, reason: str) -> str:
-    """Log that an erasure will not be finished; return where its release lies. UsageError where none can be cancelled.
+    """Log that an erasure will not be finished, and remove what was prepared; return where that was.
 
-    Nothing of the old release was touched by it.
+    Nothing of the old release was touched by it. Raises UsageError where no erasure can be cancelled.
     """
     successor = pending_successor(old)
     if successor is None or _has_begun(old):
@@ -43,6 +43,9 @@ def cancel(old: Release, reason: str) -> str:
     if Release.at(successor).is_published:
         raise UsageError(f"release {str(old.root)!r}: {successor!r} took its place already: {AGAIN}")
     event_log.record(old, CANCELLED_EVENT, successor=successor, reason=reason)
+    new = Release.at(successor, old.key)
+    if is_successor(new):  # it is signed, and approvers cannot tell that it is not to be published
+        new.restricted.remove()
     return successor
 
 

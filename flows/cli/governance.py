@@ -210,7 +210,7 @@ def _cancel_erasure(release: str, reason: str) -> None:
     from anonymizer.release import plan, succession
 
     successor = succession.cancel(plan.open_with_key(release), reason)
-    console.print_line(f"Cancelled: {release} stays as it is. Remove {successor}, which will not be published.")
+    console.print_line(f"Cancelled: {release} stays as it is, and what was prepared at {successor} is removed.")
 
 
 def _list_erasure_cautions(old: Release, new: Release) -> list[str]:

@@ -178,12 +178,11 @@ def test_an_erasure_is_given_up_with_a_reason(place: Path) -> None:
     assert "Cancelled" in command("erase", place / "old", "--cancel", "named the wrong person")
     assert event_log.read(at(place / "old"))[-1]["details"]["reason"] == "named the wrong person"
     assert json.loads(command("status", place / "old", "--json"))["erasure"] is None
-    assert "cancelled" in json.loads(command("status", place / "new", "--json"))["erasure"]
-    with pytest.raises(ConfigError, match="was cancelled"):
+    assert tree(place / "new") == {}  # it was signed, and an approver could publish it
+    with pytest.raises(IntegrityError, match="nothing to approve"):
         publish.approve(at(place / "new"), ADA, TRUST)
     with pytest.raises(UsageError, match="nothing to cancel"):
         succession.cancel(plan.open_with_key(str(place / "old")), "again")
-    shutil.rmtree(place / "new")
     assert erase(place, "second", "subject:B").pending == 3
     assert publish.approve(at(place / "second"), ADA, TRUST).is_published and destroyed(place, "old")
     with pytest.raises(OutputError, match="it was erased"):
@@ -410,6 +409,27 @@ def test_a_destroyed_release_that_is_put_back_is_followed_by_none_and_erased_fro
             shutil.rmtree(place / "old")
             shutil.copytree(place.parent / "copy/old", place / "old")
     shutil.rmtree(place.parent / "backup")
+
+
+def test_an_erasure_under_way_is_known_without_the_end_of_the_log(place: Path) -> None:
+    """Anybody can cut it off; the release that takes the place of this one knows of it, too."""
+    log = place / "old" / LOG
+    lines = [line for line in log.read_bytes().splitlines(keepends=True) if b"erasure begun" not in line]
+    log.write_bytes(b"".join(lines))
+    with pytest.raises(ConfigError, match=r"people are erased from it, or were, by .*/new'"):
+        run(follow(str(place / "old"), place / "in", place / "april", **SECTIONS), scorer=SCORER)
+    with pytest.raises(OutputError, match=r"people are erased from it, or were, by .*/new'"):
+        erase(place, "second", "subject:B")
+
+
+def test_a_cancelled_successor_that_is_put_back_is_not_approved(place: Path) -> None:
+    copy = shutil.copytree(place / "new", place / "backup")
+    succession.cancel(plan.open_with_key(str(place / "old")), "named the wrong person")
+    shutil.rmtree(place / "new")
+    shutil.move(copy, place / "new")
+    with pytest.raises(ConfigError, match="was cancelled"):
+        publish.approve(at(place / "new"), ADA, TRUST)
+    assert at(place / "old").is_published and not at(place / "new").is_published
 
 
 def guarded(place: Path) -> Iterator[Path]:
