@@ -62,9 +62,11 @@ def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
         names = redaction.in_fresh_thread(
             lambda: demo_data.write_demo_source(source, pictures, backbone, progress.advance)
         )
-    console.out.print("Releasing them, signed with a new key (starting Prefect takes a moment) ...\n")
+    console.out.print("Releasing them, with new keys (starting Prefect takes a moment) ...\n")
     private_file, public_file = make_keys("publisher", output / "keys", "signing")
-    with override_environment({settings.signing_key_env: str(private_file)}):
+    custodian_file, _ = make_keys("custodian", output / "keys", "custodian")
+    keys = {settings.signing_key_env: str(private_file), settings.key_env: custodian_file.read_text().strip()}
+    with override_environment(keys):
         run_release(settings, as_json=False, quiet=quiet)
     console.out.print()
     console.print_table(
