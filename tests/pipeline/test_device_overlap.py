@@ -12,10 +12,12 @@ import torch
 
 from anonymizer.backbones import Denoised
 from anonymizer.boomerang import Boomerang
+from anonymizer.errors import GateError
 from anonymizer.noise import FORWARD, KeyedNoise
 from anonymizer.pipeline import stages
 from anonymizer.pipeline.device_overlap import PrefetchedNoise, Sequential, open_overlap
 from anonymizer.records import Scores
+from anonymizer.storage.layout import Release
 from tests.support.ideal_gaussian import IdealGaussian, open_concurrent
 from tests.support.releases import NotFinite, PlainScorer, people, public_images, rows, run, settings
 
@@ -147,7 +149,10 @@ def test_a_model_that_gives_nothing_but_nan_fails_every_record(tmp_path: Path) -
             return torch.full_like(z0, torch.nan)
 
     config = settings(people(tmp_path / "in", 3), tmp_path / "out", run={"shard_size": 3})
-    assert {(row["status"], row["reason"]) for row in rows(run(config, Nothing()))} == {("failed", "not_finite")}
+    with pytest.raises(GateError, match="nothing is published"):
+        run(config, Nothing())
+    found = rows(Release.at(config.output.uri))
+    assert {(row["status"], row["reason"]) for row in found} == {("failed", "not_finite")}
 
 
 def test_sequences_of_scores_may_be_of_any_kind(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from anonymizer.backbones import Denoised
 from anonymizer.crypto import signing
-from anonymizer.errors import ConfigError
+from anonymizer.errors import ConfigError, GateError
 from anonymizer.records import Scores
 from anonymizer.release.ledger import Ledger
 from anonymizer.storage.layout import Release
@@ -118,7 +118,9 @@ def test_an_output_that_is_too_far_is_not_drawn_again(tmp_path: Path) -> None:
     config = settings(
         people(tmp_path / "in", 2), tmp_path / "out", policy={"scores": {"lpips": {"max": 0}}, "escalate": [0.9]}
     )
-    found = rows(run(config))
+    with pytest.raises(GateError, match="nothing is published"):
+        run(config)
+    found = rows(Release.at(config.output.uri))
     assert {(row["reason"], row["attempts"]) for row in found} == {("too_far", 1)}
 
 
