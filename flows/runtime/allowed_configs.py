@@ -60,6 +60,8 @@ def read_allowed(kind: type[C]) -> Iterator[C]:
 def _read_files() -> Iterator[tuple[str, bytes]]:
     place = Path(os.environ.get(VARIABLE, ""))
     try:
+        if not place.is_absolute():  # a working directory may hold anything
+            raise ValueError
         if place.is_file():
             yield place.name, place.read_bytes()
             return
@@ -71,7 +73,7 @@ def _read_files() -> Iterator[tuple[str, bytes]]:
             yield match[2], data
     except (OSError, ValueError):
         raise ConfigError(
-            f"{VARIABLE}: no file, and no folder with {SUMS}: name a configuration, or a folder of them in which "
+            f"{VARIABLE}: no file, and no folder with {SUMS}: give the full path of one, or of a folder in which "
             f"`sha256sum *.yaml > {SUMS}` was run"
         ) from None
 

@@ -178,9 +178,9 @@ def test_a_place_that_is_not_as_its_digests_say_refuses_everything(folder: Path,
         allowed_configs.check(config_of(ALLOWED))
 
 
-@pytest.mark.parametrize("place", ["", "missing"])
-def test_a_pin_to_nothing_refuses_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("place", ["", ".", "faces.yaml", "/missing"])
+def test_a_pin_to_nothing_refuses_everything(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.chdir(folder)  # what lies in the working directory allows nothing
     monkeypatch.setenv(allowed_configs.VARIABLE, place)
     with pytest.raises(ConfigError, match=rf"^{allowed_configs.VARIABLE}: no file, and no folder"):
         allowed_configs.check(config_of(ALLOWED))

@@ -156,6 +156,27 @@ def test_the_server_never_sees_the_key(tmp_path: Path) -> None:
     assert in_new_process(code, tmp_path, SECRET="planted-secret") == "children 1"
 
 
+OTHERS = """
+import json, os, urllib.error, urllib.request
+from flows.runtime import temporary_server as server
+with server.ensure_server("SECRET") as ready:
+    ready()
+    for path in ("flows/filter", "flow_runs/filter", "admin/settings"):
+        request = urllib.request.Request(os.environ["PREFECT_API_URL"] + "/" + path, None if "admin" in path else b"{}")
+        request.add_header("Content-Type", "application/json")
+        try:
+            print(path, urllib.request.urlopen(request).read())
+        except urllib.error.HTTPError as error:
+            print(path, error.code)
+"""
+
+
+@pytest.mark.slow
+def test_others_on_this_machine_learn_nothing_from_the_server(tmp_path: Path) -> None:
+    printed = in_new_process(OTHERS, tmp_path).splitlines()
+    assert printed == ["flows/filter 401", "flow_runs/filter 401", "admin/settings 401"]
+
+
 RUN = """
 from flows.runtime import temporary_server as server
 with server.ensure_server("SECRET") as ready:
