@@ -16,6 +16,7 @@ import os
 import random
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import sleep
@@ -87,9 +88,19 @@ def _append_in_store(release: Release, fields: Mapping[str, Any]) -> ChainHead:
 def read(release: Release) -> list[Mapping[str, Any]]:
     """Return all events in order.
 
-    Raises IntegrityError with the line number if the hash chain is broken, or, with the key, if a line is not by it.
+    Raises IntegrityError with the line number if the hash chain is broken, or, with the key, if a line is not by it, or
+    if it is the log of another release under the same key.
     """
-    return list(_verify_chain(release.event_log.read(), release.key)) if release.event_log.exists() else []
+    if not release.event_log.exists():
+        return []
+    events = list(_verify_chain(release.event_log.read(), release.key))
+    plans = [event["details"]["plan"] for event in events if event["event"] == "planned" and "plan" in event["details"]]
+    if release.key is not None and release.key.is_persistent and plans and release.plan.exists():
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            if json.loads(release.plan.read())["id"] == plans[-1]:
+                return events
+        raise IntegrityError("restricted/events.jsonl: is not the log of this plan: restore both")
+    return events
 
 
 def is_erased(release: Release) -> bool:

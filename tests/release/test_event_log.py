@@ -23,7 +23,8 @@ from anonymizer.errors import IntegrityError, OutputError
 from anonymizer.release import event_log
 from anonymizer.release.event_log import ChainHead
 from anonymizer.storage.layout import Release
-from tests.support.releases import KEY
+from tests.support.releases import KEY, begin, people
+from tests.support.releases import settings as configured
 
 many = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 
@@ -255,3 +256,11 @@ def test_a_link_in_place_of_a_file_of_the_restricted_half_is_not_followed(tmp_pa
     with pytest.raises(OutputError):
         error.write_uncommitted(b"overwritten")
     assert mine.read_text() == "a file of the custodian's that is no log"
+
+
+def test_the_log_of_another_release_under_the_same_key_is_refused(tmp_path: Path) -> None:
+    one, other = (begin(configured(people(tmp_path / "in", 2), tmp_path / name)) for name in ("one", "other"))
+    assert event_log.read(one) and event_log.read(other)
+    one.event_log.write(other.event_log.read())
+    with pytest.raises(IntegrityError, match="is not the log of this plan: restore both"):
+        event_log.read(one)
