@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ from anonymizer.backbones.prompt_encoder import MAX_CACHED_PROMPTS, CachedPrompt
 from anonymizer.backbones.tiling import TiledBackbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig
-from anonymizer.errors import ModelError
+from anonymizer.errors import GateError, ModelError
 from anonymizer.noise import FORWARD, KeyedNoise
 from anonymizer.samplers import SAMPLERS
+from anonymizer.storage.layout import Release
 from tests.support import tiny_pipelines
 from tests.support.releases import folder_of, listing, picture, rows, run, settings
 
@@ -552,8 +554,9 @@ def test_a_run_conditions_on_captions_and_quarantines_unsafe_pictures(tmp_path, 
     source = listing(tmp_path / "in", [{"image": f"{i}.png", "caption": text} for i, text in enumerate(captions)])
     model = {"id": str(folder), "device": "cpu", "prompt": "a photo of {caption}", "guidance": 3.0}
     config = settings(source, tmp_path / "out", source={"caption": "caption"}, model=model, run={"batch_size": 3})
-    release = run(config, load_backbone(config.model))
-    found = {row["caption"]: (row["status"], row["reason"]) for row in rows(release)}
+    with nullcontext() if ends[0] == "released" else pytest.raises(GateError, match="nothing is published"):
+        run(config, load_backbone(config.model))
+    found = {row["caption"]: (row["status"], row["reason"]) for row in rows(Release.at(config.output.uri))}
     assert [found[text] for text in captions] == [ends, ends, ("failed", "no_condition")]
 
 
