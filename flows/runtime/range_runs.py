@@ -30,6 +30,7 @@ from prefect.states import Cancelling, Crashed
 
 from anonymizer import errors
 from anonymizer.config import RunConfig
+from anonymizer.data.sources.files import to_printable
 from anonymizer.errors import AnonymizerError, ReportableError, ShardError
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
@@ -161,10 +162,11 @@ def pass_error_on(release: str) -> Iterator[None]:
 
 def read_error(config: RunConfig, run: RangeRun, state: State[Any], shards: Sequence[int]) -> AnonymizerError:
     """Return the error of a range that left these shards: the one its process passed on, or a ShardError."""
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         document = json.loads(_error_file(config.output.uri, run.flow_run).read())
-        kind: type[ReportableError] = getattr(errors, document["error"])
-        return kind(document["message"])
+        kind = getattr(errors, str(document["error"]), None)
+        if isinstance(kind, type) and issubclass(kind, ReportableError):  # the file may be by anybody
+            return kind(to_printable(str(document["message"]), safe="%"))
     message = state.message or ""
     reason = message if message.startswith((STALLED, LOST)) else f"{state.type.value.lower()} in a worker"
     return ShardError(f"shards {shards[0]} to {shards[-1]}: {reason}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -53,6 +54,20 @@ def test_an_error_of_a_worker_that_may_be_repeated_is_the_error_of_the_release(t
     ):  # fmt: skip
         error = range_runs.read_error(config, started[1], state, [3, 4])
         assert str(error) == f"shards 3 to 4: {state.type.value.lower()} in a worker"
+
+
+@pytest.mark.parametrize("error", ["TYPE_CHECKING", "RecordError", "SystemExit", "annotations", "no such", 3, None])
+def test_an_error_file_that_anybody_wrote_makes_no_other_error(tmp_path: Path, error: object) -> None:
+    from prefect.states import Crashed
+
+    from flows.runtime import range_runs
+
+    config, run = settings(tmp_path / "in", tmp_path / "out"), range_runs.RangeRun(range_runs.ShardRange([0]), uuid4())
+    file = tmp_path / "out" / "restricted" / "errors" / f"range-{run.flow_run}.json"
+    file.parent.mkdir(parents=True)
+    for document in ({"error": error, "message": "x"}, {"error": error}, [error], "["):
+        file.write_text(json.dumps(document) if document != "[" else "[" * 100_000)
+        assert str(range_runs.read_error(config, run, Crashed(), [0])) == "shards 0 to 0: crashed in a worker"
 
 
 @pytest.mark.usefixtures("prefect_home")
