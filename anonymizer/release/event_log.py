@@ -93,10 +93,14 @@ def read(release: Release) -> list[Mapping[str, Any]]:
     """
     if not release.event_log.exists():
         return []
-    events = list(_verify_chain(release.event_log.read(), release.key))
+    try:
+        data = release.event_log.read()
+    except OSError as error:
+        raise IntegrityError(f"events: events.jsonl cannot be read ({type(error).__name__}): restore it") from None
+    events = list(_verify_chain(data, release.key))
     plans = [event["details"]["plan"] for event in events if event["event"] == "planned" and "plan" in event["details"]]
     if release.key is not None and release.key.is_persistent and plans and release.plan.exists():
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             if json.loads(release.plan.read())["id"] == plans[-1]:
                 return events
         raise IntegrityError("restricted/events.jsonl: is not the log of this plan: restore both")
@@ -206,7 +210,9 @@ def _decode(line: bytes) -> Mapping[str, Any] | None:
     try:
         event: dict[str, Any] = json.loads(line)
         fields = {name: value for name, value in event.items() if name != "sha256"}
-        is_valid = _encode(fields) == line and isinstance(event["n"], int) and isinstance(event["previous"], str)
+        is_valid = _encode(fields) == line and isinstance(event["n"], int) and isinstance(event["details"], dict)
+        is_valid &= all(isinstance(event[name], str) for name in ("previous", "event", "time"))
+        is_valid &= datetime.fromisoformat(event["time"]).tzinfo is not None
         return event if is_valid else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

@@ -202,8 +202,11 @@ def read_last_decision(release: Release) -> SignedStatement | None:
     if not release.decision_log.exists():
         return None
     try:
-        return dsse.loads(release.decision_log.read(), DECISION_PREDICATE)[-1]
-    except (ValueError, IndexError):
+        decision = dsse.loads(release.decision_log.read(), DECISION_PREDICATE)[-1]
+        if not all({"rule", "bound", "result"} <= rule.keys() for rule in decision.predicate["rules"]):
+            raise ValueError
+        return decision
+    except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError):
         raise IntegrityError(f"release: restricted/{release.decision_log.name} is damaged: restore it") from None
 
 

@@ -43,7 +43,15 @@ def retention_start(release: Release) -> datetime | None:
     signed = [event["time"] for event in events if event["event"] == "sealed"]
     begun = [event["details"].get("kept_since") for event in events if event["event"] == event_log.ERASURE_BEGUN]
     times = [*signed[-1:], *filter(None, begun)]
-    return datetime.fromisoformat(times[-1]) if signed else None
+    if not signed:
+        return None
+    try:
+        start = datetime.fromisoformat(times[-1])
+    except (TypeError, ValueError):
+        start = datetime.min
+    if start.tzinfo is None:
+        raise IntegrityError("events: an erasure has no time since when it counts: restore restricted/events.jsonl")
+    return start
 
 
 def list_terms(release: Release, config: RestrictedConfig) -> list[RetentionTerm]:
@@ -78,8 +86,10 @@ def purge(release: Release, config: RestrictedConfig, now: datetime) -> list[Ret
 def read_purged(release: Release) -> Mapping[str, str]:
     """Return which kinds of data were purged, and on which day."""
     try:
-        purged: Mapping[str, str] = json.loads(release.purged.read()) if release.purged.exists() else {}
-    except ValueError:
+        purged = json.loads(release.purged.read()) if release.purged.exists() else {}
+        if not isinstance(purged, dict) or not all(isinstance(day, str) for day in purged.values()):
+            raise ValueError
+    except (OSError, ValueError, RecursionError):
         raise IntegrityError("release: restricted/purged.json is damaged: restore it") from None
     return purged
 

@@ -96,8 +96,9 @@ def _matches(allowed: BaseModel, config: BaseModel, is_filled: bool) -> bool:
 def _fill_previous(allowed: RunConfig, actual: str | None) -> str | None:
     if allowed.previous != "{newest}":
         return None if allowed.previous is None else _fill(allowed.previous, actual)
-    folder = allowed.output.uri.rstrip("/").rpartition("/")[0]  # the newest beside it, or none yet
-    is_sibling = actual is None or re.fullmatch(re.escape(f"{folder}/" if folder else "") + r"(?!\.\.?$)[^/]+", actual)
+    folder = allowed.output.uri.rstrip("/").rpartition("/")[0]  # the newest beside it
+    pattern = re.escape(f"{folder}/" if folder else "") + r"(?!\.\.?$)[^/]+"
+    is_sibling = actual is not None and re.fullmatch(pattern, actual)
     return actual if is_sibling else allowed.previous
 
 

@@ -81,9 +81,10 @@ def fill_date(key: str, uri: str, start: datetime) -> str:
 
 
 def newest_release_before(uri: str) -> str | None:
-    """Return the last published release, by name, in the folder of ``uri`` that comes before it; None if there is none.
+    """Return the last published release, by name, in the folder of ``uri`` that comes before it.
 
-    A release that was begun keeps its previous one. ConfigError where an erased release has no successor.
+    A release that was begun keeps its previous one. ConfigError where an erased release has no successor, and where
+    there is none, since it may have been removed.
     """
     from anonymizer.release import plan  # slow to import
 
@@ -102,7 +103,10 @@ def newest_release_before(uri: str) -> str | None:
                 f"previous {NEWEST}: {name!r} was erased, and no later release beside it is published: name the one "
                 "that took its place, or erased people come back"
             )
-    return None
+    raise ConfigError(
+        f"previous {NEWEST}: no published release lies beside {own!r}: leave previous out for the first of a series; "
+        "if there were others, restore them, or erased people come back"
+    )
 
 
 def refuse_placeholders(config: RunConfig) -> None:

@@ -80,7 +80,7 @@ def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothin
     site: Site, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, _ = as_folder(tmp_path)
-    config = of_workers(source, tmp_path / "releases" / "{date}", tiny_model, "previous='{newest}'")
+    config = of_workers(source, tmp_path / "releases" / "{date}", tiny_model)
     settings_file(site.folder, config)
     (deployment,) = site.ask("deployments/filter", {"deployments": {"name": {"any_": ["release"]}}})
     assert [(one["schedule"]["cron"], one["active"]) for one in deployment["schedules"]] == [("0 3 1 * *", False)]

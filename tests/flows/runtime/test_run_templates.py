@@ -59,8 +59,11 @@ def published(tmp_path: Path, name: str, earlier: str | None = None) -> Release:
     return run(settings(tmp_path / "in", tmp_path / "releases" / name, *more))
 
 
-def test_the_newest_release_before_this_one_is_the_previous_and_the_first_month_has_none(tmp_path: Path) -> None:
-    assert placed(tmp_path).previous is None
+def test_the_newest_release_before_this_one_is_the_previous_and_one_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="leave previous out for the first of a series; if there were others, restore"
+    ):
+        placed(tmp_path)  # they may have been removed by somebody
     for name in ("2026-10", "2026-11", "2027-01"):
         published(tmp_path, name)
     (tmp_path / "releases/2026-11-notes").mkdir()
