@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from anonymizer import config as configuration
 from anonymizer.backbones import Backbone
@@ -205,12 +206,15 @@ def read(release: Release) -> Plan:
         is_erased = event_log.is_erased(release)
         reason = "it was erased" if is_erased else "it is not a release, or only its public half"
         raise OutputError(f"{name}: no restricted/plan.json: {reason}")
-    data = release.plan.read()
     try:
+        data = release.plan.read()
         fields = json.loads(data)
         fields.pop("hmac", None)
         plan = Plan(**fields | {"escalated": tuple(fields["escalated"])})
-    except (ValueError, TypeError, KeyError, AttributeError):
+        TypeAdapter(Plan).validate_json(json.dumps(fields), strict=True)
+        if not 0 <= plan.shards <= plan.records:
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise IntegrityError(f"{name}: restricted/plan.json is damaged, or of another version: restore it") from None
     if release.key is not None and release.key.is_persistent:
         if plan.key_check != release.key.check_value:

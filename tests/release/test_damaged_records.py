@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from anonymizer.attest import dsse
 from anonymizer.errors import IntegrityError
-from anonymizer.release import event_log, publish, retention
+from anonymizer.records import Plan
+from anonymizer.release import event_log, plan, publish, retention
 from anonymizer.storage.layout import Release
 from tests.support.signed_release import JSON_VALUES
 
@@ -78,7 +80,7 @@ def test_a_decision_with_any_rules_is_read_or_one_line(release: Release, rules: 
 
 
 def test_folders_and_deep_nesting_in_place_of_files_are_one_line(release: Release) -> None:
-    readers = {"events.jsonl": event_log.read, "purged.json": retention.read_purged,
+    readers = {"plan.json": plan.read, "events.jsonl": event_log.read, "purged.json": retention.read_purged,
                "decisions.intoto.jsonl": publish.read_last_decision}  # fmt: skip
     for name, read in readers.items():
         file = Path(release.restricted.path) / name
@@ -90,3 +92,20 @@ def test_folders_and_deep_nesting_in_place_of_files_are_one_line(release: Releas
         with pytest.raises(IntegrityError):
             read(release)
         file.rmdir()
+
+
+PLAN = Plan(
+    "in", "out", 3, 2, 2, 0.5, 500, 1000, -0.5, "ddim", 20, "bundled:faces-64", "0" * 64, "1" * 64, ("2" * 64,), None
+)  # fmt: skip
+
+
+@FUZZ
+@given(name=st.sampled_from(list(asdict(PLAN))), value=JSON_VALUES | st.just(10**7))
+def test_a_plan_with_any_value_in_any_field_is_read_or_one_line(release: Release, name: str, value: Any) -> None:
+    release.plan.write(json.dumps(asdict(PLAN) | {name: value}).encode())
+    try:
+        assert isinstance(getattr(plan.read(release), name), type(getattr(PLAN, name)) | str | int | None)
+    except IntegrityError as error:
+        assert "plan.json is damaged" in str(error)
+    release.plan.write(json.dumps(asdict(PLAN)).encode())
+    assert plan.read(release) == PLAN
