@@ -29,6 +29,9 @@ from anonymizer.errors import RecordError, SourceError
 from anonymizer.records import Entry, Reason, Record
 
 BATCH_ROWS = 16  # rows of images in memory at a time
+BAD_CELL = object()  # a value that Python has none for
+# Text that is no UTF-8, a time beyond the calendar, a time zone that there is not.
+CELL_ERRORS = (ValueError, OverflowError, LookupError, pa.ArrowException)
 
 
 class ParquetSource:
@@ -119,7 +122,8 @@ class ParquetSource:
             yield from ({} for _ in range(parquet.metadata.num_rows))
             return
         for batch in parquet.iter_batches(batch_size=8192, columns=self.key_columns):
-            yield from batch.select(self.key_columns).to_pylist()
+            for row in _to_rows(batch.select(self.key_columns)):
+                yield {name: None if value is BAD_CELL else value for name, value in row.items()}
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Record]:
         begin = 0
@@ -153,6 +157,8 @@ class ParquetSource:
     def _build(self, entry: Entry, values: dict[str, Any] | None, classes: Mapping[str, Sequence[str]]) -> Record:
         if values is None:
             raise RecordError(Reason.UNREADABLE)
+        if any(value is BAD_CELL for value in values.values()):
+            raise RecordError(Reason.BAD_METADATA)
         if self.config.id and row_digest({key: values[key] for key in self.key_columns}) != entry.mark:
             raise RecordError(Reason.CHANGED)
         max_bytes, data = self.config.limits.max_bytes, values[self.config.image]
@@ -249,11 +255,27 @@ def _read_rows(
             for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
                 while rows and _row_number(rows[0]) < begin + len(batch):
                     entry = rows.popleft()
-                    yield entry, batch.slice(_row_number(entry) - begin, 1).to_pylist()[0]
+                    yield entry, next(_to_rows(batch.slice(_row_number(entry) - begin, 1)))
                 begin += len(batch)
                 if not rows:
                     break
         yield from ((entry, None) for entry in rows)
+
+
+def _to_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Yield the values of each row; ``BAD_CELL`` where one is none of its type, or of Python's."""
+    try:
+        yield from batch.to_pylist()
+    except CELL_ERRORS:
+        for row in range(len(batch)):
+            yield {name: _to_value(column[row]) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+
+
+def _to_value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except CELL_ERRORS:
+        return BAD_CELL
 
 
 def _is_later_row(first: Entry, second: Entry) -> bool:
@@ -269,7 +291,7 @@ def _class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
