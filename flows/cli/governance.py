@@ -18,7 +18,7 @@ from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.cli import console
-from flows.cli.options import as_json, quiet
+from flows.cli.options import as_json, open_to_change, quiet, without_key
 from flows.lineage.emit import emit_run_events
 from flows.start import run_flow
 
@@ -254,16 +254,17 @@ def unseal(file: str, identity: str, output: str) -> None:
 
 @click.command()
 @click.argument("release")
+@without_key
 @as_json
-def purge(release: str, as_json: bool) -> None:
+def purge(release: str, without_key: bool, as_json: bool) -> None:
     """Delete data past its retention period.
 
     See restricted.picture_days and restricted.record_days; `status` says what is due.
     """
     from anonymizer.release import retention
-    from anonymizer.release.plan import open_with_key, resolve_config
+    from anonymizer.release.plan import resolve_config
 
-    opened = open_with_key(release)
+    opened = open_to_change(release, without_key)
     terms = retention.purge(opened, resolve_config(opened).restricted, datetime.now(UTC))
     if as_json:
         click.echo(json.dumps({"purged": {term.kind: term.remaining for term in terms}}))

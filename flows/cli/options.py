@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from anonymizer.errors import UsageError
+from anonymizer.errors import CustodianKeyError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from anonymizer.config import RunConfig
+    from anonymizer.storage.layout import Release
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="BaseModel")
@@ -26,7 +27,28 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any other setting; repeatable."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+without_key = click.option(
+    "--without-key", is_flag=True,
+    help="The release was made without a custodian's key, and nobody else could write its settings.",
+)  # fmt: skip
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+
+
+def open_to_change(uri: str, is_keyless: bool) -> Release:
+    """Return a release that a command is to change by the settings in it, with its key.
+
+    One without a key only if the user says so: anybody who can write there could have written the settings. Raises
+    CustodianKeyError.
+    """
+    from anonymizer.release.plan import open_with_key
+
+    opened = open_with_key(uri)
+    if opened.key is None and not is_keyless:
+        raise CustodianKeyError(
+            f"release {uri!r}: was made without a custodian's key, so that nothing says who wrote its settings: give "
+            "--without-key if nobody else could"
+        )
+    return opened
 
 
 def split_names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ from anonymizer.records import Reason
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.cli import console
-from flows.cli.options import as_json, quiet, read_run_config, run_options
+from flows.cli.options import as_json, open_to_change, quiet, read_run_config, run_options, without_key
 
 if TYPE_CHECKING:
     from anonymizer.config import RunConfig
@@ -89,9 +89,10 @@ def run(as_json: bool, quiet: bool, **options: Any) -> None:
 @click.argument("release")
 @click.option("--failed", is_flag=True, required=True, help="Redo failed records.")
 @click.option("--reason", "reasons", multiple=True, help="Only those that failed for this reason; repeatable.")
+@without_key
 @as_json
 @quiet
-def retry(release: str, failed: bool, reasons: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def retry(release: str, failed: bool, reasons: tuple[str, ...], without_key: bool, as_json: bool, quiet: bool) -> None:
     """Redo what failed in a release that is not published.
 
     \b
@@ -100,10 +101,10 @@ def retry(release: str, failed: bool, reasons: tuple[str, ...], as_json: bool, q
 
     All that did not fail stands. Then the release is finished as `run` would finish it, with its own settings.
     """
-    from anonymizer.release.plan import open_with_key, resolve_config
+    from anonymizer.release.plan import resolve_config
     from anonymizer.release.retry import reopen_failed
 
-    opened, chosen = open_with_key(release), _parse_reasons(reasons)
+    opened, chosen = open_to_change(release, without_key), _parse_reasons(reasons)
     config = resolve_config(opened)
     config = config.model_copy(update={"output": config.output.model_copy(update={"uri": release})})  # it may be moved
     with run_lock.exclusive_run(release):

@@ -229,14 +229,14 @@ def test_a_missing_or_empty_source_is_the_first_error(tmp_path: Path) -> None:
 def test_a_disk_that_does_not_take_it_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, number: int
 ) -> None:
-    place = StoragePath.from_uri(str(tmp_path)) / "0123 secret id.png"
+    place, path_open = StoragePath.from_uri(str(tmp_path)) / "0123 secret id.png", StoragePath._open_descriptor
 
     def full(*args: Any, **rest: Any) -> None:
         raise OSError(number, os.strerror(number), place.path)
 
-    monkeypatch.setattr(type(place.fs), "pipe_file", full)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError) as caught:
+    with monkeypatch.context() as patch, pytest.raises(OutputError) as caught:
+        patch.setattr(os, "fsync", full)  # when the file is written
+        patch.setattr(StoragePath, "_open_descriptor", full if method == "write_uncommitted" else path_open)
         getattr(place, method)(b"data")
     assert f"output.uri: cannot be written ({os.strerror(number)}): check space" in str(caught.value)
     assert "secret" not in str(caught.value)

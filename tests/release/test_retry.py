@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from anonymizer.crypto import signing
+from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import GateError, IntegrityError, OutputError
 from anonymizer.records import Reason
 from anonymizer.release import event_log, ledger, plan
@@ -237,3 +238,18 @@ def test_the_command_finishes_a_release_whose_file_came_back(
     again = CliRunner().invoke(main, ["retry", "-q", "--failed", str(tmp_path / "moved")])
     assert again.exit_code == 2
     assert "is published and stays as it was signed" in again.output
+
+
+def test_a_release_without_a_key_is_changed_by_its_own_settings_only_on_request(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write there could name a model, a source or a policy of theirs."""
+    from flows.cli import main
+
+    monkeypatch.delenv("ANONYMIZER_KEY", raising=False)
+    release = begin(settings(source, tmp_path / "out"), key=CustodianKey(KEY.secret, is_persistent=False))
+    for command in (["retry", "--failed"], ["purge"]):
+        refused = CliRunner().invoke(main, [*command, str(release.root)])
+        assert refused.exit_code == 2
+        assert "was made without a custodian's key, so that nothing says who wrote its settings" in refused.output
+    assert CliRunner().invoke(main, ["purge", "--without-key", str(release.root)]).exit_code == 0
