@@ -90,14 +90,20 @@ def test_encrypted_files_have_the_modes_of_plain_ones(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "restricted/a/1.png.age").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("text", ["", "alice", public(IDENTITY)[0][:-1], public(IDENTITY)[0] + "q", "age1\ud800"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "alice", public(IDENTITY)[0][:-1], public(IDENTITY)[0] + "q", "age1\ud800"],
+    ids=["empty", "a name", "cut", "longer", "no UTF-8"],
+)
 def test_a_recipient_that_is_no_key_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^restricted\.recipients: .* is no public key of age: give") as caught:
         Encryptor((*public(OTHER), text))
     assert repr(text) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [str(IDENTITY), str(IDENTITY).lower(), f" {IDENTITY}"])
+@pytest.mark.parametrize(
+    "text", [str(IDENTITY), str(IDENTITY).lower(), f" {IDENTITY}"], ids=["as it is", "lower case", "after a space"]
+)
 def test_a_private_key_among_the_recipients_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ConfigError, match=r"restricted\.recipients: holds a private key") as caught:
         Encryptor((text,))
@@ -117,7 +123,11 @@ def test_another_identity_is_one_line() -> None:
     assert NOT_DECRYPTABLE in refused(encrypted(), str(OTHER))
 
 
-@pytest.mark.parametrize("text", ["", "\n# a comment\n", public(IDENTITY)[0], "s3cret", str(IDENTITY)[:-1], "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n# a comment\n", public(IDENTITY)[0], "s3cret", str(IDENTITY)[:-1], "\udcff"],
+    ids=["empty", "a comment", "public", "a word", "cut", "no UTF-8"],
+)
 def test_a_malformed_identity_is_one_line_and_not_repeated(text: str) -> None:
     told = refused(encrypted(), text)
     assert told.startswith("identity: ") and "AGE-SECRET-KEY-1..." in told
@@ -194,6 +204,7 @@ def test_unseal_does_not_overwrite_a_file(tmp_path: Path, file: Path, monkeypatc
         ("BINARY", "cannot be read (UnicodeDecodeError)"),
         ("x\0y", "cannot be read (ValueError)"),
     ],
+    ids=["the key itself", "no such name", "a folder", "no text", "no name"],
 )
 def test_a_missing_identity_is_one_line(tmp_path: Path, file: Path, name: str, text: str) -> None:
     (tmp_path / "BINARY").write_bytes(b"\xff\xfe")
