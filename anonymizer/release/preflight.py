@@ -33,6 +33,11 @@ def check(config: RunConfig) -> None:
     """Raise SourceError if there is nothing to read, OutputError if the release cannot be written to its output."""
     usage_marker.refuse_marked_source("source.uri", config.source.uri)
     next(iter(open_source(config.source).entries()), None)
+    check_output(config)
+
+
+def check_output(config: RunConfig) -> None:
+    """Raise OutputError if the release cannot be written to its output; the source is not read."""
     source, output = StoragePath.from_uri(config.source.uri), StoragePath.from_uri(config.output.uri)
     name = f"output.uri {config.output.uri!r}"
     if output.is_inside(source) and source.is_inside(output):
@@ -41,16 +46,13 @@ def check(config: RunConfig) -> None:
         raise OutputError(f"{name}: lies inside the source: outputs would become inputs: choose a folder outside of it")
     if source.is_inside(output):
         raise OutputError(f"{name}: holds the source: originals would lie in the release: choose another folder")
-    check_output(config)
-
-
-def check_output(config: RunConfig) -> None:
-    """Raise OutputError if the release cannot be written to its output, wherever its source is."""
-    release, name = Release.at(config.output.uri), f"output.uri {config.output.uri!r}"
+    release = Release.at(config.output.uri)
     usage_marker.refuse_marked_output("output.uri", config.output.uri)
     if not release.root.is_local and set(release.root.path) & set("*?["):  # a pattern, whose matches would be removed
         raise OutputError(f"{name}: holds a pattern (*, ? or [): write the name out")
     _check_writable(name, release.root)
+    if links := [path.name for path in release.restricted.children() if path.is_link]:
+        raise OutputError(f"{name}: restricted/{links[0]} is a link: what is written there would lie elsewhere")
     if release.plan.exists():
         if release.is_published and not release.ledger.exists():
             raise OutputError(f"{name}: its records were purged, nothing can be redone: choose another")

@@ -381,8 +381,10 @@ def _publish_if_approved(
         return PublicationStatus(False, approvers, required)
     if not is_checked:
         _refuse_changed_candidate(release, {"signature"} if signed.predicate["publisher"] is None else set(), signed)
+    if release.candidate.is_link:
+        raise IntegrityError("restricted/candidate: is a link, and public/ would be one: restore the folder itself")
     remove_incomplete(release.public)
-    logged = [event["details"]["statement"] for event in event_log.read(release) if event["event"] == "published"]
+    logged = [e["details"].get("statement") for e in event_log.read(release) if e["event"] == "published"]
     if signed.digest not in logged:  # before the move, and once: an interrupted publication comes here again
         event_log.record(release, "published", statement=signed.digest, approved=list(approvers))
     try:

@@ -131,6 +131,11 @@ class StoragePath:
 
     # Writing
 
+    @property
+    def is_link(self) -> bool:
+        """Whether it is a symbolic link on a disk, wherever that leads."""
+        return self.is_local and os.path.islink(self.path)
+
     def write(self, data: bytes) -> None:
         """Write a file atomically: by a rename on a disk; a store's put is atomic by itself."""
         with translate_storage_errors(self.fs):

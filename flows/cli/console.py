@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from anonymizer.data.sources.files import to_printable
 from anonymizer.storage.layout import ENCRYPTED_SUFFIX
 from flows.jobs.progress import ProgressReporter, report_progress_to
 
@@ -69,7 +70,12 @@ def progress_bar(quiet: bool) -> Iterator[None]:
 
 def print_line(text: str, style: str = "") -> None:
     """Print a text as it is, without markup."""
-    out.print(Text(text, style))
+    out.print(Text(printable(text), style))
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters percent-encoded: files may hold such as move a terminal's cursor."""
+    return "".join(c if c in "\n\t" else to_printable(c, safe="%") for c in text)
 
 
 def print_cautions(texts: Sequence[str]) -> None:
@@ -85,7 +91,7 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if value is not None:
-            table.add_row(name, Text(str(value)))  # not as markup, which a path may look like
+            table.add_row(printable(name), Text(printable(str(value))))  # not as markup, which a path may look like
     print_line(title, style="bold")
     out.print(table)
     out.print()
@@ -97,10 +103,15 @@ def print_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[
     for name, side in columns.items():
         table.add_column(name, justify=cast(Any, side), overflow="fold", no_wrap=side == "right")
     for row in rows:
-        table.add_row(*map(Text.assemble, row))
+        table.add_row(*(_cell(cell) for cell in row))
     print_line(title, style="bold")
     out.print(table)
     out.print()
+
+
+def _cell(cell: str | tuple[str, str]) -> Text:
+    text, style = (cell, "") if isinstance(cell, str) else cell
+    return Text(printable(text), style)
 
 
 def print_curve(calibration: Calibration) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from tests.support.object_store import (
     reach,
 )
 from tests.support.releases import (
+    begin,
+    people,
     settings,
 )
 
@@ -109,3 +112,16 @@ def test_an_output_without_permission_to_delete_is_refused_before_the_run(
     monkeypatch.setattr(type(StoragePath.from_uri(bucket).fs), "_bulk_delete", delete_nothing)
     with pytest.raises(OutputError, match=r"output\.uri 's3://.*': something could not be deleted"):
         preflight.check_output(settings(f"{bucket}/in", f"{bucket}/out"))
+
+
+@pytest.mark.parametrize("name", ["errors", "quarantine", "staging", "candidate"])
+def test_a_link_in_the_restricted_half_is_refused(tmp_path: Path, name: str) -> None:
+    """What is written there, pictures before the gate included, would lie where somebody else wants it."""
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out")
+    release = begin(config)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (release.restricted / name).remove()
+    Path((release.restricted / name).path).symlink_to(elsewhere)
+    with pytest.raises(OutputError, match=f"restricted/{name} is a link: what is written there would lie elsewhere"):
+        preflight.check(config)
