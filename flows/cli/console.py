@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +20,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from anonymizer.data.sources.files import to_printable
 from anonymizer.storage.layout import ENCRYPTED_SUFFIX
 from flows.jobs.progress import ProgressReporter, report_progress_to
 
@@ -75,7 +75,7 @@ def print_line(text: str, style: str = "") -> None:
 
 def printable(text: str) -> str:
     """Return a text with control characters percent-encoded: files may hold such as move a terminal's cursor."""
-    return "".join(c if c in "\n\t" else to_printable(c, safe="%") for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else quote(c, errors="surrogateescape") for c in text)
 
 
 def print_cautions(texts: Sequence[str]) -> None:
