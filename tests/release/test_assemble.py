@@ -211,18 +211,17 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed_when_there_is_space(
     tmp_path: Path, source: Path, undisturbed: Release, calls: int
 ) -> None:
     config = settings(source, tmp_path / "out")
-    fs = type(undisturbed.root.fs)
-    original, left = fs.pipe_file, calls
+    original, left = StoragePath._open_descriptor, calls
 
-    def filling_up(self: Any, path: str, data: bytes, **rest: Any) -> Any:
+    def filling_up(self: StoragePath, path: str) -> int:
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        return original(self, path, data, **rest)
+        return original(self, path)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OutputError) as caught:
-        patch.setattr(fs, "pipe_file", filling_up)
+        patch.setattr(StoragePath, "_open_descriptor", filling_up)
         finish(config)
     line = "output.uri: cannot be written (No space left on device): check space and access, then run the same command"
     assert str(caught.value) == f"{line} again"
