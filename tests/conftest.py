@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 
 from anonymizer.pipeline import stages
 from tests.support.ideal_gaussian import IdealGaussian, open_concurrent
+
+os.environ["COLUMNS"] = "200"  # read once by what prints on a terminal, when the first test imports it
 
 
 @pytest.fixture(params=["sequential", "concurrent"])

@@ -37,6 +37,7 @@ def spellings(figure: float) -> set[bytes]:
     return {form.encode() for form in forms if len(form.partition(".")[2]) > 3}
 
 
+@pytest.mark.slow
 def test_no_risk_that_was_measured_reaches_the_scheduler(
     tmp_path: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,7 @@ FUZZ = hypothesis_settings(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=st.data())
 def test_no_bit_of_either_half_can_be_another(place: Path, data: st.DataObject) -> None:

@@ -399,6 +399,7 @@ def test_any_change_of_any_file_is_refused_or_changes_nothing(world: World, data
         assert found == "refused", changed
 
 
+@pytest.mark.slow
 @DRAWS
 @given(data=st.data())
 def test_any_change_of_a_run_that_is_under_way_is_refused_or_changes_nothing(world: World, data: st.DataObject) -> None:

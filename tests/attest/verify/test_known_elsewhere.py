@@ -274,6 +274,7 @@ def test_a_manifest_of_more_rows_than_were_signed_is_not_read(
     assert (one.check, one.message) == ("counts", f"{MANIFEST}: has {2 * rows} rows, and {rows} were signed")
 
 
+@pytest.mark.slow
 def test_rows_that_their_file_cannot_hold_are_not_read(folder_half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = read_manifest(folder_half)
     bomb = table.slice(0, 1).take([0] * 2_000_000)  # some bytes, as it is packed

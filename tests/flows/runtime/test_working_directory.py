@@ -44,6 +44,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_no_module_in_the_working_directory_is_imported_by_a_run(
     hostile: Path, tmp_path: Path, tiny_model: Path
 ) -> None:
