@@ -131,7 +131,7 @@ def test_a_range_whose_worker_is_killed_or_hangs_is_started_again(
 ) -> None:
     source = people(tmp_path / "in", 8)
     slow = "boomerang.steps=200"  # calls of the network for each batch
-    config = of_workers(source, tmp_path / "out", tiny_model, slow, "run.timeout=40")  # a loaded machine takes its time for a first picture
+    config = of_workers(source, tmp_path / "out", tiny_model, slow, "run.timeout=40")
     before = {run["id"] for run in site.flow_runs("anonymize-shards")}
     own = start(site, settings_file(site.folder, config, "killed.yaml"))["id"]
     release = Release.at(config.output.uri)
