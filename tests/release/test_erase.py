@@ -599,3 +599,10 @@ def test_a_release_whose_key_was_thrown_away_is_not_erased_from(
         line = refusal(old, tmp_path / "new", names(tmp_path, f"subject:{ADA}"), CustodianKeyError)
         assert reason in line
         monkeypatch.setenv("ANONYMIZER_KEY", HEX)
+
+
+def test_a_new_release_in_the_source_is_refused(tmp_path: Path, old: Release) -> None:
+    """Its pictures would be originals of the next month."""
+    source = Path(plan.resolve_config(old).source.uri)
+    line = refusal(old, source / "new", names(tmp_path, f"subject:{ADA}"), OutputError)
+    assert "lies inside the source: outputs would become inputs" in line

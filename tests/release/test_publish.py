@@ -13,7 +13,7 @@ from anonymizer.attest import dsse, statement
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, CustodianKeyError, GateError, IntegrityError, SigningKeyError
 from anonymizer.records import Scores
-from anonymizer.release import publish
+from anonymizer.release import event_log, publish
 from anonymizer.storage.layout import Release
 from flows.cli import main
 from tests.support.releases import (
@@ -217,3 +217,28 @@ def test_what_could_not_be_sealed_before_is_not_signed(monkeypatch: pytest.Monke
         publish.check_signing_key(settings("in", "out"))
     monkeypatch.delenv(VARIABLE)
     publish.check_signing_key(settings("in", "out"))
+
+
+def waits_for_ada(tmp_path: Path) -> tuple[Release, Any]:
+    ada = signing.generate_key_pair()
+    policy = {"approvals": 1, "approvers": {"ada": signing.format_public_key(ada.public_key)}}
+    return run(settings(people(tmp_path / "in", 3), tmp_path / "out", policy=policy)), ada
+
+
+def test_a_candidate_that_is_a_link_is_not_published(tmp_path: Path) -> None:
+    """Then public/ would be one, to a place where somebody else may change what is handed out."""
+    release, ada = waits_for_ada(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    Path(release.candidate.path).rename(elsewhere)
+    Path(release.candidate.path).symlink_to(elsewhere)
+    with pytest.raises(IntegrityError, match="restricted/candidate: is a link, and public/ would be one"):
+        publish.approve(release, ada)
+    assert not release.public.exists()
+
+
+def test_an_event_of_a_publication_without_a_statement_is_no_publication(tmp_path: Path) -> None:
+    release, ada = waits_for_ada(tmp_path)
+    event_log.record(Release(release.root), "published")  # anybody can append it
+    assert publish.approve(release, ada).is_published
+    (own,) = (e["details"] for e in event_log.read(release) if e["event"] == "published" and e["details"])
+    assert own["statement"] == publish.read_statement(release).digest
