@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from anonymizer.crypto import seal
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import CustodianKeyError, IntegrityError
 from anonymizer.release import event_log, plan, publish
-from anonymizer.release.ledger import Ledger
+from anonymizer.release.ledger import Ledger, digest_files
 from anonymizer.storage.layout import Release
 
 
@@ -37,8 +36,7 @@ def adopt(release: Release, key: CustodianKey) -> None:
     if not event_log.has_signed_ledger(Release(release.root), head.count, before):
         raise IntegrityError("--seal: the ledger is not the one that was there when the release was signed: restore it")
     files = {shard: new.to_bytes(shard, table) for shard, table in old.scan()}
-    after = hashlib.sha256(b"".join(hashlib.sha256(data).hexdigest().encode() for data in files.values())).hexdigest()
-    event_log.record(sealed, event_log.ADOPTED_EVENT, ledger=after, signed=before)
+    event_log.record(sealed, event_log.ADOPTED_EVENT, ledger=digest_files(files.values()), signed=before)
     for shard, data in files.items():
         plan.write_entries(sealed, new_plan.id, shard, plan.read_entries(Release(release.root), old_plan, shard))
         sealed.shard_ledger(shard).write(data)

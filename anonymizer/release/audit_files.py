@@ -46,7 +46,7 @@ def read(release: Release) -> AuditResult | None:
     Raises IntegrityError where a file is not what the audit wrote.
     """
     path = release.audit / DOCUMENT
-    if release.key is None or not release.key.is_persistent or not path.exists():
+    if release.sealing_key is None or not path.exists():
         return None
     data = path.read()
     seal.check(data, release.key, _context(plan.read(release).id), f"restricted/audit/{DOCUMENT}", AGAIN)

@@ -130,12 +130,12 @@ def draw_sample(
 
 def require_key(release: Release) -> SealKey:
     """Return the key that a release was opened with. Raises CustodianKeyError where it is not that of its maker."""
-    if release.key is None or not release.key.is_persistent:
+    if (key := release.sealing_key) is None:
         raise CustodianKeyError(
             f"release {str(release.root)!r}: originals are compared under the custodian's key, which is not set, or "
             "was thrown away when the release was made: set the one that it was made with"
         )
-    return release.key
+    return key
 
 
 def draw_images(source: SourceConfig, size: int, limit: int, rng: np.random.Generator) -> ImageSet:

@@ -99,7 +99,7 @@ def read(release: Release) -> list[Mapping[str, Any]]:
         raise IntegrityError(f"events: events.jsonl cannot be read ({type(error).__name__}): restore it") from None
     events = list(_verify_chain(data, release.key))
     plans = [event["details"]["plan"] for event in events if event["event"] == "planned" and "plan" in event["details"]]
-    if release.key is not None and release.key.is_persistent and plans and release.plan.exists():
+    if release.sealing_key is not None and plans and release.plan.exists():
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             if json.loads(release.plan.read())["id"] == plans[-1]:
                 return events

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,7 +159,7 @@ class Ledger:
 
     def to_bytes(self, shard: int, rows: pa.Table, role: str = LEDGER_ROLE) -> bytes:
         """Return the file of a shard's rows, sealed for its place here. Raises CustodianKeyError without the key."""
-        if self.plan.key_check is not None and (self.release.key is None or not self.release.key.is_persistent):
+        if self.plan.key_check is not None and self.release.sealing_key is None:
             raise CustodianKeyError("ledger: is sealed with the custodian's key, which is not set: set it")
         data = parquet.to_bytes(rows, {SEAL_KEY: seal.PLACEHOLDER})
         return seal.apply(data, self.release.key, f"{self.plan.id}/{role}/{shard}")
@@ -185,8 +185,7 @@ class Ledger:
 
     def digest(self) -> str:
         """Return one SHA-256 (hex) over all files of the ledger; an event holds the one that was signed."""
-        files = (hashlib.sha256(data).hexdigest().encode() for _, data in self.read_files())
-        return hashlib.sha256(b"".join(files)).hexdigest()
+        return digest_files(data for _, data in self.read_files())
 
     def sort_originals(self, records: int | None = None) -> ExternalSort:
         """Return keyed digest and status of every original that could be read, sorted by digest; to be closed.
@@ -205,6 +204,11 @@ class Ledger:
                 continue
             if profile is not None:
                 yield Profile.from_json(profile)
+
+
+def digest_files(files: Iterable[bytes]) -> str:
+    """Return one SHA-256 (hex) over the files of a ledger, in the order of its shards."""
+    return hashlib.sha256(b"".join(hashlib.sha256(data).hexdigest().encode() for data in files)).hexdigest()
 
 
 def parse_shard(shard: int, data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

@@ -217,8 +217,8 @@ def read(release: Release) -> Plan:
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise IntegrityError(f"{name}: restricted/plan.json is damaged, or of another version: restore it") from None
-    if release.key is not None and release.key.is_persistent:
-        if plan.key_check != release.key.check_value:
+    if (key := release.sealing_key) is not None:
+        if plan.key_check != key.check_value:
             raise CustodianKeyError(f"{name}: was not made with the custodian's key that is set: set that one")
         seal.check(data, release.key, "plan", "restricted/plan.json", seal.EARLIER_VERSION_HINT)
         _check_inherited(release, plan)
@@ -271,7 +271,7 @@ def read_config(release: Release) -> RunConfig:
     Raises IntegrityError if they are not those that were written last.
     """
     config, data = _read_config(release)
-    if release.key is not None and release.key.is_persistent:
+    if release.sealing_key is not None:
         details = [event["details"] for event in event_log.read(release) if event["event"] in ("planned", "settings")]
         written = [detail["settings"] for detail in details if "settings" in detail]  # none by earlier versions
         if written[-1:] not in ([], [hashlib.sha256(data).hexdigest()]):
@@ -288,7 +288,7 @@ def _read_config(release: Release) -> tuple[RunConfig, bytes]:
         raise IntegrityError(
             f"release {str(release.root)!r}: restricted/config.yaml is missing or damaged: restore it"
         ) from None
-    if release.key is not None and release.key.is_persistent:
+    if release.sealing_key is not None:
         seal.check(data, release.key, f"{read(release).id}/config", "restricted/config.yaml")
     return configuration.build(configuration.parse(text, "restricted/config.yaml")), data
 

@@ -81,7 +81,7 @@ def _check_events(release: Release, predicate: ReleasePredicate) -> Iterator[Fin
 
 def _check_audit(release: Release) -> Iterator[Finding]:
     """Check that the files of an audit, where there is one, are what it wrote."""
-    if release.key is None or not release.key.is_persistent or not (release.audit / audit_files.DOCUMENT).exists():
+    if release.sealing_key is None or not (release.audit / audit_files.DOCUMENT).exists():
         return
     if audit_files.is_sealed(release):
         audit_files.read(release)

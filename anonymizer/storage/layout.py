@@ -69,6 +69,11 @@ class Release:
     purged = RestrictedPath("purged.json")  # what was deleted at the end of its retention period, and when
     revocations = RestrictedPath(REVOCATIONS)  # here and in earlier releases, as in the public half later
 
+    @property
+    def sealing_key(self) -> SealKey | None:
+        """The key that files are sealed and checked with; None without one, or with one that is thrown away."""
+        return self.key if self.key is not None and self.key.is_persistent else None
+
     @classmethod
     def at(cls, uri: str, key: SealKey | None = None) -> Release:
         return cls(StoragePath.from_uri(uri), key)

@@ -52,7 +52,7 @@ def verify_release(release: Release, rescore: int | None, replay: int) -> Iterat
         for check, requested in (("scores", rescore), ("replay", replay)):
             yield (failed if requested else noted)(check, "nothing measured or drawn again: not supported in tiles")
         return
-    if release.key is None or not release.key.is_persistent:  # nothing tells that originals are those of the release
+    if release.sealing_key is None:  # nothing tells that originals are those of the release
         for check, requested in (("scores", rescore), ("replay", replay)):
             reason = f"nothing measured or drawn again: originals are known by the custodian's key ({config.key_env})"
             yield (failed if requested else noted)(check, reason)
