@@ -38,6 +38,7 @@ def check(config: RunConfig) -> None:
 
 def check_output(config: RunConfig) -> None:
     """Raise OutputError if the release cannot be written to its output; the source is not read."""
+    usage_marker.refuse_marked_output("output.uri", config.output.uri)
     source, output = StoragePath.from_uri(config.source.uri), StoragePath.from_uri(config.output.uri)
     name = f"output.uri {config.output.uri!r}"
     if output.is_inside(source) and source.is_inside(output):
@@ -47,7 +48,6 @@ def check_output(config: RunConfig) -> None:
     if source.is_inside(output):
         raise OutputError(f"{name}: holds the source: originals would lie in the release: choose another folder")
     release = Release.at(config.output.uri)
-    usage_marker.refuse_marked_output("output.uri", config.output.uri)
     if not release.root.is_local and set(release.root.path) & set("*?["):  # a pattern, whose matches would be removed
         raise OutputError(f"{name}: holds a pattern (*, ? or [): write the name out")
     _check_writable(name, release.root)
