@@ -109,7 +109,7 @@ class Events(StrictModel):
 class ReleasePredicate(StrictModel):
     """The whole predicate; ``audit`` is the content of ``audit.json``.
 
-    ``release`` is the random id of its plan: a statement counts for that release alone. ``sizes`` are those of the
+    ``release`` is the random id of its plan: a statement counts for no other release. ``sizes`` are those of the
     statement's files, in bytes. Version 1 has no ``release``, ``policy`` and ``sizes``.
     """
 

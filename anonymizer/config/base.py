@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
-# Of an audit, and the least that a policy asks of one, unless it is told otherwise.
+# Defaults of an audit, and of the least that a policy requires of one.
 AUDIT_FEATURES = ("pixels", "lpips", "clip", "imagenet", "dlib")
 AUDIT_SAMPLE, AUDIT_PAIRS, AUDIT_OUTPUTS, AUDIT_AVERAGED = 300, 256, 8, 40
 

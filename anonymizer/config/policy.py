@@ -82,7 +82,7 @@ Feature = Annotated[
 
 
 class LeastAttackers(Section):
-    """The least that the attackers of an audit must have had, whoever ran it, for its figures to hold a bound."""
+    """Minimum resources of an audit's attackers, below which its figures satisfy no bound."""
 
     attacks: tuple[Attack, ...] = Field((), description="attacks to try besides those that a rule names")
     features: tuple[Feature, ...] = Field(

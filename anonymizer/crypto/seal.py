@@ -1,7 +1,7 @@
 """Seals: a keyed digest inside a file, by which the holder of the custodian's key knows what was written with it.
 
-Whoever can write to the restricted half, but has no key, can make no file that is believed. A seal is bound to a
-context, the place and the role of its file, so that a file that is moved, or taken from another release, has none.
+An attacker who can write to the restricted half and has no key cannot forge a file. A seal is bound to a context, the
+place and the role of its file: a file that is moved, or copied from another release, does not pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SEAL = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
 
 
 def is_sealed(data: bytes) -> bool:
-    """Return whether a file has a seal, whoever made it."""
+    """Return whether a file has a seal; ``check`` verifies it."""
     matches = SEAL.findall(data)
     return bool(matches) and matches[-1] != PLACEHOLDER.encode()
 

@@ -18,8 +18,8 @@ from anonymizer.errors import SigningKeyError
 PUBLIC_KEY_PREFIX = "ed25519:"
 KEY_HINT = "make one with `anonymizer keys NAME`"
 
-# RFC 8032: the field's prime, and the y of the eight points of small order. With such a public key anybody can make
-# signatures that hold, without any private key, and OpenSSL accepts them.
+# RFC 8032: the field's prime, and the y of the eight points of small order. For such a public key valid signatures can
+# be forged without any private key, and OpenSSL accepts them.
 FIELD_PRIME = 2**255 - 19
 ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 SMALL_ORDER_Y = {0, 1, FIELD_PRIME - 1, ORDER_8_Y, FIELD_PRIME - ORDER_8_Y}

@@ -323,7 +323,7 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _check_origin(data: bytes, rule: LevelRule, key_env: str) -> None:
     """Raise ConfigError unless a calibration was sealed with the custodian's key, or is the one that the rule pins.
 
-    Whoever can write to its folder could otherwise choose the level.
+    Otherwise an attacker with write access to its folder could choose the level.
     """
     name, digest = f"calibration {_file_name(rule.calibration)!r}", hashlib.sha256(data).hexdigest()
     if rule.sha256 is not None:

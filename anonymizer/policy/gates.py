@@ -137,7 +137,7 @@ def _evaluate_counts(policy: PolicyConfig, counts: Summary) -> Iterator[RuleResu
 
 def _evaluate_audit(policy: PolicyConfig, audit: AuditResult | None, now: datetime) -> Iterator[RuleResult]:
     figures, missing = audit.figures if audit else [], "no audit of this release"
-    gap = _describe_gap(audit) if audit and audit.missing else ""  # whoever left may be who would have been found
+    gap = _describe_gap(audit) if audit and audit.missing else ""  # a missing original may be one that would be linked
     for attack in policy.required_attacks:
         is_measured = bool(select_headlines(figures, attack))
         unmeasured = "not tried, or nothing could be measured" if audit else missing

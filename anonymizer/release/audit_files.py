@@ -41,7 +41,7 @@ def write(release: Release, plan_id: str | None, document: Mapping[str, Any], fi
 
 
 def read(release: Release) -> AuditResult | None:
-    """Return the last audit of this release alone; None without one, or where its key was not at hand to make one.
+    """Return the last audit of this one release; None without one, or where its key was not at hand to make one.
 
     Raises IntegrityError where a file is not what the audit wrote.
     """

@@ -228,8 +228,8 @@ def read(release: Release) -> Plan:
 def open_with_key(uri: str) -> Release:
     """Return a release with the key that its settings name; without one where it was made without, and none is set.
 
-    Raises CustodianKeyError if the key is another one than that of the release. That a release needs no key is not
-    believed of its files, which anybody may have written, where a key is set.
+    Raises CustodianKeyError if the key is another one than that of the release. Where a key is set, a plan
+    without a key is refused, since an attacker may have written it.
     """
     release = Release.at(uri)
     key_check, names = read(release).key_check, {read_config(release).key_env, DEFAULT_KEY_ENV}

@@ -100,7 +100,7 @@ def check_previous(config: RunConfig, key: CustodianKey, metric_models: Mapping[
 def refuse_other_address(config: RunConfig, before: Release, name: str) -> None:
     """Raise ConfigError for a release that was made for another address, unless the settings pin its statement.
 
-    Whoever can write there could put an older release, whose signature and seals hold, in the place of a newer one.
+    An attacker who can write there could put an older, validly signed release in the place of a newer one.
     """
     digest, address = history.statement_digest_at(str(config.previous)), plan.read(before).output
     if config.previous_statement not in (None, digest):

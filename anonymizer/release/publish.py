@@ -52,7 +52,7 @@ class PublicationStatus:
 def check_signing_key(config: RunConfig) -> None:
     """Raise SigningKeyError for an unusable key, ConfigError where a decision could not be signed or approved.
 
-    CustodianKeyError where a release would be signed that nobody could have sealed before.
+    CustodianKeyError where a release would be signed without a key to seal it with.
     """
     signer = signing.signer_from_env(config.signing_key_env)
     if signer is None and config.policy != PolicyConfig():
@@ -317,8 +317,8 @@ def _sign_candidate(
 ) -> None:
     """Write the documents of the public half, and the statement about all of it.
 
-    Everything in the candidate is checked as ``verify`` does before the statement is signed: whoever can write there
-    must not get a signature for what was not assembled.
+    Everything in the candidate is checked as ``verify`` does before the statement is signed: an attacker who can write
+    there must not get a signature for other content than was assembled.
     """
     folder, audit = release.candidate, evaluation.audit
     release.statement.remove()  # before the documents that it is about are written anew

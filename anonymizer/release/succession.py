@@ -62,7 +62,7 @@ def refuse_pending(previous: str | None, output: str, key: SealKey | None, *, re
     """Raise ConfigError where the previous release is being erased from by another release than that at ``output``.
 
     If this one ``replaces`` it, also where that was cancelled. With the key only what was logged with it counts. A
-    release that was destroyed, and put back, does not say so itself: those beside it and the output are asked.
+    destroyed release that was put back does not show it: releases in its folder and in the output's are checked too.
     """
     if previous is None or not _is_standing(old := Release.at(previous, key)):
         return
@@ -79,7 +79,7 @@ def refuse_pending(previous: str | None, output: str, key: SealKey | None, *, re
 
 
 def find_replacement(old: Release, output: str) -> str | None:
-    """Return the address of a release that took the place of ``old``, as its log says, beside that one or ``output``.
+    """Return the address of a release that replaced ``old`` by its log, in the folder of ``old`` or of ``output``.
 
     None if there is none but the one at ``output``. With the key of ``old`` only what was logged with it counts.
     """

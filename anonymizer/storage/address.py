@@ -1,7 +1,7 @@
 """Addresses of files as text: which store and path one names, and whether it lies below another.
 
 An address that two readers could understand in two ways (user names, backslashes, dot segments, encoded slashes, chains
-of file systems) is none: whoever decides by the text must read the same as the client that fetches it.
+of file systems) is refused: the check of the text and the client that fetches it must read the same address.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Address:
         return self.store if self.is_web else f"{self.store}://{self.path.partition('/')[0]}"
 
     def is_inside(self, root: Address) -> bool:
-        """Return whether this is ``root`` or lies below it, by the text alone."""
+        """Return whether this is ``root`` or lies below it; only the text is compared."""
         return self.store == root.store and f"{self.path}/".startswith(f"{root.path.rstrip('/')}/")
 
 

@@ -37,8 +37,7 @@ quiet = click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 def open_to_change(uri: str, is_keyless: bool) -> Release:
     """Return a release that a command is to change by the settings in it, with its key.
 
-    One without a key only if the user says so: anybody who can write there could have written the settings. Raises
-    CustodianKeyError.
+    Raises CustodianKeyError for one without a key, whose settings an attacker may have written, unless ``is_keyless``.
     """
     from anonymizer.release.plan import open_with_key
 

@@ -93,7 +93,7 @@ def gather_evidence(
 
 
 def _people(labels: Sequence[str | None]) -> list[str]:
-    """Return the names of people in their one spelling; "" for nobody's."""
+    """Return the names of people in their one spelling; "" where there is none."""
     return [normalize_subject(label or "") for label in labels]
 
 

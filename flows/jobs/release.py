@@ -179,7 +179,7 @@ def read_planned_config(uri: str) -> RunConfig:
 
     def read() -> RunConfig:
         opened = planning.open_with_key(uri)
-        if opened.key is None:  # then anybody may have written the settings
+        if opened.key is None:  # then an attacker may have written the settings
             raise CustodianKeyError(f"release {uri!r}: was planned without a key: workers do releases with one only")
         return planning.read_config(opened)
 

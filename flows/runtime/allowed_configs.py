@@ -96,7 +96,7 @@ def _matches(allowed: BaseModel, config: BaseModel, is_filled: bool) -> bool:
 def _fill_previous(allowed: RunConfig, actual: str | None) -> str | None:
     if allowed.previous != "{newest}":
         return None if allowed.previous is None else _fill(allowed.previous, actual)
-    folder = allowed.output.uri.rstrip("/").rpartition("/")[0]  # the newest beside it
+    folder = allowed.output.uri.rstrip("/").rpartition("/")[0]  # of the newest release before it
     pattern = re.escape(f"{folder}/" if folder else "") + r"(?!\.\.?$)[^/]+"
     is_sibling = actual is not None and re.fullmatch(pattern, actual)
     return actual if is_sibling else allowed.previous

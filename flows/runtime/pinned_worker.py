@@ -38,7 +38,7 @@ async def _load_own_flow(flow_run: FlowRun, **settings: Any) -> Any:
 
 
 def start(pool: str, limit: int, name: str | None) -> None:
-    """Do flow runs of a work pool until it is told to stop, so many at once."""
+    """Run flow runs of a work pool until stopped, at most ``limit`` at once."""
     vars(process)["load_flow_from_flow_run"] = _load_own_flow  # else hooks of any deployment would run in this process
     setup_signal_handlers_worker(os.getpid(), "the worker", click.echo)
     worker = PinnedWorker(pool, name=name, limit=limit, create_pool_if_not_found=False)

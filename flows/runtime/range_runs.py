@@ -165,7 +165,7 @@ def read_error(config: RunConfig, run: RangeRun, state: State[Any], shards: Sequ
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         document = json.loads(_error_file(config.output.uri, run.flow_run).read())
         kind = getattr(errors, str(document["error"]), None)
-        if isinstance(kind, type) and issubclass(kind, ReportableError):  # the file may be by anybody
+        if isinstance(kind, type) and issubclass(kind, ReportableError):  # an attacker may have written the file
             return kind(to_printable(str(document["message"]), safe="%"))
     message = state.message or ""
     reason = message if message.startswith((STALLED, LOST)) else f"{state.type.value.lower()} in a worker"

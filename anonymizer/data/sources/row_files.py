@@ -1,6 +1,6 @@
 """Decide which files the rows of a table may name: those in its own folder, and below the roots in ``source.allow``.
 
-Rows are data, and whoever wrote them is not trusted: a file that is read is published, with the rights of this process.
+Rows are untrusted data: a file that a row names is read with the rights of this process, and published.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RowFiles:
             yield Field(f"{len(counts) - MAX_ORIGINS:,} more places", "by source.allow", "rows")
 
     def _own_path(self, name: str) -> str | None:
-        """Return the path of a file in the table's folder, by the text alone; None for any other."""
+        """Return the path of a file in the table's folder; None for any other text."""
         if "\0" in name:
             return None
         if "://" in name or (self.location.is_local and posixpath.isabs(name)):
