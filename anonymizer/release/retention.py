@@ -55,7 +55,7 @@ def retention_start(release: Release) -> datetime | None:
 
 
 def list_terms(release: Release, config: RestrictedConfig) -> list[RetentionTerm]:
-    """Return every term that is configured, counted from publication; none before that."""
+    """Return every term that is configured, counted from the signature; none before publication."""
     start = retention_start(release)
     if start is None:
         return []

@@ -19,7 +19,8 @@ from anonymizer.release.ledger import Ledger
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
 from flows import api
-from tests.support.releases import HEX, KEY, follow, run, tree
+from flows.jobs import erase as erase_job
+from tests.support.releases import HEX, KEY, follow, released, rows, run, tree
 
 SERIES = Path(__file__).parent / "version_1" / "series.zip"
 
@@ -72,6 +73,8 @@ def test_it_is_sealed_once_every_check_has_passed_and_then_followed(january: Rel
     sealed = Release(january.root, KEY)
     assert plan.read(sealed).key_check == KEY.check_value and plan.read_config(sealed).output.uri == "january"
     assert [len(table) for _, table in Ledger.open(sealed).scan()] == [2, 2]
+    february = run(follow(january, Path("in"), Path("february")))
+    assert {row["kept"] for row in rows(february)} == {True} and released(february) == released(sealed)
 
 
 def test_what_does_not_verify_is_not_sealed(january: Release, publisher: str) -> None:
@@ -105,3 +108,12 @@ def test_only_the_custodian_can_say_that_a_release_was_sealed(january: Release, 
     assert adoption.lacks_seals(january)
     with pytest.raises(IntegrityError, match="--seal: the ledger is not the one that was there when the release was"):
         adoption.adopt(january, KEY)
+
+
+def test_a_record_is_erased_from_it_once_it_is_sealed(january: Release, publisher: str, tmp_path: Path) -> None:
+    (request := tmp_path / "withdrawn.txt").write_text("a/person 0.png\n")
+    with pytest.raises(AnonymizerError):
+        erase_job.run("january", request, "later")
+    assert outcomes(publisher, seal=True)["seals"] == "pass"
+    summary = erase_job.run("january", request, "later")
+    assert (summary.released, summary.erased, summary.published) == (3, 1, True)
