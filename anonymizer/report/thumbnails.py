@@ -145,8 +145,8 @@ def original_thumbnails(
 
 
 def _changed(release: Release, row: Row, data: bytes) -> Reason | None:
-    key = release.key
-    if key is None or not key.is_persistent or row["source_hmac"] is None:
+    key = release.sealing_key
+    if key is None or row["source_hmac"] is None:
         return None
     is_same = keyed_source_digest(key, hashlib.sha256(data).digest()) == row["source_hmac"]
     return None if is_same else Reason.CHANGED
