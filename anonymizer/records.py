@@ -14,6 +14,7 @@ class Status(StrEnum):
     RELEASED = "released"
     QUARANTINED = "quarantined"
     FAILED = "failed"
+    WAITING = "waiting"
 
 
 class Reason(StrEnum):
@@ -51,6 +52,7 @@ class Reason(StrEnum):
     NO_FACE = "no_face", "The policy bounds faces, and none was detected; the output was quarantined."
     TOO_CLOSE = "too_close", "Closer to its original than the policy allows; the output was quarantined."
     TOO_FAR = "too_far", "Farther from its original than the policy allows; the output was quarantined."
+    TOO_FEW_ALIKE = "too_few_alike", "Fewer than boomerang.k alike: it waits for more, and nothing was made of it."
     UNCLASSIFIED = "unclassified", "It has a column that the configuration neither carries, drops nor restricts."
     WITHDRAWN = "withdrawn", "Erased from an earlier release."
 
@@ -75,7 +77,8 @@ class Entry:
     ``record_id`` is unique in a source, printable UTF-8 (other bytes and control characters percent-encoded).
     ``member`` names a part of ``uri``: a tar member, a Parquet row, a listing row. ``size`` in bytes, ``label`` and
     ``subject`` (the person) are set if the listing has them. ``problem`` marks a record that is unusable before it is
-    read. ``mark`` detects a changed table: a digest of the row, or the version of its file.
+    read. ``mark`` detects a changed table: a digest of the row, or the version of its file. ``group`` is the keyed id
+    of its group, all of whose members stand together in one shard.
     """
 
     record_id: str
@@ -87,6 +90,7 @@ class Entry:
     problem: Reason | None = None
     mark: str | None = None
     subject: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ class ShardSummary:
     quarantined: int
     failed: int
     seconds: float
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,3 +174,4 @@ class Summary:
     shards: int
     seconds: float
     reasons: Mapping[str, int]
+    waiting: int = 0

@@ -42,7 +42,7 @@ COLUMNS = (
     Column("source_uri", TEXT, LEDGER, "File that held the original."),
     Column("source_hmac", TEXT, LEDGER, "Keyed digest of the original's bytes."),
     Column("output_id", TEXT, BOTH, "Name of the image: an HMAC under the custodian's key, unrelated to source order."),
-    Column("status", TEXT, LEDGER, "How the record ended: released, quarantined or failed."),
+    Column("status", TEXT, LEDGER, "How the record ended: released, quarantined, failed or waiting."),
     Column("reason", TEXT, LEDGER, "Why it was not released."),
     Column("attempts", INT, LEDGER, "Times it went through Boomerang; 0 where it did not."),
     Column("level", DOUBLE, BOTH, "Share of the noise schedule that was run, in (0, 1]. A setting, not a guarantee."),
@@ -72,6 +72,8 @@ COLUMNS = (
     Column("subject", TEXT, LEDGER, "The person shown, as named by ``source.subject``."),
     Column("earlier", TEXT, LEDGER, "Attempts before this one, as JSON: level, scores, reason."),
     Column("kept", pa.bool_(), LEDGER, "Published by an earlier release, and taken over from there."),
+    Column("group", TEXT, LEDGER, "Keyed id of the group whose mean was sampled; null without groups."),
+    Column("group_size", INT, LEDGER, "Originals in the mean; null without groups."),
     Column("file", TEXT, MANIFEST, "Path of the image, relative to this folder."),
     Column("member", TEXT, MANIFEST, "Tar member or Parquet row; empty where the image is a file of its own."),
     Column("format", TEXT, MANIFEST, "Encoding: png, jpeg or webp."),
@@ -80,6 +82,8 @@ COLUMNS = (
 )
 
 LEDGER_SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if LEDGER in column.tables])
+
+LATER_COLUMNS = ("group", "group_size")  # that ledgers of earlier versions do not have
 
 # Columns of every manifest, in order; those that are carried from the source stand before ``level``, scores at the end.
 IMAGE_COLUMNS = ("output_id", "file", "member", "sha256", "bytes", "width", "height", "format", "label", "caption")

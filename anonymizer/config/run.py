@@ -23,6 +23,7 @@ from anonymizer.config.base import (
     safe_repr,
 )
 from anonymizer.config.calibration_scope import SCOPE_KEYS, CalibrationScope, ChosenLevel, LevelRule
+from anonymizer.config.groups import GroupsConfig, check_groups
 from anonymizer.config.model import PIXEL_SETTINGS, ModelConfig
 from anonymizer.config.policy import PolicyConfig
 from anonymizer.config.source import SourceConfig, check_condition_columns
@@ -77,6 +78,9 @@ class BoomerangConfig(Section):
             "must be 1 in a release, got {}: several outputs of one original add up for an attacker",
         ),
     ] = Field(1, description="outputs for each original; a release takes 1 only")
+    k: Int = Field(
+        1, ge=1, description="originals in a group, whose mean each output is a local sample of; 1: no groups"
+    )
     chosen: ChosenLevel | None = None
 
 
@@ -184,6 +188,7 @@ class RunConfig(Section):
     )
     model: ModelConfig = ModelConfig()
     boomerang: BoomerangConfig = BoomerangConfig()
+    groups: GroupsConfig = GroupsConfig()
     metrics: MetricsConfig = MetricsConfig()
     policy: PolicyConfig = PolicyConfig()
     restricted: RestrictedConfig = RestrictedConfig()
@@ -224,6 +229,16 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_condition(self) -> RunConfig:
         check_condition_columns(self.model, self.source)
+        return self
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> RunConfig:
+        if self.boomerang.k > 1:
+            check_groups(self.groups, self.source, self.model)
+            if self.output.size == "original":
+                raise ValueError("output.size: original, and a group has several sizes: use model")
+        elif self.groups != GroupsConfig():
+            raise ValueError("groups: boomerang.k is 1, so that there are none: set boomerang.k, or leave groups out")
         return self
 
     @model_validator(mode="after")
@@ -274,8 +289,10 @@ class RunConfig(Section):
             "model": model_digest,
             "dtype": self.model.dtype,
             "model_settings": self.model.model_dump(include=PIXEL_SETTINGS),
-            "boomerang": self.boomerang.model_dump(exclude={"chosen"}),
+            "boomerang": self.boomerang.model_dump(exclude={"chosen", "k"}),
             "fit": self.source.fit,
             "output": self.output.model_dump(include={"image", "quality", "size"}),
         }
+        if self.boomerang.k > 1:  # else as in versions without groups
+            settings["groups"] = self.groups.model_dump(mode="json") | {"k": self.boomerang.k}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -20,7 +20,7 @@ from anonymizer.errors import CustodianKeyError, IntegrityError
 from anonymizer.records import Entry, Plan, ShardSummary, Status, Summary
 from anonymizer.release.plan import read as read_plan
 from anonymizer.release.profiling import METADATA_KEY, Profile
-from anonymizer.schema import LEDGER_SCHEMA
+from anonymizer.schema import LATER_COLUMNS, LEDGER_SCHEMA
 from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import Release
@@ -215,15 +215,25 @@ def parse_shard(shard: int, data: bytes, columns: Sequence[str] | None = None) -
     """Return the rows of a shard's file, its schema checked. Raises IntegrityError if it is damaged."""
     try:
         table = parquet.ParquetTable(pa.BufferReader(data))
-        if not table.schema.equals(LEDGER_SCHEMA) or not set(table.schema.metadata or {}) >= REQUIRED_METADATA:
+        if not _is_ledger_schema(table.schema) or not set(table.schema.metadata or {}) >= REQUIRED_METADATA:
             raise IntegrityError(
                 f"ledger of shard {shard}: another schema than this version writes: nothing is published"
             )
-        rows = (table if columns is None else table.select(columns)).read()
+        names = LEDGER_SCHEMA.names if columns is None else columns
+        rows = table.select([name for name in names if name in table.schema.names]).read()
+        for name in set(names) - set(rows.schema.names):
+            rows = rows.append_column(LEDGER_SCHEMA.field(name), pa.nulls(len(rows), LEDGER_SCHEMA.field(name).type))
+        rows = rows.select(names)
         metadata = {name: value for name, value in rows.schema.metadata.items() if name != SEAL_KEY.encode()}
         return rows.replace_schema_metadata(metadata)
     except (pa.ArrowException, OSError):
         raise IntegrityError(f"ledger of shard {shard}: damaged: {redo_hint(shard)}") from None
+
+
+def _is_ledger_schema(schema: pa.Schema) -> bool:
+    """Return whether a schema is that of a ledger of this version, or of one without ``LATER_COLUMNS``."""
+    earlier = pa.schema([field for field in LEDGER_SCHEMA if field.name not in LATER_COLUMNS])
+    return bool(schema.equals(LEDGER_SCHEMA) or schema.equals(earlier))
 
 
 def redo_hint(shard: int) -> str:
@@ -252,6 +262,6 @@ def summarize_shard(shard: int, table: pa.Table) -> ShardSummary:
 
 def combine_summaries(shards: Sequence[ShardSummary], reasons: Mapping[str, int]) -> Summary:
     """Return the counts of several shards together."""
-    names = ("read", "released", "quarantined", "failed", "seconds")
+    names = ("read", "released", "quarantined", "failed", "waiting", "seconds")
     totals: dict[str, Any] = {name: sum(getattr(shard, name) for shard in shards) for name in names}
     return Summary(**totals, shards=len(shards), reasons=dict(sorted(reasons.items())))

@@ -31,6 +31,8 @@ PLANNING_FILES = {".lock", "plan", "errors", "config.yaml", "erased.parquet", "b
 
 def check(config: RunConfig) -> None:
     """Raise SourceError if there is nothing to read, OutputError if the release cannot be written to its output."""
+    if config.boomerang.k > 1:
+        raise ConfigError("boomerang.k: this version makes no groups yet: leave it at 1")
     usage_marker.refuse_marked_source("source.uri", config.source.uri)
     next(iter(open_source(config.source).entries()), None)
     check_output(config)

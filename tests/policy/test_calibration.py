@@ -393,7 +393,7 @@ def test_a_calibration_is_refused_with_other_settings(folder: Path, key: str) ->
 
 
 def test_every_setting_that_changes_pixels_is_one_that_a_calibration_belongs_to() -> None:
-    assert set(OTHERS) == set(PIXELS) - {"boomerang.level"} | {"source.kind"}
+    assert set(OTHERS) == set(PIXELS) - {"boomerang.level", "boomerang.k"} | {"source.kind"}
 
 
 def test_a_rule_needs_to_know_the_kind_of_pictures(folder: Path) -> None:
@@ -523,7 +523,7 @@ def test_neither_the_choice_nor_the_kind_changes_the_fingerprint(folder: Path) -
 
 
 def test_a_record_is_not_offered_as_a_setting() -> None:
-    assert "known keys: level, sampler, samples, steps" in error_of(lambda: build(SETTINGS, ["boomerang.zzz=1"]))
+    assert "known keys: k, level, sampler, samples, steps" in error_of(lambda: build(SETTINGS, ["boomerang.zzz=1"]))
     assert error_of(lambda: build(SETTINGS, ["boomerang=1"])).endswith("its keys are level, sampler, steps, samples")
 
 

@@ -81,7 +81,10 @@ def test_the_schema_has_the_designed_columns_with_types() -> None:
         "started, seconds"
     )
     assert LEDGER_SCHEMA.names[: len(designed.split(", "))] == designed.split(", ")
-    later = "model, faces, sha256, bytes, width, height, label, caption, carried, restricted, subject, earlier, kept"
+    later = (
+        "model, faces, sha256, bytes, width, height, label, caption, carried, restricted, subject, earlier, kept, "
+        "group, group_size"
+    )
     assert LEDGER_SCHEMA.names[len(designed.split(", ")) :] == later.split(", ")
     assert LEDGER_SCHEMA.field("started").type == pa.timestamp("us", "UTC")
     assert LEDGER_SCHEMA.field("lpips").type == pa.float32()

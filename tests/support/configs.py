@@ -14,7 +14,8 @@ LEAST: dict[str, Any] = {"source": {"uri": "in"}, "output": {"uri": "out"}}
 
 # Another value for each setting that changes pixels.
 PIXELS = {
-    "boomerang.level": 0.5, "boomerang.sampler": "ddim", "boomerang.steps": 7, "model.dtype": "bfloat16",
+    "boomerang.level": 0.5, "boomerang.sampler": "ddim", "boomerang.steps": 7, "boomerang.k": 2,
+    "model.dtype": "bfloat16",
     "source.fit": "pad", "model.size": 128, "model.variant": "fp16",
     "model.prompt": "a", "model.negative_prompt": "a", "model.guidance": 2.0,
     "model.vae_tiling": True, "model.tile_overlap": 0.5,
