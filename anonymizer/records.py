@@ -126,6 +126,47 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class CeilingRate:
+    """The highest rate at which any attacker can name the right one of ``gallery`` candidates, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    gallery: int
+
+
+@dataclass(frozen=True)
+class MembershipCeiling:
+    """The highest true-positive rate of any attacker who tells which of two people an output was made from.
+
+    For the nearest other person, the median pair and the pair that is least alike.
+    """
+
+    nearest: float
+    median: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What no attacker on outputs can pass, whatever it computes; see ``metrics.stats.ceilings``.
+
+    For ``outputs`` of each original, or of each mean of ``k``. Linkage is to the right original by the first guess, by
+    five, or by the most probable one-to-one matching; ``knows_others`` by an attacker who knows all other members of a
+    group, None for k = 1; membership at a false-positive rate of 1 % and 0.1 %.
+    """
+
+    k: int
+    outputs: int
+    linkage_rank1: CeilingRate
+    linkage_rank5: CeilingRate
+    linkage_assigned: CeilingRate
+    knows_others: CeilingRate | None
+    membership_tpr_at_1: MembershipCeiling
+    membership_tpr_at_01: MembershipCeiling
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will do, except for the records themselves. ``steps`` counts network calls for each image."""
 
