@@ -20,6 +20,7 @@ import pytest
 
 from anonymizer.config import RunConfig
 from anonymizer.storage.layout import Release
+from tests.support.environment import without_prefect
 from tests.support.prefect_database import answers, wait_for
 from tests.support.releases import GARBAGE, HEX, folder_of, people, public_images, rows, settings, tree
 
@@ -151,11 +152,10 @@ def started(config: RunConfig, home: Path, **more: str) -> subprocess.Popen[str]
     """`anonymizer run`, in a process of its own."""
     file = home.parent / f"{Path(config.output.uri).name}.json"
     file.write_text(config.model_dump_json())
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    kept |= {"ANONYMIZER_KEY": HEX, "PREFECT_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment = without_prefect(ANONYMIZER_KEY=HEX, PREFECT_HOME=str(home), OMP_NUM_THREADS="1", **more)
     command = [sys.executable, "-m", "flows.cli", "run", str(file), "--quiet"]
     return subprocess.Popen(
-        command, stdout=-1, stderr=subprocess.STDOUT, text=True, env=kept | more, preexec_fn=hears_interrupts
+        command, stdout=-1, stderr=subprocess.STDOUT, text=True, env=environment, preexec_fn=hears_interrupts
     )
 
 
@@ -208,11 +208,11 @@ def test_a_run_that_is_interrupted_says_how_to_finish_it(
 @contextmanager
 def prefect_server(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A server as a user starts it, with what it was told before."""
-    environment = os.environ | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'server.db'}",
-    }
+    environment = without_prefect(
+        PREFECT_HOME=str(home),
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_SERVER_DATABASE_CONNECTION_URL=f"sqlite+aiosqlite:///{home / 'server.db'}",
+    )
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, env=environment, stdout=-3, stderr=-3, start_new_session=True) as process:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from anonymizer.backbones import load_backbone
 from anonymizer.storage import run_lock
 from anonymizer.storage.layout import Release
 from flows.cli import main
+from tests.support.environment import without_prefect
 from tests.support.releases import GARBAGE, HEX, begin, folder_of, manifest, one_shard, people, run, settings, tree
 
 Cli = Callable[..., Result]
@@ -415,8 +415,7 @@ def test_ctrl_c_is_one_line_with_the_next_step(
 def test_a_run_without_a_prefect_server_is_quiet_and_leaves_nothing_running(
     tmp_path: Path, source: Path, tiny_model: Path
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    environment |= {"PREFECT_HOME": str(tmp_path / "prefect"), "ANONYMIZER_KEY": HEX}
+    environment = without_prefect(PREFECT_HOME=str(tmp_path / "prefect"), ANONYMIZER_KEY=HEX)
     command = [sys.executable, "-m", "flows.cli", "run", "--source", str(source), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, *options(tiny_model)], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from anonymizer.errors import ConfigError
 from flows.runtime import prefect_settings, proxies
+from tests.support.environment import without_prefect
 from tests.support.http_listener import Quiet, listening
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
@@ -44,7 +45,7 @@ def test_a_temporary_server_is_reached_without_the_proxy_by_every_client(tmp_pat
 
         do_POST = do_CONNECT = do_PUT = do_PATCH = do_GET
 
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("PREFECT") and n.lower() != "no_proxy"}
+    environment = {n: v for n, v in without_prefect().items() if n.lower() != "no_proxy"}
     with listening(Proxy) as url:
         environment |= dict.fromkeys(VARIABLES, url) | {"PREFECT_HOME": str(tmp_path)}
         environment |= {} if no_proxy is None else {"NO_PROXY": no_proxy}

@@ -15,6 +15,7 @@ import pytest
 
 from anonymizer.errors import AnonymizerError, ConfigError
 from flows.runtime import prefect_settings, server_database, temporary_server
+from tests.support.environment import without_prefect
 from tests.support.http_listener import Quiet, listening
 from tests.support.prefect_database import answers, wait_for
 from tests.support.releases import (
@@ -56,9 +57,7 @@ with server.ensure_server("SECRET") as ready:
 
 
 def in_new_process(code: str, home: Path, **more: str) -> str:
-    environment = {
-        n: v for n, v in os.environ.items() if not n.startswith("PREFECT") and n not in prefect_settings.DEFAULTS
-    }
+    environment = {n: v for n, v in without_prefect().items() if n not in prefect_settings.DEFAULTS}
     environment |= {"PREFECT_HOME": str(home), "TMPDIR": str(home), **more}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stderr == ""
@@ -127,8 +126,7 @@ with server.ensure_server("SECRET") as ready:
 
 @pytest.mark.fault
 def test_the_server_goes_when_its_run_is_killed(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    environment |= {"PREFECT_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "SECRET": "planted-secret"}
+    environment = without_prefect(PREFECT_HOME=str(tmp_path), TMPDIR=str(tmp_path), SECRET="planted-secret")
     command = [sys.executable, "-c", HOLD]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None

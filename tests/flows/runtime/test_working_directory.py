@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from anonymizer.errors import ConfigError
 from flows.runtime import task_runners, working_directory
 from tests.support import ROOT
+from tests.support.environment import without_prefect
 from tests.support.releases import folder_of, picture, settings
 
 HOSTILE = """
@@ -51,8 +52,7 @@ def test_no_module_in_the_working_directory_is_imported_by_a_run(
     script = tmp_path / "anonymizer"  # as an installed console script: its own folder is on the path
     script.write_text("from flows.cli import main\nmain()\n")
     folder_of(hostile / "photos", {"1.png": picture(1)})
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    environment |= {"PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)}
+    environment = without_prefect(PREFECT_HOME=str(tmp_path / "prefect"), PYTHONPATH=str(ROOT))
     command = [sys.executable, str(script), "run", "--source", "photos", "--output", "out"]
     more = [f"model.id={tiny_model}", "metrics.clip=none", "metrics.lpips=none", "model.device=cpu"]
     done = subprocess.run(
