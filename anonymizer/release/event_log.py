@@ -75,11 +75,15 @@ def _append_to_file(release: Release, fields: Mapping[str, Any]) -> ChainHead:
 
 def _append_in_store(release: Release, fields: Mapping[str, Any]) -> ChainHead:
     """Rewrite the log, as objects cannot be appended to, on condition that no other writer was first; else retry."""
+    attempt, head = None, ChainHead(0, GENESIS_HASH)
     for _ in range(MAX_ATTEMPTS):
         data, version = release.event_log.read_with_version()
+        if attempt is not None and data.startswith(attempt):
+            return head  # only the response was lost, and others have written since
         complete = _complete_lines(data)
         head, line = _next_line(complete, fields, release.key)
-        if release.event_log.compare_and_swap(complete + line, version):
+        attempt = complete + line
+        if release.event_log.compare_and_swap(attempt, version):
             return head
         sleep(random.uniform(0, 0.2))
     raise OutputError("events: too many others write the log of this release: run the same command again")
