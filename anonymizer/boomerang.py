@@ -60,10 +60,19 @@ class Boomerang:
         ``condition``: what the backbone's ``condition`` returned for prompts or classes, one for each row. Where the
         model returns NaN or infinity the sample is NaN, so that it cannot pass for an image.
         """
+        return self.sample_latent(self.backbone.encode(x0), level, noise, condition)
+
+    @torch.inference_mode()
+    def mean(self, members: torch.Tensor) -> torch.Tensor:
+        """Return the mean z0 (B, ...) of each group of ``members`` (B, k, 3, H, W), in the space that is noised."""
+        return torch.stack([self.backbone.encode(x0) for x0 in members.unbind(1)]).mean(0)
+
+    @torch.inference_mode()
+    def sample_latent(self, z0: torch.Tensor, level: float, noise: Noise, condition: object = None) -> torch.Tensor:
+        """Return one local sample (B, 3, H, W) for each row of ``z0``, images in the space that is noised."""
         grid = self.grid(self.t_boom(level))
         stepper = make_stepper(self.sampler, self.abar, grid)
 
-        z0 = self.backbone.encode(x0)
         zt = self.forward(z0, grid[0], noise(FORWARD, z0))
         for t, s in pairwise(grid):
             denoised = self.backbone.predict(zt, t, condition)

@@ -271,3 +271,31 @@ def test_what_is_not_finite_comes_back_as_nan_and_spoils_no_other_row(ideal, bad
     out = Boomerang(ideal, "ddim", 5).sample(x0, 0.5, KeyedNoise(keys(3)))
     assert out[1].isnan().all()
     assert out[[0, 2]].isfinite().all()
+
+
+class Halved(IdealGaussian):
+    """A model whose noised space is not that of pixels, and not linear in them."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return images.sign() * images.abs().sqrt()
+
+    def decode(self, z0: torch.Tensor) -> torch.Tensor:
+        return z0.sign() * z0.square()
+
+
+@pytest.mark.parametrize("sampler", FAITHFUL)
+def test_a_sample_from_a_latent_is_that_of_its_image_to_the_bit(sampler: str) -> None:
+    model = Halved()
+    x0, boomerang = gaussian(3, model), Boomerang(model, sampler, 5)
+    one = boomerang.sample(x0, 0.5, KeyedNoise(keys(3)))
+    assert torch.equal(one, boomerang.sample_latent(model.encode(x0), 0.5, KeyedNoise(keys(3))))
+
+
+def test_the_mean_of_a_group_is_taken_where_noise_is_added() -> None:
+    model = Halved()
+    members = gaussian(8, model).unflatten(0, (2, 4))
+    z0 = Boomerang(model).mean(members)
+    expected = sum(model.encode(members[:, i]) for i in range(4)) / 4
+    assert torch.allclose(z0, expected, atol=1e-6)
+    assert not torch.allclose(z0, model.encode(members.mean(1)), atol=0.01)
+    assert torch.equal(Boomerang(model).mean(members[:, :1]), model.encode(members[:, 0]))

@@ -80,6 +80,18 @@ class CustodianKey:
         """
         return self.derive("noise", data_hmac.encode(), fingerprint.encode())[:16]
 
+    def group_hmac(self, group: str, data_hmacs: Iterable[str], number: int) -> str:
+        """Return a keyed digest (64 hex digits) of what output ``number`` of a group is drawn from, for noise and id.
+
+        It depends on every original in the mean: noise that two means share could be cancelled with both outputs.
+        """
+        digests = (digest.encode() for digest in sorted(data_hmacs))
+        return self.derive("group", group.encode(), number.to_bytes(8, "big"), *digests).hex()
+
+    def deal(self, group: str, data_hmacs: Iterable[str]) -> list[str]:
+        """Return the originals of a group, by their digests, in the order in which outputs are dealt to them."""
+        return sorted(data_hmacs, key=lambda digest: self.derive("deal", group.encode(), digest.encode()))
+
     @property
     def check_value(self) -> str | None:
         """16 hex digits that differ between persistent keys and reveal nothing of them; None for a fresh key."""

@@ -59,7 +59,7 @@ class SamplingJob(ABC, Generic[I]):
 
     @abstractmethod
     def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object) -> torch.Tensor:
-        """Return one output for each row of ``x0`` (B, 3, H, W) in [-1, 1], on its device."""
+        """Return one output for each item drawn from ``x0`` (B, 3, H, W), pictures in [-1, 1], on its device."""
 
     def score(self, batch: Sequence[I], x0: torch.Tensor, outputs: torch.Tensor) -> None:
         """Note in each item what the gate has to know; ``x0`` and ``outputs`` are on the device."""
@@ -93,8 +93,9 @@ class BatchSampler(Generic[I]):
         yield from self._advance(0)
 
     def batch_size_for(self, item: I) -> int:
-        """Return how many pictures of an item's size have about as many pixels as a batch of the model's size."""
-        return max(1, self.batch_size * self.job.backbone.size**2 // math.prod(self.job.working_sides(item)))
+        """Return how many items of this size have outputs of about as many pixels as a batch of the model's size."""
+        pixels = math.prod(self.job.working_sides(item)) * len(item.drawn)
+        return max(1, self.batch_size * self.job.backbone.size**2 // pixels)
 
     def _advance(self, max_scoring: int) -> Iterator[list[I]]:
         """Work until nothing is queued, and no more than so many batches wait for their scores."""
@@ -132,18 +133,20 @@ class BatchSampler(Generic[I]):
             if (on_device := self.overlap.elapsed(first, last)) is not None:
                 self.watch.add("sample", on_device)
             ended = time.monotonic()
-            seconds = (ended - max(begun, self._last_scored)) / len(batch)
+            drawn = [one for item in batch for one in item.drawn]
+            seconds = (ended - max(begun, self._last_scored)) / len(drawn)
             self._last_scored = ended
-            for item, output, is_unsafe in zip(batch, rows, unsafe, strict=True):
-                item.output, item.is_unsafe, item.started, item.seconds = output, is_unsafe, started, seconds
+            for one, output, is_unsafe in zip(drawn, rows, unsafe, strict=True):
+                one.output, one.is_unsafe, one.started, one.seconds = output, is_unsafe, started, seconds
 
         self._scoring.append((batch, self.overlap.submit_after(score, last)))
 
     def _draw(self, batch: list[I], x0: torch.Tensor, level: float, stage: str) -> torch.Tensor:
-        keyed, steps = KeyedNoise([item.noise_key for item in batch]), self.job.noise_steps(level)
+        drawn = [one for item in batch for one in item.drawn]
+        keyed, steps = KeyedNoise([one.noise_key for one in drawn]), self.job.noise_steps(level)
         noise = TimedNoise(keyed if steps is None else self.overlap.prefetch_noise(keyed, steps), self.watch)
         with self.watch.stage(stage):
-            condition = encode_conditions(self.job.backbone, (item.conditioning_text for item in batch))
+            condition = encode_conditions(self.job.backbone, (one.conditioning_text for one in drawn))
             return self.job.sample(x0, level, noise, condition)
 
     def _gate(self, batch: list[I]) -> None:
@@ -173,7 +176,7 @@ class BatchSampler(Generic[I]):
         """Queue both halves; one picture that never fits fails, unless no picture can be expected to."""
         half, (height, width), size = len(batch) // 2, self.job.working_sides(batch[0]), self.job.backbone.size
         if half:
-            self.batch_size = max(1, half * height * width // size**2)
+            self.batch_size = max(1, half * len(batch[0].drawn) * height * width // size**2)
             self._queue.extendleft([batch[half:], batch[:half]])
         elif height * width <= size**2:
             raise ModelError(

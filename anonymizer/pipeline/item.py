@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -32,6 +33,11 @@ class Item:
     is_unsafe: bool = False  # by the model's own safety checker
     decision: Decision | None = None
     encoded: EncodedImage | None = None
+
+    @property
+    def drawn(self) -> Sequence[Item]:
+        """The items whose outputs are drawn from its picture: itself, except for a group."""
+        return (self,)
 
     def fail(self, reason: str | None) -> None:
         """End the item without an output."""

@@ -36,6 +36,18 @@ def gate(scores: Scores, config: RunConfig) -> Decision:
     return Decision(Status.RELEASED)
 
 
+def nearest(scores: Sequence[Scores]) -> Scores:
+    """Return the scores of the nearest of several pairs, each score by itself; one that a pair lacks is lacking."""
+    values: dict[str, float | None] = {}
+    for name, higher_is_closer in HIGHER_IS_CLOSER.items():
+        column = [getattr(one, name) for one in scores]
+        lacking = [value for value in column if value is None or not math.isfinite(value)]
+        values[name] = lacking[0] if lacking else max(column) if higher_is_closer else min(column)
+    counts = [one.faces for one in scores]
+    faces = None if None in counts else min(count for count in counts if count is not None)
+    return Scores(**values, faces=faces)  # type: ignore[arg-type]
+
+
 def _violation(name: str, value: float | None, bound: Bound) -> Reason | None:
     """Return how a score violates its bound; a number of faces out of bounds counts as too far, not as too close."""
     if value is None:

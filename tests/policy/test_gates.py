@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from anonymizer.config.base import AUDIT_FEATURES
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, GateError, OutputError
 from anonymizer.policy.attackers import Attackers
-from anonymizer.policy.gates import AuditResult, evaluate_release, gate
+from anonymizer.policy.gates import AuditResult, evaluate_release, gate, nearest
 from anonymizer.records import Reason, Scores, Status, Summary
 from metrics.features import LOADERS
 from tests.support.releases import (
@@ -35,6 +36,15 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config_of(policy: dict[str, Any], **sections: Any) -> Any:
     return settings("in", "out", policy=policy, metrics={"identity": "dlib"}, **sections)
+
+
+def test_the_nearest_of_several_pairs_counts_for_each_score_and_a_lacking_one_fails_closed() -> None:
+    pairs = [Scores(0.2, 0.3, 0.9, 1), Scores(0.7, 0.8, 0.4, 1)]
+    assert nearest(pairs) == Scores(0.7, 0.3, 0.4, 1)
+    assert nearest([*pairs, Scores(None, 0.1, math.nan, 0)]).clip_similarity is None
+    assert math.isnan(nearest([*pairs, Scores(0.9, 0.1, math.nan, 0)]).identity_distance or 0)
+    assert nearest([*pairs, Scores(0.9, 0.1, 0.1, 0)]).faces == 0
+    assert nearest([Scores(), Scores()]) == Scores()
 
 
 GOOD = Scores(clip_similarity=0.5, lpips=0.5, identity_distance=0.5, faces=1)
