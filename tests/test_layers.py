@@ -22,8 +22,8 @@ from tests.support import ROOT
 ROOMS = [
     "anonymizer.storage", "anonymizer.crypto", "anonymizer.config", "anonymizer.data", "anonymizer.backbones",
     "anonymizer.noise", "anonymizer.samplers", "anonymizer.boomerang", "anonymizer.augment", "anonymizer.enhance",
-    "anonymizer.policy", "anonymizer.attest", "anonymizer.release", "anonymizer.pipeline", "anonymizer.report",
-    "anonymizer.bundled", "metrics.stats", "metrics.models", "metrics.features", "metrics.attacks",
+    "anonymizer.policy", "anonymizer.grouping", "anonymizer.attest", "anonymizer.release", "anonymizer.pipeline",
+    "anonymizer.report", "anonymizer.bundled", "metrics.stats", "metrics.models", "metrics.features", "metrics.attacks",
     "metrics.scores", "metrics.utility", "metrics.audit", "flows.jobs", "flows.lineage", "flows.runtime", "flows",
     "flows.cli",
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Groups of k alike records, as functions of numbers: features in, groups out."""
