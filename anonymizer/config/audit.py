@@ -12,6 +12,7 @@ from anonymizer.config.base import (
     AUDIT_OUTPUTS,
     AUDIT_PAIRS,
     AUDIT_SAMPLE,
+    MATCHED_FILTER,
     Attack,
     Float,
     Section,
@@ -35,9 +36,15 @@ class AttackerConfig(Section):
     others: SourceConfig | None = Field(None, description="other photos of the same people, labelled with the person")
     outsiders: SourceConfig | None = Field(None, description="photos of people who are not in the release")
     training: SourceConfig | None = Field(None, description="pictures that the diffusion model was trained on")
-    features: tuple[str, ...] = Field(
+    features: Annotated[
+        tuple[str, ...],
+        ensure(
+            lambda names: any(name != MATCHED_FILTER for name in names),
+            "must name a feature besides the filter, such as pixels, got {}",
+        ),
+    ] = Field(
         AUDIT_FEATURES,
-        description="features that pictures are compared by: these, or arcface:FILE.onnx",
+        description="features that pictures are compared by: these, or arcface:FILE.onnx; filter is the matched filter",
     )
     sample: int = Field(AUDIT_SAMPLE, ge=1, description="records that are attacked, drawn by chance")
     pairs: int = Field(AUDIT_PAIRS, ge=20, description="training pairs that learning attackers make")

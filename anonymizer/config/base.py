@@ -12,7 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
 # Defaults of an audit, and of the least that a policy requires of one.
-AUDIT_FEATURES = ("pixels", "lpips", "clip", "imagenet", "dlib")
+MATCHED_FILTER = "filter"  # compares by the level and the components of pictures of the kind, with no network
+AUDIT_FEATURES = ("pixels", "lpips", "clip", "imagenet", "dlib", MATCHED_FILTER)
 AUDIT_SAMPLE, AUDIT_PAIRS, AUDIT_OUTPUTS, AUDIT_AVERAGED = 300, 256, 8, 40
 
 KEY_ENV_MESSAGE = "must be the name of an environment variable: put the key into that variable, not here"

@@ -28,6 +28,7 @@ Score = Literal["clip_similarity", "lpips", "identity_distance", "faces"]
 # Name of a measure in a rule -> its name among an audit's figures.
 MEASURES = {
     "rank1": "rank-1",
+    "assigned": "assigned",
     "auc": "AUC",
     "accuracy": "accuracy",
     "tmr": "TMR at FMR",

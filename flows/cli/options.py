@@ -115,7 +115,7 @@ def attacker_options(command: F) -> F:
         click.option("--outsiders", "outsiders_uri", help="Photos of people who are not in the release."),
         click.option("--training", "training_uri", help="Pictures that the diffusion model was trained on."),
         click.option("--attributes", callback=split_names, help="Columns to read off outputs: age,gender."),
-        click.option("--features", callback=split_names, help="What to compare by: pixels,lpips,clip,imagenet,dlib."),
+        click.option("--features", callback=split_names, help="Features: pixels,lpips,clip,imagenet,dlib,filter."),
         click.option("--attacks", callback=split_names, help="Attacks to try: linkage,reidentification."),
         click.option("--sample", type=int, help="How many records to attack, drawn by chance."),
     )

@@ -11,6 +11,7 @@ import torch
 
 from anonymizer.backbones import Backbone
 from anonymizer.config import AttackerConfig, SourceConfig
+from anonymizer.config.base import MATCHED_FILTER
 from anonymizer.data import usage_marker
 from anonymizer.data.sources import open_source
 from anonymizer.data.sources.folder import FolderSource
@@ -30,7 +31,8 @@ MAX_EXTRA_IMAGES = 1000  # outsiders, and training images: enough to see one fal
 @lru_cache(maxsize=1)
 def load_embedders(names: tuple[str, ...], device: str) -> Sequence[Embedder]:
     """Load the features that attackers compare, once for each process."""
-    return in_fresh_thread(lambda: features.load_embedders(names, device))
+    networks = [name for name in names if name != MATCHED_FILTER]
+    return in_fresh_thread(lambda: features.load_embedders(networks, device))
 
 
 def check_sources(config: AttackerConfig) -> None:
@@ -57,7 +59,7 @@ def _read_only(source: SourceConfig) -> SourceConfig:
 
 def effort_of(config: AttackerConfig) -> Effort:
     """Return the attackers' effort that the settings allow."""
-    return Effort(config.pairs, config.outputs, config.averaged)
+    return Effort(config.pairs, config.outputs, config.averaged, MATCHED_FILTER in config.features)
 
 
 def gather_evidence(

@@ -36,7 +36,7 @@ from flows.jobs.redaction import in_fresh_thread
 from flows.jobs.release import scorer_of
 from metrics.attacks import ATTACKERS
 from metrics.audit import audit, baselines, side_channels
-from metrics.audit.audit import Findings
+from metrics.audit.findings import Findings
 from metrics.audit.gaussian_bound import Certificate, compute_certificate
 from metrics.audit.mechanisms import LocalSampling
 from metrics.audit.published_scores import PublishedColumn, PublishedScores, recompute_scores
@@ -244,7 +244,7 @@ def _describe_audit(inputs: AuditInputs, results: BaselineResults) -> dict[str, 
         "changed": sample.changed,
         "config": config.model_dump(mode="json"),
         "attackers": asdict(_describe_attackers(inputs)),
-        "features": [embedder.versioned_name for embedder in inputs.bench.embedders],
+        "features": inputs.bench.feature_names,
         "certificate": asdict(inputs.bound),
         "distances": results.distances,
         "note": "; ".join(filter(None, notes)) or None,

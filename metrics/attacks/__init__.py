@@ -8,6 +8,7 @@ ATTACKERS = MappingProxyType(
     {
         "unaware": "compares released pictures with others as they are, as if they were photographs",
         "aware": "knows method, level and model: compares with own outputs of the candidates",
+        "filtering": "knows method and level, and how pictures of the kind vary: weighs all parts by what noise leaves",
         "trained": "has learnt from other people's photos and own outputs of them by the public method",
         "inverting": "has trained a network on other people's photos to undo the method, and attacks what it restores",
         "holds the original": "has the originals among the candidates and looks for the one behind each output",

@@ -12,11 +12,13 @@ from typing import Self, Unpack
 
 import numpy as np
 
+from metrics.stats.assignment import assign_by_blocks
 from metrics.stats.intervals import Bools, Floats, Names, Numbers, Trials, concatenate
 from metrics.stats.risk import Figure, FigureContext, make_figure
 
 RANKS = (1, 5)
 NOT_DETECTED = "not detected"
+ASSIGNED = "assigned"  # measure: right in a one-to-one assignment of outputs to candidates
 BLOCK = 2**22  # similarities held at once; bounds memory
 
 
@@ -152,22 +154,34 @@ def draw_across_people(subjects: Names, count: int, rng: np.random.Generator) ->
     return np.sort(np.lexsort((rng.random(len(subjects)), number_within_person(subjects, rng)))[:count])
 
 
-def link(outputs: Floats, gallery: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator) -> Ranking:
-    """Rank the originals by cosine similarity to each output, block by block.
+@dataclass(frozen=True)
+class Similarity:
+    """How alike N outputs and ``candidates`` are: ``blocks(rows)`` (n, M); ``seen`` (N,), see ``Ranking``."""
 
-    ``outputs`` (N, D) and ``gallery`` (M, D) are unit-norm embeddings. A row with NaN was not detected: such an output
-    is a blind guess, such an original comes last. ``truth`` (N,) is the row of the gallery behind each output,
-    ``subjects`` (N,) its person. Raises ValueError.
+    blocks: Callable[[slice], Floats]
+    candidates: int
+    seen: Bools
+
+
+def cosine_similarity(outputs: Floats, gallery: Floats) -> Similarity:
+    """Compare by cosine ``outputs`` (N, D) and ``gallery`` (M, D), embeddings of unit norm.
+
+    A row with NaN was not detected: such an output is a blind guess, such an original comes last. Raises ValueError.
     """
     if outputs.ndim != 2 or gallery.ndim != 2 or outputs.shape[1] != gallery.shape[1]:
         raise ValueError(f"outputs must be (N, D) and gallery (M, D), got {outputs.shape} and {gallery.shape}")
     hidden = ~is_detected(gallery)
     candidates = np.where(hidden[:, None], 0, gallery).T  # (D, M)
 
-    def similarity(rows: slice) -> Floats:
+    def blocks(rows: slice) -> Floats:
         return np.where(hidden, -np.inf, outputs[rows] @ candidates)
 
-    return _link(similarity, len(gallery), truth, subjects, is_detected(outputs), rng)
+    return Similarity(blocks, len(gallery), is_detected(outputs))
+
+
+def link(outputs: Floats, gallery: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator) -> Ranking:
+    """Rank the originals by cosine similarity to each output: see ``cosine_similarity`` and ``rank``."""
+    return rank(cosine_similarity(outputs, gallery), truth, subjects, rng)
 
 
 def link_by_value(
@@ -180,34 +194,51 @@ def link_by_value(
     if outputs.ndim != 1 or originals.ndim != 1:
         raise ValueError(f"outputs must be (N,) and originals (M,), got {outputs.shape} and {originals.shape}")
 
-    def similarity(rows: slice) -> Floats:
+    def blocks(rows: slice) -> Floats:
         return -np.abs(outputs[rows, None] - originals)
 
-    return _link(similarity, len(originals), truth, subjects, ~np.isnan(outputs), rng)
+    return rank(Similarity(blocks, len(originals), ~np.isnan(outputs)), truth, subjects, rng)
 
 
 def link_by_similarity(similarity: Floats, truth: Numbers, subjects: Names, rng: np.random.Generator) -> Ranking:
     """Rank as ``link`` does by any similarity (N, M), such as minus LPIPS; a row of NaN was not detected."""
-    seen = np.asarray(~np.isnan(similarity).all(axis=1))
-    return _link(lambda rows: similarity[rows], similarity.shape[1], truth, subjects, seen, rng)
+    return rank(similarity_matrix(similarity), truth, subjects, rng)
 
 
-def _link(
-    similarity: Callable[[slice], Floats],
-    candidates: int,
-    truth: Numbers,
-    subjects: Names,
-    seen: Bools,
-    rng: np.random.Generator,
-) -> Ranking:
-    """Rank by blocks ``similarity(rows)`` (n, M)."""
+def similarity_matrix(values: Floats) -> Similarity:
+    """Return the similarities of a matrix (N, M); a row of NaN was not detected."""
+    return Similarity(lambda rows: values[rows], values.shape[1], np.asarray(~np.isnan(values).all(axis=1)))
+
+
+def rank(similarity: Similarity, truth: Numbers, subjects: Names, rng: np.random.Generator) -> Ranking:
+    """Rank the candidates of each output, block by block.
+
+    ``truth`` (N,) is the candidate behind each output, ``subjects`` (N,) its person. Raises ValueError.
+    """
+    seen, candidates = similarity.seen, similarity.candidates
     if not len(truth) == len(subjects) == len(seen):
         raise ValueError(
             f"truth and subjects must be one an output, got {len(truth)} and {len(subjects)} for {len(seen)}"
         )
     wrong, luck = truth[draw_other_people(subjects, rng)], rng.random((2, len(truth)))
-    right, control = ranks_with_control(similarity, candidates, truth, wrong, luck)
+    right, control = ranks_with_control(similarity.blocks, candidates, truth, wrong, luck)
     return Ranking(right, control, np.full(len(truth), candidates), seen, subjects)
+
+
+def assigned_figure(
+    similarity: Similarity, truth: Numbers, subjects: Names, rng: np.random.Generator, **context: Unpack[FigureContext]
+) -> Figure:
+    """Return how often an attacker is right who gives each candidate to one output at most, all outputs together.
+
+    ``truth`` and ``subjects`` as for ``rank``; no candidate is behind two outputs. The control asks for a wrong one.
+    The interval counts the people as independent, as that of rank-1 does, though one decision forces another.
+    """
+    chosen = assign_by_blocks(similarity.blocks, len(truth), similarity.candidates, rng)
+    wrong = truth[draw_other_people(subjects, rng)]
+    hits, control = Trials(chosen == truth, subjects), Trials(chosen == wrong, subjects)
+    context["gallery"] = similarity.candidates
+    chance = 1 / similarity.candidates
+    return make_figure(hits, rng, measure=ASSIGNED, control=control, chance=chance, **context)
 
 
 def figures(

@@ -6,37 +6,25 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from anonymizer.errors import ModelError
-from metrics.attacks import attributes, averaging, linkage, membership, parrot
-from metrics.attacks.linkage import Ranking, draw_across_people, is_detected
+from metrics.attacks import attributes, averaging, linkage, parrot
+from metrics.attacks.linkage import Ranking, draw_across_people
+from metrics.audit import filtering
+from metrics.audit.findings import Findings, withdraw_undetected
 from metrics.audit.identification import GALLERY_PHOTOS, identification_figures, set_up_identification
-from metrics.audit.mechanisms import Unrelated
+from metrics.audit.memberships import run_membership
 from metrics.audit.workbench import Workbench
 from metrics.features import Embedder
-from metrics.stats.intervals import Bools, Floats, as_subjects
-from metrics.stats.risk import MIN_TRIALS, Figure, FigureContext, not_run, with_note, without_values
+from metrics.stats.intervals import Floats
+from metrics.stats.risk import FigureContext
 from metrics.stats.subgroups import split_by_group, subgroup_figures
 
 ALL_ATTACKERS = "every attacker"  # of an attack that failed as a whole
-MAX_UNDETECTED_SHARE = 0.5  # of images without a detected face, for figures of a recogniser
-MAX_LOSS_IMAGES = 300  # training images whose denoising loss is taken; each needs twenty network calls
-
-
-@dataclass
-class Findings:
-    """The figures, the rank distributions by attack, and the records that each attack linked."""
-
-    figures: list[Figure] = field(default_factory=list)
-    ranks: dict[str, linkage.RankDistribution] = field(default_factory=dict)
-    hits: dict[str, Bools] = field(default_factory=dict)  # (N,) for attacks that point at a record's original
-
-    def skip(self, attack: str, attacker: str, note: str, feature: str = "") -> None:
-        self.figures.append(not_run(note, attack=attack, attacker=attacker, feature=feature))
 
 
 def run_attacks(
@@ -63,18 +51,19 @@ def run_attacks(
 
 def _run_linkage(bench: Workbench, findings: Findings) -> None:
     """Link outputs with originals (unaware), and with the attacker's own outputs of every original (aware)."""
-    evidence, truth = bench.evidence, np.arange(len(bench.evidence))
-    own = bench.resample(truth, 1, "aware")[:, 0]
+    own = bench.resample(np.arange(len(bench.evidence)), 1, "aware")[:, 0]
     for embedder in bench.embedders:
         galleries = {
             "unaware": bench.embed_originals(embedder),
             "aware": bench.embed_outputs("own outputs", own, embedder),
         }
         for attacker, gallery in galleries.items():
-            outputs, rng = bench.embed_released(embedder), bench.rng(attacker)
-            ranking = linkage.link(outputs, gallery, truth, evidence.subjects, rng)
+            similarity = linkage.cosine_similarity(bench.embed_released(embedder), gallery)
             context = FigureContext(attack="linkage", attacker=attacker, feature=embedder.versioned_name)
-            _add_ranking(bench, findings, ranking, context, embedder)
+            _add_link(bench, findings, similarity, attacker, context, embedder)
+    if matched := filtering.make_filter(bench, findings, "linkage"):
+        similarity = filtering.linkage_similarity(matched)
+        _add_link(bench, findings, similarity, "filter", matched.context("linkage"))
 
 
 def _run_averaging(bench: Workbench, findings: Findings) -> None:
@@ -97,7 +86,11 @@ def _run_averaging(bench: Workbench, findings: Findings) -> None:
         rankings = averaging.attack_averages(embeddings, attack)
         context = FigureContext(attack="averaging", attacker="sees k outputs", feature=embedder.versioned_name)
         lines = averaging.figures(rankings, bench.rng("averaging figures"), **context)
-        findings.figures += _withdraw_undetected(lines, embedder)
+        findings.figures += withdraw_undetected(lines, embedder)
+    if matched := filtering.make_filter(bench, findings, "averaging"):
+        rankings = filtering.averaged_rankings(matched, rows, more, name)
+        lines = averaging.figures(rankings, bench.rng("averaging figures"), **matched.context("averaging"))
+        findings.figures += withdraw_undetected(lines, None)
 
 
 def _run_parrot(bench: Workbench, findings: Findings) -> None:
@@ -106,7 +99,7 @@ def _run_parrot(bench: Workbench, findings: Findings) -> None:
     if not usable:
         note = "no feature of whole pictures to learn from: give one (audit.features)"
         return findings.skip("parrot", "trained", note)
-    evidence, pairs = bench.evidence, bench.pairs
+    pairs = bench.pairs
     if len(pairs) < parrot.MIN_PAIRS:
         return findings.skip("parrot", "trained", f"{len(pairs)} pairs, {parrot.MIN_PAIRS} are needed")
     originals, outputs = (
@@ -116,26 +109,23 @@ def _run_parrot(bench: Workbench, findings: Findings) -> None:
     linker = parrot.train(originals, outputs, bench.rng("parrot"), pairs.people)
     gallery = linker.embed_originals({e.versioned_name: bench.embed_originals(e) for e in usable})
     probes = linker.embed_outputs({e.versioned_name: bench.embed_released(e) for e in usable})
-    ranking = linkage.link(probes, gallery, np.arange(len(evidence)), evidence.subjects, bench.rng("parrot link"))
     feature = f"learnt from {len(pairs)} pairs: {linker.chosen}"
-    _add_ranking(bench, findings, ranking, FigureContext(attack="parrot", attacker="trained", feature=feature))
+    context = FigureContext(attack="parrot", attacker="trained", feature=feature)
+    _add_link(bench, findings, linkage.cosine_similarity(probes, gallery), "parrot link", context)
 
 
 def _run_inversion(bench: Workbench, findings: Findings) -> None:
     """Link images that a network restores, and, with identities, re-identify them."""
-    evidence = bench.evidence
     if len(bench.pairs) < parrot.MIN_PAIRS:
         return findings.skip("inversion", "inverting", f"{len(bench.pairs)} pairs, {parrot.MIN_PAIRS} are needed")
-    truth = np.arange(len(evidence))
     for embedder in bench.embedders:
         restored = bench.embed_outputs("restored outputs", bench.restored, embedder)
-        gallery, rng = bench.embed_originals(embedder), bench.rng("inversion link")
-        ranking = linkage.link(restored, gallery, truth, evidence.subjects, rng)
+        similarity = linkage.cosine_similarity(restored, bench.embed_originals(embedder))
         context = FigureContext(attack="inversion", attacker="inverting", feature=embedder.versioned_name)
-        _add_ranking(bench, findings, ranking, context, embedder)
+        _add_link(bench, findings, similarity, "inversion link", context, embedder)
         if (setup := set_up_identification(bench, embedder)) is not None:
             lines = identification_figures(setup, setup.as_probes(restored), bench, context, GALLERY_PHOTOS[:1])
-            lines = _withdraw_undetected(lines, embedder)
+            lines = withdraw_undetected(lines, embedder)
             findings.figures += [replace(line, measure=f"{line.measure}, whose picture") for line in lines]
 
 
@@ -172,77 +162,9 @@ def _run_reidentification(bench: Workbench, findings: Findings) -> None:
             replace(line, unmodified=a.value, round_trip=b.value)
             for line, a, b in zip(released, raw, round_trip, strict=True)
         ]
-        findings.figures += _withdraw_undetected(lines, embedder)
-
-
-def _run_membership(bench: Workbench, findings: Findings) -> None:
-    """Test membership in the release and in the training set, and whether outputs crowd around training images."""
-    evidence, attacker = bench.evidence, "holds the original"
-    if isinstance(evidence.mechanism, Unrelated):
-        note = "these outputs are pictures of the outsiders, who are not to be told from members by that"
-        return findings.skip("membership", attacker, note)
-    if evidence.outsiders is None:
-        note = "no pictures that are known not to be in it: give some (audit.outsiders)"
-        findings.skip("membership", attacker, note)
-    for embedder in bench.embedders:
-        members = membership.Candidates(bench.embed_originals(embedder), evidence.subjects)
-        outputs = bench.embed_released(embedder)
-        if evidence.outsiders is not None:
-            if not is_detected(outputs).any():
-                note = "no face is detected on any output"
-                findings.skip("membership", attacker, note, embedder.versioned_name)
-                continue
-            images, names = evidence.outsiders
-            others = membership.Candidates(bench.embed_images("outsiders", images, embedder), names)
-            context = FigureContext(attack="membership", attacker=attacker, feature=embedder.versioned_name)
-            scores = membership.score_release(members, others, outputs)
-            lines = membership.figures(scores, bench.rng("membership"), **context)
-            findings.figures += _with_question(lines, "in the release")
-            lines = _run_calibrated_membership(bench, members, others, embedder)
-            findings.figures += _with_question(lines, "in the release")
-        if evidence.training is not None and not embedder.is_face:
-            training = bench.embed_images("training pictures", evidence.training, embedder)
-            released = membership.Candidates(outputs, evidence.subjects)
-            scores = membership.score_closeness(released, members, training)
-            context = FigureContext(attack="membership", attacker="unaware", feature=embedder.versioned_name)
-            lines = membership.figures(scores, bench.rng("closeness"), **context)
-            question = "outputs nearer to the model's training pictures than originals are"
-            findings.figures += _with_question(lines, question)
-    _run_training_set_membership(bench, findings)
-
-
-def _run_calibrated_membership(
-    bench: Workbench, members: membership.Candidates, others: membership.Candidates, embedder: Embedder
-) -> list[Figure]:
-    """Calibrate the scores by the aware attacker's own outputs of other people.
-
-    Outsiders with such outputs are no non-members any more; with few others left there is nothing to measure.
-    """
-    rest = ~np.isin(others.subjects, bench.strangers[1])
-    if len(np.unique(others.subjects[rest])) < MIN_TRIALS:
-        return []
-    reference = bench.embed_outputs("pairs: outputs", bench.pairs.outputs, embedder)
-    if not is_detected(reference).any():
-        return []
-    others = membership.Candidates(others.embeddings[rest], others.subjects[rest])
-    scores = membership.score_release(members, others, bench.embed_released(embedder), reference)
-    context = FigureContext(attack="membership", attacker="aware", feature=embedder.versioned_name)
-    return membership.figures(scores, bench.rng("aware membership"), **context)
-
-
-def _run_training_set_membership(bench: Workbench, findings: Findings) -> None:
-    evidence = bench.evidence
-    if evidence.training is None:
-        note = "the model's training pictures are not at hand (audit.training)"
-        return findings.skip("membership", "aware", note)
-    training = evidence.training[:MAX_LOSS_IMAGES]
-    inside = bench.denoising_losses(f"{len(training)} training pictures", training)
-    outside = bench.denoising_losses(f"originals{bench.scope}", evidence.originals)
-    names = as_subjects([f"training {i}" for i in range(len(inside))])
-    scores = membership.score_training_set(inside, outside, names, evidence.subjects)
-    context = FigureContext(attack="membership", attacker="aware", feature="denoising loss")
-    lines = membership.figures(scores, bench.rng("training set"), **context)
-    findings.figures += _with_question(lines, "in the model's training set")
+        findings.figures += withdraw_undetected(lines, embedder)
+    if matched := filtering.make_filter(bench, findings, attack):
+        findings.figures += filtering.identification_figures(matched)
 
 
 def _run_attributes(bench: Workbench, findings: Findings) -> None:
@@ -273,15 +195,26 @@ def _image_embedders(bench: Workbench) -> list[Embedder]:
     return [embedder for embedder in bench.embedders if not embedder.is_face]
 
 
-def _add_ranking(
-    bench: Workbench, findings: Findings, ranking: Ranking, context: FigureContext, embedder: Embedder | None = None
+def _add_link(
+    bench: Workbench,
+    findings: Findings,
+    similarity: linkage.Similarity,
+    purpose: str,
+    context: FigureContext,
+    embedder: Embedder | None = None,
 ) -> None:
-    """Add the figures of a linkage, for everybody and by subgroup, its distribution, and the records it linked."""
+    """Link output i with original i, row by row and one-to-one; ``purpose`` names the generator.
+
+    Add the figures for everybody and by subgroup, the distribution of ranks, and the records that came first.
+    """
+    truth, subjects = np.arange(len(bench.evidence)), bench.evidence.subjects
+    ranking = linkage.rank(similarity, truth, subjects, bench.rng(purpose))
     name = f"{context['attack']}, {context['attacker']}, {context['feature']}"
     lines = linkage.figures(ranking, bench.rng(f"{name} figures"), **context)
-    findings.figures += _withdraw_undetected(lines, embedder)
+    assigned = linkage.assigned_figure(similarity, truth, subjects, bench.rng(f"{name} assigned"), **context)
+    findings.figures += withdraw_undetected([*lines, assigned], embedder)
     findings.ranks[name], findings.hits[name] = linkage.rank_distribution(ranking), ranking.ranks == 1
-    context = context | FigureContext(gallery=int(ranking.candidates.max()))
+    context = context | FigureContext(gallery=similarity.candidates)
     for column, values in bench.evidence.attributes.items():
         groups = attributes.group_known_values(values)
         findings.figures += subgroup_figures(
@@ -290,31 +223,12 @@ def _add_ranking(
         )  # fmt: skip
 
 
-def _withdraw_undetected(lines: Sequence[Figure], embedder: Embedder | None) -> list[Figure]:
-    """Drop the share of undetected images where no face is needed; withdraw all other figures where it is large.
-
-    Images without a detected face are not protected: a recogniser that detects few faces has nothing to say.
-    """
-    undetected = [line for line in lines if line.measure.startswith(linkage.NOT_DETECTED)]
-    if embedder is None or not embedder.is_face:
-        return [line for line in lines if line not in undetected]
-    share = max((line.value for line in undetected if line.value is not None), default=0.0)
-    if share <= MAX_UNDETECTED_SHARE:
-        return list(lines)
-    note = f"no face is detected on {share:.0%}: this recogniser has nothing to say"
-    return [line if line in undetected else with_note(without_values(line), note) for line in lines]
-
-
-def _with_question(lines: Sequence[Figure], question: str) -> list[Figure]:
-    return [replace(line, measure=f"{line.measure}: {question}") for line in lines]
-
-
 ATTACKS: Mapping[str, Callable[[Workbench, Findings], None]] = {
     "linkage": _run_linkage,
     "reidentification": _run_reidentification,
     "parrot": _run_parrot,
     "averaging": _run_averaging,
     "inversion": _run_inversion,
-    "membership": _run_membership,
+    "membership": run_membership,
     "attributes": _run_attributes,
 }

@@ -19,7 +19,7 @@ from torchvision.transforms.functional import gaussian_blur
 from anonymizer.backbones.protocol import Backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.data.image_codec import Encoding, decode, encode
-from anonymizer.noise import KeyedNoise
+from anonymizer.noise import FORWARD, KeyedNoise
 
 BATCH = 32
 GENERATION_SAMPLER = ("sde-dpm++", 25)  # the sampler and its steps for new people
@@ -51,6 +51,16 @@ class LocalSampling:
     @property
     def name(self) -> str:
         return f"level {self.level:g}"
+
+    @property
+    def abar(self) -> float:
+        """The share of the original's power in the noised picture."""
+        return float(self.boomerang.abar[self.boomerang.t_boom(self.level)])
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether no noise is drawn on the way back."""
+        return self.boomerang.draws(self.level) == [FORWARD]
 
     def __call__(self, x0: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         noise = KeyedNoise([rng.bytes(16) for _ in x0])  # fresh keys: only the custodian knows the release's

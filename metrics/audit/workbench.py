@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from anonymizer.backbones.protocol import Backbone
 from metrics.attacks import inversion, membership
 from metrics.attacks.linkage import draw_across_people
+from metrics.attacks.matched_filter import FILTER_NAME, Components, fit_components
 from metrics.attacks.training_pairs import Pairs, finite_pairs
 from metrics.audit.mechanisms import Mechanism, apply, generate_people, reencode
 from metrics.features import Embedder, embed_in_batches
@@ -59,6 +60,7 @@ class Effort:
     pairs: int = 256  # to train on
     outputs: int = 8  # of one original
     averaged: int = 40  # originals that have so many
+    matched_filter: bool = False  # whether the attacker who knows how pictures of the kind vary takes part
 
 
 ArrayStore = MutableMapping[str, npt.NDArray[Any]]
@@ -101,6 +103,11 @@ class Workbench:
         settings = evidence, self.embedders, self.effort, self.seed, self.progress
         return Workbench(*settings, scope=scope, make_store=self.make_store, shared=self.shared)
 
+    @property
+    def feature_names(self) -> list[str]:
+        """What images are compared by, with digests of the weights."""
+        return [e.versioned_name for e in self.embedders] + [FILTER_NAME] * self.effort.matched_filter
+
     def rng(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(f"{self.scope}{purpose}".encode())])
 
@@ -124,6 +131,14 @@ class Workbench:
     def _embed(self, store: ArrayStore, name: str, images: torch.Tensor, embedder: Embedder) -> Floats:
         key, doing = f"{name}, by {embedder.versioned_name}", f"{embedder.name} of {name}"
         return self._cached(store, key, doing, lambda: embed_in_batches(embedder, images))
+
+    def components(self, name: str, images: torch.Tensor, embedder: Embedder) -> Components:
+        """Return the principal components of public images, fitted once for each ``name``."""
+        key, doing = f"components of {name}, by {embedder.versioned_name}", "principal components of public pictures"
+        fit = cache(lambda: fit_components(self.embed_images(name, images, embedder)))
+        mean = self._cached(self.shared, f"{key}: mean", doing, lambda: fit().mean)
+        axes = self._cached(self.shared, f"{key}: axes", doing, lambda: fit().axes)
+        return Components(mean, axes, self._cached(self.shared, f"{key}: variances", doing, lambda: fit().variances))
 
     def denoising_losses(self, name: str, images: torch.Tensor) -> Floats:
         """Return the model's denoising losses (N,) of images, all under one noise, once for each ``name``."""

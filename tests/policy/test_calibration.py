@@ -452,7 +452,7 @@ def test_a_calibration_that_the_key_did_not_seal_chooses_no_level(
     ("attackers", "lacking"),
     [
         ({}, None),
-        ({"features": ("dlib",)}, "features pixels, lpips, clip, imagenet were not compared by"),
+        ({"features": ("dlib",)}, "features pixels, lpips, clip, imagenet, filter were not compared by"),
         ({"sample": 50}, "50 of 300 records were attacked"),
         ({"pairs": 20}, "pairs: 20"),
         (None, "it does not say who attacked"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anonymizer.config import AuditConfig, PolicyConfig, build
-from anonymizer.config.base import AUDIT_FEATURES
+from anonymizer.config.base import AUDIT_FEATURES, MATCHED_FILTER
 from anonymizer.crypto import signing
 from anonymizer.errors import ConfigError, GateError, OutputError
 from anonymizer.policy.attackers import Attackers
@@ -195,7 +195,7 @@ def test_a_figure_of_the_audit_is_held_against_its_bound(found: AuditResult | No
     ("attackers", "least", "lacking"),
     [
         ({}, {}, None),  # an audit without further settings is enough for a policy without further settings
-        ({"features": ("dlib",)}, {}, "features pixels, lpips, clip, imagenet were not compared by"),
+        ({"features": ("dlib",)}, {}, "features pixels, lpips, clip, imagenet, filter were not compared by"),
         ({"features": ("dlib",)}, {"features": ["dlib"]}, None),
         ({"features": ("lpips:alex:weights.pth", "pixels")}, {"features": ["lpips"]}, "features lpips were not"),
         ({"sample": 299}, {}, "299 of 900 records were attacked"),
@@ -236,7 +236,7 @@ def test_attackers_of_whom_less_is_asked_are_a_setting_or_a_waiver() -> None:
 
 
 def test_the_features_that_a_policy_may_name_are_those_of_an_audit() -> None:
-    assert {*AUDIT_FEATURES, "arcface"} == set(LOADERS)
+    assert {*AUDIT_FEATURES, "arcface"} == {*LOADERS, MATCHED_FILTER}
 
 
 def test_figures_of_limited_attackers_hold_no_bound() -> None:

@@ -12,6 +12,7 @@ import torch
 from anonymizer.boomerang import Boomerang
 from metrics import features
 from metrics.audit import audit
+from metrics.audit.findings import Findings
 from metrics.audit.mechanisms import LocalSampling
 from metrics.audit.workbench import Effort, Evidence, Workbench
 from metrics.stats.intervals import as_subjects
@@ -22,7 +23,7 @@ from tests.support.ideal_gaussian import IdealGaussian
 Seen = Callable[..., list[Figure]]
 
 
-def attacked(outputs: torch.Tensor, originals: torch.Tensor, names: Any, *attacks: str, **more: Any) -> audit.Findings:
+def attacked(outputs: torch.Tensor, originals: torch.Tensor, names: Any, *attacks: str, **more: Any) -> Findings:
     return audit.run_attacks(bench_of(outputs, originals, names, **more), attacks)
 
 
@@ -34,7 +35,7 @@ def bench_of(outputs: torch.Tensor, originals: torch.Tensor, names: Any, **more:
     return Workbench(evidence, embedders, Effort(pairs=40, outputs=4, averaged=24), seed=1)
 
 
-def figures(findings: audit.Findings, attack: str, measure: str) -> list[Figure]:
+def figures(findings: Findings, attack: str, measure: str) -> list[Figure]:
     result = [f for f in findings.figures if f.attack == attack and f.measure.startswith(measure) and not f.subgroup]
     assert result
     return result
@@ -152,7 +153,7 @@ def test_what_an_attack_fails_with_takes_no_other_with_it(monkeypatch: pytest.Mo
     def broken(*_: Any) -> None:
         raise ValueError("no such luck")
 
-    monkeypatch.setattr(audit.linkage, "link", broken)
+    monkeypatch.setattr(audit.linkage, "cosine_similarity", broken)
     originals, names = people(np.random.default_rng(11))
     result = attacked(originals, originals, names, "linkage", "reidentification")
     (failed,) = [f for f in result.figures if f.attack == "linkage"]

@@ -1,0 +1,202 @@
+"""The matched filter within an audit: linkage, averaging, re-identification and membership by likelihood ratios.
+
+Components are those of public pictures of the kind (outsiders, the model's training pictures), in the space that is
+noised, or, where these are few, of pictures that the model makes; never of the release's own originals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from anonymizer.backbones.protocol import Backbone
+from metrics.attacks import linkage, membership, reidentification
+from metrics.attacks.averaging import OUTPUT_COUNTS, AveragedRankings
+from metrics.attacks.linkage import Similarity, rank
+from metrics.attacks.matched_filter import FILTER_NAME, Components, MatchedFilter, between_shares, matched_filter
+from metrics.attacks.membership import MembershipScores
+from metrics.attacks.reidentification import Faces
+from metrics.audit.findings import Findings
+from metrics.audit.identification import GALLERY_PHOTOS, IdentificationSetup, set_up_identification
+from metrics.audit.mechanisms import LocalSampling
+from metrics.audit.workbench import Workbench
+from metrics.features import Rows
+from metrics.stats.intervals import Floats, Names, Numbers
+from metrics.stats.risk import Figure, FigureContext, not_run
+
+ATTACKER = "filtering"
+MIN_PUBLIC = 20  # pictures for components
+
+
+@dataclass(frozen=True)
+class NoisedSpace:
+    """The space that a model noises, as rows (B, D); not of unit norm, and compared by the filter alone."""
+
+    model: Backbone
+    name = versioned_name = FILTER_NAME
+    is_face = False
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> Rows:
+        z0 = self.model.encode(images.to(self.model.device, torch.float32))
+        return np.asarray(z0.flatten(1).float().cpu().numpy())
+
+
+def why_not(bench: Workbench) -> str | None:
+    """Return why the filter cannot be made for the bench's mechanism; None where it can."""
+    if isinstance(bench.evidence.mechanism, LocalSampling):
+        return None
+    return f"{bench.evidence.mechanism.name} adds no noise of a known level: there is nothing to match"
+
+
+class Filtering:
+    """The filter of one bench, whose mechanism adds noise of a known level, and the rows that it compares."""
+
+    def __init__(self, bench: Workbench) -> None:
+        mechanism = bench.evidence.mechanism
+        if not isinstance(mechanism, LocalSampling):
+            raise ValueError(f"mechanism must be a LocalSampling, got {mechanism.name}")
+        self.bench, self.space = bench, NoisedSpace(bench.evidence.model)
+        self.abar, self.is_deterministic = mechanism.abar, mechanism.is_deterministic
+
+    @property
+    def originals(self) -> Floats:
+        return self.bench.embed_originals(self.space)
+
+    @property
+    def outputs(self) -> Floats:
+        return self.bench.embed_released(self.space)
+
+    def context(self, attack: str) -> FigureContext:
+        return FigureContext(attack=attack, attacker=ATTACKER, feature=FILTER_NAME)
+
+    def components(self) -> Components:
+        """Return the components of all public pictures, or of made ones where there are fewer than ``effort.pairs``."""
+        evidence, parts = self.bench.evidence, []
+        if evidence.outsiders is not None:
+            parts.append(evidence.outsiders[0])
+        if evidence.training is not None:
+            parts.append(evidence.training)
+        if sum(map(len, parts)) < self.bench.effort.pairs:
+            parts = [self.bench.strangers[0]]
+        return self.bench.components("public pictures", torch.cat(parts), self.space)
+
+    def make(self, components: Components, between: Floats | None = None, photos: int = 1) -> MatchedFilter:
+        return matched_filter(components, self.abar, self.is_deterministic, between, photos)
+
+
+def make_filter(bench: Workbench, findings: Findings, attack: str) -> Filtering | None:
+    """Return the matched filter where it takes part; for a mechanism that it does not fit, note the reason."""
+    if not bench.effort.matched_filter:
+        return None
+    if (reason := why_not(bench)) is not None:
+        findings.skip(attack, ATTACKER, reason, FILTER_NAME)
+        return None
+    return Filtering(bench)
+
+
+def linkage_similarity(filtering: Filtering) -> Similarity:
+    """Compare outputs with originals."""
+    return filtering.make(filtering.components()).similarity(filtering.outputs, filtering.originals)
+
+
+def averaged_rankings(filtering: Filtering, rows: Numbers, more: torch.Tensor, name: str) -> AveragedRankings:
+    """Rank originals by the mean of k outputs: those of ``rows`` (n,) and ``more`` (n, K - 1, 3, S, S)."""
+    bench = filtering.bench
+    further = bench.embed_outputs(name, more.flatten(0, 1), filtering.space).reshape(*more.shape[:2], -1)
+    outputs = np.concatenate([filtering.outputs[rows, None], further], axis=1)
+    the_filter, subjects = filtering.make(filtering.components()), bench.evidence.subjects[rows]
+
+    def rank_mean(k: int) -> linkage.Ranking:
+        similarity = the_filter.similarity(outputs[:, :k].mean(1), filtering.originals)
+        return rank(similarity, rows, subjects, bench.rng("filter, averaging"))
+
+    return AveragedRankings({k: rank_mean(k) for k in OUTPUT_COUNTS if k <= outputs.shape[1]})
+
+
+def identification_figures(filtering: Filtering) -> list[Figure]:
+    """Return closed-set figures by other photos of the same people, for each number of them.
+
+    The variance within a person is that of outsiders with several photos, and of the gallery's own where there are.
+    """
+    bench = filtering.bench
+    setup = set_up_identification(bench, filtering.space)
+    if setup is None:
+        return []
+    figures: list[Figure] = []
+    released, round_trip = filtering.outputs, bench.embed_round_trip(filtering.space)
+    for count in GALLERY_PHOTOS:
+        gallery = reidentification.enrol(setup.gallery, count, bench.rng("enrol"))
+        filters, means, people = _person_filters(filtering, gallery)
+        lines, *references = (
+            linkage.figures(
+                _rank_people(filtering, setup, rows, filters, means, people),
+                bench.rng("closed set figures"),
+                **filtering.context("reidentification"),
+            )[:-1]
+            for rows in (released, filtering.originals, round_trip)
+        )
+        unit = f"{count} photo{'s' if count > 1 else ''} a person"
+        figures += [
+            replace(line, measure=f"{line.measure}, {unit}", unmodified=raw.value, round_trip=encoded.value)
+            for line, raw, encoded in zip(lines, *references, strict=True)
+        ]
+    return figures
+
+
+def _person_filters(filtering: Filtering, gallery: Faces) -> tuple[Sequence[MatchedFilter], Floats, Names]:
+    """Return a filter, and the mean photo (P, D), for each person of the gallery, and the people (P,), sorted."""
+    components = filtering.components()
+    photos, names = [gallery.embeddings], [gallery.identities]
+    if (outsiders := filtering.bench.evidence.outsiders) is not None:
+        photos.append(filtering.bench.embed_images("outsiders", outsiders[0], filtering.space))
+        names.append(outsiders[1])
+    between = between_shares(components, np.concatenate(photos), np.concatenate(names))
+    people, person, counts = np.unique(gallery.identities, return_inverse=True, return_counts=True)
+    means = np.zeros((len(people), gallery.embeddings.shape[1]), gallery.embeddings.dtype)
+    np.add.at(means, person, gallery.embeddings)
+    by_count = {int(n): filtering.make(components, between, int(n)) for n in np.unique(counts)}
+    return [by_count[int(n)] for n in counts], means / counts[:, None].astype(means.dtype), people
+
+
+def _rank_people(
+    filtering: Filtering,
+    setup: IdentificationSetup,
+    rows: Floats,
+    filters: Sequence[MatchedFilter],
+    means: Floats,
+    people: Names,
+) -> linkage.Ranking:
+    probes = setup.as_probes(rows)
+    scores = np.empty((len(probes), len(people)))
+    for the_filter in {id(f): f for f in filters}.values():
+        columns = [i for i, f in enumerate(filters) if f is the_filter]
+        scores[:, columns] = the_filter.scores(probes.embeddings, means[columns])
+    truth = np.searchsorted(people, probes.identities)
+    return rank(linkage.similarity_matrix(scores), truth, probes.identities, filtering.bench.rng("filter, closed set"))
+
+
+def membership_figures(filtering: Filtering) -> list[Figure]:
+    """Return how well the likelihood ratio tells originals from outsiders who had no part in the components."""
+    bench, evidence, context = filtering.bench, filtering.bench.evidence, filtering.context("membership")
+    outputs = filtering.outputs
+    outputs = outputs[np.isfinite(outputs).all(axis=1)]
+    if evidence.outsiders is None or not len(outputs):
+        return []
+    images, names = evidence.outsiders
+    if evidence.training is not None and len(evidence.training) >= MIN_PUBLIC:
+        name, public, is_other = "training pictures", evidence.training, np.ones(len(names), bool)
+    else:  # half of the outsiders are learnt from
+        people = np.unique(names)
+        is_other = np.isin(names, bench.rng("filter, not learnt from").permutation(people)[: len(people) // 2])
+        name, public = "half of the outsiders", images[torch.from_numpy(~is_other)]
+    if len(public) < MIN_PUBLIC:
+        return [not_run(f"{len(public)} pictures to learn from, {MIN_PUBLIC} are needed (audit.outsiders)", **context)]
+    the_filter = filtering.make(bench.components(name, public, filtering.space))
+    others = bench.embed_images("outsiders", images, filtering.space)[is_other]
+    members, strangers = (the_filter.evidence(outputs, rows) for rows in (filtering.originals, others))
+    scores = MembershipScores(members, strangers, evidence.subjects, names[is_other])
+    return membership.figures(scores, bench.rng("filter, membership"), **context)
