@@ -26,7 +26,7 @@ from anonymizer.data import released_images
 from anonymizer.errors import ConfigError, IntegrityError, OutputError
 from anonymizer.policy import comparison
 from anonymizer.records import Status
-from anonymizer.release import plan
+from anonymizer.release import event_log, plan
 from anonymizer.release.ledger import PREFETCH_FILES, Ledger
 from anonymizer.schema import LEDGER_SCHEMA
 from anonymizer.storage import parquet
@@ -174,9 +174,17 @@ class Predecessor:
     at_hand: bool = False
 
     def find(self, key: SealKey | None) -> Release | None:
-        """Return the release, if it has its records and images. Raises IntegrityError if it is another one by now."""
+        """Return the release, if it has its records and images.
+
+        Raises IntegrityError if it is another one by now, or lacks parts that nobody erased or purged.
+        """
         release = Release.at(self.uri, key)
         if not _is_at_hand(release):
+            if not _is_gone(release):
+                raise IntegrityError(
+                    f"previous: parts of the release at {self.uri!r}, which came before this one, are missing: restore "
+                    "it, or move all of it away"
+                )
             return None
         if self.statement not in (None, statement_digest_at(self.uri)):
             raise IntegrityError(
@@ -278,6 +286,14 @@ def _has_records(release: Release) -> bool:
 
 def _is_at_hand(release: Release) -> bool:
     return release.is_published and _has_records(release)
+
+
+def _is_gone(release: Release) -> bool:
+    """Return whether nothing of a release is there, or its log says that it was erased or its records purged."""
+    if next(release.root.children(), None) is None:
+        return True
+    events = [(event["event"], event["details"].get("what")) for event in event_log.read(release)]
+    return ("purged", "records") in events or any(name == event_log.DESTROYED for name, _ in events)
 
 
 def load(release: Release) -> PublishedHistory:

@@ -302,6 +302,11 @@ BOTH = {  # manipulations of either month
     "all released in the ledger": ledger(set_column("status", lambda values: ["released"] * len(values))),
     "nothing released in the ledger": ledger(set_column("status", lambda values: ["failed"] * len(values))),
     "a shard less": remove("restricted/ledger/shard-00000.parquet"),
+    "no ledger": remove("restricted/ledger"),
+    "no plan": remove("restricted/plan.json"),
+    "no manifest": remove("public/manifest.parquet"),
+    "no public half": remove("public"),
+    "no restricted half": remove("restricted"),
     "shards exchanged": lambda half: shutil.copy(
         half / "restricted/ledger/shard-00001.parquet", half / "restricted/ledger/shard-00000.parquet"
     ),
