@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+NO_OTHER_FIELDS = {"extra": "forbid"}  # where pydantic reads a dataclass from a file
+
 
 class Status(StrEnum):
     """The end of a record."""
@@ -129,6 +131,8 @@ class Decision:
 class CeilingRate:
     """The highest rate at which any attacker can name the right one of ``gallery`` candidates, with a 95 % interval."""
 
+    __pydantic_config__ = NO_OTHER_FIELDS
+
     value: float
     low: float
     high: float
@@ -141,6 +145,8 @@ class MembershipCeiling:
 
     For the nearest other person, the median pair and the pair that is least alike.
     """
+
+    __pydantic_config__ = NO_OTHER_FIELDS
 
     nearest: float
     median: float
@@ -155,6 +161,8 @@ class Ceilings:
     five, or by the most probable one-to-one matching; ``knows_others`` by an attacker who knows all other members of a
     group, None for k = 1; membership at a false-positive rate of 1 % and 0.1 %.
     """
+
+    __pydantic_config__ = NO_OTHER_FIELDS
 
     k: int
     outputs: int
@@ -188,6 +196,8 @@ class Plan:
     key_check: str | None
     threads: int | None = None  # of the model on a CPU, on which rounding depends; None in plans of earlier versions
     id: str | None = None  # unique to this plan
+    ceilings: Ceilings | None = None
+    no_ceiling: tuple[str, ...] = ()  # why there is none
     inherited: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of each file that was taken over, by name
 
 

@@ -48,7 +48,7 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     from anonymizer.release import plan as planning
     from anonymizer.release import preflight
     from anonymizer.release.ledger import Ledger
-    from flows.jobs import models
+    from flows.jobs import ceilings, models
     from flows.jobs import release as release_job
 
     config = read_config(RunConfig, config)
@@ -61,6 +61,7 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
         done = Ledger(opened, plan).summarize().read
     else:
         plan, done = planning.build_plan(config, backbone, key, planning.count_records(config)), 0
+        plan = ceilings.add_ceilings(config, backbone, key, plan)
     seconds = planning.estimate_seconds(config, backbone, replace(plan, records=plan.records - done))
     source = open_source(config.source)
     fields = [*source.fields(), *sample_metadata(source)]

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from anonymizer.config.policy import PolicyConfig, Waiver
 from anonymizer.crypto import signing
+from anonymizer.records import Ceilings
 
 
 class StrictModel(BaseModel):
@@ -122,6 +123,7 @@ class ReleasePredicate(StrictModel):
     model: Model
     code: Code
     counts: Counts
+    ceilings: Ceilings | None = None  # none hold, or of an earlier version
     gate: Gate
     policy: PolicyConfig | None = None
     sizes: dict[str, Count] | None = None

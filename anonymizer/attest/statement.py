@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -58,6 +59,7 @@ def build_predicate(
             **{name: getattr(plan, name) for name in ("fingerprint", "level", "t_boom", "T", "log_snr")},
             **{name: getattr(plan, name) for name in ("sampler", "steps")},
         },
+        "ceilings": None if plan.ceilings is None else asdict(plan.ceilings),
         "model": {"name": plan.model, "sha256": plan.model_digest},
         "code": {"anonymizer": version("anonymizer"), "libraries": libraries},
         "counts": {name: getattr(counts, name) for name in ("read", "released", "quarantined", "failed")},

@@ -11,6 +11,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
 
+CeilingName = Literal[
+    "linkage_rank1", "linkage_rank5", "linkage_assigned", "knows_others", "membership_tpr_at_1", "membership_tpr_at_01",
+    "membership_tpr_at_1_median", "membership_tpr_at_1_worst",
+]  # fmt: skip
+
 # Defaults of an audit, and of the least that a policy requires of one.
 MATCHED_FILTER = "filter"  # compares by the level and the components of pictures of the kind, with no network
 AUDIT_FEATURES = ("pixels", "lpips", "clip", "imagenet", "dlib", MATCHED_FILTER)

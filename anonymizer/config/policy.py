@@ -15,6 +15,7 @@ from anonymizer.config.base import (
     AUDIT_PAIRS,
     AUDIT_SAMPLE,
     Attack,
+    CeilingName,
     Float,
     Int,
     Section,
@@ -151,6 +152,11 @@ class PolicyConfig(Section):
     risk: dict[Annotated[str, AfterValidator(_check_risk_rule)], RiskBound] = Field(
         {}, description="bounds on the audit's figures: {max_linkage_rank1: {upper: 0.05}}, or max_linkage above chance"
     )
+    ceilings: dict[CeilingName, Annotated[Float, Field(ge=0, le=1)]] = Field(
+        {},
+        description="highest rates that any attacker could reach, whatever it computes: {linkage_rank1: 0.05, "
+        "membership_tpr_at_1: 0.1}; needs settings for which ceilings hold (docs/protection.md)",
+    )
     audits: tuple[Attack, ...] = Field((), description="attacks that must have been tried on this very release")
     attackers: LeastAttackers = LeastAttackers()
     audit_days: Int | None = Field(None, ge=0, description="how many days old the audit may be")
@@ -174,6 +180,7 @@ class PolicyConfig(Section):
     @model_validator(mode="after")
     def _check_waivers(self) -> PolicyConfig:
         rules = ["min_released", *self.risk, *(f"audits.{attack}" for attack in self.required_attacks)]
+        rules += [f"ceilings.{name}" for name in self.ceilings]
         rules += ["attackers"] if self.required_attacks else []
         rules += [name for name in ("max_quarantined", "max_failed", "audit_days") if getattr(self, name) is not None]
         for waiver in self.waivers:

@@ -89,6 +89,9 @@ class MetricsConfig(Section):
 
     clip: str = Field("bundled:clip-mini", description="bundled:clip-mini, an open_clip 'MODEL/PRETRAINED', or none")
     lpips: str = Field("st-alex", description="st-alex (offline), alex, vgg, squeeze, 'alex:WEIGHTS_FILE', or none")
+    gallery: Int = Field(
+        1000, ge=0, description="originals from which ceilings are computed, drawn by chance if there are more; 0: none"
+    )
     identity: str = Field("none", description="dlib or arcface:FILE.onnx, to compare and count faces, or none")
 
 

@@ -30,6 +30,7 @@ def _maxima(policy: PolicyConfig) -> dict[str, float]:
     """Return the bounds of which a higher one allows more."""
     bounds: dict[str, float | None] = {f"scores.{name}.max": bound.max for name, bound in policy.scores.items()}
     bounds |= {f"risk.{name}": bound.upper for name, bound in policy.risk.items()}
+    bounds |= {f"ceilings.{name}": bound for name, bound in policy.ceilings.items()}
     bounds |= {name: getattr(policy, name) for name in ("audit_days", "max_quarantined", "max_failed")}
     return {rule: bound for rule, bound in bounds.items() if bound is not None}
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from anonymizer.config import Bound, PolicyConfig, RunConfig, parse_risk_rule
 from anonymizer.policy.attackers import Attackers, describe_least, find_shortfalls
+from anonymizer.policy.ceilings import find_exceeded, upper_end
 from anonymizer.policy.risk_figures import TRAINING_SET, FigureRow, risk_above_chance, select_headlines
-from anonymizer.records import Decision, Reason, Scores, Status, Summary
+from anonymizer.records import Ceilings, Decision, Reason, Scores, Status, Summary
 
 FACE_SCORES = {"identity_distance", "faces"}
 HIGHER_IS_CLOSER = {"clip_similarity": True, "lpips": False, "identity_distance": False}
@@ -121,12 +122,21 @@ class Verdict:
 
 
 def evaluate_release(
-    policy: PolicyConfig, counts: Summary, manifest_sha256: str, audit: AuditResult | None, now: datetime
+    policy: PolicyConfig,
+    counts: Summary,
+    manifest_sha256: str,
+    audit: AuditResult | None,
+    now: datetime,
+    ceilings: Ceilings | None = None,
 ) -> Verdict:
     """Decide whether the release with this manifest may be published; an audit of another manifest does not count."""
     if audit is not None and audit.manifest_sha256 != manifest_sha256:
         audit = None
-    results = [*_evaluate_counts(policy, counts), *_evaluate_audit(policy, audit, now)]
+    results = [
+        *_evaluate_counts(policy, counts),
+        *_evaluate_ceilings(policy, ceilings),
+        *_evaluate_audit(policy, audit, now),
+    ]
     return Verdict([_apply_waiver(policy, result, now.astimezone(UTC).date()) for result in results])
 
 
@@ -145,6 +155,14 @@ def _evaluate_counts(policy: PolicyConfig, counts: Summary) -> Iterator[RuleResu
         if maximum is not None:
             share = count / counts.read if counts.read else 1.0
             yield _rule_result(rule, f"at most {maximum:g} of all", f"{count} of {counts.read}", share <= maximum)
+
+
+def _evaluate_ceilings(policy: PolicyConfig, ceilings: Ceilings | None) -> Iterator[RuleResult]:
+    for name, bound in policy.ceilings.items():
+        high = None if ceilings is None else upper_end(ceilings, name)
+        measured = "no ceiling holds" if high is None else f"at most {high:.3g}"
+        passes = not find_exceeded({name: bound}, ceilings)
+        yield _rule_result(f"ceilings.{name}", f"upper end at most {bound:g}", measured, passes)
 
 
 def _evaluate_audit(policy: PolicyConfig, audit: AuditResult | None, now: datetime) -> Iterator[RuleResult]:

@@ -37,6 +37,7 @@ class ImageSet:
     images: torch.Tensor
     record_ids: Sequence[str]
     labels: Sequence[str | None]
+    subjects: Sequence[str | None]  # the person, where the configuration reads ``source.subject``
     columns: Sequence[Mapping[str, object]]
     byte_sizes: Sequence[int]  # of the encoded file
     dimensions: Sequence[tuple[int, int]]  # width and height of the part of the file that is shown
@@ -150,6 +151,11 @@ def draw_images(source: SourceConfig, size: int, limit: int, rng: np.random.Gene
     return images
 
 
+def without_columns(source: SourceConfig) -> SourceConfig:
+    """Return a source without the columns of a release: all that is not asked for is dropped."""
+    return source.model_copy(update={"drop": ("*",), "restricted": (), "subject": None})
+
+
 @dataclass(frozen=True)
 class Outsiders:
     """Images of people outside the release; how many were excluded as the same image, and how many for the person."""
@@ -214,6 +220,7 @@ def _decode_images(source: SourceConfig, entries: Iterable[Entry], size: int) ->
         images=torch.stack(tensors) if tensors else torch.empty(0, 3, size, size),
         record_ids=[record.entry.record_id for record in records],
         labels=[record.label for record in records],
+        subjects=[record.subject for record in records],
         columns=[record.columns for record in records],
         byte_sizes=byte_sizes,
         dimensions=dimensions,

@@ -50,7 +50,7 @@ def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records
         source=str(StoragePath.from_uri(config.source.uri)),
         output=absolute_uri(config.output.uri),
         records=records,
-        shards=-(-records // config.run.shard_size),
+        shards=_count_shards(config, records),
         shard_size=config.run.shard_size,
         level=config.boomerang.level,
         t_boom=t_boom,
@@ -66,6 +66,10 @@ def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records
         threads=torch.get_num_threads(),
         id=secrets.token_hex(8),
     )
+
+
+def _count_shards(config: RunConfig, records: int) -> int:
+    return -(-records // config.run.shard_size)
 
 
 def _refuse_too_low(level: float, boomerang: Boomerang, t_boom: int) -> None:
@@ -149,10 +153,12 @@ def _list_entries(config: RunConfig) -> Iterator[Entry]:
 def write_or_resume(
     config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release,
     inherit: Callable[[RunConfig, Release], Mapping[str, str]] = lambda config, release: {},
+    add_ceilings: Callable[[Plan], Plan] = lambda plan: plan,
 ) -> Plan:  # fmt: skip
     """List the source into ``restricted/plan/`` and write the plan, or return that of an unfinished run.
 
     ``inherit`` writes what comes from earlier releases, which the plan then names (``history.carry_forward``).
+    ``add_ceilings`` fills in a plan's ceilings, before anything is written.
 
     Raises OutputError or CustodianKeyError where a run was begun with other settings or another key.
     """
@@ -166,14 +172,15 @@ def write_or_resume(
         raise OutputError(
             f"output.uri {config.output.uri!r}: has a public/ that no plan accounts for: choose another output"
         )
-    plan_id = build_plan(config, backbone, key, 0).id  # raises what it raises before anything is written
+    first = add_ceilings(build_plan(config, backbone, key, 0))  # raises what it raises before anything is written
+    plan_id = first.id
     release.restricted.make_private_folder()
     release.shard_plans.remove()  # of a run that was interrupted while planning
     records = 0
     for shard, entries in enumerate(chunked(_list_entries(config), config.run.shard_size)):
         write_entries(release, plan_id, shard, entries)
         records += len(entries)
-    plan = replace(build_plan(config, backbone, key, records), id=plan_id)
+    plan = replace(first, records=records, shards=_count_shards(config, records))
     write_config(release, plan_id, config)
     inherited = inherit(config, release)
     write(release, plan, inherited)
@@ -211,8 +218,7 @@ def read(release: Release) -> Plan:
         data = release.plan.read()
         fields = json.loads(data)
         fields.pop("hmac", None)
-        plan = Plan(**fields | {"escalated": tuple(fields["escalated"])})
-        TypeAdapter(Plan).validate_json(json.dumps(fields), strict=True)
+        plan = TypeAdapter(Plan).validate_json(json.dumps(fields), strict=True)
         if not 0 <= plan.shards <= max(plan.records, MAX_SHARDS):  # empty ones are left where people were erased
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -142,7 +142,7 @@ def decide_and_publish(
     is_successor = succession.is_successor(release)
     succession.refuse_pending(config.previous, str(release.root), key, replaces=is_successor)
     write_config(release, ledger.plan.id, config)
-    evaluation = _evaluate_policy(release, config, ledger.summary, publisher)
+    evaluation = _evaluate_policy(release, config, ledger, publisher)
     _record_decision(release, config, evaluation, ledger.plan, signer)
     _refuse_rejected(evaluation)
     _refuse_empty(release, evaluation.summary)
@@ -227,11 +227,14 @@ class PolicyEvaluation:
 WriteDocuments = Callable[[StoragePath, RunConfig, FinishedLedger, PolicyEvaluation], Mapping[str, str]]
 
 
-def _evaluate_policy(release: Release, config: RunConfig, summary: Summary, publisher: str | None) -> PolicyEvaluation:
+def _evaluate_policy(
+    release: Release, config: RunConfig, ledger: FinishedLedger, publisher: str | None
+) -> PolicyEvaluation:
     manifest, audit = statement.file_digest(release.manifest), audit_files.read(release)
     if audit is not None and audit.manifest_sha256 != manifest:
         audit = None  # of another version of this release
-    verdict = evaluate_release(config.policy, summary, manifest, audit, datetime.now(UTC))
+    summary = ledger.summary
+    verdict = evaluate_release(config.policy, summary, manifest, audit, datetime.now(UTC), ledger.plan.ceilings)
     audited, public = (audit.when, audit.public) if audit else (None, None)
     weaker = history.list_weaker_rules(config)
     return PolicyEvaluation(summary, manifest, public, publisher, verdict, weaker, audited)
@@ -257,7 +260,9 @@ def _refuse_rejected(evaluation: PolicyEvaluation) -> None:
         return
     failed = evaluation.verdict.failed_rules
     names, hint = {result.rule for result in failed}, ""
-    if not names <= COUNT_RULES:
+    if any(name.startswith("ceilings.") for name in names):
+        hint = "; make this release anew at a higher level"
+    elif not names <= COUNT_RULES:
         hint = "" if evaluation.audit else "; attack it with `anonymizer audit`, then run the same command again"
     elif names - {"max_quarantined"}:
         hint = "; `anonymizer retry --failed` does failed records again"

@@ -202,6 +202,7 @@ def _check_settings(config: RunConfig, plan: Plan, predicate: ReleasePredicate) 
     problems = [problem] if len(fingerprints) > 1 else []
     pairs = {name: (getattr(plan, name), getattr(predicate.settings, name)) for name in SIGNED_SETTINGS}
     pairs |= {"model": (plan.model, predicate.model.name), "model_digest": (plan.model_digest, predicate.model.sha256)}
+    pairs |= {"ceilings": (plan.ceilings, predicate.ceilings)}
     pairs |= {"public_scores": (config.output.public_scores, predicate.manifest.public_scores)}
     if predicate.release not in (None, plan.id):
         problems.append("the statement was signed for another release than that of plan.json")

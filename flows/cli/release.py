@@ -31,6 +31,7 @@ def plan(as_json: bool, quiet: bool, **options: Any) -> None:
 
     Writes nothing, and refuses what `run` would refuse.
     """
+    from anonymizer.policy.ceilings import describe
     from flows import api
 
     config = read_run_config(**options)
@@ -59,6 +60,8 @@ def plan(as_json: bool, quiet: bool, **options: Any) -> None:
             "shards": f"{plan.shards} of up to {plan.shard_size} records",
             "key": "from the environment" if plan.key_check else no_key,
             "sampling time": time,
+            **({"ceiling": f"none: {'; '.join(plan.no_ceiling)}"} if plan.no_ceiling else {}),
+            **(describe(plan.ceilings) if plan.ceilings else {}),
         },
     )
     console.print_table(

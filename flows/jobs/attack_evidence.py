@@ -17,7 +17,7 @@ from anonymizer.data.sources import open_source
 from anonymizer.data.sources.folder import FolderSource
 from anonymizer.errors import ConfigError, SourceError
 from anonymizer.records import normalize_subject
-from anonymizer.release.audit_sample import ImageSet, draw_images, exclude_insiders
+from anonymizer.release.audit_sample import ImageSet, draw_images, exclude_insiders, without_columns
 from flows.jobs.redaction import in_fresh_thread
 from metrics import features
 from metrics.audit.mechanisms import Mechanism
@@ -41,7 +41,7 @@ def check_sources(config: AttackerConfig) -> None:
         if (extra := getattr(config, name)) is not None:
             usage_marker.refuse_marked_source(f"{name}.uri", extra.uri)
             try:
-                next(iter(open_source(_read_only(extra)).entries()), None)
+                next(iter(open_source(without_columns(extra)).entries()), None)
             except SourceError as error:
                 raise SourceError(str(error).replace("source.", f"{name}.", 1)) from None
 
@@ -49,12 +49,7 @@ def check_sources(config: AttackerConfig) -> None:
 def with_attack_columns(source: SourceConfig, config: AttackerConfig) -> SourceConfig:
     """Return a source that also reads the columns that attackers want to know of each record."""
     columns = tuple(dict.fromkeys(config.attributes))
-    return _read_only(source).model_copy(update={"label": config.identity, "caption": None, "carry": columns})
-
-
-def _read_only(source: SourceConfig) -> SourceConfig:
-    """Return a source without the columns of a release: all that is not asked for is dropped."""
-    return source.model_copy(update={"drop": ("*",), "restricted": (), "subject": None})
+    return without_columns(source).model_copy(update={"label": config.identity, "caption": None, "carry": columns})
 
 
 def effort_of(config: AttackerConfig) -> Effort:
@@ -73,7 +68,7 @@ def gather_evidence(
     """Gather originals and outputs (N, 3, S, S), their people, and what the settings give to attackers besides."""
 
     def draw(source: SourceConfig | None, limit: int) -> ImageSet | None:
-        return None if source is None else draw_images(_read_only(source), model.size, limit, rng)
+        return None if source is None else draw_images(without_columns(source), model.size, limit, rng)
 
     people = _people(originals.labels) if config.identity is not None else originals.record_ids
     others = draw(config.others, 10 * config.sample)
@@ -113,7 +108,7 @@ def _read_outsiders(
     """
     if source is None:
         return None, None
-    source = _read_only(source)
+    source = without_columns(source)
     if config.identity == "folder" and source.label is None and isinstance(open_source(source), FolderSource):
         source = source.model_copy(update={"label": "folder"})
     images = draw_images(source, size, MAX_EXTRA_IMAGES, rng)

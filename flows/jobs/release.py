@@ -28,6 +28,7 @@ from anonymizer.release.publish import PublicationStatus
 from anonymizer.report.ledger_summary import LedgerSummary
 from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
+from flows.jobs import ceilings
 from flows.jobs.models import backbone_of
 from flows.jobs.redaction import in_fresh_thread, redact_errors
 
@@ -71,7 +72,11 @@ def prepare(config: RunConfig) -> Plan:
     publish.check_signing_key(config)
     key, backbone = load_key(config.key_env), backbone_of(config.model)
     preflight.check_previous(config, key, load_checked_scorer(config.metrics, backbone).names)
-    return planning.write_or_resume(config, backbone, key, open_release(config), history.carry_forward)
+
+    def add_ceilings(plan: Plan) -> Plan:
+        return ceilings.add_ceilings(config, backbone, key, plan)
+
+    return planning.write_or_resume(config, backbone, key, open_release(config), history.carry_forward, add_ceilings)
 
 
 def prepare_for_flow(config: RunConfig) -> None:

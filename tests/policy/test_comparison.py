@@ -15,6 +15,7 @@ from tests.support.signing_keys import ADA, BOB, public_key
 FULL: dict[str, Any] = {
     "scores": {"lpips": {"min": 0.1, "max": 0.5}, "faces": {"min": 1}},
     "risk": {"max_linkage": {"upper": 0.2}},
+    "ceilings": {"linkage_rank1": 0.05, "membership_tpr_at_1": 0.1},
     "audits": ["leaks"],
     "attackers": {"attacks": ["membership"], "features": ["pixels", "clip"], "sample": 100, "identity": "folder"},
     "audit_days": 30,
@@ -28,6 +29,8 @@ LOOSER = {  # a change -> what is said of it
     "scores": ({"lpips": {"min": 0.09, "max": 0.51}}, ["scores.faces.min: 1 before, none now",
         "scores.lpips.max: 0.5 before, 0.51 now", "scores.lpips.min: 0.1 before, 0.09 now"]),
     "risk": ({"max_linkage": {"upper": 0.3}}, ["risk.max_linkage: 0.2 before, 0.3 now"]),
+    "ceilings": ({"linkage_rank1": 0.06}, ["ceilings.linkage_rank1: 0.05 before, 0.06 now",
+        "ceilings.membership_tpr_at_1: 0.1 before, none now"]),
     "audits": ([], ["audits.leaks: asked for before, not now"]),
     "attackers": (
         {"features": ["pixels"], "sample": 99, "pairs": 20, "outputs": 2, "averaged": 1, "identity": "file"},
@@ -73,7 +76,7 @@ def test_a_bound_on_risk_asks_for_its_attack_too() -> None:
 
 
 def test_a_policy_that_is_dropped_as_a_whole_is_named_rule_by_rule() -> None:
-    assert len(weaker_rules(policy(), PolicyConfig())) == 12
+    assert len(weaker_rules(policy(), PolicyConfig())) == 14
 
 
 SHARES = st.none() | st.floats(0, 1)

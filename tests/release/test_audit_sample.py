@@ -44,8 +44,9 @@ def test_people_of_the_release_are_no_outsiders_where_people_are_known(tmp_path:
 
 
 def test_people_without_a_name_are_not_one_person(insiders: ImageSet) -> None:
-    strangers = ImageSet(insiders.images + 1, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b""] * 4)
-    unnamed = ImageSet(insiders.images, ["x"] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4, [b"a"] * 4)
+    columns = [["x"] * 4, [None] * 4, [None] * 4, [{}] * 4, [1] * 4, [(8, 8)] * 4]
+    strangers = ImageSet(insiders.images + 1, *columns, [b""] * 4)
+    unnamed = ImageSet(insiders.images, *columns, [b"a"] * 4)
     result = exclude_insiders(strangers, unnamed, identified=True)
     assert len(result.images) == 4 and result.note is None
 

@@ -17,6 +17,7 @@ from anonymizer.attest.verify.files import check_documents, check_files, check_m
 from anonymizer.attest.verify.findings import Finding, failed, noted, pass_or_fail, passed
 from anonymizer.attest.verify.inventory import Inventory, read_statement, take_inventory
 from anonymizer.crypto import signing
+from anonymizer.policy.ceilings import find_exceeded
 from anonymizer.policy.gates import rule_names
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, REVOCATIONS, STATEMENT
@@ -200,6 +201,9 @@ def _policy_errors(predicate: ReleasePredicate) -> Iterator[str]:
         yield "the approvals are not those that the policy asks for"
     if {rule.rule for rule in gate.rules} != set(rule_names(policy)):
         yield "the rules are not those that the policy sets"
+    waived = {rule.rule for rule in gate.rules if rule.result == "waived"}
+    if not {f"ceilings.{name}" for name in find_exceeded(policy.ceilings, predicate.ceilings)} <= waived:
+        yield "the ceilings are not within the policy's bounds"
     if not set(gate.waivers) <= set(policy.waivers):
         yield "a waiver is none of the policy's"
     if gate.weaker and policy.weaker_than_previous is None:

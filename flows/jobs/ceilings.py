@@ -1,0 +1,136 @@
+"""The ceilings of a release: from a sample of its originals, in the space that its model noises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from anonymizer.backbones import Backbone
+from anonymizer.boomerang import Boomerang
+from anonymizer.config import RunConfig
+from anonymizer.config.groups import LABEL
+from anonymizer.crypto.custodian_key import CustodianKey
+from anonymizer.errors import ConfigError
+from anonymizer.grouping.groups import group_records
+from anonymizer.policy.ceilings import find_exceeded, upper_end
+from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling, Plan, normalize_subject
+from anonymizer.release import assumptions, audit_sample
+from anonymizer.release.audit_sample import ImageSet
+from metrics.stats.ceilings import Candidates, compute_ceilings, place
+from metrics.stats.intervals import Floats, Numbers, as_subjects
+
+NOT_ENOUGH = "source: the pictures that were drawn are of one person, equal, or too few alike for a group"
+BATCH = 32
+MAX_NUMBERS = 2**28  # of decoded originals held at once: 1 GiB
+
+
+def add_ceilings(config: RunConfig, backbone: Backbone, key: CustodianKey, plan: Plan) -> Plan:
+    """Return a plan with its ceilings, or with the reasons why none holds.
+
+    Raises ConfigError where ``policy.ceilings`` is not kept and no waiver sets the rule aside.
+    """
+    plan = replace(plan, no_ceiling=tuple(assumptions.find_broken(config, key, plan)))
+    if not plan.no_ceiling:
+        rng = np.random.default_rng(list(key.derive("ceilings", plan.fingerprint.encode())))
+        try:
+            images = draw_originals(config, backbone, rng)
+            candidates = place_images(images, backbone, is_sample=len(images) == _limit(config, backbone))
+            groups, outputs = _group(config, images, candidates, rng), 1
+            if config.boomerang.k > 1 and config.groups.outputs == "each":
+                outputs = config.boomerang.k
+            abar = float(Boomerang(backbone).abar[plan.t_boom])
+            ceilings = compute_ceilings(candidates, abar, rng, k=config.boomerang.k, outputs=outputs, groups=groups)
+            plan = replace(plan, ceilings=round_up(ceilings))
+        except ValueError:
+            plan = replace(plan, no_ceiling=(NOT_ENOUGH,))
+    _refuse_exceeded(config, plan)
+    return plan
+
+
+def draw_originals(config: RunConfig, backbone: Backbone, rng: np.random.Generator) -> ImageSet:
+    """Return originals of a run's source, drawn by chance; all of them if there are no more than are looked at."""
+    columns = {"carry": (*config.source.carry, *config.source.restricted), "restricted": ()}
+    source = config.source.model_copy(update=columns)
+    return audit_sample.draw_images(source, backbone.size, _limit(config, backbone), rng)
+
+
+def _limit(config: RunConfig, backbone: Backbone) -> int:
+    return max(2, min(config.metrics.gallery, MAX_NUMBERS // (3 * backbone.size**2)))
+
+
+def place_images(images: ImageSet, backbone: Backbone, *, is_sample: bool) -> Candidates:
+    """Return originals in the space that is noised. Raises ValueError where they are of fewer than two people.
+
+    A record without a name counts as a person.
+    """
+    names = [normalize_subject(name or "") for name in images.subjects]
+    people = as_subjects([name or f"record {r}" for name, r in zip(names, images.record_ids, strict=True)])
+    return place(encode(backbone, images.images), people, is_sample=is_sample)
+
+
+def _group(config: RunConfig, images: ImageSet, candidates: Candidates, rng: np.random.Generator) -> list[Numbers]:
+    """Return groups of k within the sample, as the release's are formed; none for k = 1.
+
+    Those of the whole release are of people who are more alike, and recognised no more often.
+    """
+    if config.boomerang.k == 1:
+        return []
+    columns = config.groups.columns(config.source)
+    values = [
+        repr([label if name == LABEL else row.get(name) for name in columns])
+        for label, row in zip(images.labels, images.columns, strict=True)
+    ]
+    _, strata = np.unique(values, return_inverse=True)
+    _, people = np.unique(candidates.subjects, return_inverse=True)
+    numbers = np.array([f"{i:012d}".encode() for i in range(len(candidates))])
+    tags = people[:, None] if config.groups.by_subject(config.source) else None
+    grouping = group_records(candidates.points, numbers, config.boomerang.k, rng, strata=strata, tags=tags)
+    return list(grouping.groups)
+
+
+def encode(backbone: Backbone, images: torch.Tensor) -> Floats:
+    """Return images (N, 3, S, S) as they are noised, as rows (N, D) of float32."""
+    with torch.inference_mode():
+        parts = [backbone.encode(part.to(backbone.device)).flatten(1).float().cpu() for part in images.split(BATCH)]
+    return torch.cat(parts).numpy()
+
+
+def round_up(ceilings: Ceilings) -> Ceilings:
+    """Return ceilings in four digits, none lower than it was: published figures are no exact ones of a pair."""
+
+    def up(value: float) -> float:
+        return math.ceil(value * 1e4 - 1e-9) / 1e4
+
+    def rounded(rate: CeilingRate) -> CeilingRate:
+        low = math.floor(rate.low * 1e4) / 1e4
+        return replace(rate, value=up(rate.value), low=low, high=up(rate.high))
+
+    def rounded_pairs(pairs: MembershipCeiling) -> MembershipCeiling:
+        return MembershipCeiling(up(pairs.nearest), up(pairs.median), up(pairs.worst))
+
+    return replace(
+        ceilings,
+        linkage_rank1=rounded(ceilings.linkage_rank1),
+        linkage_rank5=rounded(ceilings.linkage_rank5),
+        linkage_assigned=rounded(ceilings.linkage_assigned),
+        knows_others=ceilings.knows_others and rounded(ceilings.knows_others),
+        membership_tpr_at_1=rounded_pairs(ceilings.membership_tpr_at_1),
+        membership_tpr_at_01=rounded_pairs(ceilings.membership_tpr_at_01),
+    )
+
+
+def _refuse_exceeded(config: RunConfig, plan: Plan) -> None:
+    waived = {waiver.rule for waiver in config.policy.waivers}
+    for name in find_exceeded(config.policy.ceilings, plan.ceilings):
+        if f"ceilings.{name}" in waived:
+            continue
+        rule = f"policy.ceilings.{name}: at most {config.policy.ceilings[name]:g} asked for"
+        if plan.ceilings is None:
+            raise ConfigError(f"{rule}, and no ceiling holds ({'; '.join(plan.no_ceiling)}): change these settings")
+        raise ConfigError(
+            f"{rule}, and at level {plan.level:g} attackers may reach {upper_end(plan.ceilings, name):.3g}: raise "
+            "boomerang.level"
+        )
