@@ -198,6 +198,7 @@ class Plan:
     id: str | None = None  # unique to this plan
     ceilings: Ceilings | None = None
     no_ceiling: tuple[str, ...] = ()  # why there is none
+    accept_deterministic: str | None = None  # why a sampler that draws no noise on its way back was accepted
     inherited: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of each file that was taken over, by name
 
 

@@ -63,6 +63,7 @@ class Settings(StrictModel):
     log_snr: FiniteFloat
     sampler: str
     steps: Count
+    accept_deterministic: str | None = None  # why a sampler that draws no noise on its way back was accepted
 
 
 class Model(StrictModel):

@@ -57,7 +57,7 @@ def build_predicate(
         "settings": {
             "levels": sorted(pc.unique(manifest["level"]).to_pylist()),
             **{name: getattr(plan, name) for name in ("fingerprint", "level", "t_boom", "T", "log_snr")},
-            **{name: getattr(plan, name) for name in ("sampler", "steps")},
+            **{name: getattr(plan, name) for name in ("sampler", "steps", "accept_deterministic")},
         },
         "ceilings": None if plan.ceilings is None else asdict(plan.ceilings),
         "model": {"name": plan.model, "sha256": plan.model_digest},

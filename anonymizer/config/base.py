@@ -72,6 +72,7 @@ Sampler = Annotated[
     Literal["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc", "lcm", "tcd"],
     Field(description="ddpm (the paper's), ddim, dpm++, sde-dpm++, unipc; of few-step models lcm, tcd"),
 ]
+DETERMINISTIC_SAMPLERS = ("ddim", "dpm++", "unipc")  # draw no noise on the way back
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 ImageFormat = Annotated[Literal["png", "jpeg", "webp"], Field(description="png, jpeg or webp")]
 Quality = Annotated[Int, Field(ge=1, le=100, description="of jpeg and webp, 1 to 100")]

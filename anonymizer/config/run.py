@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from anonymizer.config.base import (
+    DETERMINISTIC_SAMPLERS,
     KEY_ENV_MESSAGE,
     Float,
     ImageFormat,
@@ -25,7 +26,7 @@ from anonymizer.config.base import (
 from anonymizer.config.calibration_scope import SCOPE_KEYS, CalibrationScope, ChosenLevel, LevelRule
 from anonymizer.config.groups import GroupsConfig, check_groups
 from anonymizer.config.model import PIXEL_SETTINGS, ModelConfig
-from anonymizer.config.policy import PolicyConfig
+from anonymizer.config.policy import PolicyConfig, Words
 from anonymizer.config.source import SourceConfig, check_condition_columns
 from anonymizer.errors import ConfigError
 
@@ -81,7 +82,21 @@ class BoomerangConfig(Section):
     k: Int = Field(
         1, ge=1, description="originals in a group, whose mean each output is a local sample of; 1: no groups"
     )
+    accept_deterministic: Words | None = Field(
+        None, description="why a release takes a sampler that draws no noise on its way back; signed and published"
+    )
     chosen: ChosenLevel | None = None
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the sampler draws no noise on its way back, so that an output keeps nearly all that z_t tells."""
+        return self.sampler in DETERMINISTIC_SAMPLERS
+
+    @model_validator(mode="after")
+    def _check_deterministic(self) -> BoomerangConfig:
+        if self.accept_deterministic is not None and not self.is_deterministic:
+            raise ValueError(f"accept_deterministic: {self.sampler} draws noise on its way back: leave it out")
+        return self
 
 
 class MetricsConfig(Section):
@@ -292,7 +307,7 @@ class RunConfig(Section):
             "model": model_digest,
             "dtype": self.model.dtype,
             "model_settings": self.model.model_dump(include=PIXEL_SETTINGS),
-            "boomerang": self.boomerang.model_dump(exclude={"chosen", "k"}),
+            "boomerang": self.boomerang.model_dump(exclude={"chosen", "k", "accept_deterministic"}),
             "fit": self.source.fit,
             "output": self.output.model_dump(include={"image", "quality", "size"}),
         }

@@ -127,13 +127,16 @@ def read_previous_statement(config: RunConfig, release: Release) -> str | None:
 
 
 def list_weaker_rules(config: RunConfig) -> list[str]:
-    """Return a line for each rule of the previous release that the policy of ``config`` drops or loosens.
+    """Return a line for each rule of the previous release that ``config`` drops or loosens, and for its sampler.
 
     Raises ConfigError where there are some and ``policy.weaker_than_previous`` gives no reason.
     """
     if config.previous is None:
         return []
-    lines = comparison.weaker_rules(read_policy(Release.at(config.previous)), config.policy)
+    before = Release.at(config.previous)
+    lines = comparison.weaker_rules(read_policy(before), config.policy)
+    if config.boomerang.is_deterministic and not (earlier := plan.read_config(before).boomerang).is_deterministic:
+        lines.append(f"boomerang.sampler: {earlier.sampler} before, {config.boomerang.sampler} now, without noise")
     if lines and config.policy.weaker_than_previous is None:
         raise ConfigError(
             f"policy: is weaker than that of previous {config.previous!r} ({'; '.join(lines)}): keep its rules, or "

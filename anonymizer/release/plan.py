@@ -32,19 +32,20 @@ from anonymizer.storage.prefetch import chunked
 
 DEFAULT_KEY_ENV: str = RunConfig.model_fields["key_env"].default
 MAX_SHARDS = 10**6
-DETERMINISTIC_SAMPLERS = ("ddim", "dpm++", "unipc")
 MAX_LOG_SNR = 4.0  # beyond it the noise is under 14 % of the signal, and what comes back is the original
 
 
 def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records: int) -> Plan:
     """Return the plan of a run.
 
-    Raises ConfigError for a level so low that it would release the originals, or chosen for another model.
+    Raises ConfigError for a level so low that it would release the originals, or chosen for another model, and for a
+    sampler that draws no noise on its way back without a reason.
     """
     boomerang = Boomerang(backbone, config.boomerang.sampler, config.boomerang.steps)
     t_boom = boomerang.t_boom(config.boomerang.level)
     _refuse_too_low(config.boomerang.level, boomerang, t_boom)
     _refuse_uncalibrated_model(config, backbone)
+    _refuse_deterministic(config)
     refuse_unused_guidance(config.model, backbone)
     return Plan(
         source=str(StoragePath.from_uri(config.source.uri)),
@@ -65,6 +66,7 @@ def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records
         key_check=key.check_value,
         threads=torch.get_num_threads(),
         id=secrets.token_hex(8),
+        accept_deterministic=config.boomerang.accept_deterministic,
     )
 
 
@@ -79,6 +81,15 @@ def _refuse_too_low(level: float, boomerang: Boomerang, t_boom: int) -> None:
         raise ConfigError(
             f"boomerang.level: {level:g} adds next to no noise with this model (t_boom {t_boom} of {T}, log-SNR "
             f"{log_snr:+.1f}) and would release the originals: choose {math.ceil(lowest * 1000) / 1000:g} or more"
+        )
+
+
+def _refuse_deterministic(config: RunConfig) -> None:
+    if config.boomerang.is_deterministic and config.boomerang.accept_deterministic is None:
+        raise ConfigError(
+            f"boomerang.sampler: {config.boomerang.sampler!r} draws no noise on its way back, and of its outputs far "
+            "more can be linked to their originals at the same level (docs/audit-results.md): choose sde-dpm++ or "
+            "ddpm, or give the reason as boomerang.accept_deterministic, which is published"
         )
 
 
@@ -112,8 +123,10 @@ def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
         "whether it is published or not; attackers who know the method are audited without it": (
             model.has_record_condition
         ),
-        f"boomerang.sampler {sampler}: takes no noise on the way back, and leaves outputs nearer to their originals "
-        "than the paper's own at the same level (docs/paper-results.md)": sampler in DETERMINISTIC_SAMPLERS,
+        f"boomerang.sampler {sampler}: draws no noise on its way back, and of its outputs far more can be linked to "
+        "their originals than of the paper's own at the same level (docs/audit-results.md)": (
+            config.boomerang.is_deterministic
+        ),
         f"boomerang.sampler {sampler}: fits models only that were distilled for it": sampler in ("lcm", "tcd"),
         "output.public_scores exact: a score is a fact about an original, and whoever holds a candidate can compare": (
             config.output.public_scores == "exact"

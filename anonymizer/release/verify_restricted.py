@@ -24,7 +24,8 @@ from anonymizer.storage import parquet
 from anonymizer.storage.external_sort import ExternalSort
 from anonymizer.storage.layout import ENCRYPTED_SUFFIX, MANIFEST, REVOCATIONS, Release
 
-SIGNED_SETTINGS = ("level", "t_boom", "T", "log_snr", "sampler", "steps")  # of the plan, in the statement
+# of the plan, in the statement
+SIGNED_SETTINGS = ("level", "t_boom", "T", "log_snr", "sampler", "steps", "accept_deterministic")
 
 
 def check_restricted(release: Release, config: RunConfig, key: CustodianKey) -> Iterator[Finding]:

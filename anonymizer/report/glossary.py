@@ -79,6 +79,7 @@ def describe_settings(
         Setting("Log-SNR", format_signed(plan.log_snr), f"at that step: signal to noise {ratio}"),
         *_describe_condition(config.model),
         Setting("Sampler", f"{plan.sampler}, {format_number(plan.steps)} steps", "network calls for each picture"),
+        *_describe_determinism(plan),
         Setting("Model", model, f"SHA-256 {plan.model_digest[:12]}…"),
         *(
             Setting(SCORES[name].title if name in SCORES else name, score_model, "the model that made the score")
@@ -92,6 +93,15 @@ def describe_settings(
         Setting("Other shapes", fit, fit_note),
         Setting("Settings", f"{plan.fingerprint[:12]}…", "fingerprint of all that changes pixels"),
     ]
+
+
+def _describe_determinism(plan: Plan) -> Iterator[Setting]:
+    """Yield the reason given for a sampler that draws no noise on its way back."""
+    if plan.accept_deterministic is not None:
+        note = (
+            "the sampler draws no noise on its way back: outputs are nearer to their originals than at this level else"
+        )
+        yield Setting("Accepted because", plan.accept_deterministic, note)
 
 
 def _describe_condition(model: ModelConfig) -> Iterator[Setting]:

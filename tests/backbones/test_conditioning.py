@@ -84,7 +84,7 @@ def test_each_record_has_its_own_label_in_any_batch(tmp_path: Path) -> None:
                      [{"image": f"{i}.png", "label": name} for i, name in enumerate(names)])  # fmt: skip
     for batch in (1, 3, 7):
         config = settings(source, tmp_path / f"out{batch}", source={"label": "label"}, model={"condition": "label"},
-                          run={"batch_size": batch, "shard_size": 7}, boomerang={"sampler": "ddim"})  # fmt: skip
+                          run={"batch_size": batch, "shard_size": 7}, boomerang={"sampler": "ddpm"})  # fmt: skip
         release = run(config, ClassConditional())
         for row in rows(release):
             expected = -0.5 if row["label"] in ("dark", "0") else 0.5

@@ -72,7 +72,7 @@ from tests.support.releases import (
 )
 
 SCORES = ("clip_similarity", "lpips")
-OTHER: dict[str, Any] = {"boomerang": {"level": 0.7, "sampler": "ddim", "steps": 3}}
+OTHER: dict[str, Any] = {"boomerang": {"level": 0.7, "sampler": "ddpm", "steps": 3}}
 
 
 class Retrained(IdealGaussian):
@@ -131,7 +131,7 @@ def test_unchanged_originals_keep_image_id_and_level_under_any_settings(
         assert {k: v for k, v in now.items() if k not in mine} == {k: v for k, v in was.items() if k not in mine}
         assert [now[name] for name in SCORES] == pytest.approx([was[name] for name in SCORES], abs=0.01)
     fresh = row_of(february, "new.png")
-    assert (fresh["level"], fresh["sampler"], fresh["model_digest"], fresh["kept"]) == (0.7, "ddim", "f" * 64, False)
+    assert (fresh["level"], fresh["sampler"], fresh["model_digest"], fresh["kept"]) == (0.7, "ddpm", "f" * 64, False)
     assert sorted(manifest(february)["level"].to_pylist()) == [0.4] * 5 + [0.7]
 
 

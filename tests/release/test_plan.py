@@ -92,6 +92,24 @@ def test_a_level_that_would_release_the_originals_is_refused(tmp_path: Path, sou
     plan.build_plan(settings(source, tmp_path / "out", boomerang={"level": lowest}), IdealGaussian(), KEY, 5)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
+def test_a_sampler_without_noise_on_its_way_back_needs_a_reason(tmp_path: Path, source: Path, sampler: str) -> None:
+    override = f"boomerang.sampler={sampler}"
+    with pytest.raises(ConfigError, match=r"draws no noise on its way back.*boomerang\.accept_deterministic"):
+        begin(settings(source, tmp_path / "out", override))
+    assert not (tmp_path / "out").exists()
+    accepted = settings(source, tmp_path / "out", override, "boomerang.accept_deterministic= few steps are needed ")
+    planned = plan.build_plan(accepted, IdealGaussian(), KEY, 5)
+    assert planned.accept_deterministic == "few steps are needed"
+    other = settings(source, tmp_path / "out", override, "boomerang.accept_deterministic=speed")
+    assert plan.build_plan(other, IdealGaussian(), KEY, 5).fingerprint == planned.fingerprint  # it changes no pixel
+
+
+def test_a_reason_without_need_is_refused(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(ConfigError, match=r"accept_deterministic: .* draws noise on its way back: leave it out"):
+        settings(source, tmp_path / "out", "boomerang.accept_deterministic=speed")
+
+
 def test_settings_that_give_more_away_are_named(tmp_path: Path, source: Path) -> None:
     def cautions(*overrides: str) -> list[str]:
         config = settings(source, tmp_path / "out", *overrides)
@@ -101,7 +119,8 @@ def test_settings_that_give_more_away_are_named(tmp_path: Path, source: Path) ->
 
     assert cautions() == ["previous"]
     assert cautions("boomerang.level=0.2") == ["log-SNR +0.66", "previous"]
-    assert cautions("boomerang.sampler=ddim") == ["boomerang.sampler ddim", "previous"]
+    accepted = ("boomerang.sampler=ddim", "boomerang.accept_deterministic=speed")
+    assert cautions(*accepted) == ["boomerang.sampler ddim", "previous"]
     more = ["output.public_scores exact", "output.size original", "previous"]
     assert cautions("output.public_scores=exact", "output.size=original") == more
 
@@ -260,7 +279,7 @@ def test_how_the_work_is_done_may_change_while_a_run_is_unfinished(tmp_path: Pat
     ("override", "what"),
     [
         ("boomerang.level=0.5", "boomerang.level 0.4, not 0.5"),
-        ("boomerang.sampler=ddim", "boomerang.sampler 'sde-dpm++', not 'ddim'"),
+        ("boomerang.sampler=ddpm", "boomerang.sampler 'sde-dpm++', not 'ddpm'"),
         ("output.image=jpeg", "output.image 'png', not 'jpeg'"),
         ("output.format=parquet", "output.format 'folder', not 'parquet'"),
         ("source.label=folder", "source.label none, not 'folder'"),

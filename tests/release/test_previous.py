@@ -187,6 +187,24 @@ def test_the_same_policy_or_a_stronger_one_needs_none(tmp_path: Path, source: Pa
         run(follow(january, source, tmp_path / "march", policy=policy | {"weaker_than_previous": REASON}))
 
 
+def test_a_sampler_without_noise_after_one_with_noise_is_weaker(tmp_path: Path, source: Path) -> None:
+    """And its own reason is signed, verified and shown, with a previous release or without."""
+    january = run(settings(source, tmp_path / "january"))
+    quick: dict[str, Any] = {"boomerang": {"sampler": "ddim", "steps": 2, "accept_deterministic": "drawn in two steps"}}
+    with pytest.raises(ConfigError, match=r"boomerang\.sampler: sde-dpm\+\+ before, ddim now"):
+        run(follow(january, source, tmp_path / "february", **quick))
+    february = run(follow(january, source, tmp_path / "february", policy={"weaker_than_previous": REASON}, **quick))
+    predicate = publish.read_statement(february).predicate
+    assert predicate["gate"]["weaker"] == ["boomerang.sampler: sde-dpm++ before, ddim now, without noise"]
+    assert predicate["settings"]["accept_deterministic"] == "drawn in two steps"
+    (note,) = (finding for finding in check_public(february.public) if finding.check == "settings")
+    assert note.result == "note" and "drawn in two steps" in note.message
+    for page in ("report.html", "README.md"):
+        assert "drawn in two steps" in (february.public / page).read().decode(), page
+    march = run(follow(february, source, tmp_path / "march", **quick))
+    assert publish.read_statement(march).predicate["gate"]["weaker"] == []
+
+
 def test_a_reason_needs_a_previous_release(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no previous release: leave it out"):
         settings(source, tmp_path / "january", policy={"weaker_than_previous": REASON})

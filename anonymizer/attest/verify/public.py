@@ -188,6 +188,9 @@ def _check_gate(predicate: ReleasePredicate) -> Iterator[Finding]:
     if gate.weaker and predicate.policy is not None:
         reason = predicate.policy.weaker_than_previous
         yield noted("policy", f"weaker than that of the release before: {'; '.join(gate.weaker)}: {reason}")
+    if (reason := predicate.settings.accept_deterministic) is not None:
+        sampler = predicate.settings.sampler
+        yield noted("settings", f"sampler {sampler} draws no noise on its way back, accepted because: {reason}")
     for waiver in gate.waivers:
         yield noted("gate", f"{waiver.rule} was waived by {waiver.who} until {waiver.until}: {waiver.why}")
 
