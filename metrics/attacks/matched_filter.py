@@ -132,21 +132,49 @@ def matched_filter(
     ``between`` (R,): candidates are means of ``photos`` other photos of the person, and this share of a component's
     variance lies between people; None: candidates are the originals. Raises ValueError.
     """
-    if not 0 <= abar < 1 or photos < 1:
-        raise ValueError(f"abar must be in [0, 1) and photos positive, got {abar:g} and {photos}")
-    variances = components.variances
-    snr = abar / (1 - abar) * variances
+    if photos < 1:
+        raise ValueError(f"photos must be positive, got {photos}")
+    share = np.ones_like(components.variances) if between is None else between
+    known = photos * share / (1 + (photos - 1) * share)  # E[x | mean photo] / mean photo
+    return _filter(components, abar, is_deterministic, known, 1 - known * share, np.ones_like(share))
+
+
+def group_filter(
+    components: Components, abar: float, k: int, alike: Floats, is_deterministic: bool = False, known: int = 0
+) -> MatchedFilter:
+    """Return the filter for an output of the mean of ``k`` originals; candidates are sums of ``known`` + 1 of them.
+
+    ``alike`` (R,): the share of a component's variance that lies between groups. What is not known of the mean is
+    expected to be as what is: for known + 1 = m of k members of one group,
+    ``E[mean | sum] = (1 + (k - m) alike / (1 + (m - 1) alike)) sum / k``. Raises ValueError.
+    """
+    if not 0 <= known < k:
+        raise ValueError(f"known must be in 0..k - 1, got {known} of {k}")
+    m, others = known + 1, k - known - 1
+    shrunk = alike / (1 + (m - 1) * alike)  # E[another member | sum] / sum
+    spread = (others * (1 - alike) + others**2 * alike * (1 - m * shrunk)) / k**2  # of the mean, by variances
+    return _filter(components, abar, is_deterministic, (1 + others * shrunk) / k, spread, alike + (1 - alike) / k)
+
+
+def _filter(
+    components: Components, abar: float, is_deterministic: bool, slope: Floats, spread: Floats, power: Floats
+) -> MatchedFilter:
+    """Return the filter where the noised picture is ``slope`` times the candidate, give or take ``spread``.
+
+    ``spread`` and ``power``, which is the variance of the noised picture before noise, are multiples of the variances.
+    """
+    if not 0 <= abar < 1:
+        raise ValueError(f"abar must be in [0, 1), got {abar:g}")
+    snr = abar / (1 - abar) * components.variances
     rho = snr / (1 + snr)
     kept = np.sqrt(rho) if is_deterministic else rho
     lost = 1 / (1 + snr) if is_deterministic else (1 + 2 * snr) / (1 + snr) ** 2  # 1 - kept^2 without cancellation
-    share = np.ones_like(variances) if between is None else between
-    known = photos * share / (1 + (photos - 1) * share)  # E[x | mean photo] / mean photo
-    slope = kept * known
-    left = variances * (lost + kept**2 * (1 - known * share))  # variance of y given the candidate
+    left = components.variances * (lost + kept**2 * spread)  # variance of y given the candidate
+    total = components.variances * (lost + kept**2 * power)  # and without
     return MatchedFilter(
         components,
-        gain=slope / left,
-        candidate=slope**2 / left,
-        output=kept**2 * known * share / left,
-        constant=float(-np.log(left / variances).sum() / 2),
+        gain=kept * slope / left,
+        candidate=(kept * slope) ** 2 / left,
+        output=kept**2 * (power - spread) * components.variances / (left * total),
+        constant=float(np.log(total / left).sum() / 2),
     )
