@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Attack = Literal["linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "leaks"]
+Attack = Literal[
+    "linkage", "reidentification", "parrot", "averaging", "inversion", "membership", "attributes", "groups", "leaks"
+]
 
 CeilingName = Literal[
     "linkage_rank1", "linkage_rank5", "linkage_assigned", "knows_others", "membership_tpr_at_1", "membership_tpr_at_01",

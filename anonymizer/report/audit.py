@@ -44,7 +44,7 @@ QUESTIONS = (
     Question(
         "Linkability",
         "Can a released picture be linked to the original it was made from?",
-        ("linkage", "parrot", "averaging", "inversion"),
+        ("linkage", "parrot", "averaging", "inversion", "groups"),
     ),
     Question(
         "Inference",

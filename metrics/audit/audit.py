@@ -16,6 +16,7 @@ from metrics.attacks import attributes, averaging, linkage, parrot
 from metrics.attacks.linkage import Ranking, draw_across_people
 from metrics.audit import filtering
 from metrics.audit.findings import Findings, withdraw_undetected
+from metrics.audit.group_attacks import run_group_attacks
 from metrics.audit.identification import GALLERY_PHOTOS, identification_figures, set_up_identification
 from metrics.audit.memberships import run_membership
 from metrics.audit.workbench import Workbench
@@ -231,4 +232,5 @@ ATTACKS: Mapping[str, Callable[[Workbench, Findings], None]] = {
     "inversion": _run_inversion,
     "membership": run_membership,
     "attributes": _run_attributes,
+    "groups": run_group_attacks,
 }

@@ -16,7 +16,14 @@ from anonymizer.backbones.protocol import Backbone
 from metrics.attacks import linkage, membership, reidentification
 from metrics.attacks.averaging import OUTPUT_COUNTS, AveragedRankings
 from metrics.attacks.linkage import Similarity, rank
-from metrics.attacks.matched_filter import FILTER_NAME, Components, MatchedFilter, between_shares, matched_filter
+from metrics.attacks.matched_filter import (
+    FILTER_NAME,
+    Components,
+    MatchedFilter,
+    between_shares,
+    group_filter,
+    matched_filter,
+)
 from metrics.attacks.membership import MembershipScores
 from metrics.attacks.reidentification import Faces
 from metrics.audit.findings import Findings
@@ -85,7 +92,23 @@ class Filtering:
         return self.bench.components("public pictures", torch.cat(parts), self.space)
 
     def make(self, components: Components, between: Floats | None = None, photos: int = 1) -> MatchedFilter:
-        return matched_filter(components, self.abar, self.is_deterministic, between, photos)
+        """Return the filter for candidates that are originals, or means of other photos of a person.
+
+        Where outputs are drawn of groups, the candidate is one of as many as the smaller half of the groups have.
+        """
+        if (groups := self.bench.evidence.groups) is None:
+            return matched_filter(components, self.abar, self.is_deterministic, between, photos)
+        k = int(np.median(np.unique(groups, return_counts=True)[1]))
+        return group_filter(components, self.abar, k, self.alike(components), self.is_deterministic)
+
+    def alike(self, components: Components) -> Floats:
+        """Return the share (R,) of each component's variance that lies between groups; 0 where they are too few to say.
+
+        The attacker who holds the originals can group them alike, if not in the same way.
+        """
+        groups = self.bench.evidence.groups
+        shares = None if groups is None else between_shares(components, self.originals, groups)
+        return np.zeros_like(components.variances) if shares is None else shares
 
 
 def make_filter(bench: Workbench, findings: Findings, attack: str) -> Filtering | None:

@@ -14,10 +14,11 @@ import torch
 
 from anonymizer.backbones.protocol import Backbone
 from metrics.attacks import inversion, membership
+from metrics.attacks.groups import average_by_group
 from metrics.attacks.linkage import draw_across_people
 from metrics.attacks.matched_filter import FILTER_NAME, Components, fit_components
 from metrics.attacks.training_pairs import Pairs, finite_pairs
-from metrics.audit.mechanisms import Mechanism, apply, generate_people, reencode
+from metrics.audit.mechanisms import BATCH, Mechanism, apply, generate_people, reencode
 from metrics.features import Embedder, embed_in_batches
 from metrics.stats.intervals import Bools, Floats, Names, Numbers, as_subjects
 
@@ -37,6 +38,7 @@ class Evidence:
     outsiders: tuple[torch.Tensor, Names] | None = None  # photos of people outside the release
     training: torch.Tensor | None = None  # images that the model was trained on
     note: str | None = None  # what was left out
+    groups: Names | None = None  # (N,) of whose mean outputs are drawn; None where each is drawn from one original
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -49,6 +51,7 @@ class Evidence:
             originals=self.originals[index],
             outputs=self.outputs[index],
             subjects=self.subjects[rows],
+            groups=None if self.groups is None else self.groups[rows],
             attributes={name: [values[i] for i in index] for name, values in self.attributes.items()},
         )
 
@@ -198,12 +201,27 @@ class Workbench:
             self._cached(self.own, self._own_name("restored"), "learning to undo the method", restore)
         )
 
+    @cached_property
+    def sources(self) -> torch.Tensor:
+        """The pictures (N, 3, S, S) that outputs were drawn of: the originals, or the means of their groups.
+
+        The mean is taken in the space that is noised, and decoded.
+        """
+        evidence, model = self.evidence, self.evidence.model
+        if evidence.groups is None:
+            return evidence.originals
+        with torch.inference_mode():
+            originals = evidence.originals.float().split(BATCH)
+            z0 = torch.cat([model.encode(part.to(model.device)).float().cpu() for part in originals])
+            means = torch.from_numpy(average_by_group(z0.flatten(1).numpy(), evidence.groups)).reshape(z0.shape)
+            return torch.cat([model.decode(part.to(model.device)).float().cpu() for part in means.split(BATCH)])
+
     def resample(self, rows: Numbers, count: int, purpose: str) -> torch.Tensor:
         """Return ``count`` further outputs of some originals under the attacker's own noise: (n, count, 3, S, S)."""
         doing = "the attacker's own outputs"
 
         def make() -> npt.NDArray[Any]:
-            rng, x0 = self.rng(purpose), self.evidence.originals[torch.from_numpy(rows)]
+            rng, x0 = self.rng(purpose), self.sources[torch.from_numpy(rows)]
             outputs = []
             for number in range(count):
                 self.progress(f"{doing}, {number + 1} of {count}")

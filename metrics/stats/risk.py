@@ -26,7 +26,7 @@ class Figure:
     ``(value - control) / (1 - control)``. Intervals are 95 %. ``n`` trials of ``subjects`` persons.
     """
 
-    attack: str  # linkage, reidentification, parrot, averaging, inversion, membership, attributes, leaks
+    attack: str  # linkage, reidentification, parrot, averaging, inversion, membership, attributes, groups, leaks
     attacker: str  # the threat model, one of ``metrics.attacks.ATTACKERS``
     measure: str  # rank-1, rank-5, TPIR at FPIR 0.01, AUC, ...
     feature: str  # what images are compared by: pixels, or a model with its digest
