@@ -200,6 +200,7 @@ class Plan:
     no_ceiling: tuple[str, ...] = ()  # why there is none
     accept_deterministic: str | None = None  # why a sampler that draws no noise on its way back was accepted
     inherited: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of each file that was taken over, by name
+    shard_records: tuple[int, ...] = ()  # of each shard, with groups; else they hold ``shard_size``, but the last
 
 
 @dataclass(frozen=True)
@@ -213,11 +214,15 @@ class ShardSummary:
     failed: int
     seconds: float
     waiting: int = 0
+    least_group: int | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a whole release; ``reasons`` counts the records that were not released by reason."""
+    """Counts of a whole release; ``reasons`` counts the records that were not released by reason.
+
+    ``least_group``: the fewest originals behind a released output; None where nothing was released.
+    """
 
     read: int
     released: int
@@ -227,3 +232,4 @@ class Summary:
     seconds: float
     reasons: Mapping[str, int]
     waiting: int = 0
+    least_group: int | None = None

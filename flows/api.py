@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anonymizer.backbones import Backbone
     from anonymizer.data.sources import Field
     from anonymizer.records import Plan
+    from anonymizer.release.group_planning import GroupCounts
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ class PlanReport:
     fields: Sequence[Field]  # columns of the source and metadata in its images, and what becomes of them
     cautions: Sequence[str]  # settings that reveal more than images
     backbone: Backbone
+    groups: GroupCounts | None = None  # where boomerang.k is 2 or more
 
 
 def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
-    """Return what ``release`` would do. Writes nothing; raises AnonymizerError for what ``release`` would refuse."""
+    """Return what ``release`` would do. Writes nothing; raises AnonymizerError for what ``release`` would refuse.
+
+    With groups every picture is read.
+    """
     from anonymizer.crypto.custodian_key import load_key
     from anonymizer.data.sources import open_source, sample_metadata
     from anonymizer.release import plan as planning
@@ -56,16 +61,22 @@ def plan(config: RunConfig | Mapping[str, Any] | str) -> PlanReport:
     backbone, key = models.backbone_of(config.model), load_key(config.key_env)
     opened = Release.at(config.output.uri, key)
     preflight.check_previous(config, key, release_job.load_checked_scorer(config.metrics, backbone).names)
+    groups = release_job.count_groups(config) if config.boomerang.k > 1 else None
     if opened.plan.exists():
         plan = planning.resume(config, backbone, key, opened)
         done = Ledger(opened, plan).summarize().read
     else:
-        plan, done = planning.build_plan(config, backbone, key, planning.count_records(config)), 0
+        records = planning.count_records(config) if groups is None else groups.records
+        plan, done = planning.build_plan(config, backbone, key, records), 0
+        if groups is not None:
+            plan = replace(plan, shards=groups.shards)
         plan = ceilings.add_ceilings(config, backbone, key, plan)
-    seconds = planning.estimate_seconds(config, backbone, replace(plan, records=plan.records - done))
+    images = plan.records if groups is None else groups.images
+    pending = round(images * (1 - done / max(1, plan.records)))
+    seconds = planning.estimate_seconds(config, backbone, replace(plan, records=pending))
     source = open_source(config.source)
     fields = [*source.fields(), *sample_metadata(source)]
-    return PlanReport(plan, done, seconds, fields, list_cautions(config, plan), backbone)
+    return PlanReport(plan, done, seconds, fields, list_cautions(config, plan), backbone, groups)
 
 
 def release(config: RunConfig | Mapping[str, Any] | str) -> dict[str, Any]:

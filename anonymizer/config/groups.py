@@ -47,6 +47,15 @@ class GroupsConfig(Section):
         return self.distinct == "subject" or (self.distinct == "auto" and source.subject is not None)
 
 
+def describe_promise(k: int) -> str:
+    """Return in one sentence what groups of ``k`` promise, and what they do not."""
+    return (
+        f"no output can be linked to one of the {k} originals of its group better than by guessing, 1 in {k}; that "
+        "hides neither that somebody is in the release, nor a member from an attacker who knows all others of the "
+        "group, nor what the group shares"
+    )
+
+
 def check_groups(groups: GroupsConfig, source: SourceConfig, model: ModelConfig) -> None:
     """Raise ValueError for settings with which an output would tell of one member of its group."""
     equal = set(groups.columns(source))

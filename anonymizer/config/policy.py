@@ -99,6 +99,15 @@ class LeastAttackers(Section):
     )
 
 
+class GroupRules(Section):
+    """What must hold of the groups that outputs are drawn from."""
+
+    min_k: Int | None = Field(None, ge=1, description="fewest originals behind any released picture")
+    max_leftover: Float | None = Field(
+        None, ge=0, le=1, description="largest share of records that wait, or may wait, because too few are alike"
+    )
+
+
 class Waiver(Section):
     """A rule that a named person sets aside until a day, signed and published with the release."""
 
@@ -163,6 +172,7 @@ class PolicyConfig(Section):
     max_quarantined: Float | None = Field(None, ge=0, le=1, description="largest share of quarantined records")
     max_failed: Float | None = Field(None, ge=0, le=1, description="largest share of failed records")
     min_released: Int = Field(0, ge=0, description="fewest pictures that may be published")
+    groups: GroupRules = GroupRules()
     approvals: Int = Field(0, ge=0, description="how many of the approvers must sign before anything is published")
     approvers: dict[Words, Annotated[str, AfterValidator(_check_public_key)]] = Field(
         {}, description="name -> public key of each who may approve; both are published"
@@ -177,12 +187,17 @@ class PolicyConfig(Section):
         """The attacks that a rule needs, for themselves or for a bound on their figures."""
         return tuple(sorted({*self.audits, *self.attackers.attacks, *(parse_risk_rule(rule)[0] for rule in self.risk)}))
 
+    def waives(self, rule: str) -> bool:
+        """Return whether a rule has a waiver, whose day only the release's gate looks at."""
+        return any(waiver.rule == rule for waiver in self.waivers)
+
     @model_validator(mode="after")
     def _check_waivers(self) -> PolicyConfig:
         rules = ["min_released", *self.risk, *(f"audits.{attack}" for attack in self.required_attacks)]
         rules += [f"ceilings.{name}" for name in self.ceilings]
         rules += ["attackers"] if self.required_attacks else []
         rules += [name for name in ("max_quarantined", "max_failed", "audit_days") if getattr(self, name) is not None]
+        rules += [f"groups.{name}" for name, bound in self.groups if bound is not None]
         for waiver in self.waivers:
             if waiver.rule not in rules:
                 raise ValueError(f"waivers: {waiver.rule!r} is none of the rules that are set: {', '.join(rules)}")

@@ -255,8 +255,17 @@ class RunConfig(Section):
             check_groups(self.groups, self.source, self.model)
             if self.output.size == "original":
                 raise ValueError("output.size: original, and a group has several sizes: use model")
+            if self.groups.features == "clip" and self.metrics.clip == "none":
+                raise ValueError("groups.features: clip, and metrics.clip is none: name a model there, or use pixels")
         elif self.groups != GroupsConfig():
             raise ValueError("groups: boomerang.k is 1, so that there are none: set boomerang.k, or leave groups out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_group_rules(self) -> RunConfig:
+        k, least = self.boomerang.k, self.policy.groups.min_k
+        if least is not None and k < least and not self.policy.waives("groups.min_k"):
+            raise ValueError(f"policy.groups.min_k: {least}, and boomerang.k is {k}: set boomerang.k={least}")
         return self
 
     @model_validator(mode="after")

@@ -80,6 +80,11 @@ class CustodianKey:
         """
         return self.derive("noise", data_hmac.encode(), fingerprint.encode())[:16]
 
+    def group_id(self, data_hmacs: Iterable[str], fingerprint: str) -> str:
+        """Return the id of a group (32 hex digits), which depends on all of its originals and on the settings."""
+        digests = (digest.encode() for digest in sorted(data_hmacs))
+        return self.derive("group-id", fingerprint.encode(), *digests)[:16].hex()
+
     def group_hmac(self, group: str, data_hmacs: Iterable[str], number: int) -> str:
         """Return a keyed digest (64 hex digits) of what output ``number`` of a group is drawn from, for noise and id.
 

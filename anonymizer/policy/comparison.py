@@ -23,6 +23,7 @@ def _minima(policy: PolicyConfig) -> dict[str, float]:
     """Return the bounds of which a lower one allows more."""
     bounds: dict[str, float | None] = {f"scores.{name}.min": bound.min for name, bound in policy.scores.items()}
     bounds |= {"min_released": policy.min_released or None, "approvals": policy.approvals or None}
+    bounds |= {"groups.min_k": policy.groups.min_k}
     return {rule: bound for rule, bound in bounds.items() if bound is not None}
 
 
@@ -31,6 +32,7 @@ def _maxima(policy: PolicyConfig) -> dict[str, float]:
     bounds: dict[str, float | None] = {f"scores.{name}.max": bound.max for name, bound in policy.scores.items()}
     bounds |= {f"risk.{name}": bound.upper for name, bound in policy.risk.items()}
     bounds |= {f"ceilings.{name}": bound for name, bound in policy.ceilings.items()}
+    bounds |= {"groups.max_leftover": policy.groups.max_leftover}
     bounds |= {name: getattr(policy, name) for name in ("audit_days", "max_quarantined", "max_failed")}
     return {rule: bound for rule, bound in bounds.items() if bound is not None}
 

@@ -16,7 +16,7 @@ from anonymizer.records import Ceilings, Decision, Reason, Scores, Status, Summa
 
 FACE_SCORES = {"identity_distance", "faces"}
 HIGHER_IS_CLOSER = {"clip_similarity": True, "lpips": False, "identity_distance": False}
-COUNT_RULES = {"min_released", "max_quarantined", "max_failed"}  # rules that need no audit
+COUNT_RULES = {"min_released", "max_quarantined", "max_failed", "groups.min_k", "groups.max_leftover"}  # need no audit
 
 
 def gate(scores: Scores, config: RunConfig) -> Decision:
@@ -155,6 +155,18 @@ def _evaluate_counts(policy: PolicyConfig, counts: Summary) -> Iterator[RuleResu
         if maximum is not None:
             share = count / counts.read if counts.read else 1.0
             yield _rule_result(rule, f"at most {maximum:g} of all", f"{count} of {counts.read}", share <= maximum)
+    yield from _evaluate_groups(policy, counts)
+
+
+def _evaluate_groups(policy: PolicyConfig, counts: Summary) -> Iterator[RuleResult]:
+    if (least := policy.groups.min_k) is not None:
+        k = counts.least_group
+        measured = "nothing released" if k is None else f"{k} behind a picture"
+        yield _rule_result("groups.min_k", f"at least {least} originals", measured, k is not None and k >= least)
+    if (maximum := policy.groups.max_leftover) is not None:
+        share = counts.waiting / counts.read if counts.read else 1.0
+        measured, passes = f"{counts.waiting} of {counts.read} wait", share <= maximum
+        yield _rule_result("groups.max_leftover", f"at most {maximum:g} of all", measured, passes)
 
 
 def _evaluate_ceilings(policy: PolicyConfig, ceilings: Ceilings | None) -> Iterator[RuleResult]:

@@ -168,7 +168,7 @@ def write_successor(
     """
     old, new = replace(old, key=key), replace(new, key=key)
     old_plan, parted = plan.read(old), partition(old, request)
-    new_plan = replace(old_plan, output=absolute_uri(settings.output.uri), id=secrets.token_hex(8))
+    new_plan = replace(old_plan, output=absolute_uri(settings.output.uri), id=secrets.token_hex(8), shard_records=())
     new.restricted.make_private_folder()
     succession.remove_except(new.restricted, {new.event_log.name, new.lock.name, new.errors.name})
     plan.write_config(new, new_plan.id, settings)

@@ -113,6 +113,9 @@ def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
         "recognised": plan.log_snr > 0,
         "boomerang.level was chosen without knowing who is on which picture: if people have several, the promise about "
         "risk may not hold; calibrate with identity": chosen is not None and not chosen.identified,
+        "boomerang.k: without source.subject every record counts as a person, and a group may hold several of one": (
+            config.boomerang.k > 1 and not config.groups.by_subject(config.source)
+        ),
         "source.label is source.subject: what the source calls each person is published as a label": (
             config.source.label is not None and config.source.label == config.source.subject
         ),
@@ -156,22 +159,35 @@ def estimate_seconds(config: RunConfig, backbone: Backbone, plan: Plan) -> float
 
 def count_records(config: RunConfig) -> int:
     """Return the number of records in the source, listed without reading an image."""
-    return sum(1 for _ in _list_entries(config))
+    return sum(1 for _ in list_entries(config))
 
 
-def _list_entries(config: RunConfig) -> Iterator[Entry]:
+def list_entries(config: RunConfig) -> Iterator[Entry]:
+    """Yield the records of the source in its order, without reading an image."""
     return usage_marker.refuse_marked_entries("source.uri", open_source(config.source).entries())
+
+
+Divide = Callable[[RunConfig, Backbone, CustodianKey, Release, Iterator[Entry]], Iterator[list[Entry]]]
+
+
+def divide_in_order(
+    config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release, entries: Iterator[Entry]
+) -> Iterator[list[Entry]]:
+    """Yield the entries of each shard, ``run.shard_size`` at a time."""
+    return chunked(entries, config.run.shard_size)
 
 
 def write_or_resume(
     config: RunConfig, backbone: Backbone, key: CustodianKey, release: Release,
     inherit: Callable[[RunConfig, Release], Mapping[str, str]] = lambda config, release: {},
     add_ceilings: Callable[[Plan], Plan] = lambda plan: plan,
+    divide: Divide = divide_in_order,
 ) -> Plan:  # fmt: skip
     """List the source into ``restricted/plan/`` and write the plan, or return that of an unfinished run.
 
     ``inherit`` writes what comes from earlier releases, which the plan then names (``history.carry_forward``).
     ``add_ceilings`` fills in a plan's ceilings, before anything is written.
+    ``divide`` yields the entries of each shard (``group_planning.divide`` with groups).
 
     Raises OutputError or CustodianKeyError where a run was begun with other settings or another key.
     """
@@ -189,13 +205,14 @@ def write_or_resume(
     plan_id = first.id
     release.restricted.make_private_folder()
     release.shard_plans.remove()  # of a run that was interrupted while planning
-    records = 0
-    for shard, entries in enumerate(chunked(_list_entries(config), config.run.shard_size)):
-        write_entries(release, plan_id, shard, entries)
-        records += len(entries)
-    plan = replace(first, records=records, shards=_count_shards(config, records))
     write_config(release, plan_id, config)
-    inherited = inherit(config, release)
+    inherited, sizes = inherit(config, release), list[int]()
+    for shard, entries in enumerate(divide(config, backbone, key, release, list_entries(config))):
+        write_entries(release, plan_id, shard, entries)
+        sizes.append(len(entries))
+    plan = replace(first, records=sum(sizes), shards=len(sizes))
+    if config.boomerang.k > 1:
+        plan = replace(plan, shard_records=tuple(sizes))
     write(release, plan, inherited)
     return plan
 
@@ -208,8 +225,10 @@ def write(release: Release, plan: Plan, inherited: Mapping[str, str] | None = No
     if inherited is None:
         inherited = {path.name: _file_digest(path) for path in release.inherited if path.exists()}
     plan = replace(plan, inherited=inherited)
-    text = json.dumps(asdict(plan) | {"hmac": seal.PLACEHOLDER}, indent=2)
-    release.plan.write(seal.apply(text.encode(), release.key, "plan"))
+    fields = asdict(plan) | {"hmac": seal.PLACEHOLDER}
+    if not plan.shard_records:
+        del fields["shard_records"]
+    release.plan.write(seal.apply(json.dumps(fields, indent=2).encode(), release.key, "plan"))
     event_log.record(
         release, "planned", records=plan.records, shards=plan.shards, fingerprint=plan.fingerprint, plan=plan.id,
         settings=_file_digest(release.config),
@@ -322,7 +341,7 @@ def resolve_config(release: Release) -> RunConfig:
 
 def write_entries(release: Release, plan_id: str | None, shard: int, entries: Sequence[Entry]) -> None:
     """Write the planned records of a shard."""
-    items = [{name: value for name, value in asdict(entry).items() if value is not None} for entry in entries]
+    items = [entry_to_json(entry) for entry in entries]
     data = json.dumps({"entries": items, "hmac": seal.PLACEHOLDER}).encode()
     release.shard_plan(shard).write_uncommitted(seal.apply(data, release.key, f"{plan_id}/plan/{shard}"))
 
@@ -338,7 +357,18 @@ def read_entries(release: Release, plan: Plan, shard: int) -> list[Entry]:
         items = document if isinstance(document, list) else document["entries"]  # a list in earlier versions
     except (OSError, ValueError, KeyError, TypeError):
         raise IntegrityError(f"{name}: missing or damaged: restore it, or choose another output") from None
-    return [Entry(**item | ({"problem": Reason(item["problem"])} if "problem" in item else {})) for item in items]
+    return [entry_from_json(item) for item in items]
+
+
+def entry_to_json(entry: Entry) -> dict[str, Any]:
+    """Return the fields of an entry that are set."""
+    return {name: value for name, value in asdict(entry).items() if value is not None}
+
+
+def entry_from_json(item: Mapping[str, Any]) -> Entry:
+    """Return the entry that ``entry_to_json`` was given."""
+    problem = item.get("problem")
+    return Entry(**{**item, "problem": None if problem is None else Reason(problem)})
 
 
 # What may change while a run is unfinished: where it runs and how fast, how the restricted half is kept, and

@@ -26,13 +26,15 @@ from anonymizer.storage.path import StoragePath
 SHARED_SETTINGS = ("output.image", "output.quality", "output.size")  # the same for all files of a release
 RELEASE_MARKERS = ("restricted/plan.json", "release.intoto.jsonl")  # in a release, and in a public half by itself
 # Left in restricted/ by a run that was interrupted while planning.
-PLANNING_FILES = {".lock", "plan", "errors", "config.yaml", "erased.parquet", "before.json", REVOCATIONS}
+PLANNING_FILES = {".lock", "plan", "features", "errors", "config.yaml", "erased.parquet", "before.json", REVOCATIONS}
 
 
 def check(config: RunConfig) -> None:
     """Raise SourceError if there is nothing to read, OutputError if the release cannot be written to its output."""
     if config.boomerang.k > 1:
         raise ConfigError("boomerang.k: this version makes no groups yet: leave it at 1")
+    if config.boomerang.k > 1 and config.previous is not None:
+        raise ConfigError("previous: groups are not carried over from release to release yet: leave it out")
     usage_marker.refuse_marked_source("source.uri", config.source.uri)
     next(iter(open_source(config.source).entries()), None)
     check_output(config)

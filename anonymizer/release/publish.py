@@ -264,7 +264,7 @@ def _refuse_rejected(evaluation: PolicyEvaluation) -> None:
         hint = "; make this release anew at a higher level"
     elif not names <= COUNT_RULES:
         hint = "" if evaluation.audit else "; attack it with `anonymizer audit`, then run the same command again"
-    elif names - {"max_quarantined"}:
+    elif names - {"max_quarantined", "groups.min_k", "groups.max_leftover"}:
         hint = "; `anonymizer retry --failed` does failed records again"
     raise GateError(f"policy: the release is not let out: {'; '.join(map(str, failed))}: see `anonymizer status`{hint}")
 

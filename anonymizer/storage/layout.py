@@ -52,6 +52,7 @@ class Release:
     config = RestrictedPath("config.yaml")
     ledger = RestrictedPath("ledger")
     lock = RestrictedPath(".lock")  # held by the run that works on this release; see storage.run_lock
+    features = RestrictedPath("features")  # of originals, while groups are planned; see release.feature_cache
     staging = RestrictedPath("staging")  # outputs of committed shards, until the release is assembled
     reopened = RestrictedPath("reopened")  # earlier ledgers of shards whose failed records are retried
     quarantine = RestrictedPath("quarantine")

@@ -20,6 +20,7 @@ from flows.cli.options import as_json, open_to_change, quiet, read_run_config, r
 
 if TYPE_CHECKING:
     from anonymizer.config import RunConfig
+    from anonymizer.release.group_planning import GroupCounts
 
 
 @click.command()
@@ -40,6 +41,7 @@ def plan(as_json: bool, quiet: bool, **options: Any) -> None:
     plan, backbone, seconds = report.plan, report.backbone, report.seconds
     if as_json:
         document = asdict(plan) | {"done": report.done, "estimated_seconds": seconds, "cautions": report.cautions}
+        document |= {"groups": report.groups.to_json()} if report.groups else {}
         click.echo(json.dumps(document | {"fields": [field.to_json() for field in report.fields]}))
         return
     level = console.format_level(plan.level, f"{plan.t_boom} of {plan.T}", plan.log_snr)
@@ -57,6 +59,7 @@ def plan(as_json: bool, quiet: bool, **options: Any) -> None:
             "condition": console.format_conditioning(config.model) if backbone.condition_kind != "nothing" else None,
             "sampler": console.format_sampler(plan.sampler, plan.steps),
             "records": f"{report.done} of {plan.records} done",
+            **(_group_facts(report.groups) if report.groups else {}),
             "shards": f"{plan.shards} of up to {plan.shard_size} records",
             "key": "from the environment" if plan.key_check else no_key,
             "sampling time": time,
@@ -220,6 +223,24 @@ def run_release(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         console.print_line(
             "A level is a setting, not a guarantee: similarity scores do not say whether a person can be found again."
         )
+
+
+def _group_facts(counts: GroupCounts) -> dict[str, Any]:
+    from anonymizer.config.groups import describe_promise
+
+    size = f"{counts.k}" if counts.largest == counts.k else f"{counts.k} to {counts.largest}"
+    equal = f", equal in {', '.join(counts.by)}" if counts.by else ""
+    pictures = "one picture each" if counts.outputs == "one" else "one picture for each member"
+    unusable = "" if counts.unusable is None else f"; {counts.unusable:,} cannot be used"
+    return {
+        "groups": f"{counts.groups:,} of {size} records{equal}; {pictures}, {counts.images:,} in all",
+        "left over": f"{counts.left_over:,} of {counts.records:,} records ({counts.share_left_over:.1%}){unusable}",
+        "rare values": f"{counts.small_strata:,} combinations of {', '.join(counts.by)} are in fewer than {counts.k} "
+        "records"
+        if counts.small_strata and counts.by
+        else None,
+        "promise": describe_promise(counts.k),
+    }
 
 
 def _count_facts(counts: Mapping[str, Any]) -> dict[str, Any]:

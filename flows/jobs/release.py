@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +15,14 @@ from anonymizer.backbones.conditioning import encode_conditions, placeholder_con
 from anonymizer.config import MetricsConfig, ModelConfig, RunConfig
 from anonymizer.crypto.custodian_key import CustodianKey, load_key
 from anonymizer.errors import CustodianKeyError, IntegrityError, ModelError, ShardError, StepError
+from anonymizer.grouping.features import Embedder
 from anonymizer.pipeline import batch_size_tuning
 from anonymizer.pipeline.shard import anonymize_shard
 from anonymizer.records import Plan, ShardSummary, Summary
-from anonymizer.release import assemble, event_log, history, preflight, publish
+from anonymizer.release import assemble, event_log, group_planning, history, preflight, publish
 from anonymizer.release import plan as planning
 from anonymizer.release.finished_ledger import FinishedLedger
+from anonymizer.release.group_planning import GroupCounts
 from anonymizer.release.history import PublishedHistory
 from anonymizer.release.ledger import Ledger, ShardWriter
 from anonymizer.release.ledger import summarize_shard as summarize_rows
@@ -30,6 +32,7 @@ from anonymizer.storage.layout import Release
 from anonymizer.storage.path import StoragePath
 from flows.jobs import ceilings
 from flows.jobs.models import backbone_of
+from flows.jobs.progress import current_progress
 from flows.jobs.redaction import in_fresh_thread, redact_errors
 
 if TYPE_CHECKING:
@@ -72,11 +75,34 @@ def prepare(config: RunConfig) -> Plan:
     publish.check_signing_key(config)
     key, backbone = load_key(config.key_env), backbone_of(config.model)
     preflight.check_previous(config, key, load_checked_scorer(config.metrics, backbone).names)
+    divide = partial(group_planning.divide, clip=clip_embedder(config, backbone), progress=report_survey)
 
     def add_ceilings(plan: Plan) -> Plan:
         return ceilings.add_ceilings(config, backbone, key, plan)
 
-    return planning.write_or_resume(config, backbone, key, open_release(config), history.carry_forward, add_ceilings)
+    release = open_release(config)
+    return planning.write_or_resume(config, backbone, key, release, history.carry_forward, add_ceilings, divide)
+
+
+def count_groups(config: RunConfig) -> GroupCounts:
+    """Return the counts of the groups of a release, planned or to be planned; writes nothing."""
+    release, backbone = open_release(config), backbone_of(config.model)
+    if release.plan.exists():
+        return group_planning.count_planned(config, release)
+    clip = clip_embedder(config, backbone)
+    return group_planning.preview(config, backbone, load_key(config.key_env), clip, report_survey)
+
+
+def report_survey(done: int) -> None:
+    """Report how many records were looked at before they are grouped."""
+    current_progress().stage(f"groups: {done:,} records compared")
+
+
+def clip_embedder(config: RunConfig, backbone: Backbone) -> Embedder | None:
+    """Return the scorer's CLIP model if originals are grouped by it."""
+    is_needed = config.boomerang.k > 1 and config.groups.features == "clip"
+    clip = scorer_of(config.metrics, str(backbone.device)).clip if is_needed else None
+    return None if clip is None else Embedder(clip.versioned_name, clip.embed)
 
 
 def prepare_for_flow(config: RunConfig) -> None:
@@ -148,7 +174,8 @@ def count_records(config: RunConfig, shards: Sequence[int]) -> int:
     """Return how many records these shards have together."""
     release, error = open_release(config), StepError("plan: cannot be looked at")
     plan = redact_errors(release.restricted, "plan", error, lambda: planning.read(release))
-    return sum(min(plan.shard_size, plan.records - shard * plan.shard_size) for shard in shards)
+    sizes = plan.shard_records
+    return sum(sizes[n] if sizes else min(plan.shard_size, plan.records - n * plan.shard_size) for n in shards)
 
 
 def _run_shard(config: RunConfig, shard: int, progress: Callable[[int], None]) -> ShardSummary:

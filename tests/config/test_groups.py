@@ -50,3 +50,21 @@ def test_the_fingerprint_of_settings_without_groups_is_that_of_versions_without_
     assert plain.fingerprint("m") == build(LEAST | {"boomerang": {"k": 1}}).fingerprint("m")
     other = configured({}, groups={"leftover": "merge"})
     assert len({plain.fingerprint("m"), configured({}).fingerprint("m"), other.fingerprint("m")}) == 3
+
+
+def test_a_k_below_that_of_the_policy_is_refused_unless_the_rule_is_waived() -> None:
+    policy: dict[str, Any] = {"groups": {"min_k": 6}}
+    with pytest.raises(ConfigError, match=r"policy\.groups\.min_k: 6, and boomerang\.k is 5: set boomerang\.k=6"):
+        configured({}, policy=policy)
+    with pytest.raises(ConfigError, match=r"policy\.groups\.min_k: 6, and boomerang\.k is 1: set boomerang\.k=6"):
+        configured({}, boomerang={"k": 1}, policy=policy)
+    waiver = {"rule": "groups.min_k", "who": "Kim", "why": "a pilot", "until": "2099-01-01"}
+    assert configured({}, policy=policy | {"waivers": [waiver]}).boomerang.k == 5
+    with pytest.raises(ConfigError, match=r"none of the rules that are set"):
+        configured({}, policy={"groups": {"max_leftover": 0.1}, "waivers": [waiver]})
+
+
+def test_groups_by_clip_need_a_model() -> None:
+    assert configured({}, groups={"features": "clip"}).groups.features == "clip"
+    with pytest.raises(ConfigError, match=r"groups\.features: clip, and metrics\.clip is none"):
+        configured({}, groups={"features": "clip"}, metrics={"clip": "none"})

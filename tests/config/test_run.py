@@ -69,6 +69,7 @@ NOT_PIXELS = {
     "policy.attackers.pairs": 1, "policy.attackers.outputs": 1, "policy.attackers.averaged": 1,
     "policy.attackers.identity": "folder",
     "policy.max_quarantined": 0.1, "policy.max_failed": 0.1, "policy.min_released": 1,
+    "policy.groups.min_k": 1, "policy.groups.max_leftover": 0.1,
     "policy.approvers": {"a": public_key(ADA)}, "restricted.recipients": (RECIPIENT,),
     "policy.waivers": ({"rule": "min_released", "who": "a", "why": "b", "until": "2026-12-01"},),
     "restricted.picture_days": 1, "restricted.record_days": 1, "lineage.to": "x", "lineage.namespace": "x",

@@ -22,6 +22,7 @@ FULL: dict[str, Any] = {
     "max_quarantined": 0.2,
     "max_failed": 0.1,
     "min_released": 10,
+    "groups": {"min_k": 5, "max_leftover": 0.1},
     "approvals": 1,
     "approvers": {"ada": public_key(ADA)},
 }
@@ -43,6 +44,7 @@ LOOSER = {  # a change -> what is said of it
     "max_quarantined": (None, ["max_quarantined: 0.2 before, none now"]),
     "max_failed": (1.0, ["max_failed: 0.1 before, 1 now"]),
     "min_released": (9, ["min_released: 10 before, 9 now"]),
+    "groups": ({"min_k": 4}, ["groups.max_leftover: 0.1 before, none now", "groups.min_k: 5 before, 4 now"]),
     "approvals": (0, ["approvals: 1 before, none now"]),
     "approvers": ({"ada": public_key(BOB)}, ["approvers.ada: may approve now, and could not before"]),
 }  # fmt: skip
@@ -76,7 +78,7 @@ def test_a_bound_on_risk_asks_for_its_attack_too() -> None:
 
 
 def test_a_policy_that_is_dropped_as_a_whole_is_named_rule_by_rule() -> None:
-    assert len(weaker_rules(policy(), PolicyConfig())) == 14
+    assert len(weaker_rules(policy(), PolicyConfig())) == 16
 
 
 SHARES = st.none() | st.floats(0, 1)

@@ -168,6 +168,30 @@ def test_an_empty_release_fails_every_bound_on_shares() -> None:
     assert failed_rules({"max_failed": 0.5, "max_quarantined": 0.5}, of=none) == ["max_quarantined", "max_failed"]
 
 
+@pytest.mark.parametrize(
+    ("rules", "least", "waiting", "expected"),
+    [
+        ({"min_k": 5}, 5, 0, []),
+        ({"min_k": 5}, 4, 0, ["groups.min_k"]),
+        ({"min_k": 5}, 1, 0, ["groups.min_k"]),
+        ({"min_k": 1}, None, 0, ["groups.min_k"]),
+        ({"max_leftover": 0.02}, 5, 2, []),
+        ({"max_leftover": 0.02}, 5, 3, ["groups.max_leftover"]),
+        ({"min_k": 6, "max_leftover": 0}, 5, 1, ["groups.min_k", "groups.max_leftover"]),
+    ],
+)
+def test_groups_are_held_against_the_policy(
+    rules: dict[str, Any], least: int | None, waiting: int, expected: list[str]
+) -> None:
+    of = replace(counts(), least_group=least, waiting=waiting)
+    assert failed_rules({"groups": rules}, of=of) == expected
+
+
+def test_a_rule_of_groups_can_be_waived() -> None:
+    waiver = {"rule": "groups.min_k", "who": "Kim", "why": "a pilot", "until": NOW.date() + timedelta(days=1)}
+    assert failed_rules({"groups": {"min_k": 5}, "waivers": [waiver]}, of=replace(counts(), least_group=3)) == []
+
+
 LOW, HIGH = figure("linkage", "rank-1", 0.04), figure("linkage", "rank-1", 0.06)
 
 
