@@ -36,25 +36,40 @@ from tests.support.releases import (
 )
 
 
-@pytest.fixture
-def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
-    model = IdealGaussian()
-    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
-    monkeypatch.setattr(audit_job, "backbone_of", lambda config: model)
-    monkeypatch.setattr(audit_job, "scorer_of", lambda metrics, device: PlainScorer())
+def use(model: IdealGaussian, patch: pytest.MonkeyPatch) -> IdealGaussian:
+    patch.setenv("ANONYMIZER_KEY", HEX)
+    patch.setattr(audit_job, "backbone_of", lambda config: model)
+    patch.setattr(audit_job, "scorer_of", lambda metrics, device: PlainScorer())
     return model
 
 
 @pytest.fixture
-def release(tmp_path: Path, ideal: IdealGaussian) -> Release:
+def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
+    return use(IdealGaussian(), monkeypatch)
+
+
+def release_of_people(folder: Path, model: IdealGaussian) -> Release:
     """Thirty records of ten people, with a trait beside them that is not carried."""
-    folder_of(tmp_path / "in", {f"Wanda_Zx{i:02d}.png": picture(i) for i in range(30)})
+    folder_of(folder / "in", {f"Wanda_Zx{i:02d}.png": picture(i) for i in range(30)})
     items = [
         {"image": f"Wanda_Zx{i:02d}.png", "id": f"Wanda_Zx{i:02d}", "who": f"p{i % 10}", "side": i % 2}
         for i in range(30)
     ]
     classified = {"id": "id", "subject": "who", "restricted": ["side"]}
-    return run(settings(listing(tmp_path / "in", items), tmp_path / "out", source=classified), ideal)
+    return run(settings(listing(folder / "in", items), folder / "out", source=classified), model)
+
+
+@pytest.fixture
+def release(tmp_path: Path, ideal: IdealGaussian) -> Release:
+    return release_of_people(tmp_path, ideal)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, audit_job.AuditSummary]:
+    """A release that every attack was tried on, and the summary of that; for tests that change nothing of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        release = release_of_people(tmp_path_factory.mktemp("audited"), use(IdealGaussian(), patch))
+        return release, audit_job.run(every_attack(release))
 
 
 def settings_of(release: Release, **more: Any) -> AuditConfig:
@@ -62,8 +77,14 @@ def settings_of(release: Release, **more: Any) -> AuditConfig:
     return build_resolved(AuditConfig, {"release": str(release.root)} | quick | more)
 
 
-def test_an_audit_writes_every_figure_a_page_and_a_public_summary(release: Release) -> None:
-    summary = audit_job.run(settings_of(release, identity="who", attributes=["side"]))
+def every_attack(release: Release) -> AuditConfig:
+    return settings_of(release, identity="who", attributes=["side"])
+
+
+def test_an_audit_writes_every_figure_a_page_and_a_public_summary(
+    audited: tuple[Release, audit_job.AuditSummary],
+) -> None:
+    release, summary = audited
     assert (summary.audited, summary.released) == (30, 30)
     table = parquet.read(release.audit / "figures.parquet")
     assert len(table) == summary.figures
@@ -76,8 +97,10 @@ def test_an_audit_writes_every_figure_a_page_and_a_public_summary(release: Relea
     assert plan.read(release).records == 30
 
 
-def test_the_public_summary_names_nobody_and_helps_no_attacker(release: Release) -> None:
-    audit_job.run(settings_of(release, identity="who", attributes=["side"]))
+def test_the_public_summary_names_nobody_and_helps_no_attacker(
+    audited: tuple[Release, audit_job.AuditSummary],
+) -> None:
+    release, _ = audited
     document = release.audit_summary.read().decode()
     for row in rows(release):
         for name in ("record_id", "output_id", "source_hmac"):
@@ -123,10 +146,7 @@ class Listens(IdealGaussian):
 def test_no_guarantee_is_claimed_where_the_noise_is_not_all_that_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, why: str, lacking: str
 ) -> None:
-    model = Listens()
-    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
-    monkeypatch.setattr(audit_job, "backbone_of", lambda config: model)
-    monkeypatch.setattr(audit_job, "scorer_of", lambda metrics, device: PlainScorer())
+    model = use(Listens(), monkeypatch)
     folder_of(tmp_path / "in", {f"{i}.png": picture(i) for i in range(8)})
     items = [{"image": f"{i}.png", "who": f"p{i}"} for i in range(8)]
     source = {"restricted": ["who"]} | given.get("source", {})
@@ -140,16 +160,18 @@ def test_no_guarantee_is_claimed_where_the_noise_is_not_all_that_there_is(
     assert why in page and lacking in page
 
 
-def test_no_page_of_an_audit_calls_anything_anonymous(release: Release) -> None:
-    audit_job.run(settings_of(release))
+def test_no_page_of_an_audit_calls_anything_anonymous(audited: tuple[Release, audit_job.AuditSummary]) -> None:
+    release, _ = audited
     page = release.audit_page.read().decode().lower()
     assert "anonymous" not in page and "epsilon" not in page
 
 
-def test_an_audit_is_the_same_when_repeated(release: Release) -> None:
-    audit_job.run(settings_of(release))
+def test_an_audit_is_the_same_when_repeated(
+    audited: tuple[Release, audit_job.AuditSummary], ideal: IdealGaussian
+) -> None:
+    release, _ = audited
     first = (release.audit / "figures.parquet").read()
-    audit_job.run(settings_of(release))
+    audit_job.run(every_attack(release))
     assert (release.audit / "figures.parquet").read() == first
 
 

@@ -27,12 +27,26 @@ from tests.support.releases import HEX, encoded, folder_of, listing, settings
 PEOPLE, PHOTOS = 24, 4
 
 
+def use_ideal_model(patch: pytest.MonkeyPatch) -> IdealGaussian:
+    model = IdealGaussian(size=32)
+    patch.setenv("ANONYMIZER_KEY", HEX)
+    patch.setattr(calibrate_job, "backbone_of", lambda config: model)
+    return model
+
+
 @pytest.fixture
 def ideal(monkeypatch: pytest.MonkeyPatch) -> IdealGaussian:
-    model = IdealGaussian(size=32)
-    monkeypatch.setenv("ANONYMIZER_KEY", HEX)
-    monkeypatch.setattr(calibrate_job, "backbone_of", lambda config: model)
-    return model
+    return use_ideal_model(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> CalibrationConfig:
+    """Settings of a calibration that was made, for tests that change nothing of it."""
+    asking = asked(tmp_path_factory.mktemp("calibrated"))
+    with pytest.MonkeyPatch.context() as patch:
+        use_ideal_model(patch)
+        calibrate_job.run(asking)
+    return asking
 
 
 def source(root: Path, people: int = PEOPLE) -> Path:
@@ -77,9 +91,8 @@ def test_a_calibration_holds_the_curve_and_what_it_belongs_to(tmp_path: Path, id
     assert low.utility["accuracy of side, taught by originals"].value is not None
 
 
-def test_tables_and_plots_lie_beside_it_for_the_owner_alone(tmp_path: Path, ideal: IdealGaussian) -> None:
-    calibrate_job.run(asked(tmp_path))
-    folder = tmp_path / "cal"
+def test_tables_and_plots_lie_beside_it_for_the_owner_alone(calibrated: CalibrationConfig) -> None:
+    folder = Path(calibrated.folder)
     names = {"calibration.json", "risk.parquet", "utility.parquet"}
     assert {p.name for p in folder.iterdir()} == names | {
         f"{n}.{k}" for n in ("risk", "utility") for k in ("svg", "png")
@@ -94,11 +107,11 @@ def test_tables_and_plots_lie_beside_it_for_the_owner_alone(tmp_path: Path, idea
         assert b"Wanda" not in file.read_bytes()
 
 
-def test_a_run_takes_the_level_that_the_calibration_chooses(tmp_path: Path, ideal: IdealGaussian) -> None:
-    asking = asked(tmp_path)
-    calibrate_job.run(asking)
-    tree = asking.run.model_dump(exclude={"boomerang": {"chosen"}})
-    tree["boomerang"]["level"] = {"calibration": str(tmp_path / "cal/calibration.json"), "max_risk": 0.4}
+def test_a_run_takes_the_level_that_the_calibration_chooses(
+    calibrated: CalibrationConfig, ideal: IdealGaussian
+) -> None:
+    tree = calibrated.run.model_dump(exclude={"boomerang": {"chosen"}})
+    tree["boomerang"]["level"] = {"calibration": f"{calibrated.folder}/calibration.json", "max_risk": 0.4}
     settled = calibration.build_resolved(RunConfig, tree)
     assert settled.boomerang.level == 1.0 and settled.boomerang.chosen is not None
     tree["boomerang"]["level"]["max_risk"] = 0.01
@@ -107,11 +120,12 @@ def test_a_run_takes_the_level_that_the_calibration_chooses(tmp_path: Path, idea
     assert "0.3: " in caught.value.figures and " 1: " in caught.value.figures
 
 
-def test_repeating_a_calibration_gives_the_same_curve(tmp_path: Path, ideal: IdealGaussian) -> None:
-    first, second = asked(tmp_path), asked(tmp_path, folder=str(tmp_path / "again"))
-    for asking in (first, second):
-        calibrate_job.run(asking)
-    a, b = (calibration.read(f"{asking.folder}/calibration.json") for asking in (first, second))
+def test_repeating_a_calibration_gives_the_same_curve(
+    tmp_path: Path, calibrated: CalibrationConfig, ideal: IdealGaussian
+) -> None:
+    again = calibrated.model_copy(update={"folder": str(tmp_path / "again")})
+    calibrate_job.run(again)
+    a, b = (calibration.read(f"{asking.folder}/calibration.json") for asking in (calibrated, again))
     assert a.levels == b.levels
 
 
@@ -128,11 +142,9 @@ def test_too_few_people_for_two_halves_are_one_line(tmp_path: Path, ideal: Ideal
     assert not (tmp_path / "cal/calibration.json").exists()
 
 
-def test_a_calibration_is_not_written_over(tmp_path: Path, ideal: IdealGaussian) -> None:
-    asking = asked(tmp_path)
-    calibrate_job.run(asking)
+def test_a_calibration_is_not_written_over(calibrated: CalibrationConfig, ideal: IdealGaussian) -> None:
     with pytest.raises(OutputError, match="holds a calibration already"):
-        calibrate_job.check(asking)
+        calibrate_job.check(calibrated)
 
 
 def test_a_calibration_does_not_go_where_something_lies(tmp_path: Path, ideal: IdealGaussian) -> None:
@@ -198,11 +210,10 @@ def test_leaks_are_not_looked_for_without_a_release(tmp_path: Path) -> None:
         asked(tmp_path, attacks=["leaks"])
 
 
-def test_the_record_of_a_choice_holds_no_path(tmp_path: Path, ideal: IdealGaussian) -> None:
-    asking = asked(tmp_path)
-    calibrate_job.run(asking)
-    data = json.loads((tmp_path / "cal/calibration.json").read_text())
-    assert str(tmp_path) not in json.dumps(data)
+def test_the_record_of_a_choice_holds_no_path(calibrated: CalibrationConfig) -> None:
+    folder = Path(calibrated.folder)
+    data = json.loads((folder / "calibration.json").read_text())
+    assert str(folder.parent) not in json.dumps(data)
 
 
 @pytest.mark.slow
