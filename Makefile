@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(VENV)/bin/anonymizer demo
 
-test: $(READY)  # in two processes; CI runs all tests in one
+test: $(READY)  # in two processes, of which each takes whole files
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(READY)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,10 @@ def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothin
     assert not [mark for mark in {*spellings(MARK), HEX.encode(), *ids} if mark in ADDRESS.sub(b"", logs)]
 
 
+def process_of(run: dict[str, Any]) -> int:
+    return int(run["infrastructure_pid"].rpartition(":")[2])
+
+
 def shards_done(release: Release) -> int:
     return len(list(release.ledger.children()))
 
@@ -131,24 +137,35 @@ def test_a_range_whose_worker_is_killed_or_hangs_is_started_again(
 ) -> None:
     source = people(tmp_path / "in", 8)
     slow = "boomerang.steps=200"  # calls of the network for each batch
-    config = of_workers(source, tmp_path / "out", tiny_model, slow, "run.timeout=40")
+    began = time.monotonic()
+    plain = in_process(settings(source, tmp_path / "plain", slow, model={"id": str(tiny_model)},
+                                metrics={"clip": "none", "lpips": "none"}), monkeypatch)  # fmt: skip
+    site.run(sys.executable, "-c", "import diffusers, flows.release")
+    needed = time.monotonic() - began  # by one range, about: a limit in seconds would cancel those that are well
+    config = of_workers(source, tmp_path / "out", tiny_model, slow, f"run.timeout={max(40, 4 * needed):.0f}")
     before = {run["id"] for run in site.flow_runs("anonymize-shards")}
     own = start(site, settings_file(site.folder, config, "killed.yaml"))["id"]
     release = Release.at(config.output.uri)
 
-    def to_kill() -> Any:
+    def stop_one() -> dict[str, Any] | None:
+        """Stop a range at once, lest it end before the fault; return it if it has shards left."""
         ranges = [run for run in site.flow_runs("anonymize-shards") if run["id"] not in before]
-        return shards_done(release) and [run for run in ranges if run["state_type"] == "RUNNING"]
+        for run in ranges if shards_done(release) else []:
+            if run["state_type"] == "RUNNING":
+                with suppress(ProcessLookupError):
+                    os.kill(process_of(run), signal.SIGSTOP)
+                    if not release.shard_ledger(run["parameters"]["last"]).exists():
+                        return run
+                    os.kill(process_of(run), signal.SIGCONT)
+        return None
 
-    victim = wait(to_kill)[0]
-    os.kill(int(victim["infrastructure_pid"].rpartition(":")[2]), fault)
-    ended = wait(lambda: (now := site.ask(f"flow_runs/{own}")["state"])["type"] in ENDED and now)
+    victim = wait(stop_one, 300 + 10 * needed)
+    os.kill(process_of(victim), fault)
+    ended = wait(lambda: (now := site.ask(f"flow_runs/{own}")["state"])["type"] in ENDED and now, 300 + 20 * needed)
     assert ended and ended["type"] == "COMPLETED", site.log("cpu")
     ranges = [run for run in site.flow_runs("anonymize-shards") if run["id"] not in before]
     assert len(ranges) == 3
-    assert wait(lambda: site.ask(f"flow_runs/{victim['id']}")["state_type"] == state, 90)
-    plain = in_process(settings(source, tmp_path / "plain", slow, model={"id": str(tiny_model)},
-                                metrics={"clip": "none", "lpips": "none"}), monkeypatch)  # fmt: skip
+    assert wait(lambda: site.ask(f"flow_runs/{victim['id']}")["state_type"] == state, 90 + 4 * needed)
     assert public_images(release)[0] == public_images(plain)[0]
 
 
@@ -185,10 +202,10 @@ def test_an_alert_is_sent_for_a_release_whose_machine_is_gone(site: Site, tmp_pa
             "resource": {"id": [f"prefect.flow-run.{release['id']}"]},
         }
         assert wait(lambda: site.ask("events/filter", {"filter": beats})["events"]), site.log("cpu")
-        pid = site.ask(f"flow_runs/{release['id']}")["infrastructure_pid"].rpartition(":")[2]
+        pid = process_of(site.ask(f"flow_runs/{release['id']}"))
         worker = site.workers.pop("cpu")
         worker.kill()  # which else would say that its process was killed
-        os.kill(int(pid), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         worker.wait()
         site.work("cpu", "anonymizer-cpu", **KEYS)
         alert = f"{release['name']} of release: Crashed"

@@ -163,7 +163,6 @@ def test_a_plot_is_drawn_by_its_own_settings(tmp_path: Path, monkeypatch: pytest
     code = (
         "import matplotlib\n"
         "from anonymizer.report import curves\n"
-        "from anonymizer.policy.calibration import Calibration\n"
         "usetex = []\n"
         "plot = lambda c: usetex.append(matplotlib.rcParams['text.usetex']) or F()\n"
         "curves._plot_risk = curves._plot_utility = plot\n"
