@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +52,14 @@ def _read_uri(uri: str) -> str:
 def parse(text: str, name: str) -> dict[str, Any]:
     """Return the mapping in a YAML text; ``name`` is the file's in messages. ConfigError in one line."""
     try:
+        return deepcopy(_parse(text, name))
+    except RecursionError:
+        raise _not_values(name) from None
+
+
+@lru_cache(maxsize=16)  # a run reads the settings of a release many times, and PyYAML is slow
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -59,10 +69,14 @@ def parse(text: str, name: str) -> dict[str, Any]:
             problem, step = f"key {error.key!r} stands twice", "remove one of them"
         raise ConfigError(f"config: {name!r}: {problem}{where}: {step}") from None
     except (RecursionError, ValueError):  # an anchor that holds itself; an impossible date
-        raise ConfigError(f"config: {name!r} cannot be read as values: write them out, and dates in quotes") from None
+        raise _not_values(name) from None
     if not isinstance(tree, dict):
         raise ConfigError(f"config: {name!r} holds no mapping: it needs at least source.uri and output.uri")
     return tree
+
+
+def _not_values(name: str) -> ConfigError:
+    return ConfigError(f"config: {name!r} cannot be read as values: write them out, and dates in quotes")
 
 
 def dump(config: RunConfig) -> str:

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -250,7 +251,7 @@ def read(release: Release) -> Plan:
         data = release.plan.read()
         fields = json.loads(data)
         fields.pop("hmac", None)
-        plan = TypeAdapter(Plan).validate_json(json.dumps(fields), strict=True)
+        plan = _plan_adapter().validate_json(json.dumps(fields), strict=True)
         if not 0 <= plan.shards <= max(plan.records, MAX_SHARDS):  # empty ones are left where people were erased
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -261,6 +262,12 @@ def read(release: Release) -> Plan:
         seal.check(data, release.key, "plan", "restricted/plan.json", seal.EARLIER_VERSION_HINT)
         _check_inherited(release, plan)
     return plan
+
+
+@cache
+def _plan_adapter() -> TypeAdapter[Plan]:
+    """Return what validates plans, which takes longer to make than to use."""
+    return TypeAdapter(Plan)
 
 
 def open_with_key(uri: str) -> Release:
