@@ -27,6 +27,7 @@ import yaml
 from anonymizer.backbones import load_backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import AuditConfig, ModelConfig, SourceConfig
+from anonymizer.config.base import AUDIT_FEATURES, MATCHED_FILTER
 from anonymizer.release import audit_sample
 from metrics import features
 from metrics.audit import audit, baselines
@@ -36,7 +37,7 @@ from metrics.models.clip import ClipEmbedder, cosine_similarity
 from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
 from metrics.stats.intervals import as_subjects
 
-LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
+LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1.0)
 UTILITY_LEVEL = 0.6  # the level whose utility blur and pixelation are given
 MAX_OUTSIDERS = 1000
 
@@ -48,8 +49,9 @@ def main() -> None:
     backbone = load_backbone(ModelConfig(id=args.model))
     boomerang = Boomerang(backbone, args.sampler, args.steps)
     evidence = gather_evidence(args, boomerang, rng)
-    effort = Effort(args.pairs, 16, args.averaged)
-    embedders = features.load_embedders(args.features.split(","))
+    names = args.features.split(",")
+    effort = Effort(args.pairs, 16, args.averaged, MATCHED_FILTER in names)
+    embedders = features.load_embedders([name for name in names if name != MATCHED_FILTER])
     bench = Workbench(evidence, embedders, effort, 1, make_store=lambda: ArrayFolder(args.output / "cache"))
     lpips, clip = PerceptualDistance.load(OFFLINE_MODEL), ClipEmbedder.load("bundled:clip-mini")
     for name, method in iter_methods(boomerang, args, evidence, lpips, bench):
@@ -125,7 +127,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--training", help="photos that the model was trained on")
     parser.add_argument("--training-where", default="{}")
     parser.add_argument("--attributes", default="")
-    parser.add_argument("--features", default="pixels,lpips,clip,imagenet,dlib")
+    parser.add_argument("--features", default=",".join(AUDIT_FEATURES))
     parser.add_argument("--attacks", default=",".join(audit.ATTACKS))
     parser.add_argument("--model", default="bundled:faces-64")
     parser.add_argument("--sampler", default="sde-dpm++")

@@ -15,12 +15,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-ORDER = ("round-trip", "level-0.2", "level-0.4", "level-0.6", "level-0.8", "level-1", "blur", "pixelation", "unrelated")
+LEVELS = ("0.2", "0.4", "0.6", "0.8", "0.9", "0.95", "0.97", "0.98", "0.99", "1")
+ORDER = ("round-trip", *(f"level-{level}" for level in LEVELS), "blur", "pixelation", "unrelated")
 ONE, FIVE = ", 1 photo a person", ", 5 photos a person"
 LINKAGE = {
     "unaware": ("linkage", "unaware", "rank-1", None),
     "unaware, face": ("linkage", "unaware", "rank-1", "dlib"),
     "aware": ("linkage", "aware", "rank-1", None),
+    "filtering": ("linkage", "filtering", "rank-1", None),
+    "assigned": ("linkage", None, "assigned", None),
     "trained": ("parrot", "trained", "rank-1", None),
     "inverting": ("inversion", "inverting", "rank-1", None),
     "16 outputs": ("averaging", "sees k outputs", "rank-1", None),
@@ -127,7 +130,7 @@ def format_cell(line: Line | None) -> str:
     return f"{100 * line['value']:.0f} ({100 * line['low']:.0f} to {100 * line['high']:.0f}){by}"
 
 
-FEATURE_NAMES = {"st": "lpips", "efficientnet": "imagenet", "clip": "clip"}
+FEATURE_NAMES = {"matched": "filter", "st": "lpips", "efficientnet": "imagenet", "clip": "clip"}
 
 
 def method_label(name: str, about: Line) -> str:
