@@ -235,8 +235,7 @@ def _group_facts(counts: GroupCounts) -> dict[str, Any]:
     return {
         "groups": f"{counts.groups:,} of {size} records{equal}; {pictures}, {counts.images:,} in all",
         "left over": f"{counts.left_over:,} of {counts.records:,} records ({counts.share_left_over:.1%}){unusable}",
-        "rare values": f"{counts.small_strata:,} combinations of {', '.join(counts.by)} are in fewer than {counts.k} "
-        "records"
+        "rare values": f"of {', '.join(counts.by)}: {counts.small_strata:,} in fewer than {counts.k} records"
         if counts.small_strata and counts.by
         else None,
         "promise": describe_promise(counts.k),
