@@ -159,7 +159,8 @@ class Ceilings:
 
     For ``outputs`` of each original, or of each mean of ``k``. Linkage is to the right original by the first guess, by
     five, or by the most probable one-to-one matching; ``knows_others`` by an attacker who knows all other members of a
-    group, None for k = 1; membership at a false-positive rate of 1 % and 0.1 %.
+    group, None for k = 1; membership at a false-positive rate of 1 % and 0.1 %. ``caveats``: what attackers may have
+    besides pictures that these figures do not cover.
     """
 
     __pydantic_config__ = NO_OTHER_FIELDS
@@ -172,6 +173,7 @@ class Ceilings:
     knows_others: CeilingRate | None
     membership_tpr_at_1: MembershipCeiling
     membership_tpr_at_01: MembershipCeiling
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from anonymizer.config.base import Float, Section, Uri
+from anonymizer.config.base import CeilingName, Float, Section, Uri
 
 
 class CalibrationScope(Section):
@@ -51,8 +51,9 @@ class ChosenLevel(Section):
     level: float
     identified: bool = Field(False, description="whether people were told apart when the sample was halved")
     calibration: str = Field(description="SHA-256 of the calibration's file, whose address is not stored")
-    max_risk: float = Field(description="highest risk above chance that the level had to keep")
-    attacks: tuple[str, ...] = Field(description="attacks that this applies to")
+    max_risk: float | None = Field(None, description="highest risk above chance that the level had to keep")
+    attacks: tuple[str, ...] = Field((), description="attacks that this applies to")
+    ceilings: dict[CeilingName, float] = Field({}, description="ceilings that it had to keep instead")
     belongs_to: CalibrationScope
 
     @model_validator(mode="before")
@@ -62,14 +63,30 @@ class ChosenLevel(Section):
         return {k: v for k, v in value.items() if k not in EARLIER_FIGURES} if isinstance(value, Mapping) else value
 
     def __str__(self) -> str:
-        promise = f"a risk of at most {self.max_risk:g} ({', '.join(self.attacks)})"
+        promise = f"ceilings of {', '.join(f'{name} {bound:g}' for name, bound in self.ceilings.items())}"
+        if self.max_risk is not None:
+            promise = f"a risk of at most {self.max_risk:g} ({', '.join(self.attacks)})"
         return f"chosen from a calibration for {promise}, SHA-256 {self.calibration[:12]}"
 
 
 class LevelRule(Section):
-    """``boomerang.level`` as the smallest level that keeps a risk, in place of a number; see policy.calibration."""
+    """``boomerang.level`` as the smallest level that keeps a promise, in place of a number; see policy.calibration.
+
+    The promise is about the attacks that were measured (``max_risk``), or about any attacker (``ceilings``).
+    """
 
     calibration: Uri
-    max_risk: Float
+    promise: Literal["measured", "ceiling"] = "measured"
+    max_risk: Float | None = None
     attacks: tuple[str, ...] | None = None
+    ceilings: dict[CeilingName, Annotated[Float, Field(ge=0, le=1)]] = Field({})
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of a file that the custodian's key did not seal
+
+    @model_validator(mode="after")
+    def _check_promise(self) -> LevelRule:
+        needed, other = ("ceilings", "max_risk") if self.promise == "ceiling" else ("max_risk", "ceilings")
+        if getattr(self, needed) in (None, {}):
+            raise ValueError(f"{needed}: missing: a promise of the kind {self.promise!r} is about it")
+        if getattr(self, other) not in (None, {}) or (self.promise == "ceiling" and self.attacks is not None):
+            raise ValueError(f"{other}: goes with another promise than {self.promise!r}: leave it out")
+        return self

@@ -55,7 +55,7 @@ class OutputConfig(Section):
         "model", description="model, or original: resized to the original's size, which is then published"
     )
     public_scores: Literal["none", "binned", "exact"] = Field(
-        "binned", description="none, binned, or exact, which reveal facts about originals"
+        "binned", description="none, binned, or exact, which reveal facts about originals that no ceiling covers"
     )
 
 
@@ -69,7 +69,11 @@ class BoomerangConfig(Section):
             lambda level: 0 < level <= 1,
             "must be in (0, 1], got {:g}: level 0 would release the original, 1 is global sampling",
         ),
-    ] = Field(0.6, description="share of the training schedule, in (0, 1]; or a rule, {calibration, max_risk, attacks}")
+    ] = Field(
+        0.6,
+        description="share of the training schedule, in (0, 1]; or a rule, {calibration, max_risk, attacks} or "
+        "{calibration, promise: ceiling, ceilings: {linkage_rank1: 0.05}}",
+    )
     sampler: Sampler = "sde-dpm++"
     steps: Int | None = Field(20, ge=1, description="reverse steps from t_boom to 0; null: every step")
     samples: Annotated[
@@ -225,6 +229,24 @@ class RunConfig(Section):
             raise ValueError(
                 f"policy.escalate: {self.policy.escalate[0]:g} is not above boomerang.level {self.boomerang.level:g}: "
                 "an output that came too close is drawn again at a stronger level only"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ceilings(self) -> RunConfig:
+        """A promise about any attacker cannot be kept where more than the noised original is told of it."""
+        chosen = self.boomerang.chosen
+        name = "policy.ceilings" if self.policy.ceilings else "boomerang.level.ceilings"
+        if not self.policy.ceilings and (chosen is None or not chosen.ceilings):
+            return self
+        if self.output.public_scores != "none":
+            raise ValueError(
+                f"{name}: output.public_scores is {self.output.public_scores}, and a score is computed from the "
+                "original: set output.public_scores=none"
+            )
+        if self.policy.scores:
+            raise ValueError(
+                f"{name}: policy.scores is set, and decides by the original which outputs are released: leave one out"
             )
         return self
 

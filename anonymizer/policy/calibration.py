@@ -12,11 +12,22 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anonymizer import config as configuration
-from anonymizer.config import CalibrationScope, ChosenLevel, LeastAttackers, LevelRule, PolicyConfig, RunConfig, Section
+from anonymizer.config import (
+    CalibrationScope,
+    CeilingName,
+    ChosenLevel,
+    LeastAttackers,
+    LevelRule,
+    PolicyConfig,
+    RunConfig,
+    Section,
+)
 from anonymizer.crypto import seal
 from anonymizer.crypto.custodian_key import load_key
 from anonymizer.errors import ConfigError, IntegrityError, LevelError, OutputError
 from anonymizer.policy.attackers import Attackers, find_shortfalls
+from anonymizer.policy.ceilings import find_exceeded, upper_end
+from anonymizer.records import Ceilings
 from anonymizer.storage.layout import SealKey
 from anonymizer.storage.path import StoragePath
 
@@ -82,6 +93,8 @@ class CalibratedLevel(FiniteSection):
     log_snr: float
     choosing: tuple[AttackRisk, ...]
     confirming: tuple[AttackRisk, ...]
+    choosing_ceilings: Ceilings | None = None  # where none hold, and in files of earlier versions
+    confirming_ceilings: Ceilings | None = None
     utility: dict[str, Utility]
 
     @field_validator("choosing", "confirming")
@@ -249,6 +262,32 @@ def choose_level(calibration: Calibration, max_risk: float, attacks: Sequence[st
     )
 
 
+def choose_level_by_ceilings(calibration: Calibration, bounds: Mapping[CeilingName, float]) -> float:
+    """Return the lowest level such that it and all stronger ones keep the ceilings of the choosing half in ``bounds``.
+
+    Levels are taken from the strongest down, as in ``choose_level``; upper ends of intervals count. The ceilings of the
+    confirming half, of people who had no part in the choice, must keep the bounds at that level too: no other is tried.
+    Raises LevelError where no level holds.
+    """
+    descending = sorted(calibration.levels, key=lambda level: level.level, reverse=True)
+    passing = list(takewhile(lambda level: not find_exceeded(bounds, level.choosing_ceilings), descending))
+    promise = ", ".join(f"{name} {bound:g}" for name, bound in bounds.items())
+    if not passing:
+        ceilings = descending[0].choosing_ceilings
+        highs = [f"{name} {upper_end(ceilings, name):.3g}" if ceilings else f"{name}: none holds" for name in bounds]
+        raise LevelError(
+            f"boomerang.level: no level, taken from the strongest down, has ceilings within {promise}: raise them, "
+            "calibrate with more people or at stronger levels, or with settings for which ceilings hold",
+            figures=f"at {descending[0].level:g} they are {', '.join(highs)}",
+        )
+    if find_exceeded(bounds, passing[-1].confirming_ceilings):
+        raise LevelError(
+            f"boomerang.level: {passing[-1].level:g} was chosen for ceilings within {promise}, and those of the people "
+            "who were to confirm it are higher: raise them, or calibrate with more people"
+        )
+    return passing[-1].level
+
+
 def _resolve_attacks(calibration: Calibration, attacks: Sequence[str] | None) -> tuple[str, ...]:
     known = calibration.attacks
     if not known:
@@ -305,19 +344,24 @@ def resolve_level(tree: Mapping[str, Any]) -> dict[str, Any]:
     data = _read_bytes(rule.calibration)
     calibration = parse(data, _file_name(rule.calibration))
     _check_origin(data, rule, settings.key_env)
-    _check_attackers(calibration, settings.policy, _file_name(rule.calibration))
     if problems := settings.differences_from(calibration.belongs_to):
         raise ConfigError("; ".join(problems))
-    choice = choose_level(calibration, rule.max_risk, rule.attacks)
+    if rule.promise == "ceiling":
+        level, attacks = choose_level_by_ceilings(calibration, rule.ceilings), tuple[str, ...]()
+    else:
+        _check_attackers(calibration, settings.policy, _file_name(rule.calibration))
+        choice = choose_level(calibration, rule.max_risk or 0.0, rule.attacks)
+        level, attacks = choice.level, choice.attacks
     chosen = ChosenLevel(
-        level=choice.level,
-        max_risk=choice.max_risk,
-        attacks=choice.attacks,
+        level=level,
+        max_risk=rule.max_risk,
+        attacks=attacks,
+        ceilings=rule.ceilings,
         identified=calibration.identified,
         calibration=hashlib.sha256(data).hexdigest(),
         belongs_to=calibration.belongs_to,
     )
-    return {**tree, "boomerang": rest | {"level": choice.level, "chosen": chosen.model_dump(mode="json")}}
+    return {**tree, "boomerang": rest | {"level": level, "chosen": chosen.model_dump(mode="json")}}
 
 
 def _check_origin(data: bytes, rule: LevelRule, key_env: str) -> None:

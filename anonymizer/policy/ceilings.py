@@ -12,16 +12,26 @@ from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling
 
 def find_broken_assumptions(config: RunConfig) -> list[str]:
     """Return why no ceiling holds with these settings: what tells of an original besides its noised picture."""
-    scores, model = config.output.public_scores, config.model
+    model = config.model
     reasons = {
         "model: each record's own class or prompt is drawn into its output": model.has_record_condition,
         "source.fit tiles: pictures are noised at their own sides, in overlapping tiles": config.source.fit == "tiles",
         "policy.escalate: the level at which an output was drawn depends on its original": bool(config.policy.escalate),
-        "policy.scores: whether an output is released depends on its original": bool(config.policy.scores),
-        f"output.public_scores {scores}: a score is computed from the original": scores != "none",
         "metrics.gallery 0: no original may be looked at for a ceiling": config.metrics.gallery == 0,
     }
     return [reason for reason, is_broken in reasons.items() if is_broken]
+
+
+def find_caveats(config: RunConfig) -> list[str]:
+    """Return what ceilings do not cover with these settings: what is known of an original besides pictures."""
+    scores = config.output.public_scores
+    caveats = {
+        f"output.public_scores {scores}: a score is computed from the original (none leaves them out)": (
+            scores != "none"
+        ),
+        "policy.scores: whether an output is released depends on its original": bool(config.policy.scores),
+    }
+    return [caveat for caveat, applies in caveats.items() if applies]
 
 
 def upper_end(ceilings: Ceilings, name: CeilingName) -> float:
@@ -38,8 +48,10 @@ def upper_end(ceilings: Ceilings, name: CeilingName) -> float:
 
 
 def find_exceeded(bounds: Mapping[CeilingName, float], ceilings: Ceilings | None) -> list[CeilingName]:
-    """Return the bounds that the upper end of a ceiling exceeds: all of them where no ceiling holds."""
-    return [name for name, bound in bounds.items() if ceilings is None or upper_end(ceilings, name) > bound]
+    """Return the bounds that the upper end of a ceiling exceeds: all of them where none holds, or not for all."""
+    if ceilings is None or ceilings.caveats:
+        return list(bounds)
+    return [name for name, bound in bounds.items() if upper_end(ceilings, name) > bound]
 
 
 def describe(ceilings: Ceilings) -> dict[str, str]:
@@ -50,7 +62,7 @@ def describe(ceilings: Ceilings) -> dict[str, str]:
     nearest, median, worst = map(format_rate, astuple(ceilings.membership_tpr_at_1))
     lines = {
         "links at most": f"{first} of outputs by the first guess among {ceilings.linkage_rank1.gallery:,} originals "
-        f"({five} by five, {matched} if all outputs are matched one to one)",
+        f"({five} by five; {matched} by the best known matching of all outputs)",
     }
     if ceilings.knows_others is not None:
         lines["knows all others"] = (
@@ -60,6 +72,8 @@ def describe(ceilings: Ceilings) -> dict[str, str]:
         f"at most {nearest} from the nearest other person at a false-positive rate of 1 % "
         f"({median} of the median pair, {worst} of the least alike)"
     )
+    if ceilings.caveats:
+        lines["not covered"] = "; ".join(ceilings.caveats)
     return lines
 
 

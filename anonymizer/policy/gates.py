@@ -173,6 +173,8 @@ def _evaluate_ceilings(policy: PolicyConfig, ceilings: Ceilings | None) -> Itera
     for name, bound in policy.ceilings.items():
         high = None if ceilings is None else upper_end(ceilings, name)
         measured = "no ceiling holds" if high is None else f"at most {high:.3g}"
+        if ceilings is not None and ceilings.caveats:
+            measured += f", which does not cover {'; '.join(ceilings.caveats)}"
         passes = not find_exceeded({name: bound}, ceilings)
         yield _rule_result(f"ceilings.{name}", f"upper end at most {bound:g}", measured, passes)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
-from anonymizer.config import RunConfig
+from anonymizer.config import CeilingName, RunConfig
 from anonymizer.crypto.encryption import Encryptor
+from anonymizer.policy.ceilings import describe, upper_end
 from anonymizer.policy.risk_figures import FigureRow, risk_above_chance, select_strongest
-from anonymizer.records import Plan
+from anonymizer.records import Ceilings, Plan
 from anonymizer.release.ledger import Ledger
 from anonymizer.report.rendering import render
 from anonymizer.report.thumbnails import ImagePair, Row, read_pairs
@@ -23,6 +25,13 @@ from anonymizer.storage.layout import Release
 MAX_EXPOSED = 12  # records on the page
 EFFORT = ("pairs", "outputs", "averaged")
 EVIDENCE = ("identity", "attributes", "others", "outsiders", "training")  # settings of what attackers may hold
+CEILED_ATTACKS = ("linkage", "parrot", "inversion")
+CEILINGS: Mapping[str, CeilingName] = {
+    "rank-1": "linkage_rank1",
+    "rank-5": "linkage_rank5",
+    "assigned": "linkage_assigned",
+}
+NO_GUARANTEE, SIGNED_CEILINGS = "No formal guarantee", "Ceilings, as in the signed statement"
 PUBLIC_STEP = 0.05  # public bounds are rounded up to a multiple of it
 
 
@@ -80,6 +89,18 @@ class AuditReport:
     found: Sequence[str]  # record ids, one for each attack that found the record
 
     @property
+    def ceilings(self) -> Ceilings | None:
+        """What no attacker passes on the originals that were attacked; None where an assumption fails."""
+        fields = self.audit["ceilings"]
+        return None if fields is None else TypeAdapter(Ceilings).validate_python(fields)
+
+    def find_ceiling(self, row: FigureRow) -> float | None:
+        """Return the upper end of the ceiling on a figure: of linkage to the right one of the same candidates."""
+        name = CEILINGS.get(row["measure"])
+        has_one = row["attack"] in CEILED_ATTACKS and row["baseline"] is None and row["outputs"] == 1
+        return None if not has_one or name is None or self.ceilings is None else upper_end(self.ceilings, name)
+
+    @property
     def own(self) -> list[FigureRow]:
         """The figures of the release itself, without baselines."""
         return [row for row in self.rows if row["baseline"] is None]
@@ -103,6 +124,8 @@ def write_audit(
             plan=plan,
             audit=audit,
             answers=answers,
+            ceiling_lines=describe(report.ceilings) if report.ceilings else {},
+            ceiling_of=report.find_ceiling,
             attackers={name: text for name, text in attackers.items() if name in names},
             exposed=_most_exposed(release, config, plan, report),
             measured=[row for row in measured if row["subgroup"] is None],
@@ -139,7 +162,7 @@ def build_public_summary(plan: Plan, audit: Mapping[str, Any], answers: Sequence
         "confidence": 0.95,
         "attackers": _public_attackers(audit),
         "answers": {answer.question.title: bound(answer) for answer in answers},
-        "formal_guarantee": "No formal guarantee",  # a bound for the sample is none for the whole release
+        "formal_guarantee": NO_GUARANTEE if plan.ceilings is None else SIGNED_CEILINGS,
         "reading": f"Bounds hold for the attacks that were tried, on a sample of {scope}. Other attackers may do "
         "better. A bound of 1 means that the attack cannot be ruled out for any picture."
         + (f" Here {audit['lacking']}." if audit.get("lacking") else ""),

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
 from anonymizer.data.sinks.folder import metadata_columns
+from anonymizer.policy.ceilings import describe
 from anonymizer.records import Plan
 from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.publish import PolicyEvaluation
@@ -34,7 +35,6 @@ PROCESSING = (
 )
 LIMITS = (
     "An attacker who holds an original may still pick out the picture made from it.",
-    "No formal guarantee stands behind a level.",
     "A low similarity does not mean a low risk: scores compare pictures, they do not attack them.",
     "A picture may show a real person from elsewhere: diffusion models remember some of their training pictures.",
     "Details may be invented: do not measure, diagnose or identify with these pictures.",
@@ -71,6 +71,8 @@ class PublicFacts:
     columns: Sequence[Column]
     scores: Sequence[tuple[Score, histograms.Histogram]]
     has_exact_scores: bool
+    ceilings: Mapping[str, str]  # rates that no attacker passes, in words, by name
+    no_ceiling: Sequence[str]  # why none is stated
     audit: Mapping[str, Any] | None  # its public summary
     is_signed: bool
     approvals: int
@@ -137,6 +139,8 @@ def collect_facts(
         ],
         scores=_score_histograms(manifest),
         has_exact_scores=score_mode == "exact",
+        ceilings=describe(ledger.plan.ceilings) if ledger.plan.ceilings else {},
+        no_ceiling=ledger.plan.no_ceiling,
         audit=evaluation.audit,
         is_signed=evaluation.publisher is not None,
         approvals=config.policy.approvals,

@@ -25,11 +25,13 @@ from flows.jobs.progress import ProgressReporter, report_progress_to
 
 if TYPE_CHECKING:
     from anonymizer.attest.verify import Finding
-    from anonymizer.config import ModelConfig
+    from anonymizer.config import CeilingName, ModelConfig
     from anonymizer.policy.calibration import Calibration
     from anonymizer.release.profiling import Profile
     from anonymizer.storage.path import StoragePath
 
+# Ceiling -> its column.
+CEILING_COLUMNS: Mapping[CeilingName, str] = {"linkage_rank1": "links at most", "membership_tpr_at_1": "tells at most"}
 SCORES = ("LPIPS", "CLIP similarity")  # medians that fit beside the risks; the rest is in tables and plots
 MARKS = {"pass": ("ok", "green"), "fail": ("FAIL", "bold red"), "note": ("note", "yellow")}
 
@@ -116,15 +118,19 @@ def _cell(cell: str | tuple[str, str]) -> Text:
 
 def print_curve(calibration: Calibration) -> None:
     """Print, for each level, the risk of each attack in either half of the people, and the scores."""
+    from anonymizer.policy.ceilings import upper_end
+
     scores = [name for name in calibration.levels[0].utility if name in SCORES]
     rows = []
     for level in calibration.levels:
         high = {risk.attack: risk.high for risk in level.choosing}
         value = {risk.attack: risk.value for risk in level.confirming}
         risks = [f"{_share(high.get(name))} / {_share(value.get(name))}" for name in calibration.attacks]
+        ceilings = level.choosing_ceilings
+        bounds = [_share(None if ceilings is None else upper_end(ceilings, name)) for name in CEILING_COLUMNS]
         utility = [_share(level.utility[name].value) for name in scores]
-        rows.append([f"{level.level:g}", f"{level.log_snr:+.2f}", *risks, *utility])
-    columns = dict.fromkeys(["level", "log-SNR", *calibration.attacks, *scores], "right")
+        rows.append([f"{level.level:g}", f"{level.log_snr:+.2f}", *risks, *bounds, *utility])
+    columns = dict.fromkeys(["level", "log-SNR", *calibration.attacks, *CEILING_COLUMNS.values(), *scores], "right")
     print_table("Risk above chance: at most, of those who choose / measured, of those who confirm", columns, rows)
 
 

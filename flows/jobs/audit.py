@@ -23,13 +23,13 @@ from anonymizer.data.sources import open_source
 from anonymizer.errors import ModelError, OutputError
 from anonymizer.policy import public_scores
 from anonymizer.policy.attackers import Attackers
-from anonymizer.records import Plan
-from anonymizer.release import audit_columns, audit_files, audit_sample, plan
+from anonymizer.records import Ceilings, Plan
+from anonymizer.release import assumptions, audit_columns, audit_files, audit_sample, plan
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.plan import resolve_config
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import Release
-from flows.jobs import attack_evidence, audit_caveats
+from flows.jobs import attack_evidence, audit_caveats, ceilings
 from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
 from flows.jobs.redaction import in_fresh_thread
@@ -37,13 +37,13 @@ from flows.jobs.release import scorer_of
 from metrics.attacks import ATTACKERS
 from metrics.audit import audit, baselines, side_channels
 from metrics.audit.findings import Findings
-from metrics.audit.gaussian_bound import Certificate, compute_certificate
 from metrics.audit.mechanisms import LocalSampling
 from metrics.audit.published_scores import PublishedColumn, PublishedScores, recompute_scores
-from metrics.audit.workbench import Workbench
+from metrics.audit.workbench import Evidence, Workbench
 from metrics.features import Embedder
 from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
 from metrics.stats import figure_table
+from metrics.stats.ceilings import compute_ceilings, place
 from metrics.stats.risk import Figure, not_run
 
 MIN_IMAGES = 4
@@ -65,7 +65,8 @@ class AuditInputs:
     sample: AuditSample
     unprotected: Sequence[str]  # columns that attackers know of originals, and that the ledger does not hold
     bench: Workbench
-    bound: Certificate
+    ceilings: Ceilings | None
+    no_ceiling: Sequence[str]  # why there is none
 
     @property
     def attacks(self) -> list[str]:
@@ -140,15 +141,41 @@ def collect_evidence(config: AuditConfig, progress: ProgressReporter = NO_PROGRE
             f"release {config.release!r}: {len(evidence)} pictures of {people} people: an audit "
             f"needs {MIN_IMAGES} of two people or more"
         )
-    try:
-        bound = compute_certificate(backbone.encode(evidence.originals).flatten(1), audit_caveats.max_abar(sample), rng)
-    except ValueError:
+    if bool((evidence.originals == evidence.originals[:1]).all()):
         raise OutputError(
             f"release {config.release!r}: all originals that were drawn are the same picture: nothing can be told apart"
-        ) from None
-    bound = audit_caveats.limit_certificate(bound, settings)
+        )
+    bounds = _bound_attacks(release, settings, the_plan, sample, evidence, union)
     bench = Workbench(evidence, embedders, attack_evidence.effort_of(config), seed, progress.stage)
-    return AuditInputs(config, release, settings, the_plan, union, sample, unprotected, bench, bound)
+    return AuditInputs(config, release, settings, the_plan, union, sample, unprotected, bench, *bounds)
+
+
+def _bound_attacks(
+    release: Release,
+    settings: RunConfig,
+    the_plan: Plan,
+    sample: AuditSample,
+    evidence: Evidence,
+    union: Sequence[Release],
+) -> tuple[Ceilings | None, Sequence[str]]:
+    """Return the ceilings for the very originals that are attacked, or why there are none.
+
+    Of groups, whose members may not all be in the sample, they are those that were planned.
+    """
+    reasons = assumptions.find_broken(settings, audit_sample.require_key(release), the_plan)
+    if union:
+        reasons.append("union: the releases may hold several outputs of one original")
+    if reasons:
+        return None, reasons
+    if settings.boomerang.k > 1:
+        return the_plan.ceilings, the_plan.no_ceiling
+    try:
+        candidates = place(ceilings.encode(evidence.model, evidence.originals), evidence.subjects)
+        rng = np.random.default_rng(int(the_plan.fingerprint[:12], 16))
+        found = ceilings.round_up(compute_ceilings(candidates, audit_caveats.max_abar(sample), rng))
+        return replace(found, caveats=assumptions.list_caveats(settings, audit_sample.require_key(release))), ()
+    except ValueError:
+        return None, [ceilings.NOT_ENOUGH]
 
 
 def run_attacks(inputs: AuditInputs, progress: ProgressReporter = NO_PROGRESS) -> Findings:
@@ -245,7 +272,8 @@ def _describe_audit(inputs: AuditInputs, results: BaselineResults) -> dict[str, 
         "config": config.model_dump(mode="json"),
         "attackers": asdict(_describe_attackers(inputs)),
         "features": inputs.bench.feature_names,
-        "certificate": asdict(inputs.bound),
+        "ceilings": None if inputs.ceilings is None else asdict(inputs.ceilings),
+        "no_ceiling": list(inputs.no_ceiling),
         "distances": results.distances,
         "note": "; ".join(filter(None, notes)) or None,
         "lacking": audit_caveats.attacker_limits(settings, inputs.unprotected),

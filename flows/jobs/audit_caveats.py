@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from anonymizer.config import RunConfig
 from anonymizer.records import Plan
 from anonymizer.release.audit_sample import AuditSample
-from metrics.audit.gaussian_bound import Certificate
 
 
 def max_abar(sample: AuditSample) -> float:
     """Return abar where the least noise was added: levels and models differ by image after a gate or an update."""
     return 1 / (1 + math.exp(-max(row["log_snr"] for row in sample.ledger)))
-
-
-def limit_certificate(bound: Certificate, settings: RunConfig) -> Certificate:
-    """Return the certificate, its sentence replaced where an output tells more of its original than is bounded."""
-    if settings.model.has_record_condition:
-        reason = "each record told the model its class or prompt, which no bound on the noise covers."
-    elif settings.source.fit == "tiles":
-        reason = "pictures were noised at their own sides, and the bound was computed for squares of the model's size."
-    else:
-        return bound
-    return replace(bound, sentence=f"No formal guarantee: {reason} Only the measured risk speaks for this level.")
 
 
 def attacker_limits(settings: RunConfig, unprotected: Sequence[str] = ()) -> str | None:

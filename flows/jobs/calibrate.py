@@ -27,11 +27,12 @@ from anonymizer.policy.calibration import (
     SampleHalf,
     Utility,
 )
+from anonymizer.policy.ceilings import find_broken_assumptions
 from anonymizer.policy.risk_figures import FigureRow, risk_above_chance, select_headlines
 from anonymizer.release import audit_sample, preflight
 from anonymizer.storage import parquet
 from anonymizer.storage.path import StoragePath
-from flows.jobs import attack_evidence
+from flows.jobs import attack_evidence, ceilings
 from flows.jobs.models import backbone_of
 from flows.jobs.progress import NO_PROGRESS, ProgressReporter
 from flows.jobs.redaction import in_fresh_thread
@@ -42,6 +43,7 @@ from metrics.audit.workbench import Workbench
 from metrics.models.clip import ClipEmbedder, cosine_similarity
 from metrics.models.lpips import PerceptualDistance
 from metrics.stats import figure_table
+from metrics.stats.ceilings import Candidates, compute_ceilings, place
 from metrics.stats.risk import MIN_PEOPLE, MIN_TRIALS, Figure
 
 SEED = 2022_10_12100
@@ -64,6 +66,7 @@ class CalibrationInputs:
     bench: Workbench
     curve: CalibrationCurve
     halves: Mapping[str, SampleHalf]
+    candidates: Mapping[str, Candidates]  # originals of each half as they are noised; none where no ceiling holds
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,11 @@ def read_sample(config: CalibrationConfig, progress: ProgressReporter = NO_PROGR
         )
     bench = Workbench(evidence, embedders, attack_evidence.effort_of(config), SEED, progress.stage)
     curve = CalibrationCurve(bench, rows_by_half, config.attacks, _load_scores(config, backbone))
-    return CalibrationInputs(config, boomerang, scope, bench, curve, halves)
+    candidates: Mapping[str, Candidates] = {}
+    if not find_broken_assumptions(settings) and settings.boomerang.k == 1:
+        everyone = place(ceilings.encode(backbone, images.images), subjects)
+        candidates = {half: everyone.take(np.flatnonzero(rows)) for half, rows in rows_by_half.items()}
+    return CalibrationInputs(config, boomerang, scope, bench, curve, halves, candidates)
 
 
 def measure_level(inputs: CalibrationInputs, level: float, progress: ProgressReporter = NO_PROGRESS) -> MeasuredLevel:
@@ -160,12 +167,18 @@ def measure_level(inputs: CalibrationInputs, level: float, progress: ProgressRep
         half: tuple(_risk_of(attack, figures) for attack in inputs.config.attacks)
         for half, figures in point.figures.items()
     }
+    bounds = {
+        f"{half}_ceilings": ceilings.round_up(
+            compute_ceilings(candidates, float(inputs.boomerang.abar[t_boom]), inputs.bench.rng("ceilings"))
+        )
+        for half, candidates in inputs.candidates.items()
+    }
     utility = {
         name: Utility(value=None) if estimate is None else Utility(**asdict(estimate))
         for name, estimate in point.utility.items()
     }
     return MeasuredLevel(
-        CalibratedLevel(**position, choosing=risks[CHOOSING], confirming=risks[CONFIRMING], utility=utility),
+        CalibratedLevel(**position, choosing=risks[CHOOSING], confirming=risks[CONFIRMING], utility=utility, **bounds),
         [position | {"half": half} | asdict(f) for half, figures in point.figures.items() for f in figures],
     )
 

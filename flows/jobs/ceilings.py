@@ -43,7 +43,8 @@ def add_ceilings(config: RunConfig, backbone: Backbone, key: CustodianKey, plan:
                 outputs = config.boomerang.k
             abar = float(Boomerang(backbone).abar[plan.t_boom])
             ceilings = compute_ceilings(candidates, abar, rng, k=config.boomerang.k, outputs=outputs, groups=groups)
-            plan = replace(plan, ceilings=round_up(ceilings))
+            caveats = assumptions.list_caveats(config, key)
+            plan = replace(plan, ceilings=replace(round_up(ceilings), caveats=caveats))
         except ValueError:
             plan = replace(plan, no_ceiling=(NOT_ENOUGH,))
     _refuse_exceeded(config, plan)
@@ -130,6 +131,8 @@ def _refuse_exceeded(config: RunConfig, plan: Plan) -> None:
         rule = f"policy.ceilings.{name}: at most {config.policy.ceilings[name]:g} asked for"
         if plan.ceilings is None:
             raise ConfigError(f"{rule}, and no ceiling holds ({'; '.join(plan.no_ceiling)}): change these settings")
+        if plan.ceilings.caveats:
+            raise ConfigError(f"{rule}, and ceilings do not cover {'; '.join(plan.ceilings.caveats)}: change that")
         raise ConfigError(
             f"{rule}, and at level {plan.level:g} attackers may reach {upper_end(plan.ceilings, name):.3g}: raise "
             "boomerang.level"

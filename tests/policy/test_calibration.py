@@ -30,11 +30,13 @@ from anonymizer.policy.calibration import (
     Utility,
     build_resolved,
     choose_level,
+    choose_level_by_ceilings,
     parse,
     read,
     resolve_level,
     to_json,
 )
+from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling
 from anonymizer.release import plan
 from anonymizer.storage.layout import Release
 from flows.cli import main
@@ -87,6 +89,58 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def config_with_rule(*overrides: str, **rule: Any) -> RunConfig:
     return build(SETTINGS | {"boomerang": {"level": RULE | rule, "steps": 2}}, overrides)
+
+
+# -- choosing by ceilings -------------------------------------------------------------------------------------------
+
+
+def with_ceilings(share: float, choosing: float, confirming: float | None = None) -> CalibratedLevel:
+    """A level whose ceiling on linkage has these upper ends in the two halves."""
+    halves = {"choosing_ceilings": choosing, "confirming_ceilings": choosing if confirming is None else confirming}
+    return level(share, 0.0).model_copy(update={name: ceilings_of(high) for name, high in halves.items()})
+
+
+def ceilings_of(high: float) -> Ceilings:
+    rate = CeilingRate(value=high / 2, low=0.0, high=high, gallery=50)
+    pairs = MembershipCeiling(0.1, 0.3, 0.9)
+    return Ceilings(1, 1, rate, rate, rate, None, pairs, pairs)
+
+
+CEILING_CURVE = calibration(with_ceilings(0.6, 0.5), with_ceilings(0.8, 0.04), with_ceilings(0.9, 0.01))
+CEILING_RULE = {"calibration": "c.json", "promise": "ceiling", "ceilings": {"linkage_rank1": 0.05}}
+
+
+@pytest.mark.parametrize(("bound", "chosen"), [(0.005, None), (0.01, 0.9), (0.05, 0.8), (0.5, 0.6)])
+def test_the_smallest_level_whose_ceilings_hold_is_taken(bound: float, chosen: float | None) -> None:
+    if chosen is None:
+        with pytest.raises(LevelError, match="no level, taken from the strongest down, has ceilings within") as caught:
+            choose_level_by_ceilings(CEILING_CURVE, {"linkage_rank1": bound})
+        assert caught.value.figures == "at 0.9 they are linkage_rank1 0.01"
+    else:
+        assert choose_level_by_ceilings(CEILING_CURVE, {"linkage_rank1": bound}) == chosen
+
+
+def test_ceilings_of_people_who_did_not_choose_must_confirm_the_level() -> None:
+    unconfirmed = calibration(with_ceilings(0.8, 0.04, 0.06), with_ceilings(0.9, 0.01))
+    with pytest.raises(LevelError, match="those of the people who were to confirm it are higher"):
+        choose_level_by_ceilings(unconfirmed, {"linkage_rank1": 0.05})
+    with pytest.raises(LevelError, match="has ceilings within"):
+        choose_level_by_ceilings(CURVE, {"linkage_rank1": 1.0})  # made where no ceiling holds
+
+
+def test_a_run_takes_its_level_by_the_promised_ceilings(folder: Path) -> None:
+    (folder / "c.json").write_bytes(sealed(CEILING_CURVE))
+    tree = SETTINGS | {"boomerang": {"level": CEILING_RULE, "steps": 2}}
+    config = build(tree, ["output.public_scores=none"])
+    assert config.boomerang.level == 0.8 and config.boomerang.chosen is not None
+    assert (config.boomerang.chosen.ceilings, config.boomerang.chosen.max_risk) == ({"linkage_rank1": 0.05}, None)
+    assert str(config.boomerang.chosen).startswith("chosen from a calibration for ceilings of linkage_rank1 0.05, SHA")
+    assert "output.public_scores is binned" in error_of(lambda: build(tree))
+    for wrong in ({"max_risk": 0.1}, {"ceilings": {}}, {"promise": "measured"}):
+        line = error_of(
+            lambda wrong=wrong: build(SETTINGS | {"boomerang": {"level": CEILING_RULE | wrong, "steps": 2}})
+        )
+        assert "promise" in line
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
@@ -341,7 +395,7 @@ def test_a_number_is_left_alone() -> None:
     ("rule", "line"),
     [
         ({"max_rsk": 0.05}, "boomerang.level.max_rsk: unknown key: did you mean 'max_risk'?"),
-        ({"zzz": 1}, "boomerang.level.zzz: unknown key: known keys: attacks, calibration, max_risk"),
+        ({"zzz": 1}, "boomerang.level.zzz: unknown key: known keys: attacks, calibration, ceilings, max_risk"),
         ({"max_risk": "much"}, "boomerang.level.max_risk: Input should be a valid number"),
         ({"max_risk": True}, "boomerang.level.max_risk must be a number, got true"),
         ({"max_risk": 0}, "boomerang.level.max_risk must be in (0, 1), got 0"),
@@ -500,8 +554,8 @@ def test_a_config_of_an_earlier_version_loses_its_risk_figures(folder: Path) -> 
     stored = parse_yaml(dump(config_with_rule()), "config.yaml")
     stored["boomerang"]["chosen"] |= {"choosing_high": 0.05, "confirming_value": 0.0, "confirming_high": 0.0}
     assert build(stored) == config_with_rule()
-    numbers = {name for name, field in ChosenLevel.model_fields.items() if field.annotation is float}
-    assert numbers == {"level", "max_risk"}, "settings reach a scheduler, which gets no measured risk"
+    numbers = {name for name, field in ChosenLevel.model_fields.items() if "float" in str(field.annotation)}
+    assert numbers == {"level", "max_risk", "ceilings"}, "settings reach a scheduler, which gets no measured risk"
 
 
 def test_a_level_by_hand_does_not_keep_the_record_of_a_choice(folder: Path) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from anonymizer.config import PolicyConfig, build
-from anonymizer.policy.ceilings import describe, find_broken_assumptions, find_exceeded, format_rate, upper_end
+from anonymizer.policy.ceilings import (
+    describe,
+    find_broken_assumptions,
+    find_caveats,
+    find_exceeded,
+    format_rate,
+    upper_end,
+)
 from anonymizer.policy.gates import evaluate_release
 from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling, Summary
 from tests.support.configs import LEAST, config_error
@@ -33,17 +40,32 @@ CEILINGS = Ceilings(
         ("source.fit=tiles", "source.fit tiles"),
         ("model.condition=label", "model: each record's own"),
         ("policy.escalate=[0.9]", "policy.escalate"),
-        ("policy.scores.lpips.min=0.1", "policy.scores"),
-        ("output.public_scores=exact", "output.public_scores exact"),
-        ("output.public_scores=binned", "output.public_scores binned"),
         ("metrics.gallery=0", "metrics.gallery 0"),
     ],
 )
 def test_settings_that_tell_more_of_an_original_than_its_noise_have_no_ceiling(override: str, begin: str) -> None:
-    kept = ["output.public_scores=none", "source.label=folder"]
-    assert find_broken_assumptions(build(LEAST, kept)) == []
-    (reason,) = find_broken_assumptions(build(LEAST, [*kept, override]))
+    assert find_broken_assumptions(build(LEAST, ["source.label=folder"])) == []
+    (reason,) = find_broken_assumptions(build(LEAST, ["source.label=folder", override]))
     assert reason.startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("override", "begin"),
+    [
+        ("policy.scores.lpips.min=0.1", "policy.scores"),
+        ("output.public_scores=exact", "output.public_scores exact"),
+        ("output.public_scores=binned", "output.public_scores binned"),
+    ],
+)
+def test_what_is_known_besides_pictures_is_a_caveat_and_allows_no_promise(override: str, begin: str) -> None:
+    assert find_caveats(build(LEAST, ["output.public_scores=none"])) == []
+    (caveat,) = find_caveats(build(LEAST, ["output.public_scores=none", override]))
+    assert caveat.startswith(begin)
+    line = config_error(LEAST, "output.public_scores=none", override, "policy.ceilings.linkage_rank1=0.1")
+    assert line.startswith(f"policy.ceilings: {begin.split()[0]} is ")
+    with_caveat = replace(CEILINGS, caveats=(caveat,))
+    assert find_exceeded({"linkage_rank1": 1.0}, with_caveat) == ["linkage_rank1"]
+    assert describe(with_caveat)["not covered"] == caveat
 
 
 @pytest.mark.parametrize(
@@ -93,6 +115,6 @@ def test_words_round_rates_up() -> None:
         "8.1 %", "8 %", "9.1 %", "11 %", "100 %", "0 %",
     ]  # fmt: skip
     lines = describe(CEILINGS)
-    assert lines["links at most"].startswith("4 % of outputs by the first guess among 300 originals (20 % by five, 5 %")
+    assert lines["links at most"].startswith("4 % of outputs by the first guess among 300 originals (20 % by five; 5 %")
     assert lines["tells a member"].startswith("at most 10 % from the nearest other person")
     assert "knows all others" not in lines

@@ -68,9 +68,15 @@ def test_of_groups_no_member_is_named_above_one_in_k(tmp_path: Path, outputs: st
 
 
 def test_where_an_assumption_fails_there_is_a_reason_and_no_figure(tmp_path: Path) -> None:
-    plan = planned(config_of(tmp_path, output={"public_scores": "binned"}))
+    plan = planned(config_of(tmp_path, policy={"escalate": [0.9]}))
     assert plan.ceilings is None
-    assert plan.no_ceiling == ("output.public_scores binned: a score is computed from the original",)
+    assert plan.no_ceiling == ("policy.escalate: the level at which an output was drawn depends on its original",)
+
+
+def test_published_scores_are_a_caveat_beside_the_figures(tmp_path: Path) -> None:
+    plan = planned(config_of(tmp_path, output={"public_scores": "binned"}))
+    assert plan.ceilings is not None
+    assert [caveat.partition(":")[0] for caveat in plan.ceilings.caveats] == ["output.public_scores binned"]
 
 
 def test_copies_of_one_picture_have_no_ceiling(tmp_path: Path) -> None:
@@ -82,8 +88,8 @@ def test_a_bound_that_is_not_kept_is_refused_before_any_work(tmp_path: Path) -> 
     policy = {"ceilings": {"linkage_rank1": 0.01}}
     with pytest.raises(ConfigError, match=r"policy.ceilings.linkage_rank1: at most 0.01 asked for, and at level 0.4 "):
         planned(config_of(tmp_path, policy=policy))
-    with pytest.raises(ConfigError, match=r"and no ceiling holds \(output.public_scores binned"):
-        planned(config_of(tmp_path, policy=policy, output={"public_scores": "binned"}))
+    with pytest.raises(ConfigError, match=r"and no ceiling holds \(policy.escalate"):
+        planned(config_of(tmp_path, policy=policy | {"escalate": [0.9]}))
     waiver = {"rule": "ceilings.linkage_rank1", "who": "ada", "why": "a trial", "until": "2999-01-01"}
     assert planned(config_of(tmp_path, policy=policy | {"waivers": [waiver]})).ceilings is not None
 

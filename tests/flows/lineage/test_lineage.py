@@ -148,7 +148,7 @@ def test_risk_in_events_is_the_public_summary_of_the_audit(config: RunConfig, jo
     line = {"attack": "linkage", "risk_high": 0.31, "risk": 0.2}
     answers = [audit_report.Answer(q, [line] if "linkage" in q.attacks else []) for q in audit_report.QUESTIONS]
     attackers = {name: 1 for name in ("attacks", "sample", "released", *audit_report.EFFORT)}
-    told = {"manifest": "0" * 64, "audited": 120, "certificate": {"sentence": "A formal guarantee: because"}}
+    told = {"manifest": "0" * 64, "audited": 120}
     told |= {
         "unread": 0,
         "changed": 0,
@@ -163,7 +163,7 @@ def test_risk_in_events_is_the_public_summary_of_the_audit(config: RunConfig, jo
         pass
     risk = risk_of(events(config)[-1])
     assert (risk["result"], risk["pictures_attacked"]) == ("measured", 120)
-    assert risk["formal_guarantee"] == "No formal guarantee"  # whatever holds for the originals of the sample
+    assert risk["formal_guarantee"] == "No formal guarantee"  # no ceiling was planned
     assert risk["answers"] == summary["answers"]
     assert risk["answers"]["Linkability"]["risk_above_chance_at_most"] == 0.35
     assert risk["answers"]["Inference"]["result"] == "not measured"
