@@ -6,7 +6,7 @@ noised, or, where these are few, of pictures that the model makes; never of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +35,7 @@ from metrics.stats.intervals import Floats, Names, Numbers
 from metrics.stats.risk import Figure, FigureContext, not_run
 
 ATTACKER = "filtering"
+PersonScores = Callable[[Floats], Floats]
 MIN_PUBLIC = 20  # pictures for components
 
 
@@ -141,65 +142,72 @@ def averaged_rankings(filtering: Filtering, rows: Numbers, more: torch.Tensor, n
 
 
 def identification_figures(filtering: Filtering) -> list[Figure]:
-    """Return closed-set figures by other photos of the same people, for each number of them.
+    """Return closed-set figures by other photos of the same people, for each number of them, in two ways.
 
-    The variance within a person is that of outsiders with several photos, and of the gallery's own where there are.
+    By the photo that explains an output best, as if it were the original; and, where photos of enough people show the
+    variance within a person (outsiders with several photos, or the gallery), by the mean photo and that variance.
     """
     bench = filtering.bench
     setup = set_up_identification(bench, filtering.space)
     if setup is None:
         return []
     figures: list[Figure] = []
-    released, round_trip = filtering.outputs, bench.embed_round_trip(filtering.space)
     for count in GALLERY_PHOTOS:
         gallery = reidentification.enrol(setup.gallery, count, bench.rng("enrol"))
-        filters, means, people = _person_filters(filtering, gallery)
-        lines, *references = (
-            linkage.figures(
-                _rank_people(filtering, setup, rows, filters, means, people),
-                bench.rng("closed set figures"),
-                **filtering.context("reidentification"),
-            )[:-1]
-            for rows in (released, filtering.originals, round_trip)
-        )
         unit = f"{count} photo{'s' if count > 1 else ''} a person"
-        figures += [
-            replace(line, measure=f"{line.measure}, {unit}", unmodified=raw.value, round_trip=encoded.value)
-            for line, raw, encoded in zip(lines, *references, strict=True)
-        ]
+        for name, scores in _person_scores(filtering, gallery).items():
+            lines = _compare_people(filtering, setup, scores, np.unique(gallery.identities), name)
+            figures += [replace(line, measure=f"{line.measure}, {unit}") for line in lines]
     return figures
 
 
-def _person_filters(filtering: Filtering, gallery: Faces) -> tuple[Sequence[MatchedFilter], Floats, Names]:
-    """Return a filter, and the mean photo (P, D), for each person of the gallery, and the people (P,), sorted."""
+def _person_scores(filtering: Filtering, gallery: Faces) -> dict[str, PersonScores]:
+    """Return, by name, functions of probes (N, D) that give the scores (N, P) of the gallery's people, sorted."""
     components = filtering.components()
+    gallery = gallery[np.argsort(gallery.identities, kind="stable")]
+    people, starts, counts = np.unique(gallery.identities, return_index=True, return_counts=True)
+    plain = filtering.make(components)
+
+    def by_photo(probes: Floats) -> Floats:
+        return np.asarray(np.logaddexp.reduceat(plain.scores(probes, gallery.embeddings), starts, axis=1))
+
+    ways: dict[str, PersonScores] = {FILTER_NAME: by_photo}
     photos, names = [gallery.embeddings], [gallery.identities]
     if (outsiders := filtering.bench.evidence.outsiders) is not None:
         photos.append(filtering.bench.embed_images("outsiders", outsiders[0], filtering.space))
         names.append(outsiders[1])
     between = between_shares(components, np.concatenate(photos), np.concatenate(names))
-    people, person, counts = np.unique(gallery.identities, return_inverse=True, return_counts=True)
-    means = np.zeros((len(people), gallery.embeddings.shape[1]), gallery.embeddings.dtype)
-    np.add.at(means, person, gallery.embeddings)
-    by_count = {int(n): filtering.make(components, between, int(n)) for n in np.unique(counts)}
-    return [by_count[int(n)] for n in counts], means / counts[:, None].astype(means.dtype), people
+    if between is not None:
+        means = np.add.reduceat(gallery.embeddings, starts) / counts[:, None].astype(gallery.embeddings.dtype)
+
+        def by_mean(probes: Floats) -> Floats:
+            scores = np.empty((len(probes), len(people)))
+            for n in np.unique(counts):
+                the_filter = filtering.make(components, between, int(n))
+                scores[:, counts == n] = the_filter.scores(probes, means[counts == n])
+            return scores
+
+        ways[f"{FILTER_NAME}, variance within people"] = by_mean
+    return ways
 
 
-def _rank_people(
-    filtering: Filtering,
-    setup: IdentificationSetup,
-    rows: Floats,
-    filters: Sequence[MatchedFilter],
-    means: Floats,
-    people: Names,
-) -> linkage.Ranking:
-    probes = setup.as_probes(rows)
-    scores = np.empty((len(probes), len(people)))
-    for the_filter in {id(f): f for f in filters}.values():
-        columns = [i for i, f in enumerate(filters) if f is the_filter]
-        scores[:, columns] = the_filter.scores(probes.embeddings, means[columns])
-    truth = np.searchsorted(people, probes.identities)
-    return rank(linkage.similarity_matrix(scores), truth, probes.identities, filtering.bench.rng("filter, closed set"))
+def _compare_people(
+    filtering: Filtering, setup: IdentificationSetup, scores: PersonScores, people: Names, name: str
+) -> list[Figure]:
+    """Return rank-1 and rank-5, with the same for originals as they are and after a mere round trip."""
+    bench = filtering.bench
+    context = filtering.context("reidentification") | FigureContext(feature=name)
+
+    def figures_of(rows: Floats) -> list[Figure]:
+        probes = setup.as_probes(rows)
+        similarity = linkage.similarity_matrix(scores(probes.embeddings))
+        truth = np.searchsorted(people, probes.identities)
+        ranking = rank(similarity, truth, probes.identities, bench.rng("filter, closed set"))
+        return linkage.figures(ranking, bench.rng("closed set figures"), **context)[:-1]
+
+    round_trip = bench.embed_round_trip(filtering.space)
+    lines = (figures_of(rows) for rows in (filtering.outputs, filtering.originals, round_trip))
+    return [replace(a, unmodified=b.value, round_trip=c.value) for a, b, c in zip(*lines, strict=True)]
 
 
 def membership_figures(filtering: Filtering) -> list[Figure]:

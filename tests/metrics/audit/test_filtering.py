@@ -105,9 +105,14 @@ def test_people_are_found_by_other_photos_with_the_variance_within_a_person() ->
         has_identities=True, others=(photos[:, 1:].flatten(0, 1), np.repeat(names, 5)),
     )  # fmt: skip
     result = audit.run_attacks(Workbench(found, bench.embedders, EFFORT, seed=1), ["reidentification"])
-    one, five = (by_filter(result, "reidentification", f"rank-1, {unit}")[0] for unit in ("1 photo", "5 photos"))
-    assert one.value and five.value and five.value > one.value > 0.1
-    assert five.unmodified and five.round_trip and five.unmodified > 0.9 and five.chance == pytest.approx(1 / people)
+    one, five = (by_filter(result, "reidentification", f"rank-1, {unit}") for unit in ("1 photo", "5 photos"))
+    (by_photo, by_mean) = five
+    assert [line.feature for line in five] == ["matched filter", "matched filter, variance within people"]
+    assert len(one) == 1  # one photo of each shows no variance within a person
+    assert one[0].value and by_photo.value and by_mean.value
+    assert by_mean.value > by_photo.value >= one[0].value > 0.1  # these people are Gaussian
+    assert by_mean.unmodified and by_mean.round_trip and by_mean.unmodified > 0.9
+    assert by_mean.chance == pytest.approx(1 / people)
 
 
 def test_a_method_without_noise_is_not_filtered_and_says_why() -> None:
