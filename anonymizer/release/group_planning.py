@@ -82,7 +82,9 @@ def divide(
         return
     extract = open_extractor(config, backbone, clip)
     fingerprint = config.fingerprint(backbone.digest)
-    cache = FeatureCache.open(release, config.restricted, f"features/{fingerprint}/{extract.name}")
+    source = config.source
+    depends_on = [backbone.digest, extract.name, source.fit, source.limits.model_dump()]  # not on k or the level
+    cache = FeatureCache.open(release, config.restricted, f"features/{json.dumps(depends_on)}")
     surveyor = Surveyor(config, backbone, key, extract, history.load(release), cache)
     with tempfile.TemporaryFile("w+", dir=scratch_folder(release), encoding="utf-8") as spool:
         survey = surveyor.survey(_spool_entries(entries, spool), progress)

@@ -308,8 +308,16 @@ def test_an_interrupted_planning_goes_on_where_it_was(tmp_path: Path, interrupte
     assert not release.features.exists()
 
 
+def test_another_k_is_tried_without_looking_at_the_pictures_again(tmp_path: Path, interrupted: RunConfig) -> None:
+    model = Counting()
+    plan_with(model, settings(tmp_path / "in", tmp_path / "out", "boomerang.k=2", "groups.features=latent"))
+    assert model.seen == 4
+
+
 @pytest.mark.parametrize("damage", ["garbage", "another place", "another key", "another setting"])
-def test_kept_features_that_are_not_this_runs_own_are_computed_anew(interrupted: RunConfig, damage: str) -> None:
+def test_kept_features_that_are_not_this_runs_own_are_computed_anew(
+    tmp_path: Path, interrupted: RunConfig, damage: str
+) -> None:
     folder = Path(Release.at(interrupted.output.uri).features.path)
     first, second = sorted(folder.iterdir())
     model, config, key = Counting(), interrupted, KEY
@@ -320,7 +328,9 @@ def test_kept_features_that_are_not_this_runs_own_are_computed_anew(interrupted:
     elif damage == "another key":
         key = CustodianKey(bytes(range(7, 39)))
     else:
-        config = interrupted.at_level(0.5)
+        config = settings(
+            tmp_path / "in", tmp_path / "out", "boomerang.k=3", "groups.features=latent", "source.fit=pad"
+        )
     plan_with(model, config, key)
     assert model.seen == (8 if damage in ("garbage", "another place") else 12)
 
