@@ -319,3 +319,21 @@ def test_the_documentation_names_every_setting_and_attack() -> None:
         assert f"`{name}`" in text or f"`{name}.…`" in text, name
     for name in (*ALL, "leaks"):
         assert f"| `{name}` |" in text, name
+
+
+def test_the_filter_is_a_feature_that_needs_no_network_and_is_signed(release: Release, ideal: IdealGaussian) -> None:
+    least: dict[str, Any] = {
+        "release": str(release.root),
+        "attacks": ["linkage"],
+        "pairs": 20,
+        "outputs": 2,
+        "averaged": 20,
+    }
+    audit_job.run(build_resolved(AuditConfig, least | {"features": ["pixels", "filter"]}))
+    document = json.loads((release.audit / "audit.json").read())
+    assert document["attackers"]["features"] == ["pixels", "filter"]
+    assert document["features"] == ["pixels", "matched filter"]
+    figures = parquet.read(release.audit / "figures.parquet").to_pylist()
+    assert {row["measure"] for row in figures if row["attacker"] == "filtering"} == {"rank-1", "rank-5", "assigned"}
+    with pytest.raises(ConfigError, match=r"features.* must name a feature besides the filter, .*got filter"):
+        build_resolved(AuditConfig, least | {"features": ["filter"]})
