@@ -217,6 +217,7 @@ class ShardSummary:
     seconds: float
     waiting: int = 0
     least_group: int | None = None
+    images: int = 0  # released; fewer than records where groups share them
 
 
 @dataclass(frozen=True)
@@ -235,3 +236,4 @@ class Summary:
     reasons: Mapping[str, int]
     waiting: int = 0
     least_group: int | None = None
+    images: int = 0

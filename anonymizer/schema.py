@@ -77,6 +77,7 @@ COLUMNS = (
     Column("file", TEXT, MANIFEST, "Path of the image, relative to this folder."),
     Column("member", TEXT, MANIFEST, "Tar member or Parquet row; empty where the image is a file of its own."),
     Column("format", TEXT, MANIFEST, "Encoding: png, jpeg or webp."),
+    Column("k", INT, MANIFEST, "Originals, at least, whose mean the image is a local sample of; not without groups."),
     Column("clip_similarity_bin", TEXT, MANIFEST, "CLIP similarity, as a range of width 0.1. Higher is closer."),
     Column("lpips_bin", TEXT, MANIFEST, "LPIPS distance, as a range of width 0.1. Lower is closer."),
 )
@@ -88,12 +89,15 @@ LATER_COLUMNS = ("group", "group_size")  # that ledgers of earlier versions do n
 # Columns of every manifest, in order; those that are carried from the source stand before ``level``, scores at the end.
 IMAGE_COLUMNS = ("output_id", "file", "member", "sha256", "bytes", "width", "height", "format", "label", "caption")
 METHOD_COLUMNS = ("level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest", "config_fingerprint")
+GROUP_COLUMNS = ("k",)  # after those, in manifests of groups
 NULLABLE_COLUMNS = frozenset(["member", "label", "caption"])
 SCORE_COLUMNS = ("clip_similarity", "lpips")  # what a manifest may publish, exactly or as ``_bin``
 
 _TYPES = {column.name: column.type for column in COLUMNS}
 MANIFEST_TYPES = {name: _TYPES[name] for name in (*IMAGE_COLUMNS, *METHOD_COLUMNS)}
+GROUP_TYPES = {name: _TYPES[name] for name in GROUP_COLUMNS}
 SCORE_TYPES = {name: _TYPES[name] for name in (*SCORE_COLUMNS, *(f"{name}{BIN_SUFFIX}" for name in SCORE_COLUMNS))}
+OWN_TYPES = MANIFEST_TYPES | GROUP_TYPES | SCORE_TYPES  # of all columns of a manifest that are not from the source
 MANIFEST_MEANINGS = {c.name: c.meaning for c in COLUMNS if MANIFEST in c.tables}
 
 # No manifest has one of these, and no column of such a name is carried from the source.

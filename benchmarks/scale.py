@@ -241,7 +241,7 @@ class Job:
 
         def finish(*parts: Callable[[FinishedLedger, LedgerSummary], object]) -> None:
             rows = LedgerSummary(plan.read(release))
-            with FinishedLedger(release, plan.read(release), config.source.carry, rows.add) as finished:
+            with FinishedLedger(release, plan.read(release), config, rows.add) as finished:
                 for part in parts:
                     part(finished, rows)
 

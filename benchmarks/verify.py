@@ -119,7 +119,7 @@ def make_predicate(manifest: pa.Table, publisher: str) -> dict[str, Any]:
         },
         "model": {"name": "a local model", "sha256": zeros},
         "code": {"anonymizer": "0", "libraries": {}},
-        "counts": {"read": rows, "released": rows, "quarantined": 0, "failed": 0},
+        "counts": {"read": rows, "released": rows, "quarantined": 0, "failed": 0, "waiting": 0, "images": rows},
         "gate": {"result": "pass", "rules": [], "waivers": []},
         "policy": PolicyConfig().model_dump(mode="json"),
         "audit": None,

@@ -129,7 +129,7 @@ def assemble(config: RunConfig) -> Summary:
 
 
 def _format_markdown(plan: Plan, summary: Summary) -> str:
-    counts = {name: getattr(summary, name) for name in ("read", "released", "quarantined", "failed")}
-    reasons = {f"failed or quarantined: {reason}": count for reason, count in summary.reasons.items()}
+    counts = {name: getattr(summary, name) for name in ("read", "released", "quarantined", "failed", "waiting")}
+    reasons = {f"not released: {reason}": count for reason, count in summary.reasons.items()}
     rows = "".join(f"| {name} | {count} |\n" for name, count in (counts | reasons).items())
     return f"## Release\n\n| records | |\n|---|---|\n{rows}\n{plan.shards} shards."

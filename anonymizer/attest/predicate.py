@@ -77,10 +77,29 @@ class Code(StrictModel):
 
 
 class Counts(StrictModel):
+    """Records by their end, and released ``images``, which are fewer where groups share them."""
+
     read: Count
     released: Count
     quarantined: Count
     failed: Count
+    waiting: Count = 0
+    images: Count | None = None  # as many as records in statements of earlier versions
+
+    @property
+    def released_images(self) -> int:
+        return self.released if self.images is None else self.images
+
+
+class Groups(StrictModel):
+    """What each output is drawn from, and what is equal within a group; ``distinct``: what members differ by."""
+
+    k: Annotated[int, Field(ge=2)]
+    outputs: Literal["one", "each"]
+    by: tuple[str, ...]
+    features: str
+    distinct: Literal["subject", "record"]
+    generalise: dict[str, str]
 
 
 class Rule(StrictModel):
@@ -121,6 +140,7 @@ class ReleasePredicate(StrictModel):
     manifest: Manifest
     materials: Materials
     settings: Settings
+    groups: Groups | None = None
     model: Model
     code: Code
     counts: Counts

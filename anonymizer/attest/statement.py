@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from anonymizer.attest import dsse, merkle
 from anonymizer.attest.dsse import SignedStatement
-from anonymizer.attest.predicate import Materials, ReleasePredicate, parse
-from anonymizer.config import PolicyConfig
+from anonymizer.attest.predicate import Counts, Materials, ReleasePredicate, parse
+from anonymizer.config import PolicyConfig, RunConfig
 from anonymizer.crypto import signing
 from anonymizer.policy.gates import Verdict
 from anonymizer.records import Plan, Summary
@@ -36,7 +36,7 @@ LIBRARIES = (
 
 
 def build_predicate(
-    plan: Plan, counts: Summary, manifest: TableLike, public_scores: str, materials: Materials
+    plan: Plan, counts: Summary, manifest: TableLike, config: RunConfig, materials: Materials
 ) -> dict[str, Any]:
     """Return the fields about how a release was made; those of ``build_decision`` and ``events`` are still to come."""
     libraries = {}
@@ -51,7 +51,7 @@ def build_predicate(
             "rows": len(manifest),
             "columns": manifest.column_names,
             "merkle_root": merkle.root(merkle.encode_rows(manifest)).hex(),
-            "public_scores": public_scores,
+            "public_scores": config.output.public_scores,
         },
         "materials": materials.model_dump(),
         "settings": {
@@ -60,9 +60,25 @@ def build_predicate(
             **{name: getattr(plan, name) for name in ("sampler", "steps", "accept_deterministic")},
         },
         "ceilings": None if plan.ceilings is None else asdict(plan.ceilings),
+        "groups": describe_groups(config),
         "model": {"name": plan.model, "sha256": plan.model_digest},
         "code": {"anonymizer": version("anonymizer"), "libraries": libraries},
-        "counts": {name: getattr(counts, name) for name in ("read", "released", "quarantined", "failed")},
+        "counts": {name: getattr(counts, name) for name in Counts.model_fields},
+    }
+
+
+def describe_groups(config: RunConfig) -> dict[str, Any] | None:
+    """Return what a statement tells of the groups of a release; None where there are none."""
+    groups, source = config.groups, config.source
+    if config.boomerang.k == 1:
+        return None
+    return {
+        "k": config.boomerang.k,
+        "outputs": groups.outputs,
+        "by": groups.columns(source),
+        "features": groups.features,
+        "distinct": "subject" if groups.by_subject(source) else "record",
+        "generalise": groups.generalise,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,8 +84,7 @@ class GroupJob(ReleaseJob):
             usable.clear()
         yield from self._leave_over([item for item in items if usable.get(item.source_hmac) is not item])
         if usable:
-            members = [usable[digest] for digest in self.key.deal(name, filter(None, usable))]
-            yield self._group(name, members)
+            yield self._group(name, {digest: item for digest, item in usable.items() if digest})
 
     def _leave_over(self, items: Iterable[ReleaseItem]) -> Iterator[ReleaseItem]:
         for item in items:
@@ -93,7 +92,9 @@ class GroupJob(ReleaseJob):
                 item.decision = Decision(Status.WAITING, Reason.TOO_FEW_ALIKE)
             yield item
 
-    def _group(self, name: str, members: Sequence[ReleaseItem]) -> GroupItem:
+    def _group(self, name: str, usable: Mapping[str, ReleaseItem]) -> GroupItem:
+        contents = grouped.contents(self.key, name, usable.keys(), self.groups.outputs)
+        members = [usable[digest] for digest in contents]
         records = [member.record for member in members]
         subjects = [record.subject for record in records] if self.groups.by_subject(self.config.source) else []
         if not grouped.is_alike(records, self.by) or not grouped.is_distinct(subjects):
@@ -115,15 +116,13 @@ class GroupJob(ReleaseJob):
             members=members,
             is_dealt=self.groups.outputs == "each",
         )
-        digests = [member.source_hmac or "" for member in members]
-        for number, one in enumerate(group.drawn):
-            one.content, one.earlier = self.key.group_hmac(name, digests, number), group.earlier
+        for one, content in zip(group.drawn, contents.values(), strict=False):  # all alike where they share one
+            one.content, one.earlier = content, group.earlier
         self._begin_attempt(group, 0)
         return group
 
     def output_id(self, item: ReleaseItem, fingerprint: str) -> str:
-        """Return the id of an output, which depends on its group and on no member by itself."""
-        return self.key.output_id("", item.content, fingerprint)
+        return grouped.output_id(self.key, item.content, fingerprint)
 
     def sample(self, x0: torch.Tensor, level: float, noise: Noise, condition: object) -> torch.Tensor:
         """Return the outputs (B * n, 3, H, W) of groups ``x0`` (B, m, 3, H, W), n of each."""

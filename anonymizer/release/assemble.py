@@ -26,7 +26,7 @@ from anonymizer.records import Status
 from anonymizer.release import event_log
 from anonymizer.release.finished_ledger import ID_AND_DIGEST, OUTPUT_SCHEMA, FinishedLedger
 from anonymizer.release.ledger import PREFETCH_FILES, redo_hint
-from anonymizer.schema import IMAGE_COLUMNS, METHOD_COLUMNS, SCORE_COLUMNS
+from anonymizer.schema import GROUP_TYPES, IMAGE_COLUMNS, METHOD_COLUMNS, SCORE_COLUMNS
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
 from anonymizer.storage.path import StoragePath, translate_storage_errors
@@ -253,6 +253,7 @@ def _manifest_rows(
         "caption": rows["caption"],
         **passthrough_columns.to_arrays(rows["carried"].to_pylist(), types),
         **{name: rows[name] for name in METHOD_COLUMNS},
+        **({"k": pa.array([config.boomerang.k] * len(rows), GROUP_TYPES["k"])} if config.boomerang.k > 1 else {}),
         **public_scores.to_public_columns(rows, config.output.public_scores, ledger.score_columns),
     }
     models = {name: model for name, model in (ledger.metric_models or {}).items() if name in SCORE_COLUMNS}

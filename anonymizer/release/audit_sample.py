@@ -25,6 +25,7 @@ from anonymizer.storage.layout import Release, SealKey
 from anonymizer.storage.path import StoragePath
 
 Row = Mapping[str, Any]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,8 @@ def _sample_rows(
 ) -> tuple[list[tuple[int, Row]], int]:
     """Return a sample of the released ledger rows, each with the number of its release, and how many rows there are.
 
-    Of the first release all rows count, of each further one those whose image is in none before it.
+    Of the first release all rows count, of each further one those whose image is in none before it. Groups of the first
+    release are in the sample as a whole or not at all.
     """
     positions = [np.arange(sum(map(len, _released_tables(releases[0], ()))))]
     known = [_index_digests(releases[0], [], [])] if len(releases) > 1 else []
@@ -245,13 +247,34 @@ def _sample_rows(
     count = sum(map(len, positions))
     if not count:
         raise IntegrityError("release: nothing was released: there is nothing to audit")
-    sampled = np.sort(rng.choice(count, min(limit, count), replace=False))
+    sampled = _choose(_group_numbers(releases[0]), count, limit, rng)
     rows, begin = list[tuple[int, Row]](), 0
     for number, (release, own) in enumerate(zip(releases, positions, strict=True)):
         inside = sampled[(sampled >= begin) & (sampled < begin + len(own))] - begin
         rows += [(number, row) for row in _take_rows(release, own[inside])]
         begin += len(own)
     return rows, count
+
+
+def _group_numbers(release: Release) -> Numbers | None:
+    """Return the number of the group of each released row; None where a release has no groups."""
+    names = pa.chunked_array(
+        [chunk for table in _released_tables(release, ("group",)) for chunk in table["group"].chunks], pa.string()
+    )
+    if names.null_count == len(names):
+        return None
+    return np.concatenate([chunk.indices.to_numpy() for chunk in names.dictionary_encode().chunks])
+
+
+def _choose(groups: Numbers | None, count: int, limit: int, rng: np.random.Generator) -> Numbers:
+    """Return the positions, which ascend, of a sample of rows, or of whole groups (and one at least)."""
+    if groups is None or limit >= count:
+        return np.sort(rng.choice(count, min(limit, count), replace=False))
+    further = np.arange(groups.max(initial=-1) + 1, groups.max(initial=-1) + 1 + count - len(groups))
+    numbers = np.concatenate([groups, further])  # rows of further releases are in no group
+    sizes, order = np.bincount(numbers), rng.permutation(numbers.max() + 1)
+    fitting = max(1, int(np.searchsorted(np.cumsum(sizes[order]), limit, side="right")))
+    return np.flatnonzero(np.isin(numbers, order[:fitting]))
 
 
 def _index_digests(release: Release, known: Sequence[DigestIndex], masks: list[np.ndarray[Any, Any]]) -> DigestIndex:

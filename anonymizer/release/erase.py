@@ -133,6 +133,10 @@ def check(old: Release, new: Release) -> None:
         )
     if (other := succession.find_replacement(old, str(new.root))) is not None:
         raise OutputError(f"{name}: people are erased from it, or were, by {other!r}: erase from that one")
+    if plan.read_config(old).boomerang.k > 1:
+        raise OutputError(
+            f"{name}: holds groups, whose outputs are of several people: this version erases no one of them"
+        )
 
 
 def is_begun(old: Release, new: Release) -> bool:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from anonymizer.config import RunConfig
 from anonymizer.config.groups import CAPTION, LABEL
+from anonymizer.crypto.custodian_key import CustodianKey
+from anonymizer.data.passthrough_columns import from_json
 from anonymizer.errors import RecordError
-from anonymizer.records import Reason, Record, normalize_subject
+from anonymizer.records import Entry, Reason, Record, Status, normalize_subject
+from anonymizer.schema import METHOD_COLUMNS
+
+Row = Mapping[str, Any]
+# What members have in common, whether they share an output or not: else a row would tell of one of them.
+SHARED_COLUMNS = ("label", "caption", "carried", "attempts", "width", "height", *METHOD_COLUMNS)
 
 
 def column_value(record: Record, name: str) -> object:
@@ -42,3 +54,62 @@ def format_range(values: Sequence[object]) -> str:
     """Return ``LOW-HIGH`` of values that are numbers, as the source writes them; one value where all are equal."""
     low, high = min(values, key=as_number), max(values, key=as_number)
     return str(low) if as_number(low) == as_number(high) else f"{low}-{high}"
+
+
+def contents(
+    key: CustodianKey, group: str, data_hmacs: Collection[str], outputs: Literal["one", "each"]
+) -> dict[str, str]:
+    """Return original -> what its output is drawn from, both as keyed digests; in an order that tells nothing of them.
+
+    Noise and id of an output depend on it. Where each original has an output of its own, these are dealt by lot.
+    """
+    numbers = enumerate(key.deal(group, data_hmacs))
+    return {digest: key.group_hmac(group, data_hmacs, n if outputs == "each" else 0) for n, digest in numbers}
+
+
+def output_id(key: CustodianKey, content: str, fingerprint: str) -> str:
+    """Return the id of an output of a group, which depends on all of its originals and on no name."""
+    return key.output_id("", content, fingerprint)
+
+
+def has_output(table: pa.Table) -> pa.ChunkedArray:
+    """Return which rows of a ledger are of records with an output."""
+    return pc.is_in(table["status"], value_set=pa.array([Status.RELEASED.value, Status.QUARANTINED.value]))
+
+
+def find_fault(table: pa.Table, planned: Mapping[str, str | None], config: RunConfig) -> str | None:
+    """Return what is wrong with the groups in a shard's rows of the ledger; None where nothing is.
+
+    ``planned``: record id -> group. A shard holds all members of its groups.
+    """
+    in_group = table["group"].is_valid()
+    expected = pa.repeat(False, len(table)) if config.boomerang.k == 1 else has_output(table)
+    if not pc.all(pc.equal(in_group, expected)).as_py() and len(table):
+        return "an output of no group, and groups in the settings, or the other way round"
+    groups: dict[str, list[Row]] = {}
+    for row in table.filter(in_group).to_pylist():
+        if row["group"] != planned[row["record_id"]]:
+            return "a record is in another group than planned"
+        groups.setdefault(row["group"], []).append(row)
+    return next(filter(None, (_fault_of_group(members, config) for members in groups.values())), None)
+
+
+def _fault_of_group(members: Sequence[Row], config: RunConfig) -> str | None:
+    size, groups, source = len(members), config.groups, config.source
+    subjects = [row["subject"] for row in members] if groups.by_subject(source) else []
+    if size < config.boomerang.k or {row["group_size"] for row in members} != {size}:
+        return f"a group has other members than were in its mean, or fewer than {config.boomerang.k}"
+    if len({row["source_hmac"] for row in members} - {None}) != size or not is_distinct(subjects):
+        return "one original, or one person, is in a group twice"
+    alike = [tuple(row[name] for name in SHARED_COLUMNS) for row in members]
+    if len(set(alike)) > 1 or not is_alike([_record_of(row) for row in members], groups.columns(source)):
+        return "members of a group differ in what is published of them, or in a column of groups.by"
+    ids = {row["output_id"] for row in members}
+    if None in ids or len(ids) != (size if groups.outputs == "each" else 1):
+        return f"members of a group have other outputs than groups.outputs ({groups.outputs}) gives"
+    return None
+
+
+def _record_of(row: Row) -> Record:
+    columns, restricted = from_json(row["carried"]), from_json(row["restricted"])
+    return Record(Entry(row["record_id"], ""), b"", row["label"], row["caption"], columns, restricted)

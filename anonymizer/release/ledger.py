@@ -32,7 +32,7 @@ SEAL_KEY = "anonymizer.seal"  # in the metadata of a shard's file
 LEDGER_ROLE, REOPENED_ROLE = "ledger", "reopened"
 PREFETCH_FILES = 16  # files requested at a time from an object store
 ORIGINAL_COLUMNS = ("source_hmac", "status")
-SUMMARY_COLUMNS = ("status", "seconds", "group_size")
+SUMMARY_COLUMNS = ("status", "seconds", "output_id", "group_size")
 
 LedgerRow = dict[str, Any]  # values by column, see ``anonymizer.schema``; a column that is left out is null
 
@@ -258,16 +258,18 @@ def summarize_shard(shard: int, table: pa.Table) -> ShardSummary:
     """Return the counts of a shard's rows; ``table`` has the ``SUMMARY_COLUMNS``."""
     counts = Counter(table["status"].to_pylist())
     ended = {status.value: counts[status] for status in Status}
-    sizes = table.filter(pc.equal(table["status"], Status.RELEASED.value))["group_size"]
-    least = pc.min(pc.fill_null(sizes, 1)).as_py()  # a record without a group is one by itself
-    return ShardSummary(
-        shard=shard, read=len(table), seconds=sum(table["seconds"].to_pylist()), least_group=least, **ended
+    released, seconds = (
+        table.filter(pc.equal(table["status"], Status.RELEASED.value)),
+        sum(table["seconds"].to_pylist()),
     )
+    images = pc.count_distinct(released["output_id"]).as_py()
+    least = pc.min(pc.fill_null(released["group_size"], 1)).as_py()  # a record without a group is one by itself
+    return ShardSummary(shard=shard, read=len(table), seconds=seconds, images=images, least_group=least, **ended)
 
 
 def combine_summaries(shards: Sequence[ShardSummary], reasons: Mapping[str, int]) -> Summary:
     """Return the counts of several shards together."""
-    names = ("read", "released", "quarantined", "failed", "waiting", "seconds")
+    names = ("read", "released", "quarantined", "failed", "waiting", "images", "seconds")
     totals: dict[str, Any] = {name: sum(getattr(shard, name) for shard in shards) for name in names}
     least = min((shard.least_group for shard in shards if shard.least_group is not None), default=None)
     return Summary(**totals, shards=len(shards), reasons=dict(sorted(reasons.items())), least_group=least)

@@ -31,8 +31,6 @@ PLANNING_FILES = {".lock", "plan", "features", "errors", "config.yaml", "erased.
 
 def check(config: RunConfig) -> None:
     """Raise SourceError if there is nothing to read, OutputError if the release cannot be written to its output."""
-    if config.boomerang.k > 1:
-        raise ConfigError("boomerang.k: this version makes no groups yet: leave it at 1")
     if config.boomerang.k > 1 and config.previous is not None:
         raise ConfigError("previous: groups are not carried over from release to release yet: leave it out")
     usage_marker.refuse_marked_source("source.uri", config.source.uri)
@@ -133,6 +131,8 @@ def _unusable(config: RunConfig, before: Release) -> Iterator[str]:
             "its records were purged (restricted.record_days), and without them no original is known again: name a "
             "release whose records are still there"
         )
+    if max(config.boomerang.k, plan.read_config(before).boomerang.k if before.plan.exists() else 1) > 1:
+        yield "has groups, or this run makes some (boomerang.k): this version makes none that follow a release"
     if config.model.has_record_condition:
         yield (
             "its pictures would go on to show what the model was told of a record then: leave out model.condition and "

@@ -248,10 +248,11 @@ def _refuse_empty(release: Release, summary: Summary) -> None:
     if summary.released or succession.is_successor(release):
         return
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.reasons.items())
+    waiting = f", and {summary.waiting:,} wait for others alike" if summary.waiting else ""
     raise GateError(
         f"release: nothing is published, since no picture could be released: of {summary.read:,} records "
-        f"{summary.quarantined:,} were quarantined and {summary.failed:,} failed ({reasons}): see the reasons in "
-        "restricted/report.html, then mend the source or the settings, or `anonymizer retry --failed`"
+        f"{summary.quarantined:,} were quarantined and {summary.failed:,} failed{waiting} ({reasons}): see the reasons "
+        "in restricted/report.html, then mend the source or the settings, or `anonymizer retry --failed`"
     )
 
 
@@ -353,7 +354,7 @@ def _sign_candidate(
     if changed := sorted(name for name, digest in written.items() if digests.get(name) != digest):
         raise IntegrityError(f"release: {changed[0]} was changed while it was to be signed: run the same command again")
     predicate = {
-        **statement.build_predicate(ledger.plan, ledger.summary, manifest, config.output.public_scores, materials),
+        **statement.build_predicate(ledger.plan, ledger.summary, manifest, config, materials),
         **_build_decision(config, evaluation),
         "sizes": statement.file_sizes(folder, digests),
         "events": asdict(head),

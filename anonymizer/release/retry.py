@@ -1,19 +1,22 @@
-"""Retrying failed records: shards that hold some are reopened, and all other rows of them stay."""
+"""Retrying failed records: shards that hold some are reopened, and all other rows of them stay.
+
+A group is sampled once: where a member failed before and too few were left, those who wait are done again with it.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.data import image_codec, released_images
 from anonymizer.errors import IntegrityError, OutputError
-from anonymizer.records import Reason, Status
+from anonymizer.records import Entry, Reason, Status
 from anonymizer.release import event_log
 from anonymizer.release.ledger import Ledger, staging_folder
-from anonymizer.release.plan import read_config
+from anonymizer.release.plan import read_config, read_entries
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST, Release
 
@@ -37,7 +40,9 @@ def reopen_failed(release: Release, reasons: Collection[Reason] = ()) -> int:
         _disassemble(release, ledger)
     for shard, table in ledger.scan():
         if shard in counts:
-            ledger.reopen_shard(shard, table.filter(pc.invert(_failed_mask(table, reasons))))
+            failed = _failed_mask(table, reasons)
+            again = pc.or_(failed, _waiting_with(table, failed, read_entries(release, ledger.plan, shard)))
+            ledger.reopen_shard(shard, table.filter(pc.invert(again)))
     records: int = sum(counts.values())
     event_log.record(release, "reopened", records=records, shards=len(counts))
     return records
@@ -50,6 +55,15 @@ def _failed_mask(table: pa.Table, reasons: Collection[Reason]) -> pa.ChunkedArra
         values = pa.array([reason.value for reason in reasons], pa.string())
         failed = pc.and_(failed, pc.is_in(table["reason"], value_set=values))
     return failed
+
+
+def _waiting_with(table: pa.Table, failed: pa.ChunkedArray, entries: Sequence[Entry]) -> pa.ChunkedArray:
+    """Return which rows wait since a failed record left their group, which was never sampled."""
+    planned = {entry.record_id: entry.group for entry in entries if entry.group is not None}
+    groups = {planned.get(record_id) for record_id in table.filter(failed)["record_id"].to_pylist()}
+    groups -= {None, *table["group"].to_pylist()}
+    members = pa.array([name for name, group in planned.items() if group in groups], pa.string())
+    return pc.and_(pc.equal(table["status"], Status.WAITING.value), pc.is_in(table["record_id"], value_set=members))
 
 
 def _disassemble(release: Release, ledger: Ledger) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from itertools import chain
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +18,7 @@ from anonymizer.crypto import signing
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import AnonymizerError
 from anonymizer.records import Plan, Status
-from anonymizer.release import assemble, audit_files, event_log, plan, publish, retention
+from anonymizer.release import assemble, audit_files, event_log, grouped, plan, publish, retention
 from anonymizer.release.event_log import ChainHead
 from anonymizer.release.finished_ledger import ID_AND_DIGEST, FinishedLedger
 from anonymizer.storage import parquet
@@ -133,16 +134,19 @@ def _check_ledger(
         else:
             yield failed("ledger", "restricted/ledger is missing, and nothing says that it was purged: restore it")
         return
-    with FinishedLedger(release, plan.read(release), config.source.carry) as ledger:
+    ids = OutputIdCheck(key, config)
+    with FinishedLedger(release, plan.read(release), config, ids.add) as ledger:
         counts = ledger.summary
         success = (
             f"{counts.read:,} read, {counts.released:,} released, {counts.quarantined:,} quarantined, "
-            f"{counts.failed:,} failed, and no other"
+            f"{counts.failed:,} failed, {f'{counts.waiting:,} waiting, ' * (counts.waiting > 0)}and no other"
         )
         problems = [*_compare_with_public(release, ledger), *_compare_with_statement(release, ledger, predicate)]
         if not problems and not assemble.is_manifest_of_ledger(release, config, ledger, predicate.version == 1):
             problems = ["the manifest says other things of the pictures than the ledger: restore both from one copy"]
         yield from pass_or_fail("ledger", problems, success)
+        if config.boomerang.k > 1:
+            yield _check_groups(ids, ledger, config)
         yield _check_materials(ledger, predicate, key, config.key_env)
         yield from _check_settings(config, ledger.plan, predicate)
         success = "holds what was held back, and nothing else"
@@ -175,7 +179,7 @@ def _digests(table: pa.Table) -> dict[str, str]:
 
 def _compare_with_statement(release: Release, ledger: FinishedLedger, predicate: ReleasePredicate) -> Iterator[str]:
     for name, signed in predicate.counts.model_dump().items():
-        if (count := getattr(ledger.summary, name)) != signed:
+        if signed is not None and (count := getattr(ledger.summary, name)) != signed:
             yield f"{name}: the ledger has {count:,}, and {signed:,} were signed"
     if not event_log.has_signed_ledger(release, predicate.events.count, ledger.digest):
         hint = "" if release.key else ", or were sealed since then: set the custodian's key"
@@ -197,6 +201,36 @@ def _check_materials(ledger: FinishedLedger, predicate: ReleasePredicate, key: C
     return passed("materials", f"{count:,} originals, as signed")
 
 
+class OutputIdCheck:
+    """Counts groups, and outputs of groups whose ids do not follow, under the custodian's key, from the whole group."""
+
+    def __init__(self, key: CustodianKey, config: RunConfig) -> None:
+        self.key, self.outputs = key, config.groups.outputs
+        self.groups = self.wrong = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Add the rows of a shard, which holds all members of its groups."""
+        groups: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for row in table.filter(table["group"].is_valid()).to_pylist():
+            groups.setdefault(row["group"], {})[row["source_hmac"]] = row
+        self.groups += len(groups)
+        for name, members in groups.items():
+            contents = grouped.contents(self.key, name, members.keys(), self.outputs)
+            for digest, row in members.items():
+                expected = grouped.output_id(self.key, contents[digest], row["config_fingerprint"])
+                self.wrong += row["output_id"] != expected
+
+
+def _check_groups(ids: OutputIdCheck, ledger: FinishedLedger, config: RunConfig) -> Finding:
+    """Report on groups, whose members, sizes and columns the ledger has checked as it was read."""
+    message = f"{ids.groups:,} of {config.boomerang.k} or more, each of different originals alike in what is published"
+    if ledger.plan.key_check is None or ids.key.check_value != ledger.plan.key_check:
+        return noted("groups", f"{message}; ids not checked: {config.key_env} is not set to the release's key")
+    if ids.wrong:
+        return failed("groups", f"{ids.wrong:,} outputs have ids that are not of their whole group, or were dealt anew")
+    return passed("groups", f"{message}; ids are of whole groups, and dealt by lot")
+
+
 def _check_settings(config: RunConfig, plan: Plan, predicate: ReleasePredicate) -> Iterator[Finding]:
     fingerprints = {config.fingerprint(plan.model_digest), plan.fingerprint, predicate.settings.fingerprint}
     problem = "config.yaml, plan.json and the statement have different fingerprints"
@@ -204,6 +238,8 @@ def _check_settings(config: RunConfig, plan: Plan, predicate: ReleasePredicate) 
     pairs = {name: (getattr(plan, name), getattr(predicate.settings, name)) for name in SIGNED_SETTINGS}
     pairs |= {"model": (plan.model, predicate.model.name), "model_digest": (plan.model_digest, predicate.model.sha256)}
     pairs |= {"ceilings": (plan.ceilings, predicate.ceilings)}
+    signed = None if predicate.groups is None else predicate.groups.model_dump()
+    pairs |= {"groups": (statement.describe_groups(config), signed)}
     pairs |= {"public_scores": (config.output.public_scores, predicate.manifest.public_scores)}
     if predicate.release not in (None, plan.id):
         problems.append("the statement was signed for another release than that of plan.json")

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from anonymizer.data.image_codec import MEDIA_TYPES, SUFFIXES
-from anonymizer.report.facts import LIMITS, PROCESSING, PublicFacts
+from anonymizer.report.facts import PublicFacts
 from anonymizer.storage.layout import MANIFEST
 
 PAPER = "https://arxiv.org/abs/2210.12100"
@@ -67,14 +67,15 @@ def build_croissant(facts: PublicFacts) -> bytes:
 
 
 def _description(facts: PublicFacts) -> str:
-    summary = {0: "No picture was released", 1: "1 picture, redrawn from one original"}.get(
-        facts.released, f"{facts.released:,} pictures, each redrawn from one original"
+    summary = {0: "No picture was released", 1: f"1 picture, redrawn from {facts.origin}"}.get(
+        facts.released, f"{facts.released:,} pictures, each redrawn from {facts.origin}"
     )
+    target = "each" if facts.k == 1 else "each mean"
     return (
-        f"{summary}. The originals are not part of this release: noise was added to each, and a diffusion model drew a "
-        f"new picture from what was left (Boomerang local sampling, {PAPER}). A level is a setting, not a guarantee: "
-        "it says how much noise was added, not whether a person can be found again. Licence, address, creator and "
-        "citation are the publisher's to state; this file states none."
+        f"{summary}. The originals are not part of this release: noise was added to {target}, and a diffusion model "
+        f"drew a new picture from what was left (Boomerang local sampling, {PAPER}). A level is a setting, not a "
+        "guarantee: it says how much noise was added, not whether a person can be found again. Licence, address, "
+        "creator and citation are the publisher's to state; this file states none."
     )
 
 
@@ -83,13 +84,13 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
     copied = ", ".join(facts.passthrough)
     settings = "; ".join(f"{x.name}: {x.value}" + (f" ({x.note})" if x.note else "") for x in facts.settings)
     return {
-        "dataCollection": "Each picture was drawn by a diffusion model from one original that the publisher held. How "
-        "the originals were collected is the publisher's to say.",
+        "dataCollection": f"Each picture was drawn by a diffusion model from {facts.origin} that the publisher held. "
+        "How the originals were collected is the publisher's to say.",
         "dataCollectionType": ["Secondary Data analysis"],
         "dataCollectionRawData": "The originals, which stay with the publisher.",
-        "dataCollectionMissingData": f"{facts.read - facts.released:,} of {facts.read:,} records that were read are "
+        "dataCollectionMissingData": f"{facts.read - facts.records:,} of {facts.read:,} records that were read are "
         "not released. A value is empty where the source had none, or where the publisher chose to carry none.",
-        "dataPreprocessingProtocol": [PROCESSING[0]],
+        "dataPreprocessingProtocol": [facts.processing[0]],
         "dataManipulationProtocol": f"Boomerang local sampling ({PAPER}). {settings}. Where a picture was drawn in "
         "another way, its row says so.",
         "dataAnnotationProtocol": [
@@ -102,7 +103,7 @@ def _rai_fields(facts: PublicFacts) -> dict[str, str | list[str]]:
             "Pictures may still show people, redrawn. The risk is measured by an audit; this file reports none.",
             *([f"What was copied from the source may itself be personal: {copied}."] if copied else []),
         ],
-        "dataLimitations": [*LIMITS],
+        "dataLimitations": facts.limits,
         "dataBiases": [
             "Not measured here. Expect those of the originals, and those of the pictures that taught the model."
         ],

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from anonymizer.config import RunConfig
+from anonymizer.config.groups import describe_promise
 from anonymizer.data.sinks.folder import metadata_columns
 from anonymizer.policy.ceilings import describe
 from anonymizer.records import Plan
@@ -28,13 +29,13 @@ from anonymizer.report.glossary import (
 from anonymizer.schema import BIN_SUFFIX, MANIFEST_MEANINGS, SCORE_COLUMNS, read_metric_models
 from anonymizer.storage.parquet import TableLike
 
-PROCESSING = (
-    "Every picture was encoded afresh from pixels: it holds no metadata, thumbnail, comment or name of an original.",
-    "One original led to one picture, and byte-identical copies of it to the same picture.",
-    "Ids are keyed digests; pictures and rows are in the order of ids, which is unrelated to that of the originals.",
+ENCODING = (
+    "Every picture was encoded afresh from pixels: it holds no metadata, thumbnail, comment or name of an original."
 )
+COPIES = "One original led to one picture, and byte-identical copies of it to the same picture."
+ORDER = "Ids are keyed digests; pictures and rows are in the order of ids, which is unrelated to that of the originals."
+SIBLINGS = "Pictures of one group look alike, and can be told to belong together."
 LIMITS = (
-    "An attacker who holds an original may still pick out the picture made from it.",
     "A low similarity does not mean a low risk: scores compare pictures, they do not attack them.",
     "A picture may show a real person from elsewhere: diffusion models remember some of their training pictures.",
     "Details may be invented: do not measure, diagnose or identify with these pictures.",
@@ -55,8 +56,11 @@ class Column:
 class PublicFacts:
     """Everything that the public documents may state; no field holds a source, a record, a path or a time of day."""
 
-    released: int
+    released: int  # pictures
+    records: int  # that led to them
     read: int
+    k: int  # originals, at least, whose mean each picture is drawn from
+    outputs: Literal["one", "each"]  # for each group
     level: str
     model: str
     date: date
@@ -89,6 +93,35 @@ class PublicFacts:
         ]
 
     @property
+    def origin(self) -> str:
+        """What each picture is drawn from."""
+        return "one original" if self.k == 1 else f"the mean of {self.k} or more originals"
+
+    @property
+    def processing(self) -> list[str]:
+        """What is done, in sentences."""
+        if self.k == 1:
+            return [ENCODING, COPIES, ORDER]
+        if self.outputs == "one":
+            drawn = f"Each group of {self.k} or more alike originals led to one picture, drawn from their mean."
+        else:
+            drawn = f"Each picture was drawn from the mean of {self.k} or more alike originals, one for each by lot."
+        return [ENCODING, drawn, ORDER]
+
+    @property
+    def promise(self) -> str | None:
+        """What groups promise and what they do not, in a sentence; None without groups."""
+        sentence = describe_promise(self.k)
+        return None if self.k == 1 else f"{sentence[0].upper()}{sentence[1:]}."
+
+    @property
+    def limits(self) -> list[str]:
+        """What is not promised, in sentences."""
+        if self.k == 1:
+            return ["An attacker who holds an original may still pick out the picture made from it.", *LIMITS]
+        return [*([SIBLINGS] if self.outputs == "each" else []), *LIMITS]
+
+    @property
     def title(self) -> str:
         return f"Redrawn pictures (Boomerang, level {self.level})"
 
@@ -112,7 +145,10 @@ def collect_facts(
     model, score_mode = config.model.public_name, config.output.public_scores
     return PublicFacts(
         released=len(manifest),
+        records=ledger.summary.released,
         read=ledger.summary.read,
+        k=config.boomerang.k,
+        outputs=config.groups.outputs,
         level=_level_range(ledger.plan, manifest),
         model=model,
         date=datetime.now(UTC).date(),

@@ -73,6 +73,7 @@ def describe_settings(
     others_note = "drawn again because a weaker level came too close, or reused from an earlier release"
     step, ratio = f"{format_number(plan.t_boom)} of {format_number(plan.T)}", f"{math.exp(plan.log_snr):.2g} to 1"
     return [
+        *_describe_groups(config),
         Setting("Level", f"{plan.level:g}", "share of the noise schedule that was run; at 1 next to nothing is left"),
         *([Setting("Other levels", ", ".join(others), others_note)] if others else []),
         Setting("Step", step, "where the level starts: t_boom of T"),
@@ -102,6 +103,19 @@ def _describe_determinism(plan: Plan) -> Iterator[Setting]:
             "the sampler draws no noise on its way back: outputs are nearer to their originals than at this level else"
         )
         yield Setting("Accepted because", plan.accept_deterministic, note)
+
+
+def _describe_groups(config: RunConfig) -> Iterator[Setting]:
+    """Yield what each image is drawn from, where that is a group."""
+    if config.boomerang.k > 1:
+        columns, by_subject = ", ".join(config.groups.columns(config.source)), config.groups.by_subject(config.source)
+        alike = f", equal in {columns}" if columns else ""
+        yield Setting(
+            "Groups",
+            f"{config.boomerang.k} or more",
+            f"originals of different {'people' if by_subject else 'records'}{alike}, whose mean is drawn from; "
+            f"{'one picture' if config.groups.outputs == 'one' else 'a picture for each member'} of each group",
+        )
 
 
 def _describe_condition(model: ModelConfig) -> Iterator[Setting]:

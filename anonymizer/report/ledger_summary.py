@@ -39,7 +39,10 @@ class UnreleasedGroup:
 
 
 class LedgerSummary:
-    """The content of a ledger for reports; ``started`` is the earliest start, ``levels`` counts released images."""
+    """The content of a ledger for reports; ``started`` is the earliest start, ``levels`` counts released images.
+
+    Rows of groups have their ``members``, and stand for all of them where these share an output.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._random = np.random.default_rng(int(plan.fingerprint[:16], 16))  # the same sample each time
@@ -64,7 +67,7 @@ class LedgerSummary:
             group.count += 1
             if group.count <= MAX_NAMED:
                 group.record_ids.append(row["record_id"])
-        released = table.filter(is_released)
+        released = _list_outputs(table, is_released)
         self.levels.update(released["level"].to_pylist())
         for name, score in SCORES.items():
             column = pc.fill_null(released[name], float("nan")).to_numpy().astype(np.float64)
@@ -104,6 +107,19 @@ def closest_bins(release: Release, plan: Plan) -> dict[str, str]:
     for _, table in Ledger(release, plan).scan():
         summary.add(table)
     return {SCORES[name].title: str(public_scores.bin_label(rows[0][name])) for name, rows in summary.closest.items()}
+
+
+def _list_outputs(table: pa.Table, is_released: pa.ChunkedArray) -> pa.Table:
+    """Return one row for each released output, with ``record_id`` and ``source_hmac`` of each member of its group."""
+    released = table.filter(is_released)
+    if table["group"].null_count == len(table):
+        return released
+    members: dict[str, list[Row]] = {}
+    for row in table.filter(table["group"].is_valid()).select(["group", "record_id", "source_hmac"]).to_pylist():
+        members.setdefault(row.pop("group"), []).append(row)
+    _, first = np.unique(released["output_id"].to_pylist(), return_index=True)
+    released = released.take(pa.array(np.sort(first)))
+    return released.append_column("members", pa.array([members[name] for name in released["group"].to_pylist()]))
 
 
 def _smallest(ranked: list[RankedRow], table: pa.Table, rank: npt.NDArray[np.float64], count: int) -> list[RankedRow]:

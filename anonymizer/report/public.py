@@ -13,7 +13,7 @@ from anonymizer.release.finished_ledger import FinishedLedger
 from anonymizer.release.publish import PolicyEvaluation
 from anonymizer.report import thumbnails
 from anonymizer.report.croissant import KEYWORDS, build_croissant
-from anonymizer.report.facts import LIMITS, PROCESSING, PublicFacts, collect_facts
+from anonymizer.report.facts import PublicFacts, collect_facts
 from anonymizer.report.rendering import render
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import IMAGE_METADATA, MANIFEST
@@ -37,10 +37,9 @@ def write_public(
     columns = manifest.select(thumbnails.IMAGE_COLUMNS)
     first: list[dict[str, Any]] = next((b.to_pylist() for b in columns.to_batches(max_chunksize=SHEET_SIZE)), [])
     sheet = list(thumbnails.released_thumbnails(folder, first).values())
-    context = {"facts": facts, "processing": PROCESSING, "limits": LIMITS}
     documents = {
-        "report.html": render("public.html.j2", sheet=sheet, **context),
-        "README.md": render("card.md.j2", front=_front_matter(facts, manifest), **context),
+        "report.html": render("public.html.j2", sheet=sheet, facts=facts),
+        "README.md": render("card.md.j2", front=_front_matter(facts, manifest), facts=facts),
         "croissant.json": build_croissant(facts),
     }
     for name, data in documents.items():

@@ -25,7 +25,7 @@ from anonymizer.storage.parquet import TableLike
 def write_restricted(release: Release, config: RunConfig, ledger: FinishedLedger, rows: LedgerSummary) -> None:
     """Write ``restricted/report.html``, with originals beside outputs; ``rows`` was collected from ``ledger``."""
     plan, summary, closest = ledger.plan, ledger.summary, rows.closest
-    has_all_pairs = bool(closest) and all(len(group) == summary.released for group in closest.values())
+    has_all_pairs = bool(closest) and all(len(group) == summary.images for group in closest.values())
     sample = [] if has_all_pairs else rows.sample
     selected = {row["record_id"]: row for group in [*closest.values(), sample] for row in group}
     pairs, source_error = read_pairs(release, config, list(selected.values()), _score_figures)
@@ -36,6 +36,7 @@ def write_restricted(release: Release, config: RunConfig, ledger: FinishedLedger
         render(
             "restricted.html.j2",
             summary=summary,
+            k=config.boomerang.k,
             plan=plan,
             started=format_date(rows.started) if rows.started else "",
             settings=[
@@ -63,7 +64,7 @@ def _describe_run(plan: Plan, config: RunConfig, summary: Summary, versions: Seq
     """Return further settings for the custodian only."""
     chosen = config.boomerang.chosen
     key = ("set", "its holder can replay the run") if plan.key_check else ("thrown away", "the run cannot be replayed")
-    mean = f"; {summary.seconds / summary.released:.2g} s for each picture" if summary.released else ""
+    mean = f"; {summary.seconds / summary.images:.2g} s for each picture" if summary.images else ""
     return [
         *([Setting("Choice of level", f"{chosen.level:g}", str(chosen))] if chosen else []),
         Setting("Key", *key),

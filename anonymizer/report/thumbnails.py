@@ -41,11 +41,14 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """An original and its output, each as a thumbnail or as the reason why there is none; ``figures`` are captions."""
+    """What an output was drawn from, and the output; each is a thumbnail, or the reason why there is none.
+
+    ``originals`` are those of a group's members, or the one of ``record_id``. ``figures`` are captions.
+    """
 
     record_id: str
     output_id: str
-    original: Thumbnail | str
+    originals: Mapping[str, Thumbnail | str]  # by record id
     output: Thumbnail | str
     figures: Sequence[tuple[str, str]]
 
@@ -92,13 +95,15 @@ def read_pairs(
     if release.manifest.exists():
         public = released_images.find_rows(release.manifest, [row["output_id"] for row in rows])
         outputs = released_thumbnails(release.public_or_candidate, public)
-    originals, source_error = original_thumbnails(release, config, rows)
+    drawn_from = [{**row, **member} for row in rows for member in row.get("members") or [row]]
+    members = {row["record_id"]: [member["record_id"] for member in row.get("members") or [row]] for row in rows}
+    originals, source_error = original_thumbnails(release, config, drawn_from)
     missing = "gone" if source_error else "not read"
     return {
         row["record_id"]: ImagePair(
             record_id=row["record_id"],
             output_id=row["output_id"],
-            original=originals.get(row["record_id"], missing),
+            originals={name: originals.get(name, missing) for name in members[row["record_id"]]},
             output=outputs.get(row["output_id"], "not found"),
             figures=figures(row),
         )

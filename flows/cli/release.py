@@ -207,8 +207,11 @@ def run_release(config: RunConfig, *, as_json: bool, quiet: bool) -> None:
         made = "Released" if state and state.is_published else "Made"
         title = made if done is not None else "Nothing to do, this release is complete:"
         closest = closest_bins(release, plan).items()
+        k, what = config.boomerang.k, "pictures"
+        if k > 1:
+            what = f"records, in {counts['images']} pictures of {k} or more each,"
         console.print_facts(
-            f"{title} {counts['released']} of {counts['read']} pictures at level {config.boomerang.level:g}",
+            f"{title} {counts['released']} of {counts['read']} {what} at level {config.boomerang.level:g}",
             {
                 "state": state or "not published",
                 **_count_facts(counts),
@@ -244,7 +247,9 @@ def _group_facts(counts: GroupCounts) -> dict[str, Any]:
 
 def _count_facts(counts: Mapping[str, Any]) -> dict[str, Any]:
     reasons = console.format_counts(counts["reasons"]) or None
-    return {name: counts[name] for name in ("released", "quarantined", "failed")} | {"why": reasons}
+    rest = {"waiting": f"{counts['waiting']}, for others alike"} if counts["waiting"] else {}
+    pictures = {"pictures": counts["images"]} if counts["images"] != counts["released"] else {}
+    return {name: counts[name] for name in ("released", "quarantined", "failed")} | rest | pictures | {"why": reasons}
 
 
 def _describe_state(release: Release, *, all_committed: bool, is_replaced: bool) -> str:

@@ -44,6 +44,7 @@ from metrics.features import Embedder
 from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
 from metrics.stats import figure_table
 from metrics.stats.ceilings import compute_ceilings, place
+from metrics.stats.intervals import as_subjects
 from metrics.stats.risk import Figure, not_run
 
 MIN_IMAGES = 4
@@ -135,6 +136,8 @@ def collect_evidence(config: AuditConfig, progress: ProgressReporter = NO_PROGRE
     boomerang = Boomerang(backbone, settings.boomerang.sampler, settings.boomerang.steps)
     mechanism = LocalSampling(boomerang, the_plan.level, settings.output.image, settings.output.quality)
     evidence = attack_evidence.gather_evidence(config, sample.originals, sample.outputs, mechanism, backbone, rng)
+    if any(row["group"] for row in sample.ledger):
+        evidence = replace(evidence, groups=as_subjects([row["group"] or row["record_id"] for row in sample.ledger]))
     people = len(set(evidence.subjects))
     if len(evidence) < MIN_IMAGES or people < 2:
         raise OutputError(

@@ -262,7 +262,7 @@ def finish_release(release: Release, config: RunConfig) -> tuple[Summary, Public
     release = replace(release, key=key)
     plan = planning.read(release)
     rows = LedgerSummary(plan)
-    with FinishedLedger(release, plan, config.source.carry, rows.add) as finished:
+    with FinishedLedger(release, plan, config, rows.add) as finished:
         assemble.assemble(release, config, finished)
         if not release.purged.exists():  # what would show originals is past its retention period
             report.write_restricted(release, config, finished, rows)

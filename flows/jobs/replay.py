@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from anonymizer.data import image_codec
 from anonymizer.data.passthrough_columns import from_json
 from anonymizer.errors import AnonymizerError, SourceError
 from anonymizer.noise import KeyedNoise
-from anonymizer.records import Entry, Record
-from anonymizer.release import adoption, audit_sample, plan
+from anonymizer.policy.gates import nearest
+from anonymizer.records import Entry, Record, Scores
+from anonymizer.release import adoption, audit_sample, grouped, plan
 from anonymizer.release.audit_sample import AuditSample
 from anonymizer.release.plan import resolve_config
 from anonymizer.release.verify_restricted import check_restricted
@@ -68,10 +70,15 @@ def verify_release(release: Release, rescore: int | None, replay: int) -> Iterat
         if sample.missing:
             count = f"{sample.unread} are gone and {sample.changed} are other pictures than were released"
             yield report("originals", f"{count}, of {len(sample) + sample.missing}: not measured")
-        if scored:
-            yield from in_fresh_thread(lambda: list(_check_scores(config, sample, scored)))
-        if replay:
-            yield from in_fresh_thread(lambda: list(_check_replay(config, key, sample, replay)))
+        outputs = _list_outputs(sample)
+        if not outputs:
+            yield report("originals", "no group has all of its members here: nothing was measured or drawn again")
+        elif scored:
+            first = dict(islice(outputs.items(), scored))
+            yield from in_fresh_thread(lambda: list(_check_scores(config, sample, first)))
+        if outputs and replay:
+            some = dict(islice(outputs.items(), replay))
+            yield from in_fresh_thread(lambda: list(_check_replay(config, key, sample, some)))
     except SourceError:
         yield report("originals", "are gone: nothing was measured or drawn again")
     except AnonymizerError as problem:
@@ -92,32 +99,56 @@ def _open_sealed(release: Release) -> tuple[Release, RunConfig, CustodianKey]:
     return release, config, key
 
 
-def _check_scores(config: RunConfig, sample: AuditSample, limit: int) -> Iterator[Finding]:
-    """Measure scores of the public images again and compare them with the ledger."""
+def _list_outputs(sample: AuditSample) -> dict[int, list[int]]:
+    """Return the position of each output of a sample -> those of the originals that it was drawn from.
+
+    Outputs of groups with members that are not in the sample are left out.
+    """
+    members: dict[str | int, list[int]] = {}
+    for i, row in enumerate(sample.ledger):
+        members.setdefault(row["group"] or i, []).append(i)
+    whole = [group for group in members.values() if len(group) == (sample.ledger[group[0]]["group_size"] or 1)]
+    by_id = {sample.ledger[i]["output_id"]: (i, group) for group in whole for i in group}  # members may share one
+    return dict(by_id.values())
+
+
+def _check_scores(config: RunConfig, sample: AuditSample, outputs: Mapping[int, Sequence[int]]) -> Iterator[Finding]:
+    """Measure scores of public images again, against all originals that each is of, and compare with the ledger."""
     scorer = scorer_of(config.metrics, str(backbone_of(config.model).device))
-    n = min(limit, len(sample))
-    measured = scorer.score(scorer.embed(sample.originals.images[:n]), sample.outputs[:n])
-    tolerance, off = SCORE_TOLERANCE[config.output.image], 0
-    for row, scores in zip(sample.ledger[:n], measured, strict=True):
-        pairs = [(row[name], getattr(scores, name)) for name in ("clip_similarity", "lpips")]
-        off += any(old is not None and (new is None or not abs(old - new) <= tolerance) for old, new in pairs)
+    pairs = [(i, member) for i, members in outputs.items() for member in members]
+    reference = scorer.embed(sample.originals.images[[member for _, member in pairs]])
+    measured: dict[int, list[Scores]] = {}
+    for (i, _), scores in zip(pairs, scorer.score(reference, sample.outputs[[i for i, _ in pairs]]), strict=True):
+        measured.setdefault(i, []).append(scores)
+    tolerance, off, n = SCORE_TOLERANCE[config.output.image], 0, len(outputs)
+    for i, of_members in measured.items():
+        row, scores = sample.ledger[i], nearest(of_members)
+        columns = [(row[name], getattr(scores, name)) for name in ("clip_similarity", "lpips")]
+        off += any(old is not None and (new is None or not abs(old - new) <= tolerance) for old, new in columns)
     wrong = [f"{off} of {n} scores are not those in the ledger (beyond {tolerance:g})"] if off else []
     yield from pass_or_fail("scores", wrong, f"{n} measured again, within {tolerance:g} of the ledger")
 
 
-def _check_replay(config: RunConfig, key: CustodianKey, sample: AuditSample, limit: int) -> Iterator[Finding]:
+def _check_replay(
+    config: RunConfig, key: CustodianKey, sample: AuditSample, outputs: Mapping[int, Sequence[int]]
+) -> Iterator[Finding]:
     """Sample images again from their originals with the custodian's key and compare bytes, then pixels."""
     model, output = backbone_of(config.model), config.output
     boomerang = Boomerang(model, config.boomerang.sampler, config.boomerang.steps)
     counts: Counter[str] = Counter()
-    for i, row in enumerate(sample.ledger[:limit]):
+    for i, members in outputs.items():
+        row = sample.ledger[i]
         if row["config_fingerprint"] != config.at_level(row["level"]).fingerprint(model.digest):
             counts["earlier"] += 1
             continue
-        noise = KeyedNoise([key.noise_key(row["source_hmac"], row["config_fingerprint"])])
-        x0 = sample.originals.images[i : i + 1].to(model.device)
+        positions = {sample.ledger[member]["source_hmac"]: member for member in members}
+        contents = {row["source_hmac"]: row["source_hmac"]}
+        if row["group"] is not None:
+            contents = grouped.contents(key, row["group"], positions.keys(), config.groups.outputs)
+        noise = KeyedNoise([key.noise_key(contents[row["source_hmac"]], row["config_fingerprint"])])
+        z0 = boomerang.mean(sample.originals.images[[positions[digest] for digest in contents]][None].to(model.device))
         condition = encode_conditions(model, [conditioning_text(config.model, _record_of(row), model)])
-        image = boomerang.sample(x0, row["level"], noise, condition).cpu()[0]
+        image = boomerang.sample_latent(z0, row["level"], noise, condition).cpu()[0]
         dimensions = sample.originals.dimensions[i]
         data = image_codec.encode(image, dimensions, output.image, output.quality, output.size).data
         if hashlib.sha256(data).hexdigest() == row["sha256"]:

@@ -41,6 +41,7 @@ from anonymizer.storage.path import StoragePath
 PRODUCER = f"urn:anonymizer:{version('anonymizer')}"
 TIMEOUT = 5.0  # seconds, to connect, and for each answer
 TRIES = 2
+COUNTS = ("read", "released", "quarantined", "failed", "waiting", "images")  # in the facet of a run
 
 
 @attr.define
@@ -59,6 +60,8 @@ class AnonymizationRunFacet(RunFacet):
     released: int
     quarantined: int
     failed: int
+    waiting: int
+    images: int
     gate: str
 
     @staticmethod
@@ -182,7 +185,7 @@ def _anonymization_facet(release: Release, gate: str) -> AnonymizationRunFacet:
     settings = ("level", "t_boom", "log_snr", "sampler", "steps", "model", "model_digest")
     return AnonymizationRunFacet(
         **{name: getattr(the_plan, name) for name in settings},
-        **{name: getattr(counts, name) for name in ("read", "released", "quarantined", "failed")},
+        **{name: getattr(counts, name) for name in COUNTS},
         config_fingerprint=the_plan.fingerprint,
         gate=gate,
         producer=PRODUCER,

@@ -22,7 +22,7 @@ T = TypeVar("T")
 # The only fields of a summary that are logged: nothing of a record, and no risk figure.
 COUNTS = (
     "records", "shards", "read", "usable", "drawn", "kept", "enhanced", "audited", "pictures", "people", "levels",
-    "released", "erased", "pending", "revoked", "quarantined", "failed",
+    "released", "erased", "pending", "revoked", "quarantined", "failed", "waiting",
 )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def release_without_images(folder: Path, patch: pytest.MonkeyPatch, layout: str 
 
 
 def finished_ledger(release: Release, config: RunConfig) -> FinishedLedger:
-    return FinishedLedger(release, plan.read(release), config.source.carry)
+    return FinishedLedger(release, plan.read(release), config)
 
 
 def assemble_candidate(release: Release, config: RunConfig) -> None:
@@ -192,7 +192,7 @@ def assemble_candidate(release: Release, config: RunConfig) -> None:
 
 def write_restricted_report(release: Release, config: RunConfig) -> None:
     rows = LedgerSummary(plan.read(release))
-    with FinishedLedger(release, plan.read(release), config.source.carry, rows.add) as finished:
+    with FinishedLedger(release, plan.read(release), config, rows.add) as finished:
         report.write_restricted(release, config, finished, rows)
 
 

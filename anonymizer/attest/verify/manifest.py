@@ -13,7 +13,15 @@ from pyarrow import types
 
 from anonymizer.attest.predicate import ReleasePredicate
 from anonymizer.data.sinks.folder import label_folder
-from anonymizer.schema import BIN_SUFFIX, MANIFEST_TYPES, NULLABLE_COLUMNS, PRIVATE_COLUMNS, SCORE_TYPES
+from anonymizer.schema import (
+    BIN_SUFFIX,
+    GROUP_TYPES,
+    MANIFEST_TYPES,
+    NULLABLE_COLUMNS,
+    OWN_TYPES,
+    PRIVATE_COLUMNS,
+    SCORE_TYPES,
+)
 from anonymizer.storage import parquet
 from anonymizer.storage.layout import MANIFEST
 from anonymizer.storage.parquet import TableLike
@@ -27,7 +35,7 @@ PART_PATTERN = re.compile(r"data/part-\d{5,}\.(tar|parquet)")
 
 def passthrough_types(manifest: TableLike) -> dict[str, pa.DataType]:
     """Return names and types of the columns that come from the source."""
-    return {field.name: field.type for field in manifest.schema if field.name not in MANIFEST_TYPES | SCORE_TYPES}
+    return {field.name: field.type for field in manifest.schema if field.name not in OWN_TYPES}
 
 
 def structure_errors(manifest: TableLike) -> Iterator[str]:
@@ -44,10 +52,10 @@ def structure_errors(manifest: TableLike) -> Iterator[str]:
     if len(set(names)) < len(names):
         yield f"{MANIFEST}: has two columns of one name"
         return
-    for name, expected in (MANIFEST_TYPES | SCORE_TYPES).items():
+    for name, expected in OWN_TYPES.items():
         if name in names and manifest.schema.field(name).type != expected:
             yield f"{MANIFEST}: {name} is {manifest.schema.field(name).type}, and should be {expected}"
-        elif name in MANIFEST_TYPES and name not in NULLABLE_COLUMNS and nulls[name]:
+        elif name in MANIFEST_TYPES | GROUP_TYPES and name not in NULLABLE_COLUMNS and nulls[name]:
             yield f"{MANIFEST}: {name} is missing in some rows"
     for name, kind in passthrough_types(manifest).items():
         if not any(is_type(kind) for is_type in PLAIN_TYPES):
@@ -64,17 +72,31 @@ def column_errors(manifest: TableLike, predicate: ReleasePredicate) -> Iterator[
     is_binned = {name: name.endswith(BIN_SUFFIX) for name in SCORE_TYPES if name in names}
     if extra := [name for name, binned in is_binned.items() if mode != ("binned" if binned else "exact")]:
         yield f"{MANIFEST}: has scores that it was not meant to have ({mode}): {', '.join(extra)}"
+    yield from _group_errors(manifest, predicate)
     fields_metadata = {key for field in manifest.schema for key in field.metadata or {}}
     if set(manifest.schema.metadata or {}) - ALLOWED_METADATA or fields_metadata - {b"PARQUET:field_id"}:
         yield f"{MANIFEST}: holds more than its rows, and the models that scored them"
 
 
+def _group_errors(manifest: TableLike, predicate: ReleasePredicate) -> Iterator[str]:
+    """Yield a line where the manifest gives another k than was signed, and where fewer records share its images."""
+    groups, counts = predicate.groups, predicate.counts
+    if ("k" in manifest.column_names) != (groups is not None):
+        yield f"{MANIFEST}: {'has no k' if groups else 'has k'}, and {'groups' if groups else 'none'} were signed"
+    elif groups is not None:
+        if any(row["k"] != groups.k for row in _iter_rows(manifest, ["k"])):
+            yield f"{MANIFEST}: has another k than was signed ({groups.k})"
+        if groups.outputs == "one" and counts.released < groups.k * counts.released_images:
+            count = f"{counts.released:,} records share {counts.released_images:,} images"
+            yield f"counts: {count}, fewer than {groups.k} each"
+
+
 def count_errors(manifest: TableLike, predicate: ReleasePredicate) -> Iterator[str]:
     """Yield a line on counts that were not signed or do not add up, and on ids out of order."""
     counts, signed = predicate.counts, predicate.manifest.rows
-    if len(manifest) != signed or len(manifest) != counts.released:
+    if len(manifest) != signed or len(manifest) != counts.released_images:
         yield f"{MANIFEST}: has {len(manifest):,} rows, and {signed:,} were signed"
-    if counts.read != counts.released + counts.quarantined + counts.failed:
+    if counts.read != counts.released + counts.quarantined + counts.failed + counts.waiting:
         yield f"counts: {counts.read:,} were read, and not as many accounted for"
     ids = (row["output_id"] for row in _iter_rows(manifest, ["output_id"]))
     if any(output_id >= following for output_id, following in pairwise(ids)):

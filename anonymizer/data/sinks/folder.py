@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from anonymizer.data.sinks.base import ImageLocation, ReleasedImage, make_folder
-from anonymizer.schema import MANIFEST_TYPES, SCORE_TYPES
+from anonymizer.schema import OWN_TYPES
 from anonymizer.storage import filesystem
 from anonymizer.storage.parquet import BATCH_ROWS, TableLike
 from anonymizer.storage.path import translate_storage_errors
@@ -54,8 +54,7 @@ def metadata_columns(manifest: TableLike) -> list[str]:
     """
     if manifest["member"].null_count < len(manifest):
         return []
-    own = MANIFEST_TYPES | SCORE_TYPES
-    carried = [name for name in manifest.column_names if name not in own and not FILE_COLUMN.search(name)]
+    carried = [name for name in manifest.column_names if name not in OWN_TYPES and not FILE_COLUMN.search(name)]
     texts = [name for name in ("label", "caption") if manifest[name].null_count < len(manifest)]
     return [*texts, *carried] if carried or "caption" in texts else []
 

@@ -12,6 +12,7 @@ from anonymizer.boomerang import Boomerang
 from anonymizer.records import Scores
 from anonymizer.storage.layout import Release
 from flows.jobs import replay as replay_job
+from tests.support.groups import group_settings, photos, run_grouped
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
     HEX,
@@ -55,11 +56,31 @@ def test_scores_are_measured_and_images_drawn_again_to_the_byte(replayable: Rele
 
 def test_other_scores_and_other_images_are_found(replayable: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_job, "scorer_of", lambda metrics, device: OtherScorer())
-    original = Boomerang.sample
-    monkeypatch.setattr(Boomerang, "sample", lambda *args, **more: -original(*args, **more))
+    original = Boomerang.sample_latent
+    monkeypatch.setattr(Boomerang, "sample_latent", lambda *args, **more: -original(*args, **more))
     found = replay(replayable)
     assert found["scores"] == ("fail", "4 of 4 scores are not those in the ledger (beyond 0.02)")
     assert found["replay"] == ("fail", "3 of 3 pictures come out otherwise")
+
+
+@pytest.mark.parametrize("outputs", ["one", "each"])
+def test_outputs_of_groups_are_measured_and_drawn_again_from_all_members(
+    replayable: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outputs: str
+) -> None:
+    """A group of which a member is gone is left out."""
+    config = group_settings(photos(tmp_path / "photos", 9), tmp_path / "groups", groups={"outputs": outputs})
+    release = run_grouped(config)
+    found = {f.check: (f.result, f.message) for f in replay_job.verify_release(release, rescore=9, replay=9)}
+    count = 3 if outputs == "one" else 9
+    assert found["scores"] == ("pass", f"{count} measured again, within 0.02 of the ledger")
+    assert found["replay"] == ("pass", f"{count} drawn again to the byte")
+    (tmp_path / "photos" / "p4.png").unlink()
+    found = {f.check: (f.result, f.message) for f in replay_job.verify_release(release, rescore=9, replay=9)}
+    assert found["replay"] == ("pass", f"{count * 2 // 3} drawn again to the byte")
+    assert found["originals"][0] == "fail"
+    monkeypatch.setattr(replay_job, "scorer_of", lambda metrics, device: OtherScorer())
+    found = {f.check: (f.result, f.message) for f in replay_job.verify_release(release, rescore=9, replay=0)}
+    assert found["scores"][0] == "fail"
 
 
 def test_a_missing_key_model_or_source_is_reported(
