@@ -144,7 +144,8 @@ class Multistep:
 
 
 def _betas(abar: torch.Tensor) -> list[float]:
-    return [float(beta) for beta in 1 - abar[1:] / abar[:-1]]
+    betas: list[float] = (1 - abar[1:] / abar[:-1]).tolist()
+    return betas
 
 
 def _dpm(abar: torch.Tensor, grid: Sequence[int], algorithm: str) -> Stepper:

@@ -19,6 +19,14 @@ from tests.support.ideal_gaussian import IdealGaussian, open_concurrent
 os.environ["COLUMNS"] = "200"  # read once by what prints on a terminal, when the first test imports it
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Tests end processes and never the machine, after which alone it matters that files were synced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(params=["sequential", "concurrent"])
 def either_overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores and noise in the thread that samples, as on a CPU, or beside it."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -39,10 +40,6 @@ def build_predicate(
     plan: Plan, counts: Summary, manifest: TableLike, config: RunConfig, materials: Materials
 ) -> dict[str, Any]:
     """Return the fields about how a release was made; those of ``build_decision`` and ``events`` are still to come."""
-    libraries = {}
-    for name in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            libraries[name] = version(name)
     return {
         "version": 2,
         "release": plan.id,
@@ -62,7 +59,7 @@ def build_predicate(
         "ceilings": None if plan.ceilings is None else asdict(plan.ceilings),
         "groups": describe_groups(config),
         "model": {"name": plan.model, "sha256": plan.model_digest},
-        "code": {"anonymizer": version("anonymizer"), "libraries": libraries},
+        "code": {"anonymizer": version("anonymizer"), "libraries": dict(_library_versions())},
         "counts": {name: getattr(counts, name) for name in Counts.model_fields},
     }
 
@@ -80,6 +77,16 @@ def describe_groups(config: RunConfig) -> dict[str, Any] | None:
         "distinct": "subject" if groups.by_subject(source) else "record",
         "generalise": groups.generalise,
     }
+
+
+@cache
+def _library_versions() -> Mapping[str, str]:
+    """Return the version of each library that is installed; looked up once, as each look reads a whole file."""
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def build_decision(

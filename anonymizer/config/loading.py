@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
@@ -84,7 +85,12 @@ def dump(config: RunConfig) -> str:
 
     In ASCII: with ``allow_unicode`` PyYAML writes some line separators as they are and reads them back as others.
     """
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return _dump(json.dumps(config.model_dump(mode="json")))
+
+
+@lru_cache(maxsize=16)
+def _dump(tree: str) -> str:
+    text: str = yaml.safe_dump(json.loads(tree), sort_keys=False)
     return text
 
 
