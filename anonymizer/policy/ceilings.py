@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import astuple
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from anonymizer.config import CeilingName, RunConfig
 from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling
@@ -45,6 +48,11 @@ def upper_end(ceilings: Ceilings, name: CeilingName) -> float:
     if isinstance(value, MembershipCeiling):
         return float(getattr(value, pair))
     return (value or ceilings.linkage_rank1).high
+
+
+def parse_ceilings(fields: Mapping[str, Any] | None) -> Ceilings | None:
+    """Return ceilings from their JSON form."""
+    return None if fields is None else TypeAdapter(Ceilings).validate_python(fields)
 
 
 def find_exceeded(bounds: Mapping[CeilingName, float], ceilings: Ceilings | None) -> list[CeilingName]:

@@ -10,11 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import TypeAdapter
 
 from anonymizer.config import CeilingName, RunConfig
 from anonymizer.crypto.encryption import Encryptor
-from anonymizer.policy.ceilings import describe, upper_end
+from anonymizer.policy.ceilings import describe, parse_ceilings, upper_end
 from anonymizer.policy.risk_figures import FigureRow, risk_above_chance, select_strongest
 from anonymizer.records import Ceilings, Plan
 from anonymizer.release.ledger import Ledger
@@ -91,8 +90,7 @@ class AuditReport:
     @property
     def ceilings(self) -> Ceilings | None:
         """What no attacker passes on the originals that were attacked; None where an assumption fails."""
-        fields = self.audit["ceilings"]
-        return None if fields is None else TypeAdapter(Ceilings).validate_python(fields)
+        return parse_ceilings(self.audit["ceilings"])
 
     def find_ceiling(self, row: FigureRow) -> float | None:
         """Return the upper end of the ceiling on a figure: of linkage to the right one of the same candidates."""

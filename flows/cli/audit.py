@@ -46,6 +46,8 @@ def audit(release: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, 
     anonymizer audit releases/2026-11 --union releases/2026-10 --union releases/2026-09
     """
     from anonymizer.config import AuditConfig
+    from anonymizer.policy.ceilings import describe, parse_ceilings
+    from anonymizer.release.audit_files import DOCUMENT
     from flows import api
 
     config = build_config(AuditConfig, None, {"release": release} | read_attackers(options), overrides)
@@ -54,8 +56,10 @@ def audit(release: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, 
     problems = summary.pop("problems")
     audited = Release.at(config.release)
     public = json.loads(audited.audit_summary.read())
+    document = json.loads((audited.audit / DOCUMENT).read())
     if as_json:
-        click.echo(json.dumps(summary | {"public": public}))
+        bounds = {name: document[name] for name in ("ceilings", "no_ceiling")}
+        click.echo(json.dumps(summary | bounds | {"public": public}))
         return
     risks = {
         title.lower(): f"risk above chance at most {answer['risk_above_chance_at_most']:.0%} "
@@ -67,8 +71,9 @@ def audit(release: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, 
     console.print_facts(
         f"Attacked {summary['audited']} of {summary['released']} pictures at level {public['level']:g}",
         risks
+        | (describe(ceilings) if (ceilings := parse_ceilings(document["ceilings"])) else {})
         | {
-            "formal guarantee": public["formal_guarantee"],
+            "no ceiling": "; ".join(document["no_ceiling"]) or None,
             "could not be tried": summary["not_run"],
             **({"not measured": summary["missing"]} if summary["missing"] else {}),
             "look at": console.format_page(audited.audit_page),

@@ -136,6 +136,8 @@ def test_plan_shows_the_plan_and_writes_nothing(
     told = json.loads(cli(*arguments, "--json").stdout)
     assert (told["records"], told["shards"], told["t_boom"], told["steps"]) == (6, 3, 400, 2)
     assert told["estimated_seconds"] > 0
+    assert told["ceilings"]["linkage_rank1"]["gallery"] == 5  # one cannot be decoded
+    assert "links at most" in done.stdout and "tells a member" in done.stdout and "not covered" in done.stdout
     assert "Plan for 6 records" in cli(*arguments, "-q").stdout
     found = {field["name"]: (field["found"], field["becomes"]) for field in told["fields"]}
     assert found["file name, path, size and time"] == ("each file", "restricted (ledger)")
