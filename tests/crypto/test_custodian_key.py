@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -164,3 +165,12 @@ def test_ids_differ_for_another_level_and_for_a_changed_original(tmp_path: Path)
     (source / "a" / "person 0.png").write_bytes(picture(99))
     later = {row["record_id"]: row["output_id"] for row in rows(run(settings(source, tmp_path / "later")))}
     assert {name for name in later if later[name] != ids[0][name]} == {"a/person 0.png"}
+
+
+def test_a_groups_id_depends_on_its_members_and_settings_and_not_on_their_order() -> None:
+    names = {
+        KEY.group_id(["a", "b"], "settings"), KEY.group_id(["b", "a"], "settings"), KEY.group_id(["a", "b"], "others"),
+        KEY.group_id(["a", "b", "c"], "settings"), KEY.group_id(["ab"], "settings"),
+    }  # fmt: skip
+    assert len(names) == 4
+    assert all(re.fullmatch("[0-9a-f]{32}", name) for name in names)
