@@ -28,7 +28,7 @@ from metrics.attacks.membership import MembershipScores
 from metrics.attacks.reidentification import Faces
 from metrics.audit.findings import Findings
 from metrics.audit.identification import GALLERY_PHOTOS, IdentificationSetup, set_up_identification
-from metrics.audit.mechanisms import LocalSampling
+from metrics.audit.mechanisms import BATCH, LocalSampling
 from metrics.audit.workbench import Workbench
 from metrics.features import Rows
 from metrics.stats.intervals import Floats, Names, Numbers
@@ -37,6 +37,7 @@ from metrics.stats.risk import Figure, FigureContext, not_run
 ATTACKER = "filtering"
 PersonScores = Callable[[Floats], Floats]
 MIN_PUBLIC = 20  # pictures for components
+MAX_NUMBERS = 2**28  # of them all: 20,000 pictures of 64 x 64, 300 of 512 x 512
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class NoisedSpace:
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> Rows:
-        z0 = self.model.encode(images.to(self.model.device, torch.float32))
-        return np.asarray(z0.flatten(1).float().cpu().numpy())
+        parts = images.float().split(BATCH)
+        z0 = torch.cat([self.model.encode(part.to(self.model.device)).float().cpu() for part in parts])
+        return np.asarray(z0.flatten(1).numpy())
 
 
 def why_not(bench: Workbench) -> str | None:
@@ -90,7 +92,10 @@ class Filtering:
             parts.append(evidence.training)
         if sum(map(len, parts)) < self.bench.effort.pairs:
             parts = [self.bench.strangers[0]]
-        return self.bench.components("public pictures", torch.cat(parts), self.space)
+        public, model = torch.cat(parts), self.bench.evidence.model
+        width = model.channels * (model.size // model.scale) ** 2
+        step = -(-len(public) * width // MAX_NUMBERS)  # bounds memory
+        return self.bench.components("public pictures", public[::step], self.space)
 
     def make(self, components: Components, between: Floats | None = None, photos: int = 1) -> MatchedFilter:
         """Return the filter for candidates that are originals, or means of other photos of a person.
