@@ -1,7 +1,7 @@
 """The matched filter within an audit: linkage, averaging, re-identification and membership by likelihood ratios.
 
 Components are those of public pictures of the kind (outsiders, the model's training pictures), in the space that is
-noised, or, where these are few, of pictures that the model makes; never of the release's own originals.
+noised, or, where these are few, of the released outputs themselves, which link as well; never of the originals.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from metrics.attacks.matched_filter import (
     Components,
     MatchedFilter,
     between_shares,
+    fit_components,
     group_filter,
     matched_filter,
 )
@@ -32,11 +33,10 @@ from metrics.audit.mechanisms import BATCH, LocalSampling
 from metrics.audit.workbench import Workbench
 from metrics.features import Rows
 from metrics.stats.intervals import Floats, Names, Numbers
-from metrics.stats.risk import Figure, FigureContext, not_run
+from metrics.stats.risk import Figure, FigureContext
 
 ATTACKER = "filtering"
 PersonScores = Callable[[Floats], Floats]
-MIN_PUBLIC = 20  # pictures for components
 MAX_NUMBERS = 2**28  # of them all: 20,000 pictures of 64 x 64, 300 of 512 x 512
 
 
@@ -83,19 +83,31 @@ class Filtering:
     def context(self, attack: str) -> FigureContext:
         return FigureContext(attack=attack, attacker=ATTACKER, feature=FILTER_NAME)
 
-    def components(self) -> Components:
-        """Return the components of all public pictures, or of made ones where there are fewer than ``effort.pairs``."""
+    def components(self, *, with_outsiders: bool = True) -> Components:
+        """Return the components of outsiders and training pictures, or of the released outputs where these are few.
+
+        Few is below ``effort.pairs``. Where outsiders are candidates themselves they are left out.
+        """
         evidence, parts = self.bench.evidence, []
-        if evidence.outsiders is not None:
-            parts.append(evidence.outsiders[0])
         if evidence.training is not None:
             parts.append(evidence.training)
+        if with_outsiders and evidence.outsiders is not None:
+            parts.append(evidence.outsiders[0])
         if sum(map(len, parts)) < self.bench.effort.pairs:
-            parts = [self.bench.strangers[0]]
-        public, model = torch.cat(parts), self.bench.evidence.model
+            return fit_components(self._distinct_outputs())
+        public, model = torch.cat(parts), evidence.model
         width = model.channels * (model.size // model.scale) ** 2
         step = -(-len(public) * width // MAX_NUMBERS)  # bounds memory
-        return self.bench.components("public pictures", public[::step], self.space)
+        name = f"public pictures{'' if with_outsiders else ' without outsiders'}"
+        return self.bench.components(name, public[::step], self.space)
+
+    def _distinct_outputs(self) -> Floats:
+        """Return the outputs without NaN, those of a group that are equal once."""
+        outputs, groups = self.outputs, self.bench.evidence.groups
+        if groups is not None:
+            pairs = np.stack([np.unique(groups, return_inverse=True)[1], outputs[:, 0]], axis=1)
+            outputs = outputs[np.sort(np.unique(pairs, axis=0, return_index=True)[1])]
+        return outputs[np.isfinite(outputs).all(axis=1)]
 
     def make(self, components: Components, between: Floats | None = None, photos: int = 1) -> MatchedFilter:
         """Return the filter for candidates that are originals, or means of other photos of a person.
@@ -216,23 +228,14 @@ def _compare_people(
 
 
 def membership_figures(filtering: Filtering) -> list[Figure]:
-    """Return how well the likelihood ratio tells originals from outsiders who had no part in the components."""
-    bench, evidence, context = filtering.bench, filtering.bench.evidence, filtering.context("membership")
-    outputs = filtering.outputs
+    """Return how well the likelihood ratio tells originals from outsiders, who had no part in the components."""
+    bench, evidence, outputs = filtering.bench, filtering.bench.evidence, filtering.outputs
     outputs = outputs[np.isfinite(outputs).all(axis=1)]
     if evidence.outsiders is None or not len(outputs):
         return []
+    the_filter = filtering.make(filtering.components(with_outsiders=False))
     images, names = evidence.outsiders
-    if evidence.training is not None and len(evidence.training) >= MIN_PUBLIC:
-        name, public, is_other = "training pictures", evidence.training, np.ones(len(names), bool)
-    else:  # half of the outsiders are learnt from
-        people = np.unique(names)
-        is_other = np.isin(names, bench.rng("filter, not learnt from").permutation(people)[: len(people) // 2])
-        name, public = "half of the outsiders", images[torch.from_numpy(~is_other)]
-    if len(public) < MIN_PUBLIC:
-        return [not_run(f"{len(public)} pictures to learn from, {MIN_PUBLIC} are needed (audit.outsiders)", **context)]
-    the_filter = filtering.make(bench.components(name, public, filtering.space))
-    others = bench.embed_images("outsiders", images, filtering.space)[is_other]
+    others = bench.embed_images("outsiders", images, filtering.space)
     members, strangers = (the_filter.evidence(outputs, rows) for rows in (filtering.originals, others))
-    scores = MembershipScores(members, strangers, evidence.subjects, names[is_other])
-    return membership.figures(scores, bench.rng("filter, membership"), **context)
+    scores = MembershipScores(members, strangers, evidence.subjects, names)
+    return membership.figures(scores, bench.rng("filter, membership"), **filtering.context("membership"))
