@@ -74,7 +74,8 @@ def describe(ceilings: Ceilings) -> dict[str, str]:
     }
     if ceilings.knows_others is not None:
         lines["knows all others"] = (
-            f"names the last of a group of {ceilings.k} in at most {format_rate(ceilings.knows_others.high)}"
+            f"names the last of a group of {ceilings.k} in at most {format_rate(ceilings.knows_others.high)}, "
+            "if all others are equally likely before"
         )
     lines["tells a member"] = (
         f"at most {nearest} from the nearest other person at a false-positive rate of 1 % "

@@ -94,9 +94,12 @@ class AuditReport:
 
     def find_ceiling(self, row: FigureRow) -> float | None:
         """Return the upper end of the ceiling on a figure: of linkage to the right one of the same candidates."""
-        name = CEILINGS.get(row["measure"])
-        has_one = row["attack"] in CEILED_ATTACKS and row["baseline"] is None and row["outputs"] == 1
-        return None if not has_one or name is None or self.ceilings is None else upper_end(self.ceilings, name)
+        name = CEILINGS.get(row["measure"]) if row["attack"] in CEILED_ATTACKS else None
+        if (row["attack"], row["attacker"], row["measure"]) == ("groups", "knows all others", "rank-1"):
+            name = "knows_others"
+        if name is None or self.ceilings is None or row["baseline"] is not None or row["outputs"] > 1:
+            return None
+        return upper_end(self.ceilings, name)
 
     @property
     def own(self) -> list[FigureRow]:

@@ -161,22 +161,21 @@ def _bound_attacks(
     evidence: Evidence,
     union: Sequence[Release],
 ) -> tuple[Ceilings | None, Sequence[str]]:
-    """Return the ceilings for the very originals that are attacked, or why there are none.
-
-    Of groups, whose members may not all be in the sample, they are those that were planned.
-    """
+    """Return the ceilings for the very originals that are attacked, or why there are none."""
     reasons = assumptions.find_broken(settings, audit_sample.require_key(release), the_plan)
     if union:
         reasons.append("union: the releases may hold several outputs of one original")
     if reasons:
         return None, reasons
-    if settings.boomerang.k > 1:
-        return the_plan.ceilings, the_plan.no_ceiling
+    caveats = assumptions.list_caveats(settings, audit_sample.require_key(release))
+    k, names = settings.boomerang.k, evidence.groups
+    groups = [] if names is None else [np.flatnonzero(names == name) for name in np.unique(names)]
     try:
         candidates = place(ceilings.encode(evidence.model, evidence.originals), evidence.subjects)
         rng = np.random.default_rng(int(the_plan.fingerprint[:12], 16))
-        found = ceilings.round_up(compute_ceilings(candidates, audit_caveats.max_abar(sample), rng))
-        return replace(found, caveats=assumptions.list_caveats(settings, audit_sample.require_key(release))), ()
+        abar, outputs = audit_caveats.max_abar(sample), ceilings.outputs_of(settings)
+        found = compute_ceilings(candidates, abar, rng, k=k, outputs=outputs, groups=groups)
+        return replace(ceilings.round_up(found), caveats=caveats), ()
     except ValueError:
         return None, [ceilings.NOT_ENOUGH]
 

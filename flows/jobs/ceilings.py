@@ -38,9 +38,7 @@ def add_ceilings(config: RunConfig, backbone: Backbone, key: CustodianKey, plan:
         try:
             images = draw_originals(config, backbone, rng)
             candidates = place_images(images, backbone, is_sample=len(images) == _limit(config, backbone))
-            groups, outputs = _group(config, images, candidates, rng), 1
-            if config.boomerang.k > 1 and config.groups.outputs == "each":
-                outputs = config.boomerang.k
+            groups, outputs = _group(config, images, candidates, rng), outputs_of(config)
             abar = float(Boomerang(backbone).abar[plan.t_boom])
             ceilings = compute_ceilings(candidates, abar, rng, k=config.boomerang.k, outputs=outputs, groups=groups)
             caveats = assumptions.list_caveats(config, key)
@@ -49,6 +47,11 @@ def add_ceilings(config: RunConfig, backbone: Backbone, key: CustodianKey, plan:
             plan = replace(plan, no_ceiling=(NOT_ENOUGH,))
     _refuse_exceeded(config, plan)
     return plan
+
+
+def outputs_of(config: RunConfig) -> int:
+    """Return how many outputs of each original, or of each group, a release has."""
+    return config.boomerang.k if config.boomerang.k > 1 and config.groups.outputs == "each" else 1
 
 
 def draw_originals(config: RunConfig, backbone: Backbone, rng: np.random.Generator) -> ImageSet:

@@ -85,7 +85,9 @@ def test_a_bound_is_held_against_the_upper_end(name: Any, high: float) -> None:
 def test_of_groups_the_attacker_who_knows_all_others_has_a_ceiling_of_its_own() -> None:
     of_groups = replace(CEILINGS, k=5, knows_others=rate(0.43))
     assert upper_end(of_groups, "knows_others") == 0.43
-    assert describe(of_groups)["knows all others"] == "names the last of a group of 5 in at most 43 %"
+    assert describe(of_groups)["knows all others"] == (
+        "names the last of a group of 5 in at most 43 %, if all others are equally likely before"
+    )
 
 
 @pytest.mark.parametrize(("ceilings", "result"), [(CEILINGS, "pass"), (None, "fail")])

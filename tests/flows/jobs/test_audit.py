@@ -19,6 +19,7 @@ from anonymizer.storage.layout import Release
 from flows.jobs import audit as audit_job
 from tests.support import ROOT
 from tests.support.audit_evidence import ALL
+from tests.support.groups import group_settings, photos, run_grouped
 from tests.support.ideal_gaussian import IdealGaussian
 from tests.support.releases import (
     HEX,
@@ -337,3 +338,16 @@ def test_the_filter_is_a_feature_that_needs_no_network_and_is_signed(release: Re
     assert {row["measure"] for row in figures if row["attacker"] == "filtering"} == {"rank-1", "rank-5", "assigned"}
     with pytest.raises(ConfigError, match=r"features.* must name a feature besides the filter, .*got filter"):
         build_resolved(AuditConfig, least | {"features": ["filter"]})
+
+
+def test_an_audit_of_groups_has_the_ceilings_of_its_own_groups(tmp_path: Path, ideal: IdealGaussian) -> None:
+    """Of twelve originals in groups of three, a member is named by at most one guess in three."""
+    release = run_grouped(group_settings(photos(tmp_path / "in", 12), tmp_path / "out"), backbone=ideal)
+    audit_job.run(settings_of(release, attacks=["linkage"]))
+    audit = json.loads((release.audit / "audit.json").read())
+    assert audit["no_ceiling"] == [] and audit["ceilings"]["k"] == 3 and audit["ceilings"]["outputs"] == 1
+    assert audit["ceilings"]["linkage_rank1"]["high"] <= 0.3334
+    assert audit["ceilings"]["knows_others"]["gallery"] == 10
+    assert audit["ceilings"]["caveats"][0].startswith("output.public_scores binned")
+    page = release.audit_page.read().decode()
+    assert "knows all others" in page and "if all others are equally likely before" in page
