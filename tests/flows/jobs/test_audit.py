@@ -351,3 +351,19 @@ def test_an_audit_of_groups_has_the_ceilings_of_its_own_groups(tmp_path: Path, i
     assert audit["ceilings"]["caveats"][0].startswith("output.public_scores binned")
     page = release.audit_page.read().decode()
     assert "knows all others" in page and "if all others are equally likely before" in page
+
+
+@pytest.mark.parametrize("outputs", ["one", "each"])
+def test_a_release_of_groups_is_attacked_as_groups(tmp_path: Path, ideal: IdealGaussian, outputs: str) -> None:
+    config = group_settings(photos(tmp_path / "in", 36), tmp_path / "out", groups={"outputs": outputs})
+    release = run_grouped(config)
+    quick = {"features": ["pixels", "filter"], "pairs": 20, "averaged": 20, "attacks": ["groups", "linkage"]}
+    audit_job.run(build_resolved(AuditConfig, {"release": str(release.root)} | quick))
+    rows = parquet.read(release.audit / "figures.parquet").to_pylist()
+    attackers = {row["attacker"] for row in rows if row["attack"] == "groups"}
+    expected = {"knows the groups", "knows some", "knows all others"}
+    assert attackers == expected | ({"clusters outputs"} if outputs == "each" else set())
+    assert not [row["note"] for row in rows if row["measure"] == "not run"]
+    for row in rows:
+        if row["attacker"] == "knows the groups":
+            assert row["low"] <= 1 / 3 <= row["high"] and row["chance"] == pytest.approx(1 / 3)
