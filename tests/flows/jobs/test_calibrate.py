@@ -86,6 +86,9 @@ def test_a_calibration_holds_the_curve_and_what_it_belongs_to(tmp_path: Path, id
         before, after = ({r.attack: r.value for r in getattr(level, half)} for level in (low, high))
         assert before["linkage"] and before["linkage"] > 0.4  # photos of one person are taken for one another
         assert after["linkage"] is not None and after["linkage"] < 0.2
+        ceilings = [getattr(level, f"{half}_ceilings") for level in (low, high)]
+        assert all(c is not None and c.linkage_rank1.gallery == 48 for c in ceilings)
+        assert ceilings[0].linkage_rank1.high >= before["linkage"] and ceilings[1].linkage_rank1.value < 0.1
     lpips = [level.utility["LPIPS"].value for level in (low, high)]
     assert lpips[0] is not None and lpips[1] is not None and lpips[0] < lpips[1]
     assert low.utility["accuracy of side, taught by originals"].value is not None
