@@ -56,7 +56,7 @@ def test_the_demo_runs_from_a_wheel_in_an_empty_folder(wheel: Path, tmp_path: Pa
     empty = tmp_path / "empty"
     empty.mkdir()
     done = subprocess.run(
-        [str(environment / "bin" / "anonymizer"), "demo", "--pictures", "4"],
+        [str(environment / "bin" / "anonymizer"), "demo", "--pictures", "12"],
         cwd=empty, env=clean | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""The demo: invent people, plant leaks, release them, look for each leak in the public half, and verify it."""
+"""The demo: invent people, plant leaks, release them in groups, look for each leak in the public half, verify it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from flows.cli import console
 from flows.cli.options import quiet
 
 MARKER_FILE = ".made-by-anonymizer-demo"
+K = 3  # people behind each picture of the release
+MIN_PICTURES = 12  # a group in each of the four folders
 
 
 @click.command()
@@ -21,15 +23,19 @@ MARKER_FILE = ".made-by-anonymizer-demo"
     help="A new folder, or one of an earlier demo, which is replaced.",
 )  # fmt: skip
 @click.option(
-    "--pictures", default=48, show_default=True, type=click.IntRange(4, 1000), help="How many people to invent."
+    "--pictures",
+    default=48,
+    show_default=True,
+    type=click.IntRange(MIN_PICTURES, 1000),
+    help="How many people to invent.",
 )
 @click.option("--level", default=0.6, show_default=True, help="Anonymity level in (0, 1].")
 @quiet
 def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
     """Release an invented dataset full of leaks.
 
-    Invents people who do not exist, plants leaks in their pictures, releases them, and looks for each leak in the
-    result.
+    Invents people who do not exist, plants leaks in their pictures, releases one picture for each group of three who
+    look alike, and looks for each leak in the result.
     """
     from anonymizer import config
     from anonymizer.bundled import demo_data
@@ -46,7 +52,7 @@ def demo(output: Path, pictures: int, level: float, quiet: bool) -> None:
         {
             "source": {"uri": str(source), "label": "folder"},
             "output": {"uri": str(release)},
-            "boomerang": {"level": level},
+            "boomerang": {"level": level, "k": K},
             "run": {"batch_size": 16, "shard_size": 32},
         }
     )

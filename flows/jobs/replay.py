@@ -66,7 +66,8 @@ def verify_release(release: Release, rescore: int | None, replay: int) -> Iterat
     report = failed if rescore or replay else noted
     try:
         size, rng = backbone_of(config.model).size, np.random.default_rng()
-        sample = audit_sample.draw_sample(release, config.source, size, max(scored, replay), rng)
+        records = max(scored, replay) * config.boomerang.k  # of groups, enough for so many outputs
+        sample = audit_sample.draw_sample(release, config.source, size, records, rng)
         if sample.missing:
             count = f"{sample.unread} are gone and {sample.changed} are other pictures than were released"
             yield report("originals", f"{count}, of {len(sample) + sample.missing}: not measured")

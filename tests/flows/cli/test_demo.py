@@ -55,10 +55,11 @@ def test_a_demo_replaces_its_own_folder_and_no_other(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_shows_each_leak_gone(tmp_path: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    done = CliRunner().invoke(main, ["demo", "--output", str(tmp_path / "demo"), "--pictures", "4"])
+    done = CliRunner().invoke(main, ["demo", "--output", str(tmp_path / "demo"), "--pictures", "12"])
     assert (done.exit_code, done.stderr) == (0, "")
-    assert "Released 4 of 6 pictures" in done.stdout
+    assert "Released 12 of 14 records, in 4 pictures of 3 or more each" in done.stdout
     assert "empty: 1, truncated: 1" in done.stdout
+    assert "FAIL" not in done.stdout
     assert "an ICC profile" in done.stdout
     counts = count_leaks(tmp_path / "demo/source", tmp_path / "demo/release/public", [NAME])
     assert {public for _, _, public in counts} == {0}
