@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +98,18 @@ def test_an_audit_writes_every_figure_a_page_and_a_public_summary(
     document = json.loads(release.audit_summary.read())
     assert set(document["answers"]) == {"Singling out", "Linkability", "Inference"}
     assert plan.read(release).records == 30
+
+
+@pytest.mark.parametrize("outputs", ["one", "each"])
+def test_a_release_of_groups_is_attacked_in_whole_groups(tmp_path: Path, ideal: IdealGaussian, outputs: str) -> None:
+    config = group_settings(photos(tmp_path / "in", 20), tmp_path / "out", groups={"outputs": outputs})
+    release = run_grouped(config)
+    evidence = audit_job.collect_evidence(settings_of(release, sample=10)).bench.evidence
+    assert evidence.groups is not None
+    assert sorted(np.unique(evidence.groups, return_counts=True)[1].tolist()) == [3, 3, 3]
+    assert evidence.subset(evidence.groups == evidence.groups[0]).groups is not None
+    summary = audit_job.run(settings_of(release, attacks=["linkage", "leaks"]))
+    assert (summary.audited, summary.released) == (18, 18)
 
 
 def test_the_public_summary_names_nobody_and_helps_no_attacker(
