@@ -242,18 +242,14 @@ class Bench:
         if pair.k > 1:
             public_groups = group(self.public, pair.k, self.args.seed)
             within = attackers.correlation_within(self.embedded["public"], public_groups)
-        filters = attackers.make_filters(
-            self.components.variances, abar, pair.k, within, outputs.shape[1], forward
-        )  # fmt: skip
+        filters = attackers.Filters(self.components.variances, abar, pair.k, within)
         project, n = self.components.project, len(flat)
         features = {
             "pixels": (attackers.downsample(flat), attackers.downsample(gallery.images)),
             "clip": (clip[:n], embed_in_batches(self.clip, gallery.images)),
             attackers.FILTER: (project(encode_rows(self.boomerang, flat)), project(noised)),
         }
-        found = attackers.run_attackers(
-            features, self.embedded["rest"], groups, pair.k, filters, self.rng("attackers")
-        )  # fmt: skip
+        found = attackers.run_attackers(features, self.embedded["rest"], groups, filters, self.rng("attackers"))
         return {"ceilings": asdict(ceilings), "attackers": {name: asdict(rate) for name, rate in found.items()}}
 
     def measure_utility(

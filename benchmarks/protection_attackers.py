@@ -1,9 +1,7 @@
 """The attackers of `benchmarks/protection.py`: how often each names the right one of the members behind an output.
 
 All see the mean of a group's outputs, whose siblings are easily found. One who recognises a group names the right
-member with probability 1/k. The matched filter is that of ``metrics.attacks`` for a mean of k alike originals:
-``y_i | x_i ~ N(rho_i a_i x_i, ...)`` with ``a = (1 + (k - 1) c) / k``, c the correlation of a component within groups
-of public pictures.
+member with probability 1/k.
 """
 
 from __future__ import annotations
@@ -15,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from metrics.attacks.matched_filter import Components, MatchedFilter, between_shares
+from metrics.attacks.groups import rank_with_known
+from metrics.attacks.matched_filter import Components, MatchedFilter, between_shares, group_filter, matched_filter
 from metrics.stats.assignment import assign
 from metrics.stats.intervals import Estimate, Floats, Numbers, Trials, as_subjects, rate_interval, wilson_interval
 from metrics.stats.roc import FPRS, threshold_at
@@ -28,10 +27,25 @@ Scores = Callable[[Floats, Floats], Floats]  # outputs (G, D) and candidates (N,
 
 @dataclass(frozen=True)
 class Filters:
-    """Matched filters of components for a member of a group, ``of_one``, and for the mean of one, ``of_mean``."""
+    """The matched filters of components (R,) for one noise level; ``within`` (R,): how alike members of groups are."""
 
-    of_one: MatchedFilter
-    of_mean: MatchedFilter
+    variances: Floats
+    abar: float
+    k: int
+    within: Floats
+
+    @property
+    def components(self) -> Components:
+        """Rows are components already."""
+        return Components(np.zeros(len(self.variances)), np.eye(len(self.variances)), self.variances)
+
+    @property
+    def of_one(self) -> MatchedFilter:
+        return group_filter(self.components, self.abar, self.k, self.within)
+
+    @property
+    def of_mean(self) -> MatchedFilter:
+        return matched_filter(self.components, self.abar)
 
 
 @dataclass(frozen=True)
@@ -44,9 +58,12 @@ class Attacked:
     outputs: Floats
     candidates: Floats
     groups: Numbers
-    k: int
     of_one: Scores
     of_mean: Scores
+
+    @property
+    def k(self) -> int:
+        return self.groups.shape[1]
 
     def truth(self) -> Floats:
         """Return which candidates are members: (G, N)."""
@@ -66,33 +83,6 @@ def cosine(outputs: Floats, candidates: Floats) -> Floats:
     return np.asarray(y @ x.T)
 
 
-def make_filters(
-    variances: Floats, abar: float, k: int, within: Floats, outputs: int, forward: int
-) -> Filters:  # fmt: skip
-    """Return filters for the mean of ``outputs`` of a mean of k originals that was noised ``forward`` times.
-
-    ``variances`` and ``within`` (R,): of components, and their correlation within groups.
-    """
-    components = Components(np.zeros(len(variances)), np.eye(len(variances)), variances)
-    snr = abar / (1 - abar) * variances
-    rho = snr / (1 + snr)
-    noise = variances * (1 - rho) * (rho / forward + 1 / outputs)
-
-    def make(a: Floats) -> MatchedFilter:
-        """Return the filter for candidates x of which E[mean | x] = a x, and a is the mean's variance in that of x."""
-        slope, left = rho * a, noise + rho**2 * variances * a * (1 - a)
-        whole = left + slope**2 * variances
-        return MatchedFilter(
-            components,
-            gain=slope / left,
-            candidate=slope**2 / left,
-            output=1 / left - 1 / whole,
-            constant=float(np.log(whole / left).sum() / 2),
-        )
-
-    return Filters(make((1 + (k - 1) * within) / k), make(np.ones_like(variances)))
-
-
 def scores_of(matched: MatchedFilter) -> Scores:
     """Return scores of components (G, R) and (N, R), without what is the same for all candidates of an output."""
     return lambda y, x: (y * matched.gain) @ x.T - np.square(x) @ matched.candidate / 2
@@ -109,27 +99,29 @@ def correlation_within(public: Floats, groups: Numbers) -> Floats:
 
 
 def run_attackers(
-    features: Mapping[str, tuple[Floats, Floats]], others: Floats, groups: Numbers, k: int,
-    filters: Filters, rng: np.random.Generator,
+    features: Mapping[str, tuple[Floats, Floats]], others: Floats, groups: Numbers, filters: Filters,
+    rng: np.random.Generator,
 ) -> dict[str, Estimate]:  # fmt: skip
     """Return the rate of each attacker at naming the right member, and the TPR of the likelihood ratio.
 
-    ``features``: outputs (G * n, D) and originals (N, D) by name; of ``others`` (M, R) as of the filter's components.
+    ``features``: outputs (G * n, D) and originals (N, D) by name, for the filter as its components; so are ``others``.
     """
     found: dict[str, Estimate] = {}
     for name, (outputs, originals) in features.items():
         one, mean = (scores_of(f) if name == FILTER else cosine for f in (filters.of_one, filters.of_mean))
         means = outputs.reshape(len(groups), -1, outputs.shape[1]).mean(1)
-        attacked = Attacked(means, originals, groups, k, one, mean)
+        attacked = Attacked(means, originals, groups, one, mean)
         found[f"links, {name}"] = link(attacked)
         found[f"links, {name}, assigned"] = link_assigned(attacked, rng)
-        if k > 1:
+        if attacked.k > 1:
             found[f"knows groups, {name}"] = link_known_groups(attacked, rng)
-        if k > 1 and name != "clip":  # of which the mean of pictures cannot be had from those of its members
+        if attacked.k > 1 and name != "clip":  # of which the mean of pictures cannot be had from those of its members
             found[f"knows others, {name}"] = link_last_member(attacked, rng)
         if name == FILTER:
             members, strangers = (filters.of_one.evidence(means, rows) for rows in (originals, others))
             found[f"tells members, {name}"] = tell_members(members, strangers, groups, rng)
+            if attacked.k > 1:
+                found |= link_by_likeness(attacked, filters, rng)
     return found
 
 
@@ -167,6 +159,18 @@ def link_last_member(attacked: Attacked, rng: np.random.Generator) -> Estimate:
             hits.append(attacked.of_mean(attacked.outputs[number : number + 1], means)[0].argmax() == len(others))
             names.append(number)
     return rate_interval(Trials(np.array(hits), as_subjects(names)), rng)
+
+
+def link_by_likeness(attacked: Attacked, filters: Filters, rng: np.random.Generator) -> dict[str, Estimate]:
+    """Name the last member by its likeness to the others, who were grouped with it, and the output; and without it."""
+    rows = attacked.groups.ravel()
+    names = as_subjects(np.repeat(np.arange(len(attacked.groups)), attacked.k).tolist())
+    outputs = np.repeat(attacked.outputs, attacked.k, axis=0)
+    ranking = rank_with_known(
+        filters.components, filters.abar, outputs, attacked.candidates[rows], names, filters.within, rng, known=None
+    )
+    trials = {FILTER: ranking.within(1), "no output": ranking.control_within(1)}
+    return {f"likeness, {name}": rate_interval(hits, rng) for name, hits in trials.items()}
 
 
 def tell_members(members: Floats, others: Floats, groups: Numbers, rng: np.random.Generator) -> Estimate:

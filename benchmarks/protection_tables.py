@@ -33,7 +33,7 @@ PROTECTION = (
     "median",
     "promise kept",
 )
-ATTACKERS = ("k, level", *ATTACKS, "above a ceiling")
+ATTACKERS = ("k, level", *ATTACKS, "above a ceiling", "knows others and likeness", "the same without the output")
 UTILITY = (
     "k, level", "pictures", "gender", "ethnicity", "age group", "face found", "Fréchet (floor)",
     "kernel x 1000 (floor)", "variety",
@@ -48,10 +48,14 @@ def protection_row(line: Line) -> list[str]:
 
 
 def attackers_row(line: Line) -> list[str]:
-    """Return the strongest attacker of each kind, and those whose whole interval lies above the ceiling."""
+    """Return the strongest attacker of each kind, and those whose whole interval lies above the ceiling.
+
+    Ceilings are for a uniform prior. Likeness to the other members is another one, and has its own control.
+    """
     best = [strongest(line, attack) for attack in ATTACKS]
     above = [name for name, limit in limits(line).items() if line["attackers"][name]["low"] > limit]
-    return [label(line), *(cell(rate) + (f" {by}" if by else "") for by, rate in best), ", ".join(above) or "none"]
+    return [label(line), *(cell(rate) + (f" {by}" if by else "") for by, rate in best), ", ".join(above) or "none",
+            *(cell(line["attackers"].get(f"likeness, {name}")) for name in ("filter", "no output"))]  # fmt: skip
 
 
 def utility_row(line: Line) -> list[str]:
@@ -76,6 +80,8 @@ def limits(line: Line) -> dict[str, float]:
     """Return the upper end of the ceiling of each attacker."""
     ceilings, found = line["ceilings"], {}
     for name in line["attackers"]:
+        if name.startswith("likeness"):
+            continue
         if name.startswith("tells members"):
             found[name] = ceilings["membership_tpr_at_1"]["worst"]
         elif name.startswith("knows others"):

@@ -39,22 +39,13 @@ def test_an_attacker_who_sees_the_means_themselves_names_a_member_once_in_k_and_
     candidates = rng.standard_normal((30, 12))
     groups = np.arange(27).reshape(9, k)
     outputs = candidates[groups].mean(1)
-    filters = attackers.make_filters(np.ones(12), 1 - 1e-6, k, np.zeros(12), 1, 1)
+    filters = attackers.Filters(np.ones(12), 1 - 1e-6, k, np.zeros(12))
     one, mean = map(attackers.scores_of, (filters.of_one, filters.of_mean)) if by_filter else [attackers.cosine] * 2
-    attacked = attackers.Attacked(outputs, candidates, groups, k, one, mean)
+    attacked = attackers.Attacked(outputs, candidates, groups, one, mean)
     assert attackers.link_known_groups(attacked, rng).value == pytest.approx(1 / k)
     assert attackers.link_last_member(attacked, rng).value == 1
+    assert attackers.link_by_likeness(attacked, filters, rng)["likeness, filter"].value == 1
     assert attackers.link(attacked).value > 0.25  # of at most 1/3
-
-
-def test_the_filter_of_a_single_original_is_that_of_the_audit() -> None:
-    from metrics.attacks.matched_filter import Components, matched_filter
-
-    variances, rng = np.array([4.0, 1.0, 0.2]), np.random.default_rng(0)
-    own = attackers.make_filters(variances, 0.3, 1, np.zeros(3), 1, 1).of_one
-    theirs = matched_filter(Components(np.zeros(3), np.eye(3), variances), 0.3)
-    y, x = rng.standard_normal((5, 3)), rng.standard_normal((4, 3))
-    np.testing.assert_allclose(own.scores(y, x), theirs.scores(y, x))
 
 
 def write_people(file: Path, tests: int, trains: int) -> None:
