@@ -13,8 +13,8 @@ of the test split. Of many groups, ``--most-groups`` are drawn from, and ceiling
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,13 +26,13 @@ import numpy as np
 import protection_attackers as attackers
 import protection_utility as utility
 import torch
+from protection_outputs import Pair, digest, draw_outputs, encode_rows
 from protection_tables import print_tables
 
 from anonymizer.backbones import load_backbone
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import ModelConfig, SourceConfig
 from anonymizer.grouping.groups import group_records
-from anonymizer.noise import FORWARD, KeyedNoise
 from anonymizer.release.audit_sample import ImageSet, draw_images
 from metrics.attacks.matched_filter import Components, fit_components
 from metrics.features.dlib_faces import FaceFinder
@@ -40,40 +40,12 @@ from metrics.features.embedder import embed_in_batches
 from metrics.features.image_features import Clip, Pixels
 from metrics.models.clip import ClipEmbedder
 from metrics.stats.ceilings import compute_ceilings, place
-from metrics.stats.intervals import Floats, Names, Numbers, as_subjects
+from metrics.stats.intervals import Estimate, Floats, Names, Numbers, Trials, as_subjects, rate_interval
 
 STRATA = ("gender", "ethnicity")  # equal within a group
-BATCH = 24  # outputs drawn at once
 MOST_PICTURES = 10**6  # read of a split
 LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 REAL = 0.0  # the level that stands for the originals themselves: what utility is compared with
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What is measured: originals behind each output, the level, and how many outputs a group has."""
-
-    k: int
-    level: float
-    outputs: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.k} {self.level:g} {self.outputs}"
-
-
-@dataclass(frozen=True)
-class SharedForward:
-    """Noise with which all outputs of a group begin at one noised mean: ``forward`` has one key for each group."""
-
-    forward: KeyedNoise
-    reverse: KeyedNoise
-
-    def __call__(self, step: int, like: torch.Tensor) -> torch.Tensor:
-        return (self.forward if step == FORWARD else self.reverse)(step, like)
-
-    def sample(self, number: int) -> SharedForward:
-        return SharedForward(self.forward.sample(number), self.reverse.sample(number))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -146,11 +118,15 @@ def group(images: ImageSet, k: int, seed: int) -> Numbers:
     """Return the rows (G, k) of each group, as a release forms them; of k = 1, each row by itself."""
     if k == 1:
         return np.arange(len(images))[:, None]
-    values = [" ".join(str(columns[name]) for name in STRATA) for columns in images.columns]
-    strata = np.unique(values, return_inverse=True)[1]
+    strata = strata_of(images)
     digests = np.array([digest.hex() for digest in images.digests], np.bytes_)
     rng = np.random.default_rng([seed, k])
     return np.array(group_records(embed_in_batches(Pixels(), images.images), digests, k, rng, strata=strata).groups)
+
+
+def strata_of(images: ImageSet) -> Numbers:
+    values = [" ".join(str(columns[name]) for name in STRATA) for columns in images.columns]
+    return np.unique(values, return_inverse=True)[1]
 
 
 def column(images: ImageSet, name: str) -> Names:
@@ -192,7 +168,7 @@ class Bench:
         return cls(args, boomerang, originals, rest, public, clip, utility.load_faces(), components, embedded)
 
     def rng(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([self.args.seed, *_digest(name)])
+        return np.random.default_rng([self.args.seed, *digest(name)])
 
     def measure(self, pair: Pair) -> dict[str, Any]:
         """Return ceilings, attackers and utility of one pair."""
@@ -207,6 +183,8 @@ class Bench:
         line |= {"test": len(self.rest), "gallery": len(gallery), "attacked": len(known)}
         if pair.level != REAL:
             line |= self.measure_protection(pair, gallery, known, outputs[: len(known)], clip)
+        if pair.k > 1:
+            line["knows others within strata"] = asdict(self.bound_within_strata(pair, groups[: len(known)]))
         return line | self.measure_utility(groups, outputs, clip, gallery, known)
 
     def gallery(self, groups: Numbers) -> tuple[ImageSet, Numbers]:
@@ -252,6 +230,27 @@ class Bench:
         found = attackers.run_attackers(features, self.embedded["rest"], groups, filters, self.rng("attackers"))
         return {"ceilings": asdict(ceilings), "attackers": {name: asdict(rate) for name, rate in found.items()}}
 
+    def bound_within_strata(self, pair: Pair, groups: Numbers) -> Estimate:
+        """Return the ceiling on naming the last member among all originals with the published columns of its group.
+
+        ``groups``: rows of originals. One draw of the noise for each member; the people of a group are one trial.
+        """
+        strata, rng, hits = strata_of(self.originals), self.rng("strata"), np.zeros(groups.shape, bool)
+        abar = float(self.boomerang.abar[self.boomerang.t_boom(pair.level)])
+        scale = math.sqrt((pair.k if pair.outputs == "each" else 1) * abar / (1 - abar)) / pair.k
+        for stratum in np.unique(strata[groups[:, 0]]):
+            rows = np.flatnonzero(strata == stratum)
+            x = scale * encode_rows(self.boomerang, self.originals.images[torch.from_numpy(rows)])
+            half = np.square(x).sum(1) / 2
+            for number in np.flatnonzero(strata[groups[:, 0]] == stratum):
+                members = np.searchsorted(rows, groups[number])
+                scores = (x[members] + rng.standard_normal((pair.k, x.shape[1]), np.float32)) @ x.T - half
+                own = scores[np.arange(pair.k), members]
+                scores[:, members] = -np.inf  # known; of each row but its own
+                hits[number] = own > scores.max(1, initial=-np.inf)
+        names = as_subjects(np.repeat(np.arange(len(groups)), pair.k).tolist())
+        return rate_interval(Trials(hits.ravel(), names), rng)
+
     def measure_utility(
         self, groups: Numbers, outputs: torch.Tensor, clip: Floats, gallery: ImageSet, known: Numbers
     ) -> dict[str, Any]:
@@ -270,35 +269,6 @@ class Bench:
             "faces": self.faces and asdict(utility.share_with_face(self.faces, outputs.flatten(0, 1))),
             **utility.measure_likeness(real, clip, known, n, self.rng("distances")),
         }
-
-
-@torch.inference_mode()
-def encode_rows(boomerang: Boomerang, images: torch.Tensor) -> Floats:
-    """Return images as they are noised: (B, D) float32."""
-    return np.concatenate([boomerang.backbone.encode(x).flatten(1).float().numpy() for x in images.split(BATCH)])
-
-
-@torch.inference_mode()
-def draw_outputs(boomerang: Boomerang, originals: torch.Tensor, groups: Numbers, pair: Pair, seed: int) -> torch.Tensor:
-    """Return (G, n, 3, S, S), uint8: n outputs of each of G groups."""
-    n = 1 if pair.outputs == "one" else pair.k
-    drawn = []
-    for begin in range(0, len(groups), batch := max(1, BATCH // n)):
-        part = groups[begin : begin + batch]
-        z0 = boomerang.mean(originals[torch.from_numpy(part)])
-        keys = [[f"{seed} {pair.name} {begin + i} {number}" for number in range(n)] for i in range(len(part))]
-        own = KeyedNoise([_digest(key) for row in keys for key in row])
-        of_group = KeyedNoise([_digest(row[0]) for row in keys for _ in row])
-        noise = SharedForward(of_group if pair.outputs == "shared" else own, own)
-        drawn.append(boomerang.sample_latent(z0.repeat_interleave(n, 0), pair.level, noise))
-    outputs = torch.cat(drawn)
-    if not outputs.isfinite().all():
-        raise ValueError(f"{pair.name}: an output is not finite: choose another model, or more steps")
-    return ((outputs + 1) * 127.5).round().byte().unflatten(0, (len(groups), n))
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()[:16]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from protection import Pair, draw_outputs
+from protection_outputs import Pair, draw_outputs
 
 from anonymizer.backbones import load_backbone
 from anonymizer.boomerang import Boomerang

@@ -44,7 +44,12 @@ def protection_row(line: Line) -> list[str]:
     ceilings = line["ceilings"]
     rates = [ceilings[name] for name in ("linkage_rank1", "linkage_assigned", "knows_others")]
     members = [f"{100 * ceilings['membership_tpr_at_1'][pair]:.0f}" for pair in ("nearest", "median")]
-    return [label(line), *map(cell, rates), *members, "yes" if keeps_promise(line) else "no"]
+    return [
+        label(line),
+        *map(cell, [*rates, line.get("knows others within strata")]),
+        *members,
+        "yes" if keeps_promise(line) else "no",
+    ]
 
 
 def attackers_row(line: Line) -> list[str]:
@@ -70,7 +75,7 @@ def utility_row(line: Line) -> list[str]:
 def keeps_promise(line: Line) -> bool:
     """Return whether the upper ends of the ceilings lie within the promise."""
     ceilings = line["ceilings"]
-    others = ceilings["knows_others"] or ceilings["linkage_rank1"]
+    others = line.get("knows others within strata") or ceilings["linkage_rank1"]
     within = max(ceilings[name]["high"] for name in ("linkage_rank1", "linkage_assigned")) <= LINKS + 1e-9
     nearest = ceilings["membership_tpr_at_1"]["nearest"]
     return within and others["high"] <= KNOWS_OTHERS and nearest <= TELLS_MEMBERS

@@ -21,11 +21,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import protection
 import protection_attackers as attackers
+import protection_outputs
 
 
 def test_outputs_of_a_group_share_the_noise_that_their_mean_is_noised_with() -> None:
     keys = [bytes([number]) * 16 for number in range(4)]
-    noise = protection.SharedForward(KeyedNoise([keys[0], keys[0], keys[2], keys[2]]), KeyedNoise(keys))
+    noise = protection_outputs.SharedForward(KeyedNoise([keys[0], keys[0], keys[2], keys[2]]), KeyedNoise(keys))
     first, later = noise(FORWARD, torch.zeros(4, 3, 2, 2)), noise(7, torch.zeros(4, 3, 2, 2))
     assert len(first.unique(dim=0)) == 2 and torch.equal(first[0], first[1])
     assert len(later.unique(dim=0)) == 4
