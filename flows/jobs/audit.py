@@ -138,6 +138,8 @@ def collect_evidence(config: AuditConfig, progress: ProgressReporter = NO_PROGRE
     evidence = attack_evidence.gather_evidence(config, sample.originals, sample.outputs, mechanism, backbone, rng)
     if any(row["group"] for row in sample.ledger):
         evidence = replace(evidence, groups=as_subjects([row["group"] or row["record_id"] for row in sample.ledger]))
+    if settings.source.label is not None:
+        evidence = replace(evidence, published=as_subjects([row.get("label") for row in sample.manifest]))
     people = len(set(evidence.subjects))
     if len(evidence) < MIN_IMAGES or people < 2:
         raise OutputError(

@@ -69,23 +69,27 @@ def rank_with_known(
     *,
     is_deterministic: bool = False,
     known: int | None = 0,
+    labels: Names | None = None,
 ) -> Ranking:
     """Rank originals (N, D) behind output i (N, D) for an attacker who knows some of its group's others.
 
     ``known``: so many, drawn by ``rng``; None: all others. Those are no candidates. ``alike`` (R,) is the share of a
     component's variance that lies between groups (``between_shares``): by likeness the known ones tell of the last one
     without any output, and that guess is the control. Of several outputs of a group, their mean stands in all its rows.
-    The trials of a group depend on each other: its name stands for its people.
+    ``labels`` (N,) are published: those of other labels are no candidates. The trials of a group depend on each other:
+    its name stands for its people.
     """
     scores = _MemberScores(components, abar, is_deterministic, Grouping.of(groups), alike, known, rng)
     y, x = (components.project(rows).astype(np.float64) for rows in (outputs, originals))
     luck, n = rng.random((2, len(groups))), len(groups)
-    right, control = np.empty(n, np.int64), np.empty(n, np.int64)
+    right, control, candidates = (np.empty(n, np.int64) for _ in range(3))
     for row in range(n):
         by_likeness, by_output = scores.of(row, y, x)
+        if labels is not None:
+            by_likeness[labels != labels[row]] = -np.inf
+        candidates[row] = np.isfinite(by_likeness).sum()
         for found, one, tie in ((right, by_likeness + by_output, luck[0]), (control, by_likeness, luck[1])):
             found[row] = ranks(one[None], np.array([row]), tie[[row]])[0]
-    candidates = n - np.array([scores.known_of[int(k)] for k in scores.grouping.size])
     return Ranking(right, control, candidates, np.asarray(np.isfinite(y).all(axis=1)), groups)
 
 

@@ -7,7 +7,7 @@ another person: whatever makes that one come first is no leak.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self, Unpack
 
 import numpy as np
@@ -208,6 +208,15 @@ def link_by_similarity(similarity: Floats, truth: Numbers, subjects: Names, rng:
 def similarity_matrix(values: Floats) -> Similarity:
     """Return the similarities of a matrix (N, M); a row of NaN was not detected."""
     return Similarity(lambda rows: values[rows], values.shape[1], np.asarray(~np.isnan(values).all(axis=1)))
+
+
+def among_equals(similarity: Similarity, labels: Names) -> Similarity:
+    """Compare output i only with originals of its own label; ``labels`` (N,) are of both, row by row."""
+
+    def blocks(rows: slice) -> Floats:
+        return np.where(labels[rows, None] == labels, similarity.blocks(rows), -np.inf)
+
+    return replace(similarity, blocks=blocks)
 
 
 def rank(similarity: Similarity, truth: Numbers, subjects: Names, rng: np.random.Generator) -> Ranking:

@@ -14,6 +14,7 @@ import numpy as np
 from anonymizer.errors import ModelError
 from metrics.attacks import attributes, averaging, linkage, parrot
 from metrics.attacks.linkage import Ranking, draw_across_people
+from metrics.attacks.matched_filter import FILTER_NAME
 from metrics.audit import filtering
 from metrics.audit.findings import Findings, withdraw_undetected
 from metrics.audit.group_attacks import run_group_attacks
@@ -65,6 +66,9 @@ def _run_linkage(bench: Workbench, findings: Findings) -> None:
     if matched := filtering.make_filter(bench, findings, "linkage"):
         similarity = filtering.linkage_similarity(matched)
         _add_link(bench, findings, similarity, "filter", matched.context("linkage"))
+        if (labels := bench.evidence.published) is not None:
+            context = matched.context("linkage") | FigureContext(feature=f"{FILTER_NAME}, of equal label")
+            _add_link(bench, findings, linkage.among_equals(similarity, labels), "filter, labels", context)
 
 
 def _run_averaging(bench: Workbench, findings: Findings) -> None:

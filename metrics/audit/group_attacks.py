@@ -79,7 +79,7 @@ def _run_filter(filtering: Filtering, names: Names, each: bool) -> Iterator[Figu
                 continue
             ranking = groups.rank_with_known(
                 components, filtering.abar, outputs, filtering.originals, names, alike, bench.rng("known"),
-                is_deterministic=filtering.is_deterministic, known=known,
+                is_deterministic=filtering.is_deterministic, known=known, labels=bench.evidence.published,
             )  # fmt: skip
             yield from _rank_1(bench, ranking, context | FigureContext(attacker=attacker))
 

@@ -38,6 +38,7 @@ class Evidence:
     outsiders: tuple[torch.Tensor, Names] | None = None  # photos of people outside the release
     training: torch.Tensor | None = None  # images that the model was trained on
     note: str | None = None  # what was left out
+    published: Names | None = None  # (N,) label of each record that is published with its output
     groups: Names | None = None  # (N,) of whose mean outputs are drawn; None where each is drawn from one original
 
     def __len__(self) -> int:
@@ -51,6 +52,7 @@ class Evidence:
             originals=self.originals[index],
             outputs=self.outputs[index],
             subjects=self.subjects[rows],
+            published=None if self.published is None else self.published[rows],
             groups=None if self.groups is None else self.groups[rows],
             attributes={name: [values[i] for i in index] for name, values in self.attributes.items()},
         )

@@ -368,7 +368,8 @@ def test_an_audit_of_groups_has_the_ceilings_of_its_own_groups(tmp_path: Path, i
 
 @pytest.mark.parametrize("outputs", ["one", "each"])
 def test_a_release_of_groups_is_attacked_as_groups(tmp_path: Path, ideal: IdealGaussian, outputs: str) -> None:
-    config = group_settings(photos(tmp_path / "in", 36), tmp_path / "out", groups={"outputs": outputs})
+    source = listing(photos(tmp_path / "in", 36), [{"image": f"p{i}.png", "label": "a"} for i in range(36)])
+    config = group_settings(source, tmp_path / "out", groups={"outputs": outputs}, source={"label": "label"})
     release = run_grouped(config)
     quick = {"features": ["pixels", "filter"], "pairs": 20, "averaged": 20, "attacks": ["groups", "linkage"]}
     audit_job.run(build_resolved(AuditConfig, {"release": str(release.root)} | quick))
@@ -377,6 +378,7 @@ def test_a_release_of_groups_is_attacked_as_groups(tmp_path: Path, ideal: IdealG
     expected = {"knows the groups", "knows some", "knows all others"}
     assert attackers == expected | ({"clusters outputs"} if outputs == "each" else set())
     assert not [row["note"] for row in rows if row["measure"] == "not run"]
+    assert any(row["feature"] == "matched filter, of equal label" for row in rows)
     for row in rows:
         if row["attacker"] == "knows the groups":
             assert row["low"] <= 1 / 3 <= row["high"] and row["chance"] == pytest.approx(1 / 3)

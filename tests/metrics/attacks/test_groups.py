@@ -128,6 +128,16 @@ def test_each_other_that_is_known_helps_and_the_control_guesses_by_likeness_alon
     assert (strangers.control == 1).mean() < 0.03  # those who are not alike tell nothing of each other
 
 
+def test_published_labels_narrow_who_the_last_member_may_be() -> None:
+    release = released(3, 40, 1e-6, share=0.0)
+    labels = np.char.replace(release.groups, "group", "label")
+    ranking = rank_with_known(
+        COMPONENTS, release.abar, release.outputs, release.originals, release.groups, release.alike,
+        np.random.default_rng(2), known=1, labels=labels,
+    )  # fmt: skip
+    assert (ranking.candidates == 2).all() and 0.3 < rate(ranking) < 0.7
+
+
 def test_all_outputs_of_a_group_together_tell_more_than_one() -> None:
     release = released(5, 80, 0.8, share=0.0, each=True)
     together = Release(release.originals, average_by_group(release.outputs, release.groups), release.groups,

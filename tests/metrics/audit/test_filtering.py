@@ -54,6 +54,16 @@ def test_the_filter_links_what_the_level_leaves_and_nothing_at_level_1() -> None
     assert {f.measure for f in near.figures if f.feature == "pixels"} == {"rank-1", "rank-5", "assigned"}
 
 
+def test_published_labels_narrow_the_candidates() -> None:
+    bench = bench_of(1.0)
+    labels = as_subjects([f"label {i // 4}" for i in range(120)])
+    labelled = Workbench(replace(bench.evidence, published=labels), bench.embedders, EFFORT, seed=1)
+    plain, narrowed = by_filter(audit.run_attacks(labelled, ["linkage"]), "linkage", "rank-1")
+    assert narrowed.feature == "matched filter, of equal label"
+    assert plain.value is not None and narrowed.value is not None and plain.value < 0.1 < narrowed.value
+    assert narrowed.low is not None and narrowed.high is not None and narrowed.low <= 1 / 4 <= narrowed.high
+
+
 def test_the_filter_knows_that_a_deterministic_sampler_keeps_more() -> None:
     bench = bench_of(0.3, "ddim")
     (right,) = by_filter(audit.run_attacks(bench, ["linkage"]), "linkage", "rank-1")
