@@ -33,7 +33,7 @@ class GroupsConfig(Section):
         "quarantine", description="those left over wait for more that are alike, or join the nearest group"
     )
     generalise: dict[str, Literal["range"]] = Field(
-        {}, description="carried columns that differ within a group -> range: published as least and greatest value"
+        {}, description="carried columns that differ within a group -> range: published as a range around all values"
     )
 
     def columns(self, source: SourceConfig) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from anonymizer.records import Entry, Reason, Record, Status, normalize_subject
 from anonymizer.schema import METHOD_COLUMNS
 
 Row = Mapping[str, Any]
+MAX_NUMBER = 1e15  # beyond which fractions are lost
 # What members have in common, whether they share an output or not: else a row would tell of one of them.
 SHARED_COLUMNS = ("label", "caption", "carried", "attempts", "width", "height", *METHOD_COLUMNS)
 
@@ -40,20 +41,30 @@ def is_distinct(subjects: Sequence[str | None]) -> bool:
 
 
 def as_number(value: object) -> float:
-    """Return a carried value as a number. Raises RecordError (bad_metadata) for any other."""
+    """Return a carried value as a number. Raises RecordError (bad_metadata) for any other, and beyond 1e15."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= MAX_NUMBER:
         raise RecordError(Reason.BAD_METADATA)
     return number
 
 
 def format_range(values: Sequence[object]) -> str:
-    """Return ``LOW-HIGH`` of values that are numbers, as the source writes them; one value where all are equal."""
-    low, high = min(values, key=as_number), max(values, key=as_number)
-    return str(low) if as_number(low) == as_number(high) else f"{low}-{high}"
+    """Return ``LOW to HIGH``, which holds n numbers; one number where all are equal.
+
+    The ends are rounded outward, to 1, 2 or 5 times a power of ten that is an n-th of the spread or more: exact ones,
+    as the source spells them, would be values of two of the originals.
+    """
+    numbers = sorted(map(as_number, values))
+    if numbers[0] == numbers[-1]:
+        return f"{numbers[0]:.12g}"
+    share = (numbers[-1] - numbers[0]) / len(numbers)
+    power = 10.0 ** math.floor(math.log10(share))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= share)
+    low, high = math.floor(numbers[0] / step), math.ceil(numbers[-1] / step)
+    return f"{low * step:.12g} to {high * step:.12g}"
 
 
 def contents(
