@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-NO_OTHER_FIELDS = {"extra": "forbid"}  # where pydantic reads a dataclass from a file
+STRICT = {"extra": "forbid", "strict": True}  # where pydantic reads a dataclass from a file
 
 
 class Status(StrEnum):
@@ -131,7 +131,7 @@ class Decision:
 class CeilingRate:
     """The highest rate at which any attacker can name the right one of ``gallery`` candidates, with a 95 % interval."""
 
-    __pydantic_config__ = NO_OTHER_FIELDS
+    __pydantic_config__ = STRICT
 
     value: float
     low: float
@@ -146,7 +146,7 @@ class MembershipCeiling:
     For the nearest other person, the median pair and the pair that is least alike.
     """
 
-    __pydantic_config__ = NO_OTHER_FIELDS
+    __pydantic_config__ = STRICT
 
     nearest: float
     median: float
@@ -163,7 +163,7 @@ class Ceilings:
     besides pictures that these figures do not cover.
     """
 
-    __pydantic_config__ = NO_OTHER_FIELDS
+    __pydantic_config__ = STRICT
 
     k: int
     outputs: int

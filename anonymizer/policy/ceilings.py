@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import astuple
@@ -52,7 +53,7 @@ def upper_end(ceilings: Ceilings, name: CeilingName) -> float:
 
 def parse_ceilings(fields: Mapping[str, Any] | None) -> Ceilings | None:
     """Return ceilings from their JSON form."""
-    return None if fields is None else TypeAdapter(Ceilings).validate_python(fields)
+    return None if fields is None else TypeAdapter(Ceilings).validate_json(json.dumps(fields))
 
 
 def find_exceeded(bounds: Mapping[CeilingName, float], ceilings: Ceilings | None) -> list[CeilingName]:

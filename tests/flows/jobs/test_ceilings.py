@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from anonymizer.attest import statement
+from anonymizer.attest.predicate import ReleasePredicate, parse
 from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
 from anonymizer.errors import ConfigError
@@ -105,4 +106,9 @@ def test_the_statement_has_the_ceilings_of_the_plan(tmp_path: Path) -> None:
     assert plan.ceilings is not None
     predicate = statement.read(release.public).predicate
     assert predicate["ceilings"] == json.loads(json.dumps(asdict(plan.ceilings)))
+    for name in ("README.md", "report.html"):
+        assert "links at most: " in (release.public / name).read().decode()
+    for wrong in ({"note": 1}, {"linkage_rank1": {"value": 0.1, "low": 0.0, "high": 0.2}}, {"k": "3"}):
+        with pytest.raises(ValueError, match="ceilings"):
+            parse(ReleasePredicate, predicate | {"ceilings": predicate["ceilings"] | wrong})
     assert not [f for f in check_restricted(release, config, KEY) if f.result == "fail"]
