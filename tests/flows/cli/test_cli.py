@@ -363,7 +363,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "plan of foreign output": (["plan", "GOOD", "--output", "MINE"], "is not empty and no release"),
     "demo at level 0": (["demo", "--output", "out", "--level", "0"], "boomerang.level must be in (0, 1]"),
     "demo on others' files": (["demo", "--output", "MINE"], "exists and was not made by a demo"),
-    "demo of too few": (["demo", "--output", "out", "--pictures", "3"], "is not in the range 4<=x<=1000"),
+    "demo of too few": (["demo", "--output", "out", "--pictures", "3"], "is not in the range 12<=x<=1000"),
 }
 
 
