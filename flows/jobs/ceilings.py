@@ -13,7 +13,7 @@ from anonymizer.boomerang import Boomerang
 from anonymizer.config import RunConfig
 from anonymizer.config.groups import LABEL
 from anonymizer.crypto.custodian_key import CustodianKey
-from anonymizer.errors import ConfigError
+from anonymizer.errors import ConfigError, SourceError
 from anonymizer.grouping.groups import group_records
 from anonymizer.policy.ceilings import find_exceeded, upper_end
 from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling, Plan, normalize_subject
@@ -43,7 +43,7 @@ def add_ceilings(config: RunConfig, backbone: Backbone, key: CustodianKey, plan:
             ceilings = compute_ceilings(candidates, abar, rng, k=config.boomerang.k, outputs=outputs, groups=groups)
             caveats = assumptions.list_caveats(config, key)
             plan = replace(plan, ceilings=replace(round_up(ceilings), caveats=caveats))
-        except ValueError:
+        except (ValueError, SourceError):  # the latter where none that was drawn can be decoded: each becomes a row
             plan = replace(plan, no_ceiling=(NOT_ENOUGH,))
     _refuse_exceeded(config, plan)
     return plan
