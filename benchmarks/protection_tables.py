@@ -25,14 +25,9 @@ def print_tables(lines: Sequence[Line]) -> None:
 
 
 PROTECTION = (
-    "k, level",
-    "links",
-    "one-to-one",
-    "knows all others",
-    "tells a member: nearest",
-    "median",
-    "promise kept",
-)
+    "k, level", "links", "one-to-one", "knows all others", "of the same published columns",
+    "tells a member from the nearest", "from the median", "promise kept",
+)  # fmt: skip
 ATTACKERS = ("k, level", *ATTACKS, "above a ceiling", "knows others and likeness", "the same without the output")
 UTILITY = (
     "k, level", "pictures", "gender", "ethnicity", "age group", "face found", "Fréchet (floor)",

@@ -86,3 +86,5 @@ def test_each_pair_is_measured_once_and_outputs_of_one_noised_mean_have_the_ceil
     protection.main(["--output", str(tmp_path / "results"), "--table"])
     printed = capsys.readouterr().out
     assert "| 3, 0.98 |" in printed and "| originals |" in printed and printed.count("###") == 2
+    for table in printed.split("\n\n"):
+        assert len({line.count(" |") for line in table.splitlines() if line.startswith("|")}) <= 1
