@@ -248,6 +248,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"{name}: policy.scores is set, and decides by the original which outputs are released: leave one out"
             )
+        if self.source.caption is not None or self.groups.generalise:
+            setting = "groups.generalise" if self.groups.generalise else "source.caption"
+            raise ValueError(f"{name}: {setting} is set, and what it publishes may name an original: leave one out")
+        if chosen is not None and chosen.ceilings and (self.source.label is not None or self.source.carry):
+            raise ValueError(
+                "boomerang.level.ceilings: a calibration does not know what is published beside pictures, and "
+                "source.label or source.carry is set: use policy.ceilings, which does"
+            )
         return self
 
     @model_validator(mode="after")

@@ -34,6 +34,8 @@ def find_caveats(config: RunConfig) -> list[str]:
             scores != "none"
         ),
         "policy.scores: whether an output is released depends on its original": bool(config.policy.scores),
+        "source.caption: a caption that is published may name its original": config.source.caption is not None,
+        "groups.generalise: the ends of a range are values of two members": bool(config.groups.generalise),
     }
     return [caveat for caveat, applies in caveats.items() if applies]
 
@@ -75,12 +77,12 @@ def describe(ceilings: Ceilings) -> dict[str, str]:
     }
     if ceilings.knows_others is not None:
         lines["knows all others"] = (
-            f"names the last of a group of {ceilings.k} in at most {format_rate(ceilings.knows_others.high)}, "
-            "if all others are equally likely before"
+            f"names the last of a group of {ceilings.k} in at most {format_rate(ceilings.knows_others.high)}, if all "
+            f"of {ceilings.knows_others.gallery:,} others of whom the same is published are equally likely before"
         )
     lines["tells a member"] = (
-        f"at most {nearest} from the nearest other person at a false-positive rate of 1 % "
-        f"({median} of the median pair, {worst} of the least alike)"
+        f"at most {nearest} from the nearest other person, for the median person, at a false-positive rate of 1 % "
+        f"({median} for the median pair of these originals, {worst} for the least alike)"
     )
     if ceilings.caveats:
         lines["not covered"] = "; ".join(ceilings.caveats)

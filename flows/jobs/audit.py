@@ -44,7 +44,7 @@ from metrics.features import Embedder
 from metrics.models.lpips import OFFLINE_MODEL, PerceptualDistance
 from metrics.stats import figure_table
 from metrics.stats.ceilings import compute_ceilings, place
-from metrics.stats.intervals import as_subjects
+from metrics.stats.intervals import Names, as_subjects
 from metrics.stats.risk import Figure, not_run
 
 MIN_IMAGES = 4
@@ -172,14 +172,23 @@ def _bound_attacks(
     caveats = assumptions.list_caveats(settings, audit_sample.require_key(release))
     k, names = settings.boomerang.k, evidence.groups
     groups = [] if names is None else [np.flatnonzero(names == name) for name in np.unique(names)]
+    groups = [rows for rows in groups if len(rows) >= k]  # the others of some were not released, or are gone
     try:
-        candidates = place(ceilings.encode(evidence.model, evidence.originals), evidence.subjects)
+        latents, names = ceilings.encode(evidence.model, evidence.originals), _published_values(settings, sample)
+        candidates = place(latents, evidence.subjects, published=names)
         rng = np.random.default_rng(int(the_plan.fingerprint[:12], 16))
         abar, outputs = audit_caveats.max_abar(sample), ceilings.outputs_of(settings)
         found = compute_ceilings(candidates, abar, rng, k=k, outputs=outputs, groups=groups)
         return replace(ceilings.round_up(found), caveats=caveats), ()
     except ValueError:
         return None, [ceilings.NOT_ENOUGH]
+
+
+def _published_values(settings: RunConfig, sample: AuditSample) -> Names | None:
+    """Return (N,) what is published beside each picture, by its manifest row; None for nothing."""
+    names = [name for name in settings.source.carry if name not in settings.groups.generalise]
+    names += ["label"] if settings.source.label is not None else []
+    return as_subjects([repr([row.get(name) for name in names]) for row in sample.manifest]) if names else None
 
 
 def run_attacks(inputs: AuditInputs, progress: ProgressReporter = NO_PROGRESS) -> Findings:

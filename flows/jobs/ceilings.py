@@ -20,9 +20,10 @@ from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling, Plan, n
 from anonymizer.release import assumptions, audit_sample
 from anonymizer.release.audit_sample import ImageSet
 from metrics.stats.ceilings import Candidates, compute_ceilings, place
-from metrics.stats.intervals import Floats, Numbers, as_subjects
+from metrics.stats.intervals import Floats, Names, Numbers, as_subjects
 
 NOT_ENOUGH = "source: the pictures that were drawn are of one person, equal, or too few alike for a group"
+OTHER_PHOTOS = "source.subject: people have photos that were not looked at (set metrics.gallery to more)"
 BATCH = 32
 MAX_NUMBERS = 2**28  # of decoded originals held at once: 1 GiB
 
@@ -37,11 +38,15 @@ def add_ceilings(config: RunConfig, backbone: Backbone, key: CustodianKey, plan:
         rng = np.random.default_rng(list(key.derive("ceilings", plan.fingerprint.encode())))
         try:
             images = draw_originals(config, backbone, rng)
-            candidates = place_images(images, backbone, is_sample=len(images) == _limit(config, backbone))
+            limit = _limit(config, backbone)
+            is_sample = len(images) == limit or plan.records > limit  # some that were drawn may be unreadable
+            candidates = place_images(images, backbone, is_sample=is_sample, published=published_values(config, images))
             groups, outputs = _group(config, images, candidates, rng), outputs_of(config)
             abar = float(Boomerang(backbone).abar[plan.t_boom])
             ceilings = compute_ceilings(candidates, abar, rng, k=config.boomerang.k, outputs=outputs, groups=groups)
             caveats = assumptions.list_caveats(config, key)
+            if is_sample and len(np.unique(candidates.subjects)) < len(candidates):
+                caveats = (*caveats, OTHER_PHOTOS)
             plan = replace(plan, ceilings=replace(round_up(ceilings), caveats=caveats))
         except (ValueError, SourceError):  # the latter where none that was drawn can be decoded: each becomes a row
             plan = replace(plan, no_ceiling=(NOT_ENOUGH,))
@@ -65,14 +70,30 @@ def _limit(config: RunConfig, backbone: Backbone) -> int:
     return max(2, min(config.metrics.gallery, MAX_NUMBERS // (3 * backbone.size**2)))
 
 
-def place_images(images: ImageSet, backbone: Backbone, *, is_sample: bool) -> Candidates:
+def place_images(
+    images: ImageSet, backbone: Backbone, *, is_sample: bool, published: Names | None = None
+) -> Candidates:
     """Return originals in the space that is noised. Raises ValueError where they are of fewer than two people.
 
     A record without a name counts as a person.
     """
     names = [normalize_subject(name or "") for name in images.subjects]
     people = as_subjects([name or f"record {r}" for name, r in zip(names, images.record_ids, strict=True)])
-    return place(encode(backbone, images.images), people, is_sample=is_sample)
+    return place(encode(backbone, images.images), people, is_sample=is_sample, published=published)
+
+
+def published_values(config: RunConfig, images: ImageSet) -> Names | None:
+    """Return (N,) what is published of each original beside its picture: label and carried columns; None for nothing.
+
+    So are columns that are equal within a group, which who knows other members knows. Captions, and ranges of columns
+    that differ within a group, are a caveat instead.
+    """
+    columns = [name for name in config.source.carry if name not in config.groups.generalise]
+    columns += [name for name in config.groups.columns(config.source) if name not in (*columns, LABEL)]
+    if config.source.label is None and not columns:
+        return None
+    rows = zip(images.labels, images.columns, strict=True)
+    return as_subjects([repr([label, *map(row.get, columns)]) for label, row in rows])
 
 
 def _group(config: RunConfig, images: ImageSet, candidates: Candidates, rng: np.random.Generator) -> list[Numbers]:

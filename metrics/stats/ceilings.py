@@ -4,11 +4,13 @@ An output is a random function of ``z_t = sqrt(abar) x + sqrt(1 - abar) eps`` al
 better than the best one on ``z_t`` (data processing). With ``snr = abar / (1 - abar)``, ``y = z_t / sqrt(1 - abar)`` is
 ``N(sqrt(snr) x, I)``, and:
 
-- linkage: the most probable of N equally likely candidates maximises ``S_j = sqrt(snr) <y, x_j> - snr |x_j|^2 / 2``;
+- linkage: of N equally likely candidates, the most probable one maximises ``S_j = sqrt(snr) <y, x_j> - snr |x_j|^2 /
+  2``; the most probable person has the largest sum of ``exp(S_j)`` over their photos. Candidates of which something
+  else is published than of the output are none;
 - one-to-one: the better of that and of the most probable matching, which maximises the sum of S. Neither is proven to
   have the highest expected share of right pairs, which would take a permanent: a strong attacker, and no bound;
 - substitution or membership: x and x' differ by ``mu = |x - x'| sqrt(snr)``, and TPR at FPR a is at most
-  ``Phi(Phi^-1(a) + mu)`` (Dong, Roth and Su 2022);
+  ``Phi(Phi^-1(a) + mu)`` (Dong, Roth and Su 2022); squares of mu add up over the photos of a person;
 - n outputs of one original, by their mean: n times the snr;
 - a mean of k originals: a member enters by 1/k, so that one output gives ``snr / k^2`` to an attacker who knows all
   other members, and to one who knows only the groups 1/k of the rate at which a group is recognised.
@@ -23,11 +25,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, softmax
 
 from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling
 from metrics.stats.assignment import assign
-from metrics.stats.intervals import Floats, Names, Numbers, wilson_interval
+from metrics.stats.intervals import Bools, Floats, Names, Numbers, wilson_interval
 
 TRIALS = 4000  # noise draws times candidates: bounds the width of an interval over the noise
 COLUMNS = 2**14  # of a block of the Gram matrix
@@ -39,22 +41,30 @@ FPR_1, FPR_01 = 0.01, 0.001
 class Candidates:
     """N originals in the space that is noised: coordinates ``points`` (N, d) that keep their distances, and people.
 
-    ``is_sample``: they were drawn by chance from more, which the figures are to hold for.
+    ``is_sample``: they were drawn by chance from more, which the figures are to hold for. ``published`` (N,): what is
+    published of each with its output, as attackers know it of all candidates; None for nothing.
     """
 
     points: Floats
     subjects: Names
     is_sample: bool = False
+    published: Names | None = None
 
     def __len__(self) -> int:
         return len(self.points)
 
     def take(self, rows: Numbers) -> Candidates:
         """Return some of them, as a sample of all."""
-        return Candidates(self.points[rows], self.subjects[rows], is_sample=True)
+        published = None if self.published is None else self.published[rows]
+        return Candidates(self.points[rows], self.subjects[rows], is_sample=True, published=published)
+
+    def is_published_equally(self) -> Bools:
+        """Return (N, N) whether the same is published of both."""
+        values = np.zeros(len(self)) if self.published is None else self.published
+        return np.asarray(values[:, None] == values[None])
 
 
-def place(latents: Floats, subjects: Names, *, is_sample: bool = False) -> Candidates:
+def place(latents: Floats, subjects: Names, *, is_sample: bool = False, published: Names | None = None) -> Candidates:
     """Return candidates from originals as they are noised (N, ...). Raises ValueError for fewer than two people.
 
     Where there are more dimensions than originals, coordinates along the principal axes of their span take their place:
@@ -66,14 +76,14 @@ def place(latents: Floats, subjects: Names, *, is_sample: bool = False) -> Candi
             f"candidates must be finite rows of two people or more, got {rows.shape}, {len(np.unique(subjects))} people"
         )
     if rows.shape[1] <= len(rows):
-        return Candidates(rows.astype(np.float64) - rows.mean(0, dtype=np.float64), subjects, is_sample)
+        return Candidates(rows.astype(np.float64) - rows.mean(0, dtype=np.float64), subjects, is_sample, published)
     gram = np.zeros((len(rows), len(rows)))
     for start in range(0, rows.shape[1], COLUMNS):
         block = rows[:, start : start + COLUMNS].astype(np.float64)
         block -= block.mean(0)
         gram += block @ block.T
     spread, axes = np.linalg.eigh(gram)
-    return Candidates(axes * np.sqrt(spread.clip(0)), subjects, is_sample)
+    return Candidates(axes * np.sqrt(spread.clip(0)), subjects, is_sample, published)
 
 
 def compute_ceilings(
@@ -94,17 +104,19 @@ def compute_ceilings(
     if k < 1 or outputs < 1 or (k > 1 and (not len(groups) or min(map(len, groups)) < k)):
         raise ValueError(f"k and outputs must be 1 or more, and groups have k members, got {k} and {outputs}")
     snr = outputs * abar / (1 - abar)
-    named, gallery = candidates if k == 1 else _centres(candidates, groups), len(candidates)
-    ranks, assigned = _simulate_linkage(named.points * math.sqrt(snr), rng)
-    rank1 = _rate(_share_named(ranks, 1, k), named, 1 / k, gallery)
+    named = candidates if k == 1 else _centres(candidates, groups)
+    shares = _shares_of_people(candidates, [np.array([row]) for row in range(len(candidates))] if k == 1 else groups)
+    first, five, assigned = _simulate_linkage(named, shares, math.sqrt(snr), rng)
+    gallery = len(candidates)
+    rank1 = _rate(first, named, 1 / k, gallery)
     # The errors of a matching come in pairs at least: half of its rows count as trials.
-    by_matching = _rate(assigned / k, named, 1 / k, gallery, trials=assigned.size // 2)
+    by_matching = _rate(assigned, named, 1 / k, gallery, trials=assigned.size // 2)
     membership = {fpr: bound_membership(candidates, snr / k**2, fpr) for fpr in (FPR_1, FPR_01)}
     return Ceilings(
         k=k,
         outputs=outputs,
         linkage_rank1=rank1,
-        linkage_rank5=_rate(_share_named(ranks, 5, k), named, min(1, 5 / k), gallery),
+        linkage_rank5=_rate(five, named, min(1, 5 / k), gallery),
         linkage_assigned=max(rank1, by_matching, key=lambda rate: rate.high),
         knows_others=None if k == 1 else _link_last_member(candidates, snr / k**2, rng, groups),
         membership_tpr_at_1=membership[FPR_1],
@@ -118,24 +130,30 @@ def tpr_at(fpr: float, mu: Floats | float) -> Floats:
 
 
 def bound_membership(candidates: Candidates, snr: float, fpr: float) -> MembershipCeiling:
-    """Return the highest TPR for pairs of different people, of which one is behind an output.
+    """Return the highest TPR for pairs of different people, of which one, with all photos, is behind outputs.
 
-    ``nearest``: the other person who is most alike, for the median person, by the photo that is farthest from all
-    others; in a sample others are less alike than in the whole, so that it is overstated. ``median``: the median pair.
-    ``worst``: the pair that is least alike. Copies of one picture are no pair.
+    ``nearest``: the other person who is most alike, for the median person; in a sample others are less alike than in
+    the whole, so that it is overstated. ``median``: the median pair. ``worst``: the pair that is least alike. A photo
+    of one is compared with the photo of the other that is farthest; people of whom other values are published are told
+    apart by these, and are no pair. Copies of one picture are no pair either.
     """
     squares = (candidates.points**2).sum(1)
-    distances = squares[:, None] + squares[None] - 2 * candidates.points @ candidates.points.T
+    distances = (squares[:, None] + squares[None] - 2 * candidates.points @ candidates.points.T).clip(0)
+    distances[distances <= SAME_DISTANCE**2 * squares.max()] = 0
+    distances[~candidates.is_published_equally()] = -np.inf
     people, person = np.unique(candidates.subjects, return_inverse=True)
-    is_pair = (person[:, None] != person[None]) & (distances > SAME_DISTANCE**2 * squares.max())
-    if not is_pair.any():
-        raise ValueError("candidates must hold two different pictures, got copies of one")
-    distances = np.sqrt(np.where(is_pair, distances, np.nan).clip(0))
-    nearest = np.full(len(people), -np.inf)
-    usable = is_pair.any(1)
-    np.maximum.at(nearest, person[usable], np.nanmin(distances[usable], axis=1))
-    pairs = np.array([np.median(nearest[nearest >= 0]), np.nanmedian(distances), np.nanmax(distances)])
-    return MembershipCeiling(*tpr_at(fpr, pairs * math.sqrt(snr)).tolist())
+    farthest = np.full((len(candidates), len(people)), -np.inf)
+    for column in range(len(candidates)):
+        np.maximum(farthest[:, person[column]], distances[:, column], out=farthest[:, person[column]])
+    pairs = np.zeros((len(people), len(people)))
+    np.add.at(pairs, person, farthest)  # -inf where some photo has no counterpart
+    np.fill_diagonal(pairs, -np.inf)
+    pairs = np.sqrt(np.where(pairs > 0, pairs, np.nan))
+    usable = np.isfinite(pairs).any(1)
+    if not usable.any():
+        raise ValueError("candidates must hold two different pictures of which the same is published, got none")
+    mu = np.array([np.median(np.nanmin(pairs[usable], axis=1)), np.nanmedian(pairs), np.nanmax(pairs)])
+    return MembershipCeiling(*tpr_at(fpr, mu * math.sqrt(snr)).tolist())
 
 
 def _scores(signal: Floats, rng: np.random.Generator, draws: int) -> Iterator[Floats]:
@@ -149,28 +167,42 @@ def _draws(rows: int) -> int:
     return -(-TRIALS // rows)
 
 
-def _simulate_linkage(signal: Floats, rng: np.random.Generator) -> tuple[Numbers, Floats]:
-    """Return the ranks (draws, N) of the right candidate, and where the most probable matching is right."""
-    own = np.arange(len(signal))
-    ranks, right = [], []
-    for scores in _scores(signal, rng, _draws(len(signal))):
-        ranks.append(1 + (scores > np.diag(scores)[:, None]).sum(1))
-        right.append(assign(scores, rng) == own)
-    return np.array(ranks), np.array(right, float)
+def _shares_of_people(candidates: Candidates, groups: Sequence[Numbers]) -> Floats:
+    """Return (G, people) the chance that a person is the member of a group who is asked for: 1/k for each member."""
+    people, person = np.unique(candidates.subjects, return_inverse=True)
+    shares = np.zeros((len(groups), len(people)))
+    for number, members in enumerate(groups):
+        np.add.at(shares[number], person[members], 1 / len(members))
+    return shares
+
+
+def _simulate_linkage(
+    named: Candidates, shares: Floats, signal: float, rng: np.random.Generator
+) -> tuple[Floats, Floats, Floats]:
+    """Return the chance (draws, N) that the best guess is the person asked for, that one of five is, and by matching.
+
+    The most probable people are guessed, of those behind candidates of which the same is published as of the output.
+    """
+    first, five, matched = [], [], []
+    is_candidate = named.is_published_equally()
+    for scores in _scores(named.points * signal, rng, _draws(len(named))):
+        scores = np.where(is_candidate, scores, -np.inf)
+        posterior = softmax(scores, axis=1) @ shares
+        best = np.argsort(posterior, axis=1)[:, :-6:-1]
+        right = np.take_along_axis(shares, best, axis=1)
+        first.append(right[:, 0])
+        five.append(right.sum(1))
+        chosen = shares[assign(scores, rng)]
+        matched.append((shares * chosen).sum(1))
+    return np.array(first), np.array(five), np.array(matched)
 
 
 def _centres(candidates: Candidates, groups: Sequence[Numbers]) -> Candidates:
     """Return the means of groups, each a person of its own."""
     points = np.array([candidates.points[members].mean(0) for members in groups])
-    return Candidates(points, np.arange(len(groups)).astype(np.str_), candidates.is_sample)
-
-
-def _share_named(ranks: Numbers, guesses: int, k: int) -> Floats:
-    """Return the chance (draws, N) that one of so many guesses is the member that was asked for.
-
-    The best guesses are members of the most probable groups in turn; each is the one with a chance of 1/k.
-    """
-    return np.clip(guesses - (ranks - 1) * k, 0, k) / k
+    first = np.array([members[0] for members in groups])  # the same is published of all members
+    published = None if candidates.published is None else candidates.published[first]
+    return Candidates(points, np.arange(len(groups)).astype(np.str_), candidates.is_sample, published)
 
 
 def _link_last_member(
@@ -178,19 +210,25 @@ def _link_last_member(
 ) -> CeilingRate:
     """Return the rate at which an attacker who knows all other members of each group names the last one.
 
-    Its candidates are the originals of no known member; less what is known, the output is of the last one, by 1/k.
+    Its candidates are originals of which the same is published and that show no known member, all of them equally
+    likely before; less what is known, the output is of the last one, by 1/k.
     """
     group = np.full(len(candidates), -1)
     for number, members in enumerate(groups):
         group[members] = number
     rows = np.flatnonzero(group >= 0)
-    is_known = (group[rows, None] == group[None]) & (rows[:, None] != np.arange(len(candidates)))
+    _, person = np.unique(candidates.subjects, return_inverse=True)
+    is_excluded = ~candidates.is_published_equally()[rows]
+    for row, member in enumerate(rows):
+        known = person[np.setdiff1d(groups[group[member]], [member])]
+        is_excluded[row] |= np.isin(person, known)
+    is_excluded[np.arange(len(rows)), rows] = False
     hits = []
     for scores in _scores(candidates.points * math.sqrt(snr), rng, _draws(len(rows))):
-        scores = np.where(is_known, -np.inf, scores[rows])
+        scores = np.where(is_excluded, -np.inf, scores[rows])
         hits.append(scores.max(1) <= scores[np.arange(len(rows)), rows])
     last = Candidates(candidates.points[rows], candidates.subjects[rows], candidates.is_sample)
-    return _rate(np.array(hits, float), last, 1.0, int(len(candidates) - is_known.sum(1).min()))
+    return _rate(np.array(hits, float), last, 1.0, int((~is_excluded).sum(1).max()))
 
 
 def _rate(successes: Floats, named: Candidates, most: float, gallery: int, trials: int | None = None) -> CeilingRate:

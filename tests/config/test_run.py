@@ -63,7 +63,7 @@ NOT_PIXELS = {
     "source.drop": ("x",), "source.restricted": ("x",), "source.subject": "x", "source.allow": ("/x",),
     "previous": "x", "trust": ("x.pub",),
     "metrics.identity": "dlib", "policy.scores": {"lpips": {"min": 0.1}}, "policy.escalate": (0.9,),
-    "metrics.gallery": 1, "policy.ceilings": {"linkage_rank1": 0.1},
+    "metrics.gallery": 1,
     "policy.risk": {"max_linkage": {"upper": 0.1}}, "policy.audits": ("linkage",), "policy.audit_days": 1,
     "policy.attackers.attacks": ("linkage",), "policy.attackers.features": ("pixels",), "policy.attackers.sample": 1,
     "policy.attackers.pairs": 1, "policy.attackers.outputs": 1, "policy.attackers.averaged": 1,

@@ -55,6 +55,7 @@ def test_settings_that_tell_more_of_an_original_than_its_noise_have_no_ceiling(o
         ("policy.scores.lpips.min=0.1", "policy.scores"),
         ("output.public_scores=exact", "output.public_scores exact"),
         ("output.public_scores=binned", "output.public_scores binned"),
+        ("source.caption=text", "source.caption"),
     ],
 )
 def test_what_is_known_besides_pictures_is_a_caveat_and_allows_no_promise(override: str, begin: str) -> None:
@@ -86,7 +87,8 @@ def test_of_groups_the_attacker_who_knows_all_others_has_a_ceiling_of_its_own() 
     of_groups = replace(CEILINGS, k=5, knows_others=rate(0.43))
     assert upper_end(of_groups, "knows_others") == 0.43
     assert describe(of_groups)["knows all others"] == (
-        "names the last of a group of 5 in at most 43 %, if all others are equally likely before"
+        "names the last of a group of 5 in at most 43 %, if all of 300 others of whom the same is published are "
+        "equally likely before"
     )
 
 

@@ -64,7 +64,7 @@ def test_of_groups_no_member_is_named_above_one_in_k(tmp_path: Path, outputs: st
     plan = planned(config_of(tmp_path, **sections))
     assert plan.ceilings is not None and (plan.ceilings.k, plan.ceilings.outputs) == (3, seen)
     assert plan.ceilings.linkage_rank1.high <= 1 / 3 + 1e-4
-    assert plan.ceilings.knows_others is not None and plan.ceilings.knows_others.gallery == 10
+    assert plan.ceilings.knows_others is not None and plan.ceilings.knows_others.gallery == 4  # of its label
     assert planned(config_of(tmp_path, **(sections | {"boomerang": {"k": 7}}))).no_ceiling == (ceilings.NOT_ENOUGH,)
 
 
@@ -78,6 +78,27 @@ def test_published_scores_are_a_caveat_beside_the_figures(tmp_path: Path) -> Non
     plan = planned(config_of(tmp_path, output={"public_scores": "binned"}))
     assert plan.ceilings is not None
     assert [caveat.partition(":")[0] for caveat in plan.ceilings.caveats] == ["output.public_scores binned"]
+
+
+def test_a_published_label_leaves_fewer_candidates(tmp_path: Path) -> None:
+    """Each of twelve pictures in a folder of its own: the label names its original."""
+    folder_of(tmp_path / "in", {f"{i:02d}/{j}.png": picture(2 * i + j) for i in range(6) for j in range(2)})
+    config = config_of(tmp_path, boomerang={"level": 1.0})
+    alone, labelled = (
+        planned(config),
+        planned(config_of(tmp_path, boomerang={"level": 1.0}, source={"label": "folder"})),
+    )
+    assert alone.ceilings is not None and labelled.ceilings is not None
+    assert alone.ceilings.linkage_rank1.low < 1 / 12 < alone.ceilings.linkage_rank1.high
+    assert labelled.ceilings.linkage_rank1.low < 1 / 2 < labelled.ceilings.linkage_rank1.high
+    assert labelled.ceilings.linkage_rank1.low > 0.4
+
+
+def test_photos_that_were_not_looked_at_are_a_caveat(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", {f"{i:02d}/{j}.png": picture(6 * i + j) for i in range(3) for j in range(6)})
+    plan = planned(config_of(tmp_path, source={"subject": "folder"}, metrics={"gallery": 9}))
+    assert plan.ceilings is not None and plan.ceilings.caveats == (ceilings.OTHER_PHOTOS,)
+    assert planned(config_of(tmp_path, source={"subject": "folder"})).ceilings.caveats == ()  # type: ignore[union-attr]
 
 
 def test_copies_of_one_picture_have_no_ceiling(tmp_path: Path) -> None:

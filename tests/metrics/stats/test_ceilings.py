@@ -181,10 +181,11 @@ def test_membership_of_three_pictures_solved_by_hand() -> None:
 def test_photos_of_one_person_are_no_pair() -> None:
     points = np.array([[0.0], [0.5], [10], [10.25]])
     nearest = bound_membership(Candidates(points, np.array(["a", "a", "b", "b"])), 0.01, 0.01)
-    assert nearest.nearest == pytest.approx(float(tpr_at(0.01, 1.0)), rel=0.1)  # and not .025 or .05 apart
+    pairs = [math.hypot(10.25, 9.75), math.hypot(10, 10.25)]  # each photo against the farthest, squares add up
+    assert nearest.nearest == pytest.approx(float(tpr_at(0.01, 0.1 * np.mean(pairs))))
     copies = Candidates(np.array([[0.0], [0.0], [3.0]]), people(3))
     assert bound_membership(copies, 1.0, 0.01).nearest == pytest.approx(float(tpr_at(0.01, 3.0)))
-    with pytest.raises(ValueError, match="copies of one"):
+    with pytest.raises(ValueError, match="two different pictures of which the same is published"):
         bound_membership(Candidates(np.zeros((3, 1)), people(3)), 1.0, 0.01)
 
 
@@ -194,6 +195,38 @@ def test_the_likelihood_ratio_reaches_the_tpr_and_nothing_passes_it() -> None:
     scores = noised @ (originals[1] - originals[0])  # (2, 50000)
     bound = bound_membership(place(originals, people(2)), abar / (1 - abar), 0.01).nearest
     assert (scores[1] > threshold_at(scores[0], 0.01)).mean() == pytest.approx(bound, abs=0.02)
+
+
+def test_several_photos_of_a_person_lead_to_the_person() -> None:
+    """Without signal each photo is as probable, and the person with most photos is guessed."""
+    points, names = rng(14).normal(size=(10, 4)), np.array([*"aaaaaaabbc"])
+    result = compute_ceilings(place(points, names), abar_of(1e-9), rng())
+    assert result.linkage_rank1.value == pytest.approx(0.7)
+    apart = np.repeat(np.eye(2) * 9, 5, axis=0)  # five copies each: which photo it is cannot be told, who it is can
+    result = compute_ceilings(place(apart, people(2, 5)), abar_of(1.0), rng())
+    assert result.linkage_rank1.value > 0.999
+
+
+def test_what_is_published_beside_an_output_leaves_fewer_candidates() -> None:
+    """Of 40 candidates at right angles 4 have the label of an output: as of 4 candidates."""
+    labels = np.arange(40) % 10
+    points = np.eye(40) * 2.0
+    whole = compute_ceilings(place(points, people(40), published=labels), abar_of(1.0), rng())
+    four = ceilings_of(np.eye(4) * 2.0)
+    assert agrees(whole.linkage_rank1, four.linkage_rank1.value) and agrees(
+        whole.linkage_assigned, four.linkage_assigned.value
+    )
+    assert whole.membership_tpr_at_1.worst == pytest.approx(four.membership_tpr_at_1.worst)
+    unique = compute_ceilings(place(points[:6], people(6), published=np.array([0, 0, 1, 2, 3, 4])), 1e-9, rng())
+    assert agrees(unique.linkage_rank1, 5 / 6)  # four are named by what is published, and one of the other two
+
+
+def test_who_knows_all_other_members_knows_what_is_published_of_the_last_one() -> None:
+    points, labels = rng(15).normal(size=(20, 3)), np.repeat([0, 1], 10)
+    groups = list(np.arange(20).reshape(-1, 5))
+    result = compute_ceilings(place(points, people(20), published=labels), 1e-9, rng(), k=5, groups=groups)
+    assert result.knows_others is not None and result.knows_others.gallery == 6
+    assert agrees(result.knows_others, 1 / 6)
 
 
 @pytest.mark.parametrize("bad", [np.ones((1, 4)), np.array([[1.0], [np.nan]])])
