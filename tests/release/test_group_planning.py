@@ -267,6 +267,20 @@ def test_records_that_count_as_people_are_cautioned_about(tmp_path: Path) -> Non
     assert not is_cautioned()
 
 
+def test_a_publisher_is_cautioned_that_nobody_can_be_erased_from_groups_and_that_releases_of_them_add_up(
+    tmp_path: Path,
+) -> None:
+    source = people(tmp_path / "in", 6)
+
+    def cautions(*overrides: str) -> str:
+        config = settings(source, tmp_path / "out", *overrides)
+        return " ".join(plan.list_cautions(config, plan.build_plan(config, IdealGaussian(), KEY, 6)))
+
+    assert "nobody can be erased" in cautions("boomerang.k=2")
+    assert "have the same ids" not in cautions("boomerang.k=2")  # with other people there, groups are others
+    assert "nobody can be erased" not in cautions()
+
+
 # -- an interrupted planning ------------------------------------------------------------------------------------------
 
 
