@@ -142,10 +142,9 @@ def list_cautions(config: RunConfig, plan: Plan) -> list[str]:
         "ids and pictures, and whoever holds two of them can join their columns (docs/privacy.md)": (
             config.previous is None and plan.key_check is not None and config.boomerang.k == 1
         ),
-        "boomerang.k: nobody can be erased from a release of groups yet, and none can follow it; another release of the "
-        "same people, or of most of them, has other groups, and what both tell of a person adds up (docs/groups.md)": (
-            config.boomerang.k > 1
-        ),
+        "boomerang.k: nobody can be erased from a release of groups yet, and none can follow it; another release of "
+        "the same people, or of most of them, has other groups, and what both tell of a person adds up "
+        "(docs/groups.md)": (config.boomerang.k > 1),
     }
     return [text for text, applies in cautions.items() if applies]
 
