@@ -105,7 +105,7 @@ def main() -> None:
         return
     scale = []
     for count in args.records:
-        command = [sys.executable, __file__, "--one", str(count), "-k", str(args.k)]
+        command = [sys.executable, "-P", __file__, "--one", str(count), "-k", str(args.k)]
         scale.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(json.dumps(scale[-1]), flush=True)
     recovery = measure_recovery("digits", load_digits().data, args.k, args.rounds)

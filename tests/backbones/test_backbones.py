@@ -196,6 +196,7 @@ def test_a_pickle_is_not_touched_where_there_are_safetensors(folder):
     assert load(path, allow_pickle=True).size == 8
 
 
+@pytest.mark.slow
 def test_loading_leaves_standard_error_to_us(folder, tmp_path):
     """diffusers logs to the standard error of the process, so a process of its own tells."""
     pickled, empty = folder(), tmp_path / "empty"

@@ -144,13 +144,13 @@ def test_a_second_run_on_one_output_is_refused_and_spoils_nothing(tmp_path: Path
 
 
 def test_a_shard_that_fails_once_is_tried_again(tmp_path: Path, flow: Any) -> None:
-    config = settings(people(tmp_path / "in", 2), tmp_path / "out")
+    config = settings(people(tmp_path / "in", 2), tmp_path / "out", "metrics.gallery=0")
     assert flow(config, Failing(True, False))["released"] == 2
     assert "the model is unwell" in (tmp_path / "out/restricted/errors/shard-00000.txt").read_text()
 
 
 def test_other_shards_go_on_when_one_fails_and_a_second_run_finishes(tmp_path: Path, flow: Any) -> None:
-    config = settings(people(tmp_path / "in", 6), tmp_path / "out", "run.retries=0")
+    config = settings(people(tmp_path / "in", 6), tmp_path / "out", "run.retries=0", "metrics.gallery=0")
     with pytest.raises(ShardError) as caught:
         flow(config, Failing(False, True, False))
     assert str(caught.value) == (

@@ -628,6 +628,7 @@ def test_a_started_release_is_finished_with_the_same_rule_or_its_stored_level(fo
         begin(run_config_with_rule(folder, max_risk=0.3, calibration="gone"))
 
 
+@pytest.mark.slow
 def test_the_flow_resolves_a_rule_once_and_its_tasks_see_the_level(
     folder: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

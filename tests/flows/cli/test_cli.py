@@ -168,6 +168,7 @@ def test_plan_of_a_release_that_was_begun_shows_what_is_left(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_settings_that_reveal_more_than_pictures_are_cautioned(
     tmp_path: Path, source: Path, cli: Cli, tiny_model: Path, prefect_home: Path
 ) -> None:

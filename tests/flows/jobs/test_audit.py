@@ -185,6 +185,7 @@ def test_no_page_of_an_audit_calls_anything_anonymous(audited: tuple[Release, au
     assert "anonymous" not in page and "epsilon" not in page
 
 
+@pytest.mark.slow
 def test_an_audit_is_the_same_when_repeated(
     audited: tuple[Release, audit_job.AuditSummary], ideal: IdealGaussian
 ) -> None:

@@ -88,7 +88,9 @@ def test_a_calibration_holds_the_curve_and_what_it_belongs_to(tmp_path: Path, id
         assert after["linkage"] is not None and after["linkage"] < 0.2
         ceilings = [getattr(level, f"{half}_ceilings") for level in (low, high)]
         assert all(c is not None and c.linkage_rank1.gallery == 48 for c in ceilings)
-        assert ceilings[0].linkage_rank1.high >= before["linkage"] and ceilings[1].linkage_rank1.value < 0.1
+        assert ceilings[0].linkage_rank1.high >= before["linkage"]
+        assert ceilings[1].linkage_rank1.low < 1 / 12 < ceilings[1].linkage_rank1.high  # one person of twelve
+        assert ceilings[1].linkage_rank1.value < 0.15
     lpips = [level.utility["LPIPS"].value for level in (low, high)]
     assert lpips[0] is not None and lpips[1] is not None and lpips[0] < lpips[1]
     assert low.utility["accuracy of side, taught by originals"].value is not None

@@ -41,6 +41,7 @@ def figures(findings: Findings, attack: str, measure: str) -> list[Figure]:
     return result
 
 
+@pytest.mark.slow
 def test_a_release_of_the_originals_is_found_by_every_attack() -> None:
     rng = np.random.default_rng(0)
     originals, names = people(rng)
