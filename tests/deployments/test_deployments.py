@@ -76,7 +76,7 @@ def of_workers(source: Path, output: Path, model: Path, *more: str) -> RunConfig
     )
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=True)
 def test_a_schedule_makes_a_release_through_workers_and_the_server_learns_nothing(
     site: Site, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
@@ -212,7 +212,7 @@ def test_an_alert_is_sent_for_a_release_whose_machine_is_gone(site: Site, tmp_pa
         assert wait(lambda: [text for text in heard if alert in text and "nothing was heard" in text], 90), heard
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 def test_alerts_are_sent_for_a_failed_release_and_a_missed_start_and_not_for_a_range_that_waits(
     site: Site, tmp_path: Path, tiny_model: Path
