@@ -234,7 +234,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_ceilings(self) -> RunConfig:
-        """A promise about any attacker cannot be kept where more than the noised original is told of it."""
+        """A promise about any attacker cannot be kept where more than the noised original is published of it."""
         chosen = self.boomerang.chosen
         name = "policy.ceilings" if self.policy.ceilings else "boomerang.level.ceilings"
         if not self.policy.ceilings and (chosen is None or not chosen.ceilings):
@@ -253,7 +253,7 @@ class RunConfig(Section):
             raise ValueError(f"{name}: {setting} is set, and what it publishes may name an original: leave one out")
         if chosen is not None and chosen.ceilings and (self.source.label is not None or self.source.carry):
             raise ValueError(
-                "boomerang.level.ceilings: a calibration does not know what is published beside pictures, and "
+                "boomerang.level.ceilings: a calibration does not know what is published with pictures, and "
                 "source.label or source.carry is set: use policy.ceilings, which does"
             )
         return self

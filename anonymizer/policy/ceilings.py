@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from anonymizer.config import CeilingName, RunConfig
+from anonymizer.config.groups import LABEL
 from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling
 
 
@@ -38,6 +39,12 @@ def find_caveats(config: RunConfig) -> list[str]:
         "groups.generalise: the ends of a range are values of two members": bool(config.groups.generalise),
     }
     return [caveat for caveat, applies in caveats.items() if applies]
+
+
+def published_columns(config: RunConfig) -> list[str]:
+    """Return the columns of which a release publishes each original's own value, but for captions."""
+    label = [] if config.source.label is None else [LABEL]
+    return label + [name for name in config.source.carry if name not in config.groups.generalise]
 
 
 def upper_end(ceilings: Ceilings, name: CeilingName) -> float:

@@ -16,7 +16,7 @@ from anonymizer.storage.layout import Release, SealKey
 
 
 def find_broken(config: RunConfig, key: SealKey, plan: Plan) -> list[str]:
-    """Return why no ceiling holds for a release: nothing of an original but its noised picture may be told of.
+    """Return why no ceiling holds for a release: nothing of an original but its noised picture may be known.
 
     A picture that is kept from an earlier release was drawn with that one's settings, and what was published with it
     there is known to attackers as well.

@@ -145,11 +145,17 @@ def draw_images(source: SourceConfig, size: int, limit: int, rng: np.random.Gene
 
     Raises SourceError if the source cannot be read or holds no usable image.
     """
-    entries = (entry for entry in open_source(source).entries() if entry.problem is None)
-    images = _decode_images(source, _sample_entries(entries, limit, rng), size)
+    return draw_and_count(source, size, limit, rng)[0]
+
+
+def draw_and_count(source: SourceConfig, size: int, limit: int, rng: np.random.Generator) -> tuple[ImageSet, int]:
+    """Return ``draw_images``, and how many records were drawn, of which some images may be unusable."""
+    listed = (entry for entry in open_source(source).entries() if entry.problem is None)
+    drawn = _sample_entries(listed, limit, rng)
+    images = _decode_images(source, drawn, size)
     if not len(images):
         raise SourceError(f"source.uri {source.uri!r}: holds no picture that can be used here: check the source")
-    return images
+    return images, len(drawn)
 
 
 def without_columns(source: SourceConfig) -> SourceConfig:

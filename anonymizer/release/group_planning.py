@@ -78,7 +78,7 @@ def divide(
     has no group. Raises ConfigError where more are left over than the policy allows, before any shard.
     """
     if config.boomerang.k == 1:
-        yield from chunked(entries, config.run.shard_size)
+        yield from plan.divide_in_order(config, backbone, key, release, entries)
         return
     extract = open_extractor(config, backbone, clip)
     fingerprint = config.fingerprint(backbone.digest)

@@ -52,7 +52,7 @@ def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records
         source=str(StoragePath.from_uri(config.source.uri)),
         output=absolute_uri(config.output.uri),
         records=records,
-        shards=_count_shards(config, records),
+        shards=-(-records // config.run.shard_size),
         shard_size=config.run.shard_size,
         level=config.boomerang.level,
         t_boom=t_boom,
@@ -69,10 +69,6 @@ def build_plan(config: RunConfig, backbone: Backbone, key: CustodianKey, records
         id=secrets.token_hex(8),
         accept_deterministic=config.boomerang.accept_deterministic,
     )
-
-
-def _count_shards(config: RunConfig, records: int) -> int:
-    return -(-records // config.run.shard_size)
 
 
 def _refuse_too_low(level: float, boomerang: Boomerang, t_boom: int) -> None:

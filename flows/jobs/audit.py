@@ -23,6 +23,7 @@ from anonymizer.data.sources import open_source
 from anonymizer.errors import ModelError, OutputError
 from anonymizer.policy import public_scores
 from anonymizer.policy.attackers import Attackers
+from anonymizer.policy.ceilings import published_columns
 from anonymizer.records import Ceilings, Plan
 from anonymizer.release import assumptions, audit_columns, audit_files, audit_sample, plan
 from anonymizer.release.audit_sample import AuditSample
@@ -185,9 +186,8 @@ def _bound_attacks(
 
 
 def _published_values(settings: RunConfig, sample: AuditSample) -> Names | None:
-    """Return (N,) what is published beside each picture, by its manifest row; None for nothing."""
-    names = [name for name in settings.source.carry if name not in settings.groups.generalise]
-    names += ["label"] if settings.source.label is not None else []
+    """Return (N,) what is published with each picture, by its manifest row; None for nothing."""
+    names = published_columns(settings)
     return as_subjects([repr([row.get(name) for name in names]) for row in sample.manifest]) if names else None
 
 

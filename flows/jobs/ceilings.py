@@ -15,7 +15,7 @@ from anonymizer.config.groups import LABEL
 from anonymizer.crypto.custodian_key import CustodianKey
 from anonymizer.errors import ConfigError, SourceError
 from anonymizer.grouping.groups import group_records
-from anonymizer.policy.ceilings import find_exceeded, upper_end
+from anonymizer.policy.ceilings import find_exceeded, published_columns, upper_end
 from anonymizer.records import CeilingRate, Ceilings, MembershipCeiling, Plan, normalize_subject
 from anonymizer.release import assumptions, audit_sample
 from anonymizer.release.audit_sample import ImageSet
@@ -37,11 +37,9 @@ def add_ceilings(config: RunConfig, backbone: Backbone, key: CustodianKey, plan:
     if not plan.no_ceiling:
         rng = np.random.default_rng(list(key.derive("ceilings", plan.fingerprint.encode())))
         try:
-            images = draw_originals(config, backbone, rng)
-            limit = _limit(config, backbone)
-            is_sample = len(images) == limit or plan.records > limit  # some that were drawn may be unreadable
+            images, is_sample = draw_originals(config, backbone, rng)
             candidates = place_images(images, backbone, is_sample=is_sample, published=published_values(config, images))
-            groups, outputs = _group(config, images, candidates, rng), outputs_of(config)
+            groups, outputs = _group(config, candidates, rng), outputs_of(config)
             abar = float(Boomerang(backbone).abar[plan.t_boom])
             ceilings = compute_ceilings(candidates, abar, rng, k=config.boomerang.k, outputs=outputs, groups=groups)
             caveats = assumptions.list_caveats(config, key)
@@ -59,15 +57,13 @@ def outputs_of(config: RunConfig) -> int:
     return config.boomerang.k if config.boomerang.k > 1 and config.groups.outputs == "each" else 1
 
 
-def draw_originals(config: RunConfig, backbone: Backbone, rng: np.random.Generator) -> ImageSet:
-    """Return originals of a run's source, drawn by chance; all of them if there are no more than are looked at."""
+def draw_originals(config: RunConfig, backbone: Backbone, rng: np.random.Generator) -> tuple[ImageSet, bool]:
+    """Return originals of a run's source, drawn by chance, and whether there may be more than were drawn."""
     columns = {"carry": (*config.source.carry, *config.source.restricted), "restricted": ()}
     source = config.source.model_copy(update=columns)
-    return audit_sample.draw_images(source, backbone.size, _limit(config, backbone), rng)
-
-
-def _limit(config: RunConfig, backbone: Backbone) -> int:
-    return max(2, min(config.metrics.gallery, MAX_NUMBERS // (3 * backbone.size**2)))
+    limit = max(2, min(config.metrics.gallery, MAX_NUMBERS // (3 * backbone.size**2)))
+    images, drawn = audit_sample.draw_and_count(source, backbone.size, limit, rng)
+    return images, drawn == limit
 
 
 def place_images(
@@ -88,27 +84,21 @@ def published_values(config: RunConfig, images: ImageSet) -> Names | None:
     So are columns that are equal within a group, which who knows other members knows. Captions, and ranges of columns
     that differ within a group, are a caveat instead.
     """
-    columns = [name for name in config.source.carry if name not in config.groups.generalise]
-    columns += [name for name in config.groups.columns(config.source) if name not in (*columns, LABEL)]
-    if config.source.label is None and not columns:
-        return None
-    rows = zip(images.labels, images.columns, strict=True)
-    return as_subjects([repr([label, *map(row.get, columns)]) for label, row in rows])
+    columns = dict.fromkeys([*published_columns(config), *config.groups.columns(config.source)])
+    rows = ({**row, LABEL: label} for label, row in zip(images.labels, images.columns, strict=True))
+    return as_subjects([repr([row.get(name) for name in columns]) for row in rows]) if columns else None
 
 
-def _group(config: RunConfig, images: ImageSet, candidates: Candidates, rng: np.random.Generator) -> list[Numbers]:
+def _group(config: RunConfig, candidates: Candidates, rng: np.random.Generator) -> list[Numbers]:
     """Return groups of k within the sample, as the release's are formed; none for k = 1.
 
     Those of the whole release are of people who are more alike, and recognised no more often.
     """
     if config.boomerang.k == 1:
         return []
-    columns = config.groups.columns(config.source)
-    values = [
-        repr([label if name == LABEL else row.get(name) for name in columns])
-        for label, row in zip(images.labels, images.columns, strict=True)
-    ]
-    _, strata = np.unique(values, return_inverse=True)
+    strata = None  # all that is published, and not generalised, is equal within a group
+    if candidates.published is not None:
+        _, strata = np.unique(candidates.published, return_inverse=True)
     _, people = np.unique(candidates.subjects, return_inverse=True)
     numbers = np.array([f"{i:012d}".encode() for i in range(len(candidates))])
     tags = people[:, None] if config.groups.by_subject(config.source) else None

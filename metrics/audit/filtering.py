@@ -42,7 +42,7 @@ MAX_NUMBERS = 2**28  # of them all: 20,000 pictures of 64 x 64, 300 of 512 x 512
 
 @dataclass(frozen=True)
 class NoisedSpace:
-    """The space that a model noises, as rows (B, D); not of unit norm, and compared by the filter alone."""
+    """The space that a model noises, as rows (B, D); not of unit norm, and compared by the filter only."""
 
     model: Backbone
     name = versioned_name = FILTER_NAME

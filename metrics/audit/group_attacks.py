@@ -85,7 +85,7 @@ def _run_filter(filtering: Filtering, names: Names, each: bool) -> Iterator[Figu
 
 
 def _homogeneity(bench: Workbench, names: Names) -> Iterator[Figure]:
-    """Yield the share of groups whose members all have one value of a column, beside values dealt by chance."""
+    """Yield the share of groups whose members all have one value of a column; the control deals values by chance."""
     for column, values in bench.evidence.attributes.items():
         known, labels = attributes.known_labels(values)
         if np.unique(names[known], return_counts=True)[1].max(initial=0) < 2:

@@ -134,19 +134,18 @@ def bound_membership(candidates: Candidates, snr: float, fpr: float) -> Membersh
 
     ``nearest``: the other person who is most alike, for the median person; in a sample others are less alike than in
     the whole, so that it is overstated. ``median``: the median pair. ``worst``: the pair that is least alike. A photo
-    of one is compared with the photo of the other that is farthest; people of whom other values are published are told
-    apart by these, and are no pair. Copies of one picture are no pair either.
+    of one is compared with the photo of the other that is farthest; people of whom other values are published differ by
+    these, and are no pair. Copies of one picture are no pair either.
     """
     squares = (candidates.points**2).sum(1)
     distances = (squares[:, None] + squares[None] - 2 * candidates.points @ candidates.points.T).clip(0)
     distances[distances <= SAME_DISTANCE**2 * squares.max()] = 0
     distances[~candidates.is_published_equally()] = -np.inf
     people, person = np.unique(candidates.subjects, return_inverse=True)
-    farthest = np.full((len(candidates), len(people)), -np.inf)
-    for column in range(len(candidates)):
-        np.maximum(farthest[:, person[column]], distances[:, column], out=farthest[:, person[column]])
+    farthest = np.full((len(people), len(candidates)), -np.inf)
+    np.maximum.at(farthest, person, distances)
     pairs = np.zeros((len(people), len(people)))
-    np.add.at(pairs, person, farthest)  # -inf where some photo has no counterpart
+    np.add.at(pairs, person, farthest.T)  # -inf where some photo has no counterpart
     np.fill_diagonal(pairs, -np.inf)
     pairs = np.sqrt(np.where(pairs > 0, pairs, np.nan))
     usable = np.isfinite(pairs).any(1)
@@ -208,25 +207,22 @@ def _centres(candidates: Candidates, groups: Sequence[Numbers]) -> Candidates:
 def _link_last_member(
     candidates: Candidates, snr: float, rng: np.random.Generator, groups: Sequence[Numbers]
 ) -> CeilingRate:
-    """Return the rate at which an attacker who knows all other members of each group names the last one.
+    """Return the rate at which an attacker who knows all other members of each group names the last person.
 
     Its candidates are originals of which the same is published and that show no known member, all of them equally
     likely before; less what is known, the output is of the last one, by 1/k.
     """
-    group = np.full(len(candidates), -1)
-    for number, members in enumerate(groups):
-        group[members] = number
-    rows = np.flatnonzero(group >= 0)
-    _, person = np.unique(candidates.subjects, return_inverse=True)
+    rows = np.concatenate(groups)
+    people, person = np.unique(candidates.subjects, return_inverse=True)
     is_excluded = ~candidates.is_published_equally()[rows]
-    for row, member in enumerate(rows):
-        known = person[np.setdiff1d(groups[group[member]], [member])]
-        is_excluded[row] |= np.isin(person, known)
-    is_excluded[np.arange(len(rows)), rows] = False
+    for begin, members in zip(np.cumsum([0, *map(len, groups)]), groups, strict=False):
+        for row, member in enumerate(members, begin):
+            is_excluded[row] |= np.isin(person, np.setdiff1d(person[members], person[member]))
+    photos_of = np.eye(len(people))[person]  # (N, people)
     hits = []
     for scores in _scores(candidates.points * math.sqrt(snr), rng, _draws(len(rows))):
-        scores = np.where(is_excluded, -np.inf, scores[rows])
-        hits.append(scores.max(1) <= scores[np.arange(len(rows)), rows])
+        posterior = softmax(np.where(is_excluded, -np.inf, scores[rows]), axis=1) @ photos_of
+        hits.append(posterior.argmax(axis=1) == person[rows])
     last = Candidates(candidates.points[rows], candidates.subjects[rows], candidates.is_sample)
     return _rate(np.array(hits, float), last, 1.0, int((~is_excluded).sum(1).max()))
 

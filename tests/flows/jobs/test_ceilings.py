@@ -44,7 +44,8 @@ def test_a_plan_has_the_ceilings_of_its_own_originals(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     plan, backbone = planned(config), IdealGaussian()
     assert plan.ceilings is not None and plan.no_ceiling == () and plan.ceilings.linkage_rank1.gallery == 12
-    images = ceilings.draw_originals(config, backbone, np.random.default_rng(1))
+    images, is_sample = ceilings.draw_originals(config, backbone, np.random.default_rng(1))
+    assert not is_sample
     candidates = ceilings.place_images(images, backbone, is_sample=False)
     again = compute_ceilings(candidates, float(Boomerang(backbone).abar[plan.t_boom]), np.random.default_rng(2))
     assert plan.ceilings.membership_tpr_at_1.median == pytest.approx(again.membership_tpr_at_1.median, abs=1e-4)
@@ -56,6 +57,18 @@ def test_of_more_originals_a_sample_is_taken(tmp_path: Path) -> None:
     plan = planned(config_of(tmp_path, metrics={"gallery": 5}))
     assert plan.ceilings is not None and plan.ceilings.linkage_rank1.gallery == 5
     assert plan.ceilings.linkage_rank1.high - plan.ceilings.linkage_rank1.low > 0.3  # five people are five trials
+
+
+def test_a_sample_with_a_picture_that_cannot_be_read_is_still_a_sample(tmp_path: Path) -> None:
+    """Of twelve pictures and two that are none, all are looked at, or thirteen of them."""
+    config = config_of(tmp_path)
+    for name in ("broken", "empty"):
+        (tmp_path / "in" / f"{name}.png").write_bytes(b"no picture" * (name == "broken"))
+    whole, sample = planned(config), planned(config_of(tmp_path, metrics={"gallery": 13}))
+    assert whole.ceilings is not None and sample.ceilings is not None
+    assert whole.ceilings.linkage_rank1.gallery == 12 and sample.ceilings.linkage_rank1.gallery in (11, 12)
+    widths = [one.ceilings.linkage_rank1.high - one.ceilings.linkage_rank1.low for one in (whole, sample)]  # type: ignore[union-attr]
+    assert widths[1] > 3 * widths[0]  # people are trials, not the draws of their noise
 
 
 @pytest.mark.parametrize(("outputs", "seen"), [("one", 1), ("each", 3)])

@@ -229,6 +229,14 @@ def test_who_knows_all_other_members_knows_what_is_published_of_the_last_one() -
     assert agrees(result.knows_others, 1 / 6)
 
 
+def test_who_knows_all_other_members_names_the_last_person_by_any_of_their_photos() -> None:
+    """Of five people with four equal photos each, in groups of five: which photo it is cannot be told."""
+    points, names = np.repeat(np.eye(5) * 50, 4, axis=0), people(5, 4)
+    groups = [np.arange(photo, 20, 4) for photo in range(4)]
+    result = compute_ceilings(place(points, names), abar_of(1.0), rng(), k=5, groups=groups)
+    assert result.knows_others is not None and result.knows_others.value == 1
+
+
 @pytest.mark.parametrize("bad", [np.ones((1, 4)), np.array([[1.0], [np.nan]])])
 def test_pictures_that_cannot_be_told_apart_are_refused(bad: Floats) -> None:
     with pytest.raises(ValueError, match="candidates must be finite rows of two people"):
