@@ -90,10 +90,10 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     home = tmp_path_factory.mktemp("prefect")
     place = {"PREFECT_HOME": str(home), server_database.URL_SETTING: f"sqlite+aiosqlite:///{home / 'prefect.db'}"}
+    values = prefect_settings.DEFAULTS | prefect_settings.TEMPORARY_SERVER | place
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(temporary_server.API_URL_SETTING, raising=False)
-        for name, value in (prefect_settings.DEFAULTS | prefect_settings.TEMPORARY_SERVER | place).items():
-            patch.setenv(name, value)
-        with temporary_server.ensure_server("ANONYMIZER_KEY") as ready:
+        # Prefect reads its settings again, which an earlier test may have had it read before these were there.
+        with prefect_settings.override_settings(values), temporary_server.ensure_server("ANONYMIZER_KEY") as ready:
             ready()
             yield home
